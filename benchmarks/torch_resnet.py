@@ -1,0 +1,176 @@
+"""The rival: the same small residual network and the same Fast AT step, in eager PyTorch on a CPU.
+
+The network is `irp_jax.models.ResNet` layer for layer, down to the names, so that weights carry over and the
+two can be compared number by number before they are compared by the clock. Images and activations
+are channels-last, PyTorch's fastest layout for convolutions on a CPU.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Block(nn.Module):
+    """relu(x + norm(conv(relu(norm(conv(x)))))), x projected where stride or width change."""
+
+    def __init__(self, channels_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = conv(channels_in, width, 3, stride)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = conv(width, width, 3, 1)
+        self.norm2 = nn.BatchNorm2d(width)
+        if stride != 1 or channels_in != width:
+            self.shortcut = conv(channels_in, width, 1, stride)
+            self.shortcut_norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        y = self.norm2(self.conv2(y))
+        if hasattr(self, "shortcut"):
+            x = self.shortcut_norm(self.shortcut(x))
+        return F.relu(x + y, inplace=True)
+
+
+class ResNet(nn.Module):
+    """Residual network for small images (He et al. 2016, section 4.2), projection shortcuts."""
+
+    def __init__(self, blocks: tuple[int, ...], widths: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        self.stem = conv(3, widths[0], 3, 1)
+        self.stem_norm = nn.BatchNorm2d(widths[0])
+        channels, names = widths[0], []
+        for stage, (depth, width) in enumerate(zip(blocks, widths, strict=True), start=1):
+            for index in range(depth):
+                stride = 2 if stage > 1 and index == 0 else 1
+                names.append(f"stage{stage}_block{index}")
+                self.add_module(names[-1], Block(channels, width, stride))
+                channels = width
+        self.names = tuple(names)
+        self.classifier = nn.Linear(channels, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (N, 3, H, W) float32 in [0, 1], channels-last -> logits (N, K)."""
+        x = (images - 0.5) / 0.25
+        x = F.relu(self.stem_norm(self.stem(x)), inplace=True)
+        for name in self.names:
+            x = self.get_submodule(name)(x)
+        return self.classifier(x.mean((2, 3)))
+
+
+def conv(channels_in: int, channels_out: int, size: int, stride: int) -> nn.Conv2d:
+    return nn.Conv2d(channels_in, channels_out, size, stride, size // 2, bias=False)
+
+
+class MaskedConv2d(nn.Conv2d):
+    """A convolution whose kernel is multiplied by a mask at each call, as tools that only mask do.
+
+    The mask is a fixed buffer: learning it would cost more still.
+    """
+
+    mask: torch.Tensor
+
+    @classmethod
+    def of(cls, dense: nn.Conv2d) -> "MaskedConv2d":
+        """The same layer, with every weight kept."""
+        dense.__class__ = cls
+        dense.register_buffer("mask", torch.ones_like(dense.weight))
+        return dense  # type: ignore[return-value]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(x, self.weight * self.mask, None)
+
+
+def build(
+    blocks: tuple[int, ...], widths: tuple[int, ...], weights: Mapping[str, Any], *, masked: bool
+) -> ResNet:
+    """The network with the weights of its JAX twin.
+
+    Args:
+        blocks, widths: as for `irp_jax.models.ResNet`.
+        weights: that network's parameter tree, of arrays: kernels (k, k, C_in, C_out).
+        masked: whether a mask is multiplied onto every convolution's kernel.
+    """
+    classes = weights["classifier"]["bias"].shape[0]
+    model = ResNet(blocks, widths, classes)
+    with torch.no_grad():
+        for path, module in model.named_modules():
+            if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
+                parameters = {
+                    name: torch.from_numpy(np.array(array))
+                    for name, array in functools.reduce(lambda t, k: t[k], path.split("."), weights).items()
+                }
+                if isinstance(module, nn.Conv2d):
+                    module.weight.copy_(parameters["kernel"].permute(3, 2, 0, 1))
+                elif isinstance(module, nn.Linear):
+                    module.weight.copy_(parameters["kernel"].T)
+                    module.bias.copy_(parameters["bias"])
+                else:
+                    module.weight.copy_(parameters["scale"])
+                    module.bias.copy_(parameters["bias"])
+    model = model.to(memory_format=torch.channels_last)
+    if masked:
+        for module in list(model.modules()):
+            if isinstance(module, nn.Conv2d):
+                MaskedConv2d.of(module)
+    return model.train()
+
+
+def logits(model: ResNet, images: np.ndarray) -> np.ndarray:
+    """Logits (N, K) of images (N, H, W, 3) float32 in [0, 1], normalised by their own batch."""
+    with torch.no_grad():
+        return model(channels_last(torch.from_numpy(images))).numpy()
+
+
+def channels_last(images: torch.Tensor) -> torch.Tensor:
+    """(N, H, W, C) in memory -> the same memory seen as (N, C, H, W), which is channels-last."""
+    return images.permute(0, 3, 1, 2)
+
+
+def fast_step(
+    model: ResNet, images: np.ndarray, labels: np.ndarray, epsilon: float
+) -> Callable[[np.ndarray], float]:
+    """Fast AT with a random start (Wong et al. 2020, algorithm 3), crop and flip included.
+
+    Args:
+        model: trained in place, by SGD with momentum 0.9 and weight decay 5e-4.
+        images: (M, H, W, 3) uint8, the data set.
+        labels: (M,) integer.
+        epsilon: L-inf radius in pixel units of [0, 1].
+
+    Returns:
+        A step: indices (N,) of a batch -> its loss.
+    """
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    data, targets = torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
+
+    def step(batch: np.ndarray) -> float:
+        indices = torch.from_numpy(batch)
+        clean = channels_last(augment(data[indices]).float() / 255)
+        target = targets[indices]
+        noise = torch.empty_like(clean).uniform_(-epsilon, epsilon)
+        start = (clean + noise).clamp_(0, 1).requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(start), target), start)
+        adversarial = start.detach() + 1.25 * epsilon * gradient.sign()
+        adversarial = torch.clamp(adversarial, clean - epsilon, clean + epsilon).clamp_(0, 1)
+        optimizer.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(model(adversarial), target)
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def augment(images: torch.Tensor, padding: int = 4) -> torch.Tensor:
+    """Random crop of the padded image and random flip, vectorised: (N, H, W, C) uint8, same out."""
+    number, height, width, _ = images.shape
+    padded = F.pad(images, (0, 0, padding, padding, padding, padding))
+    corners = torch.randint(0, 2 * padding + 1, (2, number, 1))
+    rows, columns = corners[0] + torch.arange(height), corners[1] + torch.arange(width)
+    columns = torch.where(torch.rand(number, 1) < 0.5, columns.flip(1), columns)
+    return padded[torch.arange(number)[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -1,0 +1,1 @@
+"""Robust in-train pruning of image classifiers in JAX."""

@@ -1,0 +1,157 @@
+"""What the adversary may do: a ball around the clean image, inside the pixel box.
+
+Every attack is loss x start x step x projection. The last three depend on the ball alone and live
+here, each a pure function of **one** image, so an attack is written once for every norm and is
+batched with `jax.vmap`. Images are in pixel units, [0, 1], and so is `epsilon`.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from irp_jax.errors import UserError, unknown
+
+Norm = Literal["linf", "l2"]
+NORMS: tuple[Norm, ...] = ("linf", "l2")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Threat:
+    """The set of images the adversary may show: ||x_adv - x|| <= epsilon and x_adv in [0, 1].
+
+    A pytree whose only leaf is the radius, so one compiled attack serves every radius.
+
+    Attributes:
+        norm: "linf" (largest change of a pixel) or "l2" (Euclidean length of the change).
+        epsilon: radius in pixel units of [0, 1]; 8/255 for the usual L-inf threat on CIFAR-10.
+
+    Raises:
+        UserError: the norm is unknown, or the radius cannot be meant: not a positive finite
+            number, or an L-inf radius above 1, which is wider than the pixel box.
+    """
+
+    norm: Norm = dataclasses.field(metadata={"static": True})
+    epsilon: float | jax.Array
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise unknown("norm", self.norm, NORMS)
+        # Inside a trace the radius is not a number yet; it was checked when it still was one.
+        if isinstance(self.epsilon, int | float):
+            check_epsilon(self.norm, float(self.epsilon))
+
+
+def check_epsilon(norm: Norm, epsilon: float) -> None:
+    """Raises UserError unless `epsilon` is a radius that can be meant for `norm`."""
+    if norm == "linf" and 1 < epsilon < math.inf:
+        raise UserError(
+            f"epsilon must be in (0, 1], got {epsilon:g}: did you mean {epsilon:g}/255?"
+        )
+    if not 0 < epsilon < math.inf:
+        raise UserError(f"epsilon must be a positive number, got {epsilon:g}: for instance 8/255")
+
+
+def linf(epsilon: float | jax.Array) -> Threat:
+    """The L-inf ball of radius `epsilon`, in pixel units of [0, 1]."""
+    return Threat(norm="linf", epsilon=epsilon)
+
+
+def l2(epsilon: float | jax.Array) -> Threat:
+    """The L2 ball of radius `epsilon`, in pixel units of [0, 1]."""
+    return Threat(norm="l2", epsilon=epsilon)
+
+
+def distance(threat: Threat, perturbed: jax.Array, clean: jax.Array) -> jax.Array:
+    """How far `perturbed` is from `clean` in the threat's norm: a scalar of the image's dtype."""
+    change = perturbed - clean
+    match threat.norm:
+        case "linf":
+            return jnp.max(jnp.abs(change))
+        case "l2":
+            return jnp.sqrt(jnp.sum(jnp.square(change)))
+
+
+def clip_to_box(image: jax.Array) -> jax.Array:
+    """The nearest image with every pixel in [0, 1]."""
+    return jnp.clip(image, 0.0, 1.0)
+
+
+def project(threat: Threat, perturbed: jax.Array, clean: jax.Array) -> jax.Array:
+    """Brings an image back into the ball around the clean one and into the pixel box.
+
+    Args:
+        threat: the ball.
+        perturbed: one image of any shape.
+        clean: the clean image, same shape and dtype, in [0, 1].
+
+    Returns:
+        An image of the same shape and dtype, in [0, 1], no further than epsilon from `clean` (to
+        the rounding of the dtype), and unchanged if it was allowed already. For L-inf it is the
+        nearest allowed image. For L2 the ball comes first and the box second: since `clean` lies
+        in the box, the box moves no pixel away from it, so both bounds hold.
+    """
+    match threat.norm:
+        case "linf":
+            within = jnp.clip(perturbed, clean - threat.epsilon, clean + threat.epsilon)
+        case "l2":
+            change = perturbed - clean
+            length = distance(threat, perturbed, clean)
+            # Dividing only where the image is outside leaves one inside untouched, bit for bit.
+            shrunk = clean + change * (threat.epsilon / jnp.maximum(length, threat.epsilon))
+            within = jnp.where(length > threat.epsilon, shrunk, perturbed)
+    return clip_to_box(within)
+
+
+def random_start(
+    threat: Threat, key: jax.Array, clean: jax.Array, scale: float | jax.Array = 1.0
+) -> jax.Array:
+    """An image drawn uniformly from the ball, widened by a factor, then clipped to the pixel box.
+
+    Args:
+        threat: the ball.
+        key: a PRNG key of this image's own.
+        clean: one image of any shape, in [0, 1].
+        scale: radius of the start over epsilon; 0 returns `clean` itself.
+
+    Returns:
+        An image of the same shape and dtype, in [0, 1], no further than scale * epsilon from
+        `clean`.
+    """
+    match threat.norm:
+        case "linf":
+            noise = jax.random.uniform(key, clean.shape, clean.dtype, -1.0, 1.0)
+        case "l2":
+            # A uniform direction, and the d-th root of a uniform number for the radius: a ball of
+            # dimension d has that much of its volume within it.
+            direction_key, radius_key = jax.random.split(key)
+            normal = jax.random.normal(direction_key, clean.shape, clean.dtype)
+            radius = jax.random.uniform(radius_key, (), clean.dtype) ** (1.0 / max(clean.size, 1))
+            noise = steepest(threat, normal) * radius
+    return clip_to_box(clean + scale * threat.epsilon * noise)
+
+
+def steepest(threat: Threat, gradient: jax.Array) -> jax.Array:
+    """The direction of length one that raises the loss fastest to first order.
+
+    Args:
+        threat: its norm decides what length means.
+        gradient: d loss / d image, one image of any shape.
+
+    Returns:
+        Same shape and dtype: the sign for L-inf, the gradient over its length for L2; zero where
+        there is no gradient to follow.
+    """
+    match threat.norm:
+        case "linf":
+            return jnp.sign(gradient)
+        case "l2":
+            # The gradient of a confident network may be as small as 1e-30, whose square is zero in
+            # float32: a largest entry of one first, or the attack would stand still.
+            largest = jnp.max(jnp.abs(gradient))
+            scaled = gradient / jnp.where(largest > 0, largest, 1.0)
+            length = jnp.sqrt(jnp.sum(jnp.square(scaled)))
+            return scaled / jnp.maximum(length, 1.0)

@@ -1,0 +1,175 @@
+"""Saving and restoring a run, the only file that knows orbax.
+
+A checkpoint holds three items: the network (weights and statistics, masks), what training needs
+besides (step, optimiser), and a JSON record: the run's config, how the network was slimmed, and a
+SHA-256 of each array item. The record alone says how to rebuild the network, and nothing in a checkpoint is
+executed: arrays are plain tensorstore arrays, the record is JSON.
+"""
+
+import dataclasses
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from irp_jax.errors import UserError
+
+KEPT = 2
+"""Checkpoints kept: the newest, and the one before in case the newest is damaged."""
+
+Log = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Saved:
+    """One restored checkpoint.
+
+    Attributes:
+        epoch: epochs completed.
+        network: {"weights", "batch_stats", "masks"}, NumPy arrays.
+        training: what else training needs, in the structure given; None if not asked for.
+        record: the JSON record.
+    """
+
+    epoch: int
+    network: dict[str, Any]
+    training: Any
+    record: dict[str, Any]
+
+
+def save(folder: Path, epoch: int, network: Any, training: Any, record: dict[str, Any]) -> None:
+    """Writes a checkpoint, wholly or not at all, then removes those beyond the newest `KEPT`.
+
+    Args:
+        folder: the run's checkpoint folder.
+        epoch: epochs completed; an existing checkpoint of that epoch is replaced.
+        network: {"weights", "batch_stats", "masks"}.
+        training: any pytree of arrays.
+        record: JSON-able.
+
+    Raises:
+        UserError: the disk is full or not writable; earlier checkpoints are untouched.
+    """
+    network, training = jax.tree.map(np.asarray, (network, training))
+    record = {**record, "sha256": {"network": digest(network), "training": digest(training)}}
+    try:
+        with _manager(folder) as manager:
+            if epoch in manager.all_steps():
+                manager.delete(epoch)
+            manager.save(
+                epoch,
+                args=ocp.args.Composite(
+                    network=ocp.args.StandardSave(network),
+                    training=ocp.args.StandardSave(jax.tree.leaves(training)),
+                    record=ocp.args.JsonSave(record),
+                ),
+            )
+            manager.wait_until_finished()
+    except Exception as error:  # tensorstore reports a full disk in exceptions of its own
+        _discard_unfinished(folder)
+        raise UserError(
+            f"cannot write a checkpoint to {folder} ({_first_line(error)}): free some space "
+            "(or choose another --workdir) and run the same command again to resume"
+        ) from error
+
+
+def restore(
+    path: Path, make_training: Callable[[dict[str, Any], dict[str, Any]], Any] | None, log: Log
+) -> Saved | None:
+    """The newest good checkpoint in a run's checkpoint folder, or one given by its own path.
+
+    Args:
+        path: a folder of checkpoints, or one checkpoint in it.
+        make_training: (network, record) -> a pytree with the structure and shapes of the `training`
+            item; None skips the item.
+        log: told, in one line, of every damaged checkpoint that is passed over.
+
+    Returns:
+        None where there is no checkpoint at all.
+
+    Raises:
+        UserError: there are checkpoints, and all are damaged.
+    """
+    folder, only = (path.parent, int(path.name)) if path.name.isdigit() else (path, None)
+    if not folder.is_dir():
+        return None
+    with _manager(folder) as manager:
+        epochs = sorted(manager.all_steps(), reverse=True)
+        candidates = epochs if only is None else [e for e in epochs if e == only]
+        for epoch in candidates:
+            try:
+                return _read(manager, epoch, make_training)
+            except Exception as error:  # a damaged file can break any layer below
+                log(
+                    f"checkpoint {folder / str(epoch)} is damaged ({_first_line(error)}): trying an older one"
+                )
+    if candidates:
+        raise UserError(f"every checkpoint in {folder} is damaged: remove the folder to start anew")
+    return None
+
+
+def _read(manager, epoch: int, make_training) -> Saved:
+    record = manager.restore(epoch, args=ocp.args.Composite(record=ocp.args.JsonRestore()))[
+        "record"
+    ]
+    network = _read_item(manager, epoch, "network", None)
+    if digest(network) != record["sha256"]["network"]:
+        raise ValueError("the network's checksum differs")
+    training = None
+    if make_training is not None:
+        example = make_training(network, record)
+        leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, example))
+        found = _read_item(manager, epoch, "training", leaves)
+        training = jax.tree.unflatten(structure, found)
+        if digest(training) != record["sha256"]["training"]:
+            raise ValueError("the optimiser's checksum differs")
+    return Saved(epoch=epoch, network=network, training=training, record=record)
+
+
+def _read_item(manager, epoch, name, example):
+    restore = ocp.args.StandardRestore(example)
+    tree = manager.restore(epoch, args=ocp.args.Composite(**{name: restore}))[name]
+    return jax.tree.map(np.asarray, tree)
+
+
+def _manager(folder: Path) -> ocp.CheckpointManager:
+    # Saving in the foreground: a run that is killed right after an epoch has that epoch.
+    return ocp.CheckpointManager(
+        folder.absolute(),
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=KEPT, create=True, enable_async_checkpointing=False
+        ),
+        item_names=("network", "training", "record"),
+    )
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of a tree's arrays; independent of their device."""
+    total = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        name = jax.tree_util.keystr(path)
+        total.update(f"{name} {array.dtype} {np.shape(leaf)}\n".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
+
+
+def _discard_unfinished(folder: Path) -> None:
+    for path in folder.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:160]
+
+
+def quiet() -> None:
+    """Keeps orbax's own log lines, several per checkpoint, out of the user's terminal."""
+    logging.getLogger("absl").setLevel(logging.ERROR)

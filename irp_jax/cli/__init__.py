@@ -1,0 +1,1 @@
+"""Command lines: flags become a typed object, one call does the work."""

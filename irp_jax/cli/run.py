@@ -1,0 +1,78 @@
+"""What every command shares: parsing typed flags, and errors as one line."""
+
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
+
+from irp_jax import checkpoint, parallel
+from irp_jax.config import fraction
+from irp_jax.errors import UserError
+
+Parsed = TypeVar("Parsed")
+
+
+class _Refused(Exception):
+    """Carries a UserError out of the flag parser, which would frame a ValueError."""
+
+
+def parse(
+    kind: type[Parsed], arguments: list[str], prog: str, default: Parsed | None = None
+) -> Parsed:
+    """Reads flags into a dataclass; every number may be written as a fraction, 8/255.
+
+    Args:
+        kind: the dataclass.
+        arguments: without the program's name.
+        prog: the command as the user typed it.
+        default: values of flags that are not given.
+    """
+    registry = ConstructorRegistry()
+
+    def number(text: str) -> float:
+        try:
+            return fraction(text)
+        except UserError as error:
+            raise _Refused(str(error)) from error
+
+    def whole(text: str) -> int:
+        try:
+            return int(text)
+        except ValueError:
+            raise _Refused(f"{text!r} is not a whole number") from None
+
+    for numeric, read in ((float, number), (int, whole)):
+
+        @registry.primitive_rule
+        def rule(info: Any, numeric=numeric, read=read) -> PrimitiveConstructorSpec | None:
+            if info.type is not numeric:
+                return None
+            return PrimitiveConstructorSpec(
+                nargs=1,
+                metavar=numeric.__name__.upper(),
+                instance_from_str=lambda words: read(words[0]),
+                is_instance=lambda value: isinstance(value, int | float),
+                str_from_instance=lambda value: [f"{value:g}" if numeric is float else str(value)],
+            )
+
+    try:
+        keywords = {} if default is None else {"default": default}
+        return tyro.cli(kind, args=arguments, prog=prog, registry=registry, **keywords)
+    except _Refused as error:
+        raise UserError(str(error)) from error
+
+
+def main(command: Callable[[list[str]], None]) -> None:
+    """Runs a command: a UserError is one line on standard error and exit code 2."""
+    try:
+        parallel.configure()
+        checkpoint.quiet()
+        command(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted: run the same command again to resume", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,21 @@
+"""Names become arrays; augmentation happens on the device.
+
+The only package that imports TensorFlow Datasets, scikit-learn and PIL.
+"""
+
+from irp_jax.data.arrays import Dataset, Split
+from irp_jax.data.augment import Augmentation, augment, to_float
+from irp_jax.data.load import DATASETS, DatasetEntry, check_name, default_augmentation, load
+
+__all__ = [
+    "DATASETS",
+    "Augmentation",
+    "Dataset",
+    "DatasetEntry",
+    "Split",
+    "augment",
+    "check_name",
+    "default_augmentation",
+    "load",
+    "to_float",
+]

@@ -1,0 +1,126 @@
+"""A data set as NumPy arrays, and the stratified split that holds images out."""
+
+import dataclasses
+
+import numpy as np
+
+from irp_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Split:
+    """Images and their labels.
+
+    Attributes:
+        images: ``(N, H, W, C)`` uint8.
+        labels: ``(N,)`` int32 in ``[0, num_classes)``.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        """Returns the number of images."""
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> "Split":
+        """Returns the images at ``indices`` ``(M,)``, in that order."""
+        return Split(images=self.images[indices], labels=self.labels[indices])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """Three splits that share one image shape and one list of classes.
+
+    Attributes:
+        name: the name or path it was loaded by.
+        train: the images to learn from.
+        validation: images held out of training, to choose by; may be empty.
+        test: the images for the final number alone.
+        class_names: one name per class, in label order.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, K; labels are 0 to K - 1."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """The shape of one image, ``(H, W, C)``."""
+        height, width, channels = self.train.images.shape[1:]
+        return height, width, channels
+
+
+def stratified_indices(labels: np.ndarray, count: int) -> np.ndarray:
+    """Chooses ``count`` examples that have the classes in the proportions of the whole.
+
+    Each class gives its exact share rounded down; the examples still missing come from the classes
+    with the largest remainders. The choice depends on ``labels`` and ``count`` alone: it is the
+    same on every machine and with every NumPy.
+
+    Args:
+        labels: ``(N,)`` integers.
+        count: how many to choose, in ``[0, N]``.
+
+    Returns:
+        ``(count,)`` int64 indices into ``labels``, ascending, without repeats; no class gives
+        fewer than its share rounded down or more than its share rounded up.
+    """
+    classes, sizes = np.unique(labels, return_counts=True)
+    # Integers, so that no rounding error decides which class gives the odd example.
+    quotas, remainders = np.divmod(sizes * count, max(len(labels), 1))
+    largest = np.argsort(-remainders, kind="stable")[: count - quotas.sum()]
+    quotas[largest] += 1
+    # RandomState's stream is frozen by NumPy's policy; Generator's may change between versions.
+    random = np.random.RandomState(0)
+    chosen = [
+        random.permutation(np.flatnonzero(labels == label))[:quota]
+        for label, quota in zip(classes, quotas, strict=True)
+    ]
+    return np.sort(np.concatenate([np.zeros(0, np.int64), *chosen]))
+
+
+def hold_out(split: Split, count: int) -> tuple[Split, Split]:
+    """Parts a split in two, class by class.
+
+    Args:
+        split: N examples.
+        count: how many to hold out, in ``[0, N]``.
+
+    Returns:
+        The ``N - count`` examples that stay and the ``count`` held out, both in their old order.
+        They are disjoint and stratified, see `stratified_indices`.
+    """
+    held = stratified_indices(split.labels, count)
+    kept = np.setdiff1d(np.arange(len(split)), held)
+    return split.take(kept), split.take(held)
+
+
+def validation_size(fraction: float, train_size: int) -> int:
+    """Returns how many training images the validation split takes.
+
+    Args:
+        fraction: the part of the training images to hold out, in ``[0, 1)``; 0 holds out none.
+        train_size: the number of training images.
+
+    Raises:
+        UserError: when the fraction is out of range or leaves nothing to train on.
+    """
+    if not 0 <= fraction < 1:  # false for NaN as well
+        raise UserError(
+            f"validation fraction must be in [0, 1), got {fraction}: 0.02 holds out one in fifty"
+        )
+    count = round(fraction * train_size)
+    if count >= train_size:
+        raise UserError(
+            f"validation fraction {fraction} leaves none of the {train_size} training images: "
+            "use a smaller one"
+        )
+    return count

@@ -1,0 +1,28 @@
+"""scikit-learn's handwritten digits: 1,797 grey images of 8 x 8 pixels that need no download."""
+
+import numpy as np
+
+from irp_jax.data.arrays import Split, hold_out
+
+TEST_SIZE = 360
+CLASS_NAMES = tuple(str(digit) for digit in range(10))
+
+
+def load_digits() -> tuple[Split, Split, tuple[str, ...]]:
+    """Loads the digits with their fixed, stratified split.
+
+    Returns:
+        1,437 training images, 360 test images, both ``(N, 8, 8, 1)`` uint8, and the class names.
+        The grey levels 0 to 16 are spread evenly over 0 to 255.
+
+    References:
+        E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI Machine Learning
+        Repository, 1998 (the copy that ships inside scikit-learn).
+    """
+    from sklearn import datasets
+
+    raw = datasets.load_digits()
+    images = np.round(raw.images * (255 / 16)).astype(np.uint8)[..., None]
+    whole = Split(images=images, labels=raw.target.astype(np.int32))
+    train, test = hold_out(whole, TEST_SIZE)
+    return train, test, CLASS_NAMES

@@ -1,0 +1,157 @@
+"""From a data set's name to its arrays."""
+
+import dataclasses
+import os
+
+import numpy as np
+
+from irp_jax.data.arrays import Dataset, Split, hold_out, validation_size
+from irp_jax.data.augment import Augmentation
+from irp_jax.data.npz import load_npz
+from irp_jax.errors import UserError, unknown
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DatasetEntry:
+    """What is known of a set before it is loaded.
+
+    Attributes:
+        summary: one line for the help text.
+        image_shape: ``(H, W, C)``.
+        num_classes: the number of classes.
+        augmentation: what suits its training images; digits are never mirrored.
+    """
+
+    summary: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    augmentation: Augmentation
+
+
+DATASETS: dict[str, DatasetEntry] = {
+    "cifar10": DatasetEntry(
+        summary="60,000 colour photographs, 32 x 32, of 10 kinds of things",
+        image_shape=(32, 32, 3),
+        num_classes=10,
+        augmentation=Augmentation(crop_padding=4, flip=True),
+    ),
+    "cifar100": DatasetEntry(
+        summary="60,000 colour photographs, 32 x 32, of 100 kinds of things",
+        image_shape=(32, 32, 3),
+        num_classes=100,
+        augmentation=Augmentation(crop_padding=4, flip=True),
+    ),
+    "svhn_cropped": DatasetEntry(
+        summary="99,289 colour photographs, 32 x 32, of house-number digits",
+        image_shape=(32, 32, 3),
+        num_classes=10,
+        augmentation=Augmentation(crop_padding=4),
+    ),
+    "mnist": DatasetEntry(
+        summary="70,000 grey images, 28 x 28, of handwritten digits",
+        image_shape=(28, 28, 1),
+        num_classes=10,
+        augmentation=Augmentation(crop_padding=2),
+    ),
+    "fashion_mnist": DatasetEntry(
+        summary="70,000 grey images, 28 x 28, of clothes",
+        image_shape=(28, 28, 1),
+        num_classes=10,
+        augmentation=Augmentation(crop_padding=2, flip=True),
+    ),
+    "digits": DatasetEntry(
+        summary="1,797 grey images, 8 x 8, of handwritten digits; no download",
+        image_shape=(8, 8, 1),
+        num_classes=10,
+        augmentation=Augmentation(),
+    ),
+}
+
+
+def load(name: str, *, data_dir: str | None = None, validation_fraction: float = 0.02) -> Dataset:
+    """Loads a data set.
+
+    Args:
+        name: a key of `DATASETS`, or the path of a user's ``.npz`` file (see `irp_jax.data.npz`).
+        data_dir: for the downloaded sets, the directory that holds or gets the prepared set and
+            may hold the official files; None means ``$TFDS_DATA_DIR``, else
+            ``~/tensorflow_datasets``.
+        validation_fraction: the part of the *training* images held out for validation, in
+            ``[0, 1)``; 0 gives an empty split. An ``.npz`` file with its own validation images
+            keeps those instead.
+
+    Returns:
+        The arrays. ``round(validation_fraction * N)`` of the N training images are held out, each
+        class in proportion, always the same ones; the test split is never touched.
+
+    Raises:
+        UserError: for an unknown name, a file that cannot be used, a download that fails, or a
+            validation fraction out of range.
+    """
+    validation_size(validation_fraction, 1_000_000)  # refuse a bad fraction before any download
+    train, validation, test, class_names = _load_splits(name, data_dir)
+    if validation is None:
+        train, validation = hold_out(train, validation_size(validation_fraction, len(train)))
+    return Dataset(
+        name=name, train=train, validation=validation, test=test, class_names=class_names
+    )
+
+
+def check_name(name: str) -> None:
+    """Refuses a name that `load` would not know, without loading anything.
+
+    Args:
+        name: a key of `DATASETS` or the path of an existing ``.npz`` file.
+
+    Raises:
+        UserError: naming the nearest set, or the missing file.
+    """
+    if name in DATASETS:
+        return
+    if not _is_path(name):
+        raise unknown("dataset", name, [*DATASETS, "PATH.npz"])
+    if not name.endswith(".npz"):
+        raise UserError(f"dataset {name} is not an .npz file: write one with numpy.savez")
+    if not os.path.isfile(name):
+        raise UserError(f"no file {name}: --dataset takes a data set's name or an .npz file")
+
+
+def default_augmentation(name: str, image_shape: tuple[int, int, int]) -> Augmentation:
+    """Returns what to do to the training images when the user does not say.
+
+    Args:
+        name: a data set's name or path.
+        image_shape: ``(H, W, C)`` of its images.
+
+    Returns:
+        The policy in `DATASETS`; for a user's own images a crop by 4 pixels when both sides are
+        over 24 pixels, and never a flip, which could change what an image shows.
+    """
+    if name in DATASETS:
+        return DATASETS[name].augmentation
+    return Augmentation(crop_padding=4 if min(image_shape[:2]) > 24 else 0)
+
+
+def _is_path(name: str) -> bool:
+    return name.endswith((".npz", ".npy")) or os.sep in name
+
+
+def _load_splits(
+    name: str, data_dir: str | None
+) -> tuple[Split, Split | None, Split, tuple[str, ...]]:
+    """Returns training, validation where the set has one, and test split, and the class names."""
+    check_name(name)
+    if _is_path(name):
+        return load_npz(name)
+    # Imported where they are needed: scikit-learn and TensorFlow Datasets are slow to import.
+    if name == "digits":
+        from irp_jax.data.digits import load_digits
+
+        train, test, class_names = load_digits()
+    else:
+        from irp_jax.data.prepared import load_prepared
+
+        train, test, class_names = load_prepared(name, data_dir)
+    for split in (train, test):
+        assert split.images.dtype == np.uint8 and split.labels.dtype == np.int32
+    return train, None, test, class_names

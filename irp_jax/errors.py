@@ -1,0 +1,41 @@
+"""Errors that a user can act on."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user asked for cannot be done.
+
+    The message is one line that names the offending value and the way out; the command line prints
+    it alone, without a traceback, and exits with code 2.
+    """
+
+    def __init__(self, message: str) -> None:
+        """Keeps the message to one line.
+
+        Args:
+            message: what was wrong and what to do instead; runs of white space become one space.
+        """
+        super().__init__(" ".join(message.split()))
+
+
+def unknown(kind: str, name: str, options: Iterable[str]) -> UserError:
+    """Builds the error for a name that is in no table.
+
+    Args:
+        kind: what the name should have named, e.g. ``"model"``.
+        name: the name given.
+        options: every name that would have worked.
+
+    Returns:
+        An error that suggests the nearest option, when one is near, and lists them all.
+
+    >>> print(unknown("model", "resnet21", ["resnet20", "vgg16"]))
+    unknown model 'resnet21': did you mean 'resnet20'? (choices: resnet20, vgg16)
+    """
+    choices = list(options)
+    lowered = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+    hint = f"did you mean {lowered[near[0]]!r}? " if near else ""
+    return UserError(f"unknown {kind} {name!r}: {hint}(choices: {', '.join(choices)})")

@@ -1,0 +1,129 @@
+"""What a run leaves on disk, besides its checkpoints."""
+
+import contextlib
+import fcntl
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from irp_jax.errors import UserError
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w") as file:
+            file.write(json.dumps(value, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write {path} ({error.strerror}): free some space or choose another place"
+        ) from error
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, None where there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot read {path} ({error}): remove it, or choose another place"
+        ) from error
+
+
+@contextlib.contextmanager
+def claim(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
+    """Makes a run's folder, or takes up one of the same run, for this process alone.
+
+    Args:
+        folder: the workdir.
+        identity: what must be equal for a run to be the same.
+
+    Raises:
+        UserError: the folder cannot be written, belongs to a different config, or is in use.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")
+    except OSError as error:
+        raise UserError(
+            f"cannot write to workdir {folder} ({error.strerror}): choose another with --workdir"
+        ) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"workdir {folder} is in use by another run: choose another") from None
+        found = read_json(folder / "config.json")
+        if found is not None:
+            differing = [k for k in identity if found.get(k) != identity[k]]
+            if differing:
+                what = ", ".join(f"{k}={found.get(k)}, not {identity[k]}" for k in differing[:3])
+                raise UserError(
+                    f"workdir {folder} holds a different run ({what}): choose another --workdir"
+                )
+        yield
+
+
+def truncate_log(path: Path, epoch: int) -> None:
+    """Drops the lines of epochs after `epoch`, which a resumed run will write again."""
+    if not path.exists():
+        return
+    rows = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):  # a line cut short by a kill
+            if json.loads(line)["epoch"] <= epoch:
+                rows.append(line)
+    path.write_text("".join(row + "\n" for row in rows))
+
+
+def append_log(path: Path, row: dict[str, Any]) -> None:
+    """Adds one line of JSON.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    try:
+        with open(path, "a") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({error.strerror}): free some space and run again to resume"
+        ) from error
+
+
+def commit() -> str | None:
+    """The commit of the code that is running, with "+" where files differ from it; None outside git."""
+    here = Path(__file__).parent
+    try:
+        head = _git(here, "rev-parse", "HEAD")
+        changed = _git(here, "status", "--porcelain", "--untracked-files=no", ".")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if changed else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()

@@ -1,0 +1,122 @@
+"""Convolution with a gradient that stays fast inside compiled loops on a CPU.
+
+On CPUs XLA runs a convolution at full speed only when its operands come in the order NHWC, HWIO.
+The gradients JAX derives come in other orders; outside a loop XLA reorders them, inside `lax.scan`
+or `lax.fori_loop` it does not, and they run some twenty times slower (jax issue 12868). Training
+epochs and attacks are loops, so here the gradients are written in that order from the start. The
+weight gradient becomes a matrix product, for which CPUs have better kernels than for a convolution
+with an image-sized window. Elsewhere (GPU, TPU) XLA's own gradients are used.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+_ORDER = ("NHWC", "HWIO", "NHWC")
+
+
+def convolve(images: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """Two-dimensional convolution, zero padding of half the kernel on every side.
+
+    Args:
+        images: (N, H, W, C_in), any float dtype.
+        kernel: (k, k, C_in, C_out), k odd, same dtype.
+        stride: step between output positions, in pixels.
+
+    Returns:
+        (N, ceil(H / stride), ceil(W / stride), C_out), same dtype.
+    """
+    if jax.default_backend() == "cpu":
+        if kernel.shape[0] == 1:
+            # A pointwise convolution is a matrix product, and its gradients are too.
+            return images[:, ::stride, ::stride] @ kernel[0, 0]
+        return _convolve_on_cpu(images, kernel, stride)
+    return _convolve(images, kernel, stride)
+
+
+def _convolve(images, kernel, stride):
+    pad = kernel.shape[0] // 2
+    return jax.lax.conv_general_dilated(
+        images, kernel, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=_ORDER
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _convolve_on_cpu(images, kernel, stride):
+    return _convolve(images, kernel, stride)
+
+
+def _forward(images, kernel, stride):
+    return _convolve(images, kernel, stride), (images, kernel)
+
+
+def _backward(stride, saved, gradient):
+    images, kernel = saved
+    return (
+        _image_gradient(gradient, kernel, stride, images.shape),
+        _kernel_gradient(gradient, images, stride, kernel.shape),
+    )
+
+
+def _image_gradient(gradient, kernel, stride, shape):
+    """A stride-one convolution of the gradient with the kernel turned around.
+
+    Pixel s p + a (a < s) sees only every s-th row of the kernel. So the kernel is cut into the s x s sets
+    of rows and columns that belong together, each set makes channels of its own, and these are laid
+    out as pixels. Zeros spread between the gradient's pixels would cost s^2 times the work.
+    """
+    n, height, width, _ = shape
+    size, _, c_in, c_out = kernel.shape
+    rows, columns = gradient.shape[1:3]
+    pad = size // 2
+    before, after = pad // stride, (pad + stride - 1) // stride
+    span = before + 1 + after
+    low = stride * after - pad
+    margin = (low, stride * span - low - size)
+    sets = jnp.pad(kernel, (margin, margin, (0, 0), (0, 0)))
+    sets = sets.reshape(span, stride, span, stride, c_in, c_out)[::-1, :, ::-1]
+    sets = sets.transpose(0, 2, 5, 1, 3, 4).reshape(span, span, c_out, stride**2 * c_in)
+    pixels = jax.lax.conv_general_dilated(
+        gradient, sets, (1, 1), ((before, after), (before, after)), dimension_numbers=_ORDER
+    )
+    pixels = pixels.reshape(n, rows, columns, stride, stride, c_in).transpose(0, 1, 3, 2, 4, 5)
+    return pixels.reshape(n, rows * stride, columns * stride, c_in)[:, :height, :width]
+
+
+def _kernel_gradient(gradient, images, stride, shape):
+    """Products of shifted images and shifted gradients, summed over positions and images.
+
+    With one shift on each side (columns on the images, rows on the gradient) a k x k kernel needs
+    one product of k C_in by k C_out instead of k^2 small ones.
+    """
+    size, _, c_in, c_out = shape
+    pad = size // 2
+    height, width = gradient.shape[1:3]
+    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    columns = jnp.concatenate(
+        [padded[:, :, j : j + stride * (width - 1) + 1 : stride] for j in range(size)], axis=-1
+    )
+    if stride > 1:
+        taps = [
+            _product(columns[:, i : i + stride * (height - 1) + 1 : stride], gradient)
+            for i in range(size)
+        ]
+        return jnp.stack(taps).reshape(shape)
+    spread = jnp.pad(gradient, ((0, 0), (size - 1, size - 1), (0, 0), (0, 0)))
+    rows = jnp.concatenate(
+        [spread[:, size - 1 - i : 2 * size - 2 - i + height] for i in range(size)], axis=-1
+    )
+    product = _product(columns, rows)
+    return product.reshape(size, c_in, size, c_out).transpose(2, 0, 1, 3)
+
+
+def _product(left, right):
+    """(..., I) and (..., O) -> (I, O), summed over all other axes.
+
+    Flattened first: as one product per image, summed, XLA's CPU kernels took up to ten times longer.
+    """
+    return left.reshape(-1, left.shape[-1]).T @ right.reshape(-1, right.shape[-1])
+
+
+_convolve_on_cpu.defvjp(_forward, _backward)

@@ -1,0 +1,43 @@
+"""VGG for small images."""
+
+import flax.linen as nn
+import jax
+
+from irp_jax.models.layers import Conv, Dense, Norm, standardize
+
+VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+class VGG(nn.Module):
+    """Configuration D of Simonyan & Zisserman (2015) with batch norm and one dense layer.
+
+    The image is halved after each stage while it is more than one pixel high and wide, so images
+    smaller than 32 pixels work too.
+
+    Attributes:
+        stages: channels of each convolution, stage by stage.
+        classes: number of logits.
+    """
+
+    stages: tuple[tuple[int, ...], ...]
+    classes: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        x, group = standardize(images), None
+        for stage, widths in enumerate(self.stages, start=1):
+            for index, width in enumerate(widths):
+                name = f"stage{stage}_conv{index}"
+                x = Conv(width, group, f"{name}.out", name=name)(x)
+                group = f"{name}.out"
+                x = nn.relu(Norm(group, name=f"{name}_norm")(x, train))
+            if min(x.shape[1:3]) > 1:
+                x = _halve(x)
+        return Dense(self.classes, group, None, name="classifier")(x.mean((1, 2)))
+
+
+def _halve(x: jax.Array) -> jax.Array:
+    """2 x 2 max pooling as a reshape, whose gradient is cheap on every backend."""
+    n, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))

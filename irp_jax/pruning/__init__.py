@@ -1,0 +1,1 @@
+"""Masks, what they cost, how they meet a budget, and cutting the small network out."""

@@ -1,0 +1,257 @@
+"""Learning masks under a budget: two rules behind one interface, each an optax transformation.
+
+A rule receives the cross-entropy gradient of the mask logits and returns their update; it knows the
+network's cost itself. `priced` is the default, `hinge` the published rule.
+
+Why not simply the published hinge loss. Behind a convolution stands a batch norm, so scaling all of
+a kernel changes nothing, and the first-order gradients of the channels a layer reads sum to zero:
+they rank channels within a group and say nothing about the group. The hardware loss pushes all
+channels of a group alike. Nothing holds a group up; whole groups cross zero together. What a unit
+is worth against units elsewhere shows only to second order.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from irp_jax.models import Architecture
+from irp_jax.pruning import cost, masks
+from irp_jax.pruning.masks import Masks, Regularity
+
+LIMIT = 8.0
+"""Logits stay within [-LIMIT, LIMIT]; beyond it the soft mask is 0 or 1 to float32 precision."""
+
+
+def ramp(budget: float, start: int, stop: int) -> optax.Schedule:
+    """Target cost ratio over steps: 1 until `start`, then a cubic fall to `budget` at `stop`.
+
+    Steep at first, when much is superfluous, gentle near the end (Zhu & Gupta 2017, equation 1).
+    """
+
+    def target(step):
+        left = 1.0 - jnp.clip((step - start) / max(1, stop - start), 0.0, 1.0)
+        return budget + (1.0 - budget) * left**3
+
+    return target
+
+
+class PricedState(NamedTuple):
+    """State of `priced`.
+
+    Attributes:
+        step: () int32, updates made.
+        worth: like the masks, running mean of the squared gate gradient.
+    """
+
+    step: jax.Array
+    worth: Masks
+
+
+def priced(
+    architecture: Architecture,
+    regularity: Regularity,
+    kind: cost.Kind,
+    target: optax.Schedule,
+    *,
+    decay: float = 0.98,
+) -> optax.GradientTransformation:
+    """Keep a unit while it is worth its price.
+
+    Minimising the loss under a budget has the Lagrangian L + lambda * cost. Setting a unit's gate g
+    to zero changes the loss by about half the curvature, which the squared gradient estimates
+    (Theis et al. 2018, section 2; Molchanov et al. 2019, equation 8), and saves lambda times its
+    marginal cost. So with worth v = mean((dL/dg)^2) and price lambda * dcost/dg the unit stays if v
+    exceeds its price, and the logit is
+
+        M = 0.5 log(worth / price),   soft mask = worth / (worth + price).
+
+    lambda is not tuned or integrated: at each step it is solved for, by bisection, so that the cost
+    of the kept units equals the target. Hence the cost follows the target without lag or rebound,
+    and a unit whose worth grows returns. Floors hold whatever the price.
+
+    Args:
+        architecture: of the dense network.
+        regularity: what a unit is.
+        kind: what the budget counts.
+        target: step -> cost ratio to meet; at 1 and above nothing is pruned.
+        decay: of the running mean of the squared gradients.
+    """
+    least = masks.floors(architecture, regularity)
+
+    def ratio(gates: Masks) -> jax.Array:
+        return cost.ratio(architecture, kind, masks.kept(gates))
+
+    def init(logits: Masks) -> PricedState:
+        return PricedState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, logits))
+
+    def update(
+        gradients: Masks, state: PricedState, logits: Masks | None = None
+    ) -> tuple[Masks, PricedState]:
+        assert logits is not None
+        goal = target(state.step)
+        worth = jax.tree.map(
+            lambda w, g, m: decay * w + (1 - decay) * jnp.square(g / masks.slope(m)),
+            state.worth,
+            gradients,
+            logits,
+        )
+        prices = jax.grad(ratio)({name: (m > 0).astype(m.dtype) for name, m in logits.items()})
+        score = jax.tree.map(lambda w, p: 0.5 * (jnp.log(w + 1e-30) - jnp.log(p)), worth, prices)
+        thresholds = solve(score, least, lambda kept: cost.ratio(architecture, kind, kept), goal)
+        moved = {
+            name: jnp.clip(score[name] - thresholds[name], -LIMIT, LIMIT) - logits[name]
+            for name in logits
+        }
+        updates = jax.tree.map(lambda m: jnp.where(goal < 1.0, m, 0.0), moved)
+        return updates, PricedState(state.step + 1, worth)
+
+    return optax.GradientTransformation(init, update)
+
+
+def solve(
+    score: Masks, least: dict[str, int], ratio: Callable[[dict], jax.Array], goal: jax.Array
+) -> dict[str, jax.Array]:
+    """Mask name -> the threshold above which its units are kept.
+
+    One threshold for all, the lowest at which the ratio is at most `goal`; lower for a mask
+    that would fall under its floor.
+
+    Args:
+        score: mask name -> score of each unit, any shape.
+        least: mask name -> units that stay in any case.
+        ratio: kept units by mask name -> cost ratio, increasing in each.
+        goal: ratio to meet.
+    """
+
+    def count(thresholds):
+        return {name: (s > thresholds[name]).sum().astype(jnp.float32) for name, s in score.items()}
+
+    low = {name: s.min() - 1.0 for name, s in score.items()}
+    high = {name: s.max() + 1.0 for name, s in score.items()}
+
+    def narrow_floor(_, bounds):
+        low, high = bounds
+        middle = jax.tree.map(lambda a, b: 0.5 * (a + b), low, high)
+        enough = {name: n >= least[name] for name, n in count(middle).items()}
+        return (
+            {name: jnp.where(enough[name], middle[name], low[name]) for name in low},
+            {name: jnp.where(enough[name], high[name], middle[name]) for name in high},
+        )
+
+    floor, _ = jax.lax.fori_loop(0, 24, narrow_floor, (low, high))
+
+    def capped(threshold):
+        return {name: jnp.minimum(threshold, floor[name]) for name in floor}
+
+    def narrow(_, bounds):
+        low, high = bounds
+        middle = 0.5 * (low + high)
+        fits = ratio(count(capped(middle))) <= goal
+        return jnp.where(fits, low, middle), jnp.where(fits, middle, high)
+
+    lowest = jnp.stack(list(low.values())).min()
+    highest = jnp.stack(list(high.values())).max()
+    _, threshold = jax.lax.fori_loop(0, 24, narrow, (lowest, highest))
+    return capped(threshold)
+
+
+def hinge(
+    architecture: Architecture,
+    kind: cost.Kind,
+    budget: float,
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    strength: float = 1.0,
+    weight_decay: float = 5e-4,
+) -> optax.GradientTransformation:
+    """The published rule: two optimisers take turns on the logits.
+
+    The first descends the cross-entropy, the second the cross-entropy plus `strength` times the
+    hinge max(ratio - budget, 0) (Vemparala et al. 2021, section 3).
+
+    Args:
+        architecture: of the dense network.
+        kind: what the budget counts.
+        budget: cost ratio below which the hinge is zero.
+        learning_rate: of both optimisers.
+        strength: the paper's constant b, whose value it does not give.
+        weight_decay: on the logits.
+    """
+
+    def hardware_loss(logits: Masks) -> jax.Array:
+        kept = masks.kept(masks.gates(logits))
+        return jnp.maximum(cost.ratio(architecture, kind, kept) - budget, 0.0)
+
+    def both(gradients: Masks, logits: Masks) -> Masks:
+        push = jax.grad(hardware_loss)(logits)
+        return jax.tree.map(lambda g, p: 2.0 * g + strength * p, gradients, push)
+
+    return optax.chain(
+        optax.stateless(lambda updates, params: both(updates, params)),
+        optax.add_decayed_weights(weight_decay),
+        optax.sgd(learning_rate, momentum=0.9),
+    )
+
+
+def project(
+    architecture: Architecture, logits: Masks, regularity: Regularity, kind: cost.Kind, limit: int
+) -> dict[str, np.ndarray]:
+    """The best units that fit: logits that are +1 for kept and -1 for pruned units.
+
+    Floors come first, then units from the highest logit down, each kept if it still fits.
+
+    Args:
+        architecture: of the dense network.
+        logits: learned masks.
+        regularity: what a unit is.
+        kind: what the budget counts.
+        limit: the budget in MACs or parameters.
+
+    Returns:
+        Masks whose exact cost is at most `limit`, by less than the cheapest pruned unit's cost.
+    """
+    least = masks.floors(architecture, regularity)
+    names = list(least)
+    values = {name: np.asarray(logits[name]).ravel() for name in names}
+    sizes = [values[name].size for name in names]
+    first = dict(zip(names, np.cumsum([0, *sizes[:-1]]), strict=True))
+    owner = np.repeat(np.arange(len(names)), sizes)
+
+    keep = np.zeros(owner.size, bool)
+    for name, value in values.items():
+        keep[first[name] + np.argsort(-value, kind="stable")[: least[name]]] = True
+    rest = np.flatnonzero(~keep)
+    order = rest[np.argsort(-np.concatenate(list(values.values()))[rest], kind="stable")]
+
+    def spent(kept: dict[str, int]) -> int:
+        return getattr(cost.total(architecture, kept), kind)
+
+    if regularity == "weight":
+        # A weight's price does not depend on the other weights, so whole runs of the order are kept
+        # at once, up to one that is too dear; weight by weight would take minutes for millions.
+        left = limit - spent(least)
+        price = np.array([spent({**least, name: least[name] + 1}) - spent(least) for name in names])
+        while order.size:
+            order = order[price[owner[order]] <= left]
+            bill = np.cumsum(price[owner[order]])
+            run = np.searchsorted(bill, left, side="right")
+            keep[order[:run]] = True
+            left -= bill[run - 1] if run else 0
+            order = order[run:]
+    else:
+        kept = dict(least)
+        for unit in order:
+            name = names[owner[unit]]
+            more = {**kept, name: kept[name] + 1}
+            if spent(more) <= limit:
+                keep[unit], kept = True, more
+    return {
+        name: np.where(keep[first[name] :][: values[name].size], 1.0, -1.0)
+        .astype(np.float32)
+        .reshape(logits[name].shape)
+        for name in names
+    }

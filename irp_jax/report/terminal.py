@@ -1,0 +1,147 @@
+"""A run as seen in a terminal: live on a screen, plain lines in a file."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from irp_jax.config import Config
+from irp_jax.training.phases import Plan
+
+COLUMNS = (
+    ("epoch", "epoch", "{:d}"),
+    ("loss", "loss", "{:.3f}"),
+    ("clean", "natural", "{:.1%}"),
+    ("FGSM", "fgsm", "{:.1%}"),
+    ("PGD-10", "pgd", "{:.1%}"),
+    ("cost", "cost_ratio", "{:.4f}"),
+    ("img/s", "images_per_s", "{:.0f}"),
+    ("elapsed", "seconds", "{:.0f} s"),
+)
+
+
+class Terminal:
+    """The `Reporter` for a person or a log file.
+
+    Attributes:
+        console: where lines go; its `is_terminal` decides between a live bar and plain lines.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._segments = 0
+        self._plan: Plan | None = None
+        self._done = 0
+
+    def note(self, message: str) -> None:
+        """One line."""
+        self.console.print(message, markup=False)
+
+    def begin(self, config: Config, plan: Plan, done: int) -> None:
+        """Training starts, or goes on after `done` steps."""
+        self._plan, self._done = plan, done
+        self.note(
+            f"{config.model} on {config.dataset}: {plan.epochs} epochs of {plan.steps_per_epoch} "
+            f"steps, budget {config.budget} of {config.cost} ({plan.ratio:.4f} of dense), "
+            f"masks frozen after epoch {plan.freeze_epoch}; the first step compiles"
+        )
+        self.note(" ".join(f"{title:>8}" for title, _, _ in COLUMNS))
+        self._open("training", plan.steps, done)
+
+    def progress(self, steps: int, images_per_s: float, metrics: dict[str, float]) -> None:
+        """Some steps are done."""
+        self._done += steps
+        self._segments += 1
+        assert self._plan is not None
+        if self._segments == 2 and self._bar is None:
+            batch = images_per_s / steps
+            del batch
+        if self._bar is not None and self._task is not None:
+            text = (
+                f"loss {metrics['loss']:.3f} FGSM {metrics['fgsm_accuracy']:.1%} "
+                f"cost {metrics['cost_ratio']:.3f}>{self._plan.ratio:.3f} {images_per_s:.0f} img/s"
+            )
+            self._bar.update(self._task, completed=self._done, facts=text)
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """An epoch is done: one aligned line."""
+        cells = (pattern.format(row[key]) for _, key, pattern in COLUMNS)
+        self.note(" ".join(f"{cell:>8}" for cell in cells) + (" frozen" if row["frozen"] else ""))
+
+    def evaluating(self, done: int, total: int, standing: int) -> None:
+        """Some images have been attacked."""
+        if self._bar is None and self.console.is_terminal:
+            self._open("attacking", total, done)
+        if self._bar is not None and self._task is not None:
+            facts = f"{standing} images standing"
+            self._bar.update(self._task, completed=done, total=total, facts=facts)
+
+    def end(self, results: dict[str, Any], layers: list[dict[str, Any]]) -> None:
+        """All is done: the closing tables."""
+        self.close()
+        if layers:
+            self.console.print(layer_table(layers))
+        self.console.print(result_table(results))
+
+    def close(self) -> None:
+        """Takes the live bar off the screen."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = self._task = None
+
+    def _open(self, title: str, total: int, done: int) -> None:
+        self.close()
+        if not self.console.is_terminal:
+            return
+        self._bar = Progress(
+            TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), console=self.console,
+        )  # fmt: skip
+        self._task = self._bar.add_task(title, total=total, completed=done, facts="compiling")
+        self._bar.start()
+
+
+def layer_table(rows: list[dict[str, Any]]) -> Table:
+    """Channels, MACs and parameters left, layer by layer; rows as of `cost.table`."""
+    table = Table(title="what is left of each layer")
+    for title in ("layer", "in", "out", "MACs", "of dense", "params"):
+        table.add_column(title, justify="left" if title == "layer" else "right")
+    for row in rows:
+        table.add_row(
+            row["layer"],
+            f"{row['channels_in']}/{row['dense_channels_in']}",
+            f"{row['channels_out']}/{row['dense_channels_out']}",
+            f"{row['macs']:,}",
+            f"{row['macs'] / row['dense_macs']:.1%}",
+            f"{row['params']:,}",
+        )
+    return table
+
+
+def result_table(results: dict[str, Any]) -> Table:
+    """The closing table; results as of results.json."""
+    cost, accuracy, attack = results["cost"], results["accuracy"], results["attack"]
+    table = Table(title=f"{results['model']} on {results['dataset']}, seed {results['seed']}")
+    for title in ("natural", "PGD-10", "eps", "MACs", "params", "epochs", "time"):
+        table.add_column(title, justify="right")
+    table.add_row(
+        f"{accuracy['natural']:.2%}",
+        f"{accuracy['pgd']:.2%}",
+        f"{attack['epsilon']:.4f}",
+        f"{cost['macs'] / 1e6:.2f}M ({cost['macs_ratio']:.2%})",
+        f"{cost['params']:,} ({cost['params_ratio']:.2%})",
+        str(results["epochs"]),
+        f"{results['wall_time_s']:.0f} s",
+    )
+    return table

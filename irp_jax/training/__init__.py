@@ -1,0 +1,1 @@
+"""Training: the state, the compiled step, and the loop around it."""

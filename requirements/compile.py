@@ -1,0 +1,41 @@
+"""Compiles pyproject.toml into pins with hashes, for every Python and platform it allows.
+
+    pip install uv && python requirements/compile.py
+
+base.txt is what the product runs on; each other file holds what its extra adds, at versions that
+agree with base.txt. Install them together:
+
+    pip install --require-hashes -r requirements/base.txt -r requirements/test.txt
+"""
+
+import re
+import subprocess
+from pathlib import Path
+
+HERE = Path(__file__).parent
+EXTRAS = ("cuda", "tpu", "test")
+
+
+def compile_pins(*options: str | Path) -> list[str]:
+    """Returns one block of text for each pinned package: its version, marker and hashes."""
+    command = ["uv", "pip", "compile", "pyproject.toml", "--universal", "--generate-hashes"]
+    command += ["--no-annotate", "--no-header", "--quiet", *map(str, options)]
+    pins = subprocess.check_output(command, cwd=HERE.parent, text=True)
+    return re.findall(r"^\S.*\n(?:\s+--hash=.*\n)*", pins, flags=re.MULTILINE)
+
+
+def main() -> None:
+    # All extras at once first: base.txt then holds versions that suit every one of them.
+    everything = HERE / "all.txt"
+    options = [f"--extra={extra}" for extra in EXTRAS]
+    everything.write_text("".join(compile_pins(*options)))
+    base = compile_pins("--constraints", everything)
+    (HERE / "base.txt").write_text("".join(base))
+    for extra in EXTRAS:
+        pins = compile_pins("--constraints", everything, f"--extra={extra}")
+        (HERE / f"{extra}.txt").write_text("".join(pin for pin in pins if pin not in base))
+    everything.unlink()
+
+
+if __name__ == "__main__":
+    main()

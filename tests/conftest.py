@@ -1,0 +1,14 @@
+"""Conditions under which every test runs: two CPU devices and no silent change of dtype."""
+
+import jax
+from hypothesis import settings
+
+# Set before the first array: devices are fixed from then on.
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# The same examples in every run: a failure in CI is a failure at one's desk. No deadline, since the
+# first example of a test pays for its compilation.
+settings.register_profile("irp_jax", derandomize=True, max_examples=20, deadline=None)
+settings.load_profile("irp_jax")

@@ -1,0 +1,26 @@
+"""Tests of irp_jax.errors."""
+
+import pytest
+
+from irp_jax.errors import UserError, unknown
+
+MODELS = ["resnet20", "resnet18", "vgg16"]
+
+
+@pytest.mark.parametrize(
+    ("given", "nearest"), [("resnet21", "resnet20"), ("VGG16", "vgg16"), ("vgg", "vgg16")]
+)
+def test_suggests_the_nearest_name(given, nearest):
+    assert f"did you mean {nearest!r}?" in str(unknown("model", given, MODELS))
+
+
+def test_suggests_nothing_where_nothing_is_near_but_lists_all():
+    message = str(unknown("model", "zzzz", MODELS))
+    assert "did you mean" not in message
+    assert all(name in message for name in MODELS)
+
+
+def test_is_one_line_and_a_value_error():
+    error = UserError("two\n  lines")
+    assert str(error) == "two lines"
+    assert isinstance(error, ValueError)

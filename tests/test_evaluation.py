@@ -1,0 +1,195 @@
+"""Accuracy under attack: what counts, what is repeated, and what is compiled."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attack_nets import dense_net, new_dense_net
+
+from irp_jax import attacks, parallel
+from irp_jax.attacks import AttackSpec
+from irp_jax.errors import UserError
+from irp_jax.evaluation import evaluate, probe
+
+VARIABLES = new_dense_net()
+N = 37  # no multiple of any batch size here
+IMAGES = np.random.default_rng(0).integers(0, 256, (N, 8, 8, 1), np.uint8)
+PREDICTED = np.asarray(dense_net(VARIABLES, IMAGES.astype(np.float32) / 255).argmax(-1))
+# Three images are wrong as they are.
+LABELS = np.where(np.arange(N) < 3, (PREDICTED + 1) % 10, PREDICTED).astype(np.int32)
+SPEC = AttackSpec(epsilon=0.02, steps=4, restarts=3)
+
+
+def run(spec=SPEC, **options):
+    return evaluate(dense_net, VARIABLES, IMAGES, LABELS, spec, **options)
+
+
+def test_natural_and_robust_accuracy_against_a_plain_loop_over_images():
+    report = run(batch_size=8)
+    assert report.images == N
+    assert report.natural == pytest.approx((N - 3) / N)
+    attack = jax.jit(
+        functools.partial(attacks.pgd_example, functools.partial(dense_net, VARIABLES), steps=4)
+    )
+    fallen = PREDICTED != LABELS
+    for index, restart in np.ndindex(N, 3):
+        pixels = jnp.asarray(IMAGES[index], jnp.float32) / 255
+        key = attacks.run_key(jax.random.key(0), index, restart)
+        fallen[index] |= bool(attack(pixels, LABELS[index], SPEC.threat, key=key).fallen)
+    assert 3 < fallen.sum() < N
+    np.testing.assert_array_equal(report.fallen, fallen)
+    assert report.robust == pytest.approx(1 - fallen.mean())
+
+
+@pytest.mark.parametrize("batch_size", [2, 10, 64])
+def test_same_result_for_any_batch_size_and_device_count(batch_size):
+    want = run(batch_size=16).fallen
+    np.testing.assert_array_equal(run(batch_size=batch_size).fallen, want)
+    np.testing.assert_array_equal(run(batch_size=batch_size, mesh=parallel.mesh()).fallen, want)
+
+
+def test_restarts_only_add_to_the_fallen():
+    fallen = [run(AttackSpec(epsilon=0.02, steps=2, restarts=r)).fallen for r in (1, 2, 6)]
+    assert bool((fallen[1] >= fallen[0]).all()) and bool((fallen[2] >= fallen[1]).all())
+
+
+def test_wider_balls_and_the_null_attack():
+    none = run(AttackSpec(name="none"))
+    assert none.robust == none.natural
+    robust = [run(AttackSpec(epsilon=e)).robust for e in (1e-6, 0.02, 0.5)]
+    assert robust[0] == none.natural and robust[2] == 0.0
+    assert robust == sorted(robust, reverse=True)
+
+
+def test_another_checkpoint_radius_or_step_count_compiles_nothing_new():
+    traces = []
+
+    def apply(variables, images):
+        traces.append(images.shape)
+        return dense_net(variables, images)
+
+    def go(seed, spec):
+        return evaluate(apply, new_dense_net(seed), IMAGES, LABELS, spec, batch_size=8)
+
+    go(0, SPEC)
+    first = len(traces)
+    go(1, AttackSpec(epsilon=0.1, steps=7, step_size=0.01, restarts=2, seed=5))
+    go(2, AttackSpec(name="fgsm", epsilon=0.3))
+    assert len(traces) == first
+
+
+def test_fallen_images_cost_no_more_work_and_progress_adds_up():
+    told = []
+    report = run(batch_size=8, progress=lambda *state: told.append(state))
+    done, total, standing = zip(*told, strict=True)
+    assert list(done) == sorted(done) and done[-1] == total[-1]
+    assert all(d <= t for d, t in zip(done, total, strict=True))
+    assert standing[-1] == round(report.robust * N)
+    # All restarts of all images would be N + 3 N (4 + 1) passes.
+    survivors = standing[-1]
+    assert N + survivors * 3 * 5 <= done[-1] < N + 3 * N * 5
+
+
+def test_cascade_attacks_each_image_until_it_falls_and_not_again():
+    seen: list[tuple[int, int]] = []
+
+    def judge(indices, restarts):
+        assert len(indices) == 4
+        seen.extend(zip(indices.tolist(), restarts.tolist(), strict=True))
+        return np.asarray((indices % 3 == 0) & (restarts == 1))
+
+    after = attacks.cascade([attacks.Round(judge=judge, restarts=9, cost=1)], 12, 4)
+    np.testing.assert_array_equal(after[0], np.arange(12) % 3 != 0)
+    assert set(seen) >= {(i, r) for i in range(12) if i % 3 for r in range(9)}
+    fallen_runs = {(i, r) for i, r in seen if i % 3 == 0}
+    # Restarts 0 and 1, and at most what was sent off before the news of the fall came back.
+    assert max(r for _, r in fallen_runs) <= 2
+
+
+def test_fgsm_is_the_attack_of_that_name():
+    spec = AttackSpec(name="fgsm", epsilon=0.02, restarts=5)
+    images = IMAGES.astype(np.float32) / np.float32(255)
+    net = functools.partial(dense_net, VARIABLES)
+    fast = attacks.fgsm(
+        net, jnp.asarray(images), jnp.asarray(LABELS), spec.threat, key=jax.random.key(0)
+    )
+    want = (net(fast).argmax(-1) != LABELS) | (PREDICTED != LABELS)
+    np.testing.assert_array_equal(run(spec).fallen, want)
+
+
+@pytest.mark.parametrize("name", ["pgd", "fgsm", "none"])
+def test_description_is_json_and_says_what_is_in_force(name):
+    described = AttackSpec(name=name).describe()
+    assert json.loads(json.dumps(described)) == described
+    assert described["name"] == name
+    if name == "pgd":
+        assert described["step_size"] == pytest.approx(2 / 255)
+    if name == "fgsm":
+        assert (described["steps"], described["restarts"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"epsilon": 8}, "did you mean 8/255"),
+        ({"epsilon": 0}, "epsilon must be"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"restarts": 0}, "restarts must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"step_size": 2}, "step size must be in"),
+        ({"step_size": float("nan")}, "step size must be in"),
+        ({"name": "pdg"}, "did you mean 'pgd'"),
+        ({"norm": "l3"}, "norm"),
+    ],
+)
+def test_settings_that_cannot_be_meant(wrong, message):
+    with pytest.raises(UserError, match=message):
+        AttackSpec(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (IMAGES[:0], LABELS[:0], "no images"),
+        (IMAGES.astype(np.float32), LABELS, "uint8"),
+        (IMAGES[..., 0], LABELS, "uint8"),
+        (IMAGES, LABELS[:-1], "labels must be"),
+        (IMAGES, LABELS.astype(np.float32), "labels must be"),
+    ],
+)
+def test_sets_that_cannot_be_evaluated(images, labels, message):
+    with pytest.raises(UserError, match=message):
+        evaluate(dense_net, VARIABLES, images, labels, SPEC)
+
+
+def test_a_batch_that_the_devices_cannot_share():
+    with pytest.raises(UserError, match="use 8"):
+        run(batch_size=7, mesh=parallel.mesh())
+
+
+def test_probe_agrees_with_evaluate():
+    threat = attacks.linf(0.02)
+    seen = probe(
+        dense_net,
+        VARIABLES,
+        jnp.asarray(IMAGES),
+        jnp.asarray(LABELS),
+        threat,
+        key=jax.random.key(0),
+        steps=4,
+    )
+    report = run(AttackSpec(epsilon=0.02, steps=4))
+    fast = run(AttackSpec(name="fgsm", epsilon=0.02))
+    assert float(seen.natural) == pytest.approx(report.natural)
+    assert float(seen.pgd) == pytest.approx(report.robust)
+    assert float(seen.fgsm) == pytest.approx(fast.robust)
+
+
+def test_a_network_that_answers_nan_is_never_right():
+    report = evaluate(
+        lambda variables, x: dense_net(variables, x) * jnp.nan, VARIABLES, IMAGES, LABELS, SPEC
+    )
+    assert report.natural == 0.0 and report.robust == 0.0

@@ -1,0 +1,231 @@
+import ast
+import hashlib
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PINS = sorted((ROOT / "requirements").glob("*.txt"))
+
+
+@pytest.fixture
+def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The launcher, working on an empty project in a folder of its own."""
+    spec = importlib.util.spec_from_file_location("_launch", ROOT / "bin" / "_launch.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (tmp_path / "requirements").mkdir()
+    (tmp_path / "requirements" / "base.txt").write_text("")
+    (tmp_path / "pyproject.toml").write_text(project("nosuchpackage>=1"))
+    for name in ("ROOT", "VENV", "PYTHON", "STAMP"):
+        path = Path(getattr(module, name)).relative_to(ROOT)
+        monkeypatch.setattr(module, name, str(tmp_path / path))
+    monkeypatch.setattr(module, "find_accelerators", lambda: ())
+    return module
+
+
+def project(*requirements: str) -> str:
+    return f"""[project]
+dependencies = {list(requirements)}
+[project.optional-dependencies]
+test = ["pytest"]
+"""
+
+
+def fake_call(command: list[str], start: float, what: str) -> None:
+    """Stands in for venv and pip: makes the folder and the Python, installs nothing."""
+    if "venv" in command:
+        (Path(command[-1]) / "bin").mkdir(parents=True)
+        (Path(command[-1]) / "bin" / "python").symlink_to(sys.executable)
+
+
+def test_the_launcher_parses_on_pythons_it_refuses() -> None:
+    ast.parse((ROOT / "bin" / "_launch.py").read_text(), feature_version=(3, 6))
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "bench", "test"])
+def test_commands_are_thin_and_executable(name: str) -> None:
+    path = ROOT / "bin" / name
+    assert path.stat().st_mode & 0o111 == 0o111
+    assert len(path.read_text().splitlines()) <= 5
+
+
+def test_versions_compare_as_numbers(launch: ModuleType) -> None:
+    assert launch.release("0.10.2") > launch.release("0.9.12")
+    assert launch.release("2.13.0+cpu") == launch.release("2.13")
+    assert launch.release("0.12.0.1") > launch.release("0.12")
+    assert launch.release("1.0rc1") == (1,)
+
+
+@pytest.mark.parametrize(
+    ("requirement", "met"),
+    [
+        ("pytest", True),
+        ("pytest>=1", True),
+        ("pytest>=1,<999", True),
+        ("importlib-resources>=1", True),
+        ("pytest>=999", False),
+        ("pytest>=1,<2", False),
+        ("nosuchpackage", False),
+    ],
+)
+def test_what_this_python_lacks(launch: ModuleType, requirement: str, met: bool) -> None:
+    Path(launch.ROOT, "pyproject.toml").write_text(project(requirement))
+    assert launch.missing_here((), ()) == ([] if met else [requirement])
+
+
+def test_an_accelerator_needs_its_plugin(launch: ModuleType) -> None:
+    Path(launch.ROOT, "pyproject.toml").write_text(project("pytest"))
+    launch.PLUGINS["cuda"] = ("nosuchplugin", "nosuchplugin2")
+    assert launch.missing_here((), ("cuda",)) == ["nosuchplugin"]
+    launch.PLUGINS["cuda"] = ("nosuchplugin", "pytest")
+    assert launch.missing_here((), ("cuda",)) == []
+
+
+def test_a_python_that_has_everything_is_used(launch: ModuleType) -> None:
+    Path(launch.ROOT, "pyproject.toml").write_text(project("pytest"))
+    assert launch.find_python((), ()) == sys.executable
+    assert not Path(launch.VENV).exists()
+
+
+def test_venv_is_made_once_and_again_when_the_pins_change(
+    launch: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    def counted(command: list[str], start: float, what: str) -> None:
+        made.append(what)
+        fake_call(command, start, what)
+
+    monkeypatch.setattr(launch, "call", counted)
+    for _ in range(2):
+        assert launch.find_python((), ()) == launch.PYTHON
+    assert len(made) == 2  # an empty environment, then its packages
+    Path(launch.ROOT, "requirements", "base.txt").write_text("# other\n")
+    launch.find_python((), ())
+    assert len(made) == 4
+    launch.find_python(("test",), ())  # only adds to what is there
+    assert len(made) == 5
+    launch.find_python((), ())
+    assert len(made) == 5
+
+
+def test_a_set_up_cut_short_is_begun_again(
+    launch: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(command: list[str], *rest: Any) -> None:
+        if "pip" in command:
+            raise KeyboardInterrupt
+        fake_call(command, *rest)
+
+    monkeypatch.setattr(launch, "call", interrupted)
+    with pytest.raises(SystemExit):
+        launch.find_python((), ())
+    assert launch.installed() is None
+    leftover = Path(launch.VENV, "leftover")
+    leftover.write_text("half an environment")
+    monkeypatch.setattr(launch, "call", fake_call)
+    launch.find_python((), ())
+    assert launch.installed() == []
+    assert not leftover.exists()
+
+
+def test_an_old_python_gets_one_line(
+    launch: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 9, 2))
+    with pytest.raises(SystemExit) as stop:
+        launch.find_python((), ())
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "3.11" in error and "3.9.2" in error
+    # ... unless the environment is there already, which has its own Python.
+    monkeypatch.setattr(launch, "is_ready", lambda wanted: True)
+    assert launch.find_python((), ()) == launch.PYTHON
+
+
+def test_a_real_set_up_by_two_commands_at_once(tmp_path: Path) -> None:
+    """A clone whose one dependency is a wheel made here goes all the way, with no network."""
+    clone = tmp_path / "a clone"
+    shutil.copytree(ROOT / "bin", clone / "bin", ignore=shutil.ignore_patterns("__pycache__"))
+    (clone / "requirements").mkdir()
+    (clone / "irp_jax" / "cli").mkdir(parents=True)
+    for package in ("irp_jax", "irp_jax/cli"):
+        (clone / package / "__init__.py").write_text("")
+    (clone / "irp_jax" / "cli" / "train.py").write_text(
+        "import os, sys, tinydependency\nprint(sys.argv[1:], os.getcwd(), sys.prefix)\n"
+    )
+    wheel = clone / "tinydependency-1.5-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tinydependency.py", "")
+        folder = "tinydependency-1.5.dist-info/"
+        archive.writestr(
+            folder + "METADATA", "Metadata-Version: 2.1\nName: tinydependency\nVersion: 1.5\n"
+        )
+        archive.writestr(folder + "WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr(folder + "RECORD", "")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    (clone / "pyproject.toml").write_text(project("tinydependency>=1"))
+    pins = clone / "requirements" / "base.txt"
+    pins.write_text(f"tinydependency @ {wheel.as_uri()} --hash=sha256:{digest}\n")
+
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "tinydependency.py").write_text("raise Exception('not the one we asked for')")
+    command = [sys.executable, str(clone / "bin" / "train"), "--workdir=runs/a b"]
+
+    def train() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False)
+
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(train) for _ in range(2)]
+    runs = [future.result() for future in both] + [train()]
+    for run in runs:
+        assert run.returncode == 0, run.stderr
+        assert run.stdout == f"['--workdir=runs/a b'] {elsewhere} {clone / '.venv'}\n"
+    assert sum("ready after" in run.stderr for run in runs[:2]) == 1
+    assert runs[2].stderr == ""
+
+    pins.write_text(f"tinydependency @ {wheel.as_uri()} --hash=sha256:{'0' * 64}\n")
+    refused = train()
+    assert refused.returncode == 2
+    assert "hash" in refused.stderr.lower()
+
+
+@pytest.mark.parametrize("path", PINS, ids=lambda path: path.stem)
+def test_pins_are_hashed_and_name_no_address(path: Path) -> None:
+    pins = re.findall(r"^\S.*\n(?:\s+--hash=.*\n)*", path.read_text(), flags=re.MULTILINE)
+    assert "".join(pins) == path.read_text()
+    for pin in pins:
+        assert re.match(r"[\w.-]+==[\w.]+ ", pin)
+        assert pin.count("--hash=sha256:") >= 1
+    assert "/" not in path.read_text()
+
+
+def test_pins_cover_what_is_asked_for_and_leave_the_giants_out() -> None:
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+    def pinned(*files: str) -> set[str]:
+        texts = [(ROOT / "requirements" / f"{file}.txt").read_text() for file in files]
+        return set(re.findall(r"^([\w.-]+)==", "".join(texts), flags=re.MULTILINE))
+
+    def names(requirements: list[str]) -> set[str]:
+        return {re.split(r"[\[<>=]", requirement)[0] for requirement in requirements}
+
+    assert names(wanted["dependencies"]) <= pinned("base")
+    for extra in ("cuda", "tpu", "test"):
+        assert names(wanted["optional-dependencies"][extra]) <= pinned("base", extra)
+    assert not {"torch", "tensorflow"} & pinned("base", "test", "cuda", "tpu")
+    assert not any(name.startswith("nvidia-") for name in pinned("base", "test"))

@@ -1,0 +1,148 @@
+"""PGD: its guarantees, and foolbox as an independent reference."""
+
+import functools
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attack_nets import conv_net, dense_net, new_dense_net, trained_on_digits
+from hypothesis import given
+from hypothesis import strategies as st
+
+from irp_jax import attacks
+
+NET = new_dense_net()
+IMAGES = jax.random.uniform(jax.random.key(1), (6, 8, 8, 1))
+LABELS = dense_net(NET, IMAGES).argmax(-1).astype(jnp.int32)
+THREATS = {"linf": attacks.linf(0.05), "l2": attacks.l2(0.3)}
+KEY = jax.random.key(2)
+
+
+def logits_fn(images):
+    return dense_net(NET, images)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "restarts"))
+def run(images, labels, threat, key, steps=5, restarts=1):
+    return attacks.pgd(logits_fn, images, labels, threat, key=key, steps=steps, restarts=restarts)
+
+
+@given(st.sampled_from(sorted(THREATS)), st.floats(0.01, 0.5), st.integers(0, 1000))
+def test_result_is_allowed_and_verified_on_the_returned_images(norm, epsilon, seed):
+    threat = attacks.Threat(norm=norm, epsilon=epsilon)
+    found = run(IMAGES, LABELS, threat, jax.random.key(seed))
+    assert found.image.dtype == IMAGES.dtype
+    assert float(found.image.min()) >= 0 and float(found.image.max()) <= 1
+    length = jax.vmap(attacks.distance, (None, 0, 0))(threat, found.image, IMAGES)
+    assert float(length.max()) <= epsilon + 1e-6
+    np.testing.assert_array_equal(found.fallen, logits_fn(found.image).argmax(-1) != LABELS)
+    loss = jax.vmap(attacks.cross_entropy)(logits_fn(found.image), LABELS)
+    np.testing.assert_allclose(found.loss, loss, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", sorted(THREATS))
+def test_never_better_for_the_network_than_the_start(norm):
+    threat = THREATS[norm]
+    found = run(IMAGES, LABELS, threat, KEY)
+    keys = jax.vmap(lambda i: attacks.run_key(KEY, i, 0))(jnp.arange(6))
+    starts = jax.vmap(attacks.random_start, (None, 0, 0))(threat, keys, IMAGES)
+    at_start = jax.vmap(attacks.cross_entropy)(logits_fn(starts), LABELS)
+    assert bool((found.fallen | (found.loss >= at_start - 1e-6)).all())
+
+
+def test_labels_and_images_of_others_have_no_influence():
+    threat = THREATS["linf"]
+    together = run(IMAGES, LABELS, threat, KEY)
+    others = run(IMAGES.at[1:].set(0.0), LABELS.at[1:].set(3), threat, KEY)
+    np.testing.assert_array_equal(together.image[0], others.image[0])
+    alone = run(IMAGES[:1], LABELS[:1], threat, KEY)
+    np.testing.assert_allclose(together.image[0], alone.image[0], atol=1e-6)
+
+
+def test_one_step_of_epsilon_from_the_image_is_fgsm():
+    threat = attacks.linf(0.004)
+    found = attacks.pgd(
+        logits_fn,
+        IMAGES,
+        LABELS,
+        threat,
+        key=KEY,
+        steps=1,
+        step_size=threat.epsilon,
+        start_scale=0.0,
+    )
+    fast = attacks.fgsm(logits_fn, IMAGES, LABELS, threat, key=KEY)
+    np.testing.assert_allclose(found.image, fast, atol=1e-7)
+
+
+def test_more_restarts_never_help_the_network():
+    threat = attacks.linf(0.02)
+    one, many = (run(IMAGES, LABELS, threat, KEY, restarts=restarts) for restarts in (1, 4))
+    assert bool((many.fallen >= one.fallen).all())
+    assert bool((many.fallen | (many.loss >= one.loss)).all())
+
+
+def test_restarts_vmapped_are_the_restarts_one_by_one():
+    threat = attacks.linf(0.02)
+
+    @jax.jit
+    def single(image, label, index, restart):
+        key = attacks.run_key(KEY, index, restart)
+        return attacks.pgd_example(logits_fn, image, label, threat, key=key, steps=5)
+
+    many = run(IMAGES, LABELS, threat, KEY, restarts=3)
+    for index in range(2):
+        tries = [single(IMAGES[index], LABELS[index], index, restart) for restart in range(3)]
+        assert bool(many.fallen[index]) == any(bool(t.fallen) for t in tries)
+        if not many.fallen[index]:
+            best = max(float(t.loss) for t in tries)
+            assert float(many.loss[index]) == pytest.approx(best, rel=1e-5)
+
+
+def test_an_image_that_falls_on_the_way_counts_even_if_the_walk_comes_back():
+    # Wrong only in a thin shell that the steps, each the size of the ball, step into and out of.
+    def shell(images):
+        x = images[:, 0, 0, 0]
+        wrong = jnp.where((x > 0.52) & (x < 0.56), 1.0, -1.0) + 0.0 * x
+        return jnp.stack([jnp.zeros_like(x), wrong + x - jax.lax.stop_gradient(x)], axis=1)
+
+    image = jnp.full((1, 1, 1, 1), 0.5)
+    found = attacks.pgd(
+        shell,
+        image,
+        jnp.zeros(1, jnp.int32),
+        attacks.linf(0.1),
+        key=KEY,
+        steps=3,
+        step_size=0.04,
+        start_scale=0.0,
+    )
+    assert bool(found.fallen[0])
+    assert 0.52 < float(found.image[0, 0, 0, 0]) < 0.56
+
+
+@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.1), ("l2", 0.6)])
+def test_robust_accuracy_agrees_with_foolbox(norm, epsilon):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what foolbox's dependencies deprecate is not ours
+        foolbox = pytest.importorskip("foolbox")
+    variables, test_x, test_y = trained_on_digits()
+    images, labels = jnp.asarray(test_x / np.float32(255), jnp.float32), jnp.asarray(test_y)
+    net = functools.partial(conv_net, variables)
+    natural = net(images).argmax(-1) == labels
+    found = jax.jit(
+        lambda x, y: attacks.pgd(net, x, y, attacks.Threat(norm=norm, epsilon=epsilon), key=KEY)
+    )(images, labels)
+    ours = float((natural & ~found.fallen).mean())
+    reference = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
+    with warnings.catch_warnings(), jax.numpy_dtype_promotion("standard"):
+        warnings.simplefilter("ignore")
+        attack = reference(steps=10, abs_stepsize=epsilon / 4, random_start=True)
+        model = foolbox.JAXModel(jax.jit(net), bounds=(0, 1))
+        _, _, success = attack(model, images, labels, epsilons=[epsilon])
+    theirs = 1 - float(np.asarray(success[0]).mean())
+    assert 0.1 < theirs < 0.9  # otherwise the comparison says nothing
+    assert ours <= theirs + 0.01
+    assert ours == pytest.approx(theirs, abs=0.03)

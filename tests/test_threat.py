@@ -1,0 +1,141 @@
+"""The ball and the box: what every attack may rely on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from irp_jax import attacks
+from irp_jax.errors import UserError
+
+SHAPE = (5, 4, 3)
+THREATS = {"linf": attacks.linf, "l2": attacks.l2}
+norms = st.sampled_from(sorted(THREATS))
+epsilons = st.floats(1e-3, 1.0)
+seeds = st.integers(0, 2**31 - 1)
+
+
+def images(seed, spread=1.0):
+    """A clean image with pixels on the edge of the box too, and one `spread` away from it."""
+    rng = np.random.default_rng(seed)
+    clean = np.clip(rng.uniform(-0.3, 1.3, SHAPE), 0, 1).astype(np.float32)
+    return jnp.asarray(clean), jnp.asarray(clean + rng.normal(0, spread, SHAPE).astype(np.float32))
+
+
+def assert_allowed(threat, image, clean):
+    assert image.dtype == clean.dtype and image.shape == clean.shape
+    assert float(image.min()) >= 0 and float(image.max()) <= 1
+    assert float(attacks.distance(threat, image, clean)) <= threat.epsilon + 1e-6
+
+
+@given(norms, epsilons, seeds, st.sampled_from([1e-3, 0.1, 1.0, 100.0]))
+def test_projection_lands_in_ball_and_box_and_is_idempotent(norm, epsilon, seed, spread):
+    threat = THREATS[norm](epsilon)
+    clean, far = images(seed, spread)
+    once = attacks.project(threat, far, clean)
+    assert_allowed(threat, once, clean)
+    np.testing.assert_allclose(attacks.project(threat, once, clean), once, atol=1e-6)
+
+
+@given(norms, seeds)
+def test_projection_leaves_allowed_images_untouched(norm, seed):
+    threat = THREATS[norm](0.5)
+    clean, _ = images(seed)
+    allowed = attacks.clip_to_box(clean + 0.01)
+    np.testing.assert_array_equal(attacks.project(threat, allowed, clean), allowed)
+
+
+@given(norms, epsilons, seeds)
+def test_random_start_is_allowed_and_scale_zero_is_the_image(norm, epsilon, seed):
+    threat = THREATS[norm](epsilon)
+    clean, _ = images(seed)
+    key = jax.random.key(seed)
+    assert_allowed(threat, attacks.random_start(threat, key, clean), clean)
+    np.testing.assert_array_equal(attacks.random_start(threat, key, clean, 0.0), clean)
+
+
+def test_random_start_fills_the_ball_uniformly():
+    keys = jax.random.split(jax.random.key(0), 4000)
+    clean = jnp.full((2, 1, 1), 0.5)  # the ball in two dimensions: a square, a disc
+
+    def distances(threat):
+        starts = jax.vmap(attacks.random_start, (None, 0, None))(threat, keys, clean)
+        return jax.vmap(attacks.distance, (None, 0, None))(threat, starts, clean)
+
+    for threat in (attacks.linf(0.25), attacks.l2(0.25)):
+        # In two dimensions the half radius encloses a quarter of either ball.
+        assert float(jnp.mean(distances(threat) < 0.125)) == pytest.approx(0.25, abs=0.03)
+
+
+@given(norms, seeds, st.sampled_from([1e-30, 1.0, 1e30]))
+def test_steepest_has_unit_length_however_small_the_gradient(norm, seed, size):
+    gradient = jax.random.normal(jax.random.key(seed), SHAPE) * size
+    threat = THREATS[norm](0.1)
+    step = attacks.steepest(threat, gradient)
+    assert float(attacks.distance(threat, step, jnp.zeros(SHAPE))) == pytest.approx(1, abs=1e-5)
+    assert float(jnp.sum(step * gradient)) > 0
+
+
+@pytest.mark.parametrize("norm", sorted(THREATS))
+def test_steepest_stands_still_without_a_gradient(norm):
+    assert not attacks.steepest(THREATS[norm](0.1), jnp.zeros(SHAPE)).any()
+
+
+def test_one_program_serves_every_radius():
+    traces = []
+
+    @jax.jit
+    def project(threat, far, clean):
+        traces.append(threat.norm)
+        return attacks.project(threat, far, clean)
+
+    clean, far = images(0)
+    for epsilon in (0.1, 0.2):
+        result = project(attacks.linf(epsilon), far, clean)
+        np.testing.assert_allclose(jnp.max(jnp.abs(result - clean)), epsilon, atol=1e-6)
+    assert traces == ["linf"]
+
+
+@pytest.mark.parametrize("epsilon", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("norm", sorted(THREATS))
+def test_impossible_radius(norm, epsilon):
+    with pytest.raises(UserError, match="epsilon must be"):
+        THREATS[norm](epsilon)
+
+
+def test_forgotten_division_by_255_is_pointed_out():
+    with pytest.raises(UserError, match=r"got 8: did you mean 8/255\?"):
+        attacks.linf(8)
+
+
+def test_unknown_norm_names_the_nearest():
+    with pytest.raises(UserError, match="linf"):
+        attacks.Threat(norm="linv", epsilon=0.1)  # type: ignore[arg-type]
+
+
+@given(seeds)
+def test_cross_entropy_is_the_textbook_one(seed):
+    logits = jax.random.normal(jax.random.key(seed), (7,)) * 3
+    for label in (0, 6):
+        want = -jax.nn.log_softmax(logits)[label]
+        assert float(attacks.cross_entropy(logits, jnp.int32(label))) == pytest.approx(
+            float(want), rel=1e-5, abs=1e-6
+        )
+        assert (float(attacks.margin(logits, jnp.int32(label))) > 0) == (
+            int(logits.argmax()) != label
+        )
+
+
+def test_cross_entropy_keeps_its_gradient_where_float32_saturates():
+    logits = jnp.asarray([60.0, 0.0, -3.0])
+    gradient = jax.grad(attacks.cross_entropy)(logits, jnp.int32(0))
+    probabilities = np.exp(np.asarray([0.0, -60.0, -63.0]))
+    want = np.concatenate([-probabilities[1:].sum(keepdims=True), probabilities[1:]])
+    np.testing.assert_allclose(gradient, want, rtol=1e-5)
+
+
+def test_a_nan_is_a_wrong_answer():
+    assert not attacks.is_correct(jnp.asarray([jnp.nan, 0.0]), jnp.int32(0))
+    assert attacks.is_correct(jnp.asarray([1.0, 0.0]), jnp.int32(0))
