@@ -1,9 +1,9 @@
 """Saving and restoring a run, the only file that knows orbax.
 
-A checkpoint holds three items: the network (weights and statistics, masks), what training needs
+A checkpoint holds three items: the network (weights, statistics, masks), what training needs
 besides (step, optimiser), and a JSON record: the run's config, how the network was slimmed, and a
-SHA-256 of each array item. The record alone says how to rebuild the network, and nothing in a checkpoint is
-executed: arrays are plain tensorstore arrays, the record is JSON.
+SHA-256 of each array item. The record says how to rebuild the network, and nothing in a checkpoint
+is executed: arrays are plain tensorstore arrays, the record is JSON.
 """
 
 import dataclasses
@@ -106,15 +106,14 @@ def restore(
             try:
                 return _read(manager, epoch, make_training)
             except Exception as error:  # a damaged file can break any layer below
-                log(
-                    f"checkpoint {folder / str(epoch)} is damaged ({_first_line(error)}): trying an older one"
-                )
+                damage = f"checkpoint {folder / str(epoch)} is damaged ({_first_line(error)})"
+                log(f"{damage}: trying an older one")
     if candidates:
         raise UserError(f"every checkpoint in {folder} is damaged: remove the folder to start anew")
     return None
 
 
-def _read(manager, epoch: int, make_training) -> Saved:
+def _read(manager: ocp.CheckpointManager, epoch: int, make_training: Callable | None) -> Saved:
     record = manager.restore(epoch, args=ocp.args.Composite(record=ocp.args.JsonRestore()))[
         "record"
     ]
@@ -150,7 +149,7 @@ def _manager(folder: Path) -> ocp.CheckpointManager:
 
 
 def digest(tree: Any) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of a tree's arrays; independent of their device."""
+    """SHA-256 over names, shapes, dtypes and bytes of a tree's arrays, wherever they lie."""
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)

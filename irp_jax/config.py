@@ -10,7 +10,7 @@ from typing import Any
 
 from irp_jax import attacks
 from irp_jax.attacks import FAST_ATTACKS
-from irp_jax.data import DATASETS, check_name
+from irp_jax.data import check_name
 from irp_jax.errors import UserError, unknown
 from irp_jax.models import MODELS
 
@@ -39,16 +39,16 @@ class Config:
     """What is pruned: channel (a small dense network) or weight (a sparse one)."""
     width: float = 1.0
     """Multiplies every channel count of the model."""
-    epsilon: float | None = None
-    """L-inf radius to be robust against, in pixels of [0, 1], e.g. 8/255. Default: the data set's."""
+    epsilon: float = 8 / 255
+    """L-inf radius to be robust against, in pixels of [0, 1]; may be written 8/255."""
     attack: str = "rs-fgsm"
     """One-step attack that makes the training images: rs-fgsm, n-fgsm or fgsm."""
-    epochs: int | None = None
-    """Passes over the training images. Default: the data set's."""
+    epochs: int = 30
+    """Passes over the training images."""
     batch_size: int = 128
     """Images per step, over all devices."""
-    learning_rate: float | None = None
-    """Peak of the one-cycle schedule. Default: the data set's."""
+    learning_rate: float = 0.2
+    """Peak of the one-cycle schedule."""
     weight_decay: float = 5e-4
     """L2 penalty on the weights."""
     label_smoothing: float = 0.0
@@ -63,8 +63,8 @@ class Config:
     """The constant b of the hardware loss (paper)."""
     mask_learning_rate: float = 0.1
     """Learning rate of the mask logits (paper)."""
-    validation: float | None = None
-    """Fraction of the training images held out. Default: the data set's."""
+    validation: float = 0.02
+    """Fraction of the training images held out."""
     seed: int = 0
     """Of every random choice."""
     workdir: str | None = None
@@ -73,38 +73,32 @@ class Config:
     """Seconds between checkpoints, at least; they are taken at the end of an epoch."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Defaults:
-    """Settings that suit a data set."""
-
-    epsilon: float = 8 / 255
-    epochs: int = 30
-    learning_rate: float = 0.2
-    validation: float = 0.02
-
-
-DEFAULTS = {
-    "mnist": Defaults(epsilon=0.3, epochs=15),
-    "fashion_mnist": Defaults(epsilon=0.1, epochs=20),
-    "svhn_cropped": Defaults(learning_rate=0.05, epochs=20),
-    "digits": Defaults(epsilon=0.1, epochs=60, validation=0.1),
+SUITED: dict[str, dict[str, Any]] = {
+    "mnist": {"epsilon": 0.3, "epochs": 15},
+    "fashion_mnist": {"epsilon": 0.1, "epochs": 20},
+    "svhn_cropped": {"learning_rate": 0.05, "epochs": 20},
+    "digits": {"epsilon": 0.1, "epochs": 60, "validation": 0.1},
 }
+"""Settings that suit a data set better than `Config`'s own, which are CIFAR-10's."""
 
 
-def resolve(config: Config) -> Config:
-    """Fills in what was left to the data set and checks every value.
+def suited(dataset: str, base: Config | None = None) -> Config:
+    """A config for a data set, with the settings that suit it.
+
+    Args:
+        dataset: a data set's name or the path of an .npz file.
+        base: where everything else is taken from.
+    """
+    return dataclasses.replace(base or Config(), dataset=dataset, **SUITED.get(dataset, {}))
+
+
+def check(config: Config) -> None:
+    """Checks every value.
 
     Raises:
         UserError: names the first value that cannot be meant and what to give instead.
     """
     check_name(config.dataset)
-    defaults = DEFAULTS.get(config.dataset, Defaults())
-    left_open = {
-        name: value
-        for name, value in dataclasses.asdict(defaults).items()
-        if getattr(config, name) is None
-    }
-    config = dataclasses.replace(config, budget=str(config.budget), **left_open)
     for kind, value, options in (
         ("model", config.model, MODELS),
         ("method", config.method, METHODS),
@@ -115,7 +109,6 @@ def resolve(config: Config) -> Config:
         if value not in options:
             raise unknown(kind, value, options)
     parse_budget(config.budget)
-    assert config.epsilon is not None
     attacks.linf(config.epsilon)
     for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("cutout", 0)):
         if getattr(config, name) < least:
@@ -134,7 +127,6 @@ def resolve(config: Config) -> Config:
             f"--ramp-start and --ramp-stop must satisfy 0 <= start < stop < 1, got "
             f"{config.ramp_start:g} and {config.ramp_stop:g}"
         )
-    return config
 
 
 def _flag(name: str) -> str:
@@ -201,7 +193,7 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def workdir(config: Config) -> Path:
-    """Where a resolved config's run is kept: as asked, or a folder named after the run."""
+    """Where a run is kept: as asked, or a folder named after the run."""
     if config.workdir is not None:
         return Path(config.workdir)
     digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:6]

@@ -63,7 +63,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")
+        lock = (folder / ".lock").open("w")
     except OSError as error:
         raise UserError(
             f"cannot write to workdir {folder} ({error.strerror}): choose another with --workdir"
@@ -96,6 +96,11 @@ def truncate_log(path: Path, epoch: int) -> None:
     path.write_text("".join(row + "\n" for row in rows))
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The rows of a log of JSON lines."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def append_log(path: Path, row: dict[str, Any]) -> None:
     """Adds one line of JSON.
 
@@ -112,7 +117,7 @@ def append_log(path: Path, row: dict[str, Any]) -> None:
 
 
 def commit() -> str | None:
-    """The commit of the code that is running, with "+" where files differ from it; None outside git."""
+    """The commit of the running code, with "+" where files differ from it; None outside git."""
     here = Path(__file__).parent
     try:
         head = _git(here, "rev-parse", "HEAD")

@@ -22,7 +22,7 @@ class Network:
 
     Attributes:
         apply: (variables, images (N, H, W, C) float32 in [0, 1]) -> logits (N, K), inference mode.
-        variables: its arrays; pruned weights are zero, pruned channels are gone once masks are frozen.
+        variables: its arrays; pruned weights are zero, channels are gone once masks are frozen.
         dense: the architecture before pruning.
         kept: mask name -> units kept.
         config: of the run that trained it.

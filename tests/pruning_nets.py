@@ -29,33 +29,34 @@ def random_variables(model, image_shape, seed):
     explodes the signal.
     """
     rng = np.random.default_rng(seed)
-    key = jax.random.key(seed)
-    images = jax.random.uniform(key, (8, *image_shape))
-    variables = jax.jit(lambda k: model.init(k, images, train=False))(key)
+    images = rng.uniform(size=(8, *image_shape)).astype(np.float32)
+    shapes = abstract_variables(model, image_shape)
 
-    def perturb(path, leaf):
-        kind = path[-1].key
-        if kind == "scale":
-            return jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), jnp.float32)
-        if kind == "bias":
-            return jnp.asarray(rng.normal(0, 0.3, leaf.shape), jnp.float32)
-        return leaf
+    def draw(path, leaf):
+        kind, shape = path[-1].key, leaf.shape
+        if kind == "kernel":
+            values = rng.normal(0, math.sqrt(2 / math.prod(shape[:-1])), shape)
+        elif kind == "scale":
+            values = rng.uniform(0.5, 1.5, shape)
+        else:
+            values = rng.normal(0, 0.3, shape)
+        return values.astype(np.float32)
 
-    weights = jax.tree_util.tree_map_with_path(perturb, variables["params"])
-    before = variables["batch_stats"]
+    weights = jax.tree_util.tree_map_with_path(draw, shapes["params"])
+    zero = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes["batch_stats"])
 
     @jax.jit
     def statistics(weights):
         _, new = model.apply(
-            {"params": weights, "batch_stats": before}, images, train=True, mutable=["batch_stats"]
+            {"params": weights, "batch_stats": zero}, images, train=True, mutable=["batch_stats"]
         )
-        return jax.tree.map(lambda old, now: (now - 0.9 * old) / 0.1, before, new["batch_stats"])
+        return new["batch_stats"]
 
     def blur(path, leaf):
+        full = 10 * np.asarray(leaf)  # One step with momentum 0.9 from zero.
         if path[-1].key == "mean":
-            return leaf + jnp.asarray(rng.normal(0, 0.2, leaf.shape), jnp.float32)
-        factor = rng.uniform(0.7, 1.5, leaf.shape)
-        return jnp.maximum(leaf, 1e-3) * jnp.asarray(factor, jnp.float32)
+            return full + rng.normal(0, 0.2, full.shape).astype(np.float32)
+        return (full + 1e-3) * rng.uniform(0.7, 1.5, full.shape).astype(np.float32)
 
     batch_stats = jax.tree_util.tree_map_with_path(blur, statistics(weights))
     return {"params": weights, "batch_stats": batch_stats}
@@ -80,26 +81,29 @@ def kept_units(logits):
     return {name: int((np.asarray(values) > 0).sum()) for name, values in logits.items()}
 
 
-def traced_macs(function, *arguments):
+def traced_macs(jaxpr):
     """Multiply-accumulates of one call, read off the convolutions and products in its trace.
 
     Knows nothing of layers; counts padding like the field does, as if it were image.
     """
-    return _macs_in(jax.make_jaxpr(function)(*arguments).jaxpr)
-
-
-def _macs_in(jaxpr):
     count = 0
-    for equation in jaxpr.eqns:
+    for equation in equations(jaxpr):
         shapes = [variable.aval.shape for variable in equation.invars]
         out = math.prod(equation.outvars[0].aval.shape)
         if equation.primitive.name == "conv_general_dilated":
-            _, kernel = shapes
+            kernel = shapes[1]
             assert equation.params["dimension_numbers"].rhs_spec == (3, 2, 0, 1)
             count += out * math.prod(kernel[:3])
         elif equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             count += out * math.prod(shapes[0][axis] for axis in contracted)
-        else:
-            count += sum(_macs_in(inner) for inner in jax.core.jaxprs_in_params(equation.params))
     return count
+
+
+def equations(jaxpr):
+    """All operations of a trace, those of functions it calls included."""
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values())):
+            if hasattr(getattr(value, "jaxpr", value), "eqns"):
+                yield from equations(value)

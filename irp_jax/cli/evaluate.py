@@ -55,7 +55,7 @@ def evaluate(arguments: list[str]) -> None:
     spec = evaluation.AttackSpec(
         name=options.attack,  # type: ignore[arg-type]  # checked by AttackSpec
         norm=options.norm,  # type: ignore[arg-type]
-        epsilon=options.epsilon or config.epsilon or 8 / 255,
+        epsilon=config.epsilon if options.epsilon is None else options.epsilon,
         steps=options.steps,
         step_size=options.step_size,
         restarts=options.restarts,

@@ -46,7 +46,9 @@ def parse(
     for numeric, read in ((float, number), (int, whole)):
 
         @registry.primitive_rule
-        def rule(info: Any, numeric=numeric, read=read) -> PrimitiveConstructorSpec | None:
+        def rule(
+            info: Any, numeric: type = numeric, read: Callable = read
+        ) -> PrimitiveConstructorSpec | None:
             if info.type is not numeric:
                 return None
             return PrimitiveConstructorSpec(
@@ -58,8 +60,9 @@ def parse(
             )
 
     try:
-        keywords = {} if default is None else {"default": default}
-        return tyro.cli(kind, args=arguments, prog=prog, registry=registry, **keywords)
+        if default is None:
+            return tyro.cli(kind, args=arguments, prog=prog, registry=registry)
+        return tyro.cli(kind, args=arguments, prog=prog, registry=registry, default=default)
     except _Refused as error:
         raise UserError(str(error)) from error
 

@@ -10,10 +10,13 @@ from irp_jax.training import loop
 
 
 def train(arguments: list[str]) -> None:
-    """`--config=NAME` or `--config=PATH.py` sets the defaults, the other flags override them."""
+    """Defaults come from `--config`, if given, and suit the data set; other flags override them."""
     command = shlex.join(["bin/train", *arguments])
     path, rest = _take_flag(arguments, "--config")
     default = Config() if path is None else configs.load(path)
+    dataset, _ = _take_flag(rest, "--dataset")
+    if dataset not in (None, default.dataset):
+        default = configs.suited(dataset, default)
     config = parse(Config, rest, "bin/train", default)
     terminal = Terminal()
     try:

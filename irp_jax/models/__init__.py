@@ -37,7 +37,7 @@ MODELS = {
     "resnet110": _small_resnet(110),
     "resnet18": lambda classes, scale: ResNet((2,) * 4, scale(64, 128, 256, 512), classes),
     "vgg16": lambda classes, scale: VGG(tuple(scale(*stage) for stage in VGG16), classes),
-    "wrn28_4": lambda classes, scale: WideResNet((4,) * 3, scale(64, 128, 256), classes),
+    "wrn28_4": lambda classes, scale: WideResNet((4,) * 3, scale(16, 64, 128, 256), classes),
 }
 
 

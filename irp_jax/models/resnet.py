@@ -62,7 +62,10 @@ class Block(nn.Module):
 class WideResNet(nn.Module):
     """Wide residual network (Zagoruyko & Komodakis 2016): norm and relu before each convolution.
 
-    Attributes as in `ResNet`.
+    Attributes:
+        blocks: blocks in each stage; the first of each later stage halves the image.
+        widths: channels of the stem, then of each stage.
+        classes: number of logits.
     """
 
     blocks: tuple[int, ...]
@@ -71,9 +74,10 @@ class WideResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        stem, *widths = self.widths
         stream = "stem.out"
-        x = Conv(16, None, stream, name="stem")(standardize(images))
-        for stage, (depth, width) in enumerate(zip(self.blocks, self.widths, strict=True), start=1):
+        x = Conv(stem, None, stream, name="stem")(standardize(images))
+        for stage, (depth, width) in enumerate(zip(self.blocks, widths, strict=True), start=1):
             for index in range(depth):
                 stride = 2 if stage > 1 and index == 0 else 1
                 block = PreActivationBlock(

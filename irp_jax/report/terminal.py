@@ -41,6 +41,7 @@ class Terminal:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._segments = 0
+        self._config: Config | None = None
         self._plan: Plan | None = None
         self._done = 0
 
@@ -50,7 +51,7 @@ class Terminal:
 
     def begin(self, config: Config, plan: Plan, done: int) -> None:
         """Training starts, or goes on after `done` steps."""
-        self._plan, self._done = plan, done
+        self._config, self._plan, self._done = config, plan, done
         self.note(
             f"{config.model} on {config.dataset}: {plan.epochs} epochs of {plan.steps_per_epoch} "
             f"steps, budget {config.budget} of {config.cost} ({plan.ratio:.4f} of dense), "
@@ -64,15 +65,26 @@ class Terminal:
         self._done += steps
         self._segments += 1
         assert self._plan is not None
-        if self._segments == 2 and self._bar is None:
-            batch = images_per_s / steps
-            del batch
+        if self._segments == 2:  # the first one compiled
+            self._forecast(images_per_s)
         if self._bar is not None and self._task is not None:
             text = (
                 f"loss {metrics['loss']:.3f} FGSM {metrics['fgsm_accuracy']:.1%} "
                 f"cost {metrics['cost_ratio']:.3f}>{self._plan.ratio:.3f} {images_per_s:.0f} img/s"
             )
             self._bar.update(self._task, completed=self._done, facts=text)
+
+    def _forecast(self, images_per_s: float) -> None:
+        """Says what the run will take here; the frozen network is taken to cost its ratio."""
+        assert self._plan is not None and self._config is not None
+        plan = self._plan
+        dense = max(0, plan.freeze_epoch * plan.steps_per_epoch - self._done)
+        rest = plan.steps - self._done - dense
+        if self._config.regularity == "channel":
+            rest = round(rest * max(plan.ratio, 0.3))
+        seconds = (dense + rest) * self._config.batch_size / images_per_s
+        if seconds > 60:
+            self.note(f"{images_per_s:.0f} images/s: about {seconds / 60:.0f} minutes to go")
 
     def epoch(self, row: dict[str, Any]) -> None:
         """An epoch is done: one aligned line."""
@@ -87,11 +99,10 @@ class Terminal:
             facts = f"{standing} images standing"
             self._bar.update(self._task, completed=done, total=total, facts=facts)
 
-    def end(self, results: dict[str, Any], layers: list[dict[str, Any]]) -> None:
+    def end(self, results: dict[str, Any]) -> None:
         """All is done: the closing tables."""
         self.close()
-        if layers:
-            self.console.print(layer_table(layers))
+        self.console.print(layer_table(results["layers"]))
         self.console.print(result_table(results))
 
     def close(self) -> None:
@@ -105,7 +116,8 @@ class Terminal:
         if not self.console.is_terminal:
             return
         self._bar = Progress(
-            TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[facts]}"),
+            TextColumn(title), BarColumn(), MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
             TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), console=self.console,
         )  # fmt: skip
         self._task = self._bar.add_task(title, total=total, completed=done, facts="compiling")

@@ -1,4 +1,4 @@
-"""A run from its config to its results: load, train, freeze, train on, evaluate; resumable throughout."""
+"""A run from its config to its results: load, train, freeze, train on, evaluate; resumable."""
 
 import dataclasses
 import time
@@ -17,7 +17,7 @@ from irp_jax.config import Config
 from irp_jax.data import Dataset
 from irp_jax.models import Architecture
 from irp_jax.network import cost_report, deployed, inference
-from irp_jax.pruning import slim
+from irp_jax.pruning import cost, slim
 from irp_jax.training import phases
 from irp_jax.training.phases import Plan
 from irp_jax.training.step import Recipe, TrainState, compile_steps
@@ -37,7 +37,7 @@ class Reporter(Protocol):
     def progress(self, steps: int, images_per_s: float, metrics: dict[str, float]) -> None: ...
     def epoch(self, row: dict[str, Any]) -> None: ...
     def evaluating(self, done: int, total: int, standing: int) -> None: ...
-    def end(self, results: dict[str, Any], layers: list[dict[str, Any]]) -> None: ...
+    def end(self, results: dict[str, Any]) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,10 +78,10 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
     Raises:
         UserError: the run cannot be done as asked; nothing is written that was not complete.
     """
-    config = configs.resolve(config)
+    configs.check(config)
     workdir = configs.workdir(config)
     dataset = data.load(
-        config.dataset, data_dir=config.data_dir, validation_fraction=config.validation or 0.0
+        config.dataset, data_dir=config.data_dir, validation_fraction=config.validation
     )
     model = models.build(config.model, dataset.num_classes, config.width)
     dense = models.describe(model, dataset.image_shape)
@@ -95,25 +95,28 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
         finished = files.read_json(workdir / "results.json")
         if finished is not None:
             reporter.note(f"{workdir} is finished: showing its results")
-            reporter.end(finished, [])
+            reporter.end(finished)
             return finished
         files.write_json(workdir / "config.json", dataclasses.asdict(config))
         reporter.note(f"run in {workdir}")
         progress = _resume(setup, workdir, reporter) or _start(setup, model)
         progress = _train(setup, progress, workdir, reporter)
         results = _evaluate(setup, progress, reporter) | {
+            "environment": parallel.describe(),
             "command": command,
             "commit": files.commit(),
+            "layers": cost.table(dense, progress.kept),
+            "history": files.read_log(workdir / "metrics.jsonl"),
         }
         files.write_json(workdir / "results.json", results)
-    reporter.end(results, _layers(setup, progress))
+    reporter.end(results)
     return results
 
 
 # ---- starting and resuming -------------------------------------------------------------------
 
 
-def _start(setup: Setup, model) -> Progress:
+def _start(setup: Setup, model: Any) -> Progress:
     image = jnp.zeros((1, *setup.dataset.image_shape), jnp.float32)
     variables = jax.jit(model.init, static_argnames="train")(
         jax.random.key(setup.config.seed), image, train=False
@@ -123,7 +126,7 @@ def _start(setup: Setup, model) -> Progress:
 
 
 def _resume(setup: Setup, workdir: Path, reporter: Reporter) -> Progress | None:
-    def make_training(network, record):
+    def make_training(network: dict[str, Any], record: dict[str, Any]) -> Any:
         frozen = bool(record["kept"])
         architecture = _architecture(setup, record["kept"])
         state = phases.example_state(setup.config, setup.plan, architecture, network, frozen)
@@ -212,7 +215,7 @@ def _train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) 
         seconds = time.monotonic() - began
         variables = deployed(architecture, state.params, state.batch_stats)
         accuracies = evaluation.probe(
-            setup.apply, variables, probe_images, probe_labels, attacks.linf(config.epsilon or 0.0),
+            setup.apply, variables, probe_images, probe_labels, attacks.linf(config.epsilon),
             key=jax.random.key(config.seed),
         )  # fmt: skip
         progress = dataclasses.replace(
@@ -235,7 +238,7 @@ def _recipe(setup: Setup, architecture: Architecture) -> Recipe:
     return Recipe(
         architecture=architecture,
         cost_kind="params" if config.cost == "params" else "macs",
-        threat=attacks.linf(config.epsilon or 0.0),
+        threat=attacks.linf(config.epsilon),
         attack=attacks.FAST_ATTACKS[config.attack],
         augmentation=dataclasses.replace(augmentation, cutout=config.cutout),
         label_smoothing=config.label_smoothing,
@@ -256,16 +259,18 @@ def _segments(config: Config, plan: Plan, images: int, epoch: int) -> Iterator[n
     yield from used.reshape(runs, length, config.batch_size)
 
 
-def _probe_set(setup: Setup):
+def _probe_set(setup: Setup) -> Any:
     """Held-out images, split over the devices; training images where none are held out."""
     split = setup.dataset.validation if len(setup.dataset.validation) else setup.dataset.train
     devices = setup.mesh.size
     count = max(devices, min(PROBE_IMAGES, len(split)) // devices * devices)
     arrays = (split.images[:count], split.labels[:count])
-    return parallel.place(arrays, parallel.batch(setup.mesh) if len(split) >= count else None)
+    return parallel.place(arrays, parallel.batch(setup.mesh))
 
 
-def _row(setup: Setup, progress: Progress, rows, accuracies, rate: float) -> dict[str, Any]:
+def _row(
+    setup: Setup, progress: Progress, rows: list, accuracies: evaluation.Probe, rate: float
+) -> dict[str, Any]:
     kept = progress.kept
     ratio = float(rows[-1]["cost_ratio"][-1])
     if kept:
@@ -288,7 +293,8 @@ def _frozen_note(setup: Setup, kept: dict[str, int]) -> str:
     report = cost_report(setup.dense, kept)
     return (
         f"masks frozen: {report['macs'] / 1e6:.2f}M of {report['dense_macs'] / 1e6:.2f}M MACs "
-        f"({report['macs_ratio']:.1%}), {report['params']:,} of {report['dense_params']:,} parameters"
+        f"({report['macs_ratio']:.1%}), "
+        f"{report['params']:,} of {report['dense_params']:,} parameters"
     )
 
 
@@ -296,9 +302,9 @@ def _frozen_note(setup: Setup, kept: dict[str, int]) -> str:
 
 
 def _evaluate(setup: Setup, progress: Progress, reporter: Reporter) -> dict[str, Any]:
-    """Natural and PGD accuracy of the deployed network on the test split, and all facts of the run."""
+    """Natural and PGD accuracy of the deployed network on the test split, and the run's facts."""
     config, state = setup.config, progress.state
-    spec = evaluation.AttackSpec(epsilon=config.epsilon or 0.0)
+    spec = evaluation.AttackSpec(epsilon=config.epsilon)
     variables = deployed(_architecture(setup, progress.kept), state.params, state.batch_stats)
     report = evaluation.evaluate(
         setup.apply, variables, setup.dataset.test.images, setup.dataset.test.labels, spec,
@@ -323,11 +329,4 @@ def _evaluate(setup: Setup, progress: Progress, reporter: Reporter) -> dict[str,
         "images_per_s": round(trained / progress.seconds, 1),
         "config": configs.identity(config),
         "kept": progress.kept,
-        "environment": parallel.describe(),
     }
-
-
-def _layers(setup: Setup, progress: Progress) -> list[dict[str, Any]]:
-    from irp_jax.pruning import cost
-
-    return cost.table(setup.dense, progress.kept)

@@ -32,7 +32,10 @@ def _on(half: str, inner: optax.GradientTransformation) -> optax.GradientTransfo
 
 
 def one_cycle(peak: float, steps: int, warm_up: float = 0.4) -> optax.Schedule:
-    """Learning rate 0 -> `peak` -> 0, linear, the peak after a fraction `warm_up` (Wong et al. 2020)."""
+    """Learning rate 0 -> `peak` -> 0, linear, the peak after a fraction `warm_up` of the steps.
+
+    The cyclic schedule of Wong, Rice & Kolter (2020, section 5).
+    """
     turn = max(1, round(warm_up * steps))
     return optax.join_schedules(
         [

@@ -43,7 +43,7 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
     """Schedules a run.
 
     Args:
-        config: resolved.
+        config: of the run.
         architecture: dense.
         images: in the training split.
 
@@ -55,7 +55,7 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
             f"batch size {config.batch_size} is larger than the {images} training images: "
             f"give --batch-size={images} or less"
         )
-    epochs = config.epochs or 1
+    epochs = config.epochs
     amount, absolute = parse_budget(config.budget)
     kind, regularity = _kind(config), _regularity(config)
     dense = getattr(cost.total(architecture), kind)
@@ -87,7 +87,7 @@ def optimizer(
     config: Config, plan: Plan, architecture: Architecture, frozen: bool
 ) -> optax.GradientTransformation:
     """SGD with momentum on the weights; on the masks the method's rule, or nothing once frozen."""
-    rate = one_cycle(config.learning_rate or 0.1, plan.steps)
+    rate = one_cycle(config.learning_rate, plan.steps)
     weights = optax.chain(
         optax.add_decayed_weights(config.weight_decay), optax.sgd(rate, momentum=0.9)
     )
@@ -173,7 +173,7 @@ def freeze(
 def example_state(
     config: Config, plan: Plan, architecture: Architecture, network: dict[str, Any], frozen: bool
 ) -> TrainState:
-    """A state of the right structure and shapes around a restored network, for restoring the rest."""
+    """A state of the right structure and shapes around a restored network, to restore the rest."""
     params = {"weights": network["weights"], "masks": network["masks"]}
     state = optimizer(config, plan, architecture, frozen).init(params)
     return TrainState(jnp.zeros((), jnp.int32), params, network["batch_stats"], state)

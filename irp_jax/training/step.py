@@ -1,4 +1,4 @@
-"""One training step: attack the masked network, descend on weights and masks; and many of them as one program."""
+"""One training step, attack and descent on weights and masks; and many of them as one program."""
 
 import dataclasses
 import functools
@@ -136,7 +136,7 @@ def compile_steps(
     step = functools.partial(train_step, recipe, network, optimizer)
     split, whole = parallel.batch(mesh), parallel.replicated(mesh)
 
-    # Without `out_shardings` the first result would come back laid out anew, and compile a second time.
+    # Without `out_shardings` the first result would come back laid out anew and compile once more.
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=whole)
     def steps(state, images, labels, batches):
         def body(state, batch):

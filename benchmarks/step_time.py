@@ -1,0 +1,171 @@
+"""How long one Fast AT step takes, for several trainers in turn: A B C, A B C, ...
+
+Whatever else the machine does then falls on all of them, and ratios taken round by round hold even
+where the times themselves wander.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from irp_jax import attacks, models, parallel
+from irp_jax.config import Config
+from irp_jax.data.augment import Augmentation
+from irp_jax.errors import UserError
+from irp_jax.models import Architecture
+from irp_jax.pruning import masks, slim
+from irp_jax.training import phases
+from irp_jax.training.step import Recipe, TrainState, compile_steps
+
+Burst = Callable[[], None]
+"""Takes some training steps and returns when they are done."""
+
+IMAGE = (32, 32, 3)
+IMAGES = 4096
+AUGMENTATION = Augmentation(crop_padding=4, flip=True)
+
+
+class Trainers:
+    """Every contender, on the same network, weights, images and batches.
+
+    Attributes:
+        config: model, budget and batch size; the rest at its defaults.
+        plan: the default schedule of a CIFAR-10 run, whose freeze splits it in two.
+        steps: in one burst; compiled into one program, as in training.
+        cost_ratio: of the slim network.
+    """
+
+    def __init__(self, config: Config, steps: int) -> None:
+        self.config, self.steps, self.cost_ratio = config, steps, float("nan")
+        self.model = models.build(config.model, 10, config.width)
+        self.dense = models.describe(self.model, IMAGE)
+        self.plan = phases.plan(config, self.dense, 49_000)
+        self.variables = jax.jit(self.model.init, static_argnames="train")(
+            jax.random.key(config.seed), jnp.zeros((1, *IMAGE)), train=False
+        )
+        random = np.random.default_rng(config.seed)
+        self.images = random.integers(0, 256, (IMAGES, *IMAGE), dtype=np.uint8)
+        self.labels = random.integers(0, 10, IMAGES, dtype=np.int32)
+        self.batches = random.integers(0, IMAGES, (steps, config.batch_size), dtype=np.int32)
+
+    def dense_step(self) -> Burst:
+        """No masks at all."""
+        params = {"weights": self.variables["params"], "masks": {}}
+        optimizer = phases.optimizer(self.config, self.plan, self.dense, frozen=True)
+        state = TrainState(
+            jnp.zeros((), jnp.int32), params, self.variables["batch_stats"], optimizer.init(params)
+        )
+        return self._compile(self.dense, optimizer, state)
+
+    def masked_step(self, regularity: str) -> Burst:
+        """Masks being learned: what the first part of a run does."""
+        config = self._with(regularity)
+        state = phases.initial_state(config, self.plan, self.dense, self.variables)
+        optimizer = phases.optimizer(config, self.plan, self.dense, frozen=False)
+        return self._compile(self.dense, optimizer, state)
+
+    def slim_step(self) -> Burst:
+        """The network cut to the budget: what the rest of a run does.
+
+        Every channel group loses the same share, as far as whole channels allow.
+        """
+        config = self._with("channel")
+        state = phases.initial_state(config, self.plan, self.dense, self.variables)
+        ranks = {name: -np.arange(n) / n for name, n in self.dense.groups.items()}
+        assert ranks.keys() == masks.units(self.dense, "channel").keys()
+        params = {**state.params, "masks": ranks}
+        ranked = TrainState(state.step, params, state.batch_stats, state.optimizer)
+        frozen, kept = phases.freeze(config, self.plan, self.dense, ranked)
+        architecture = slim.architecture(self.dense, kept)
+        optimizer = phases.optimizer(config, self.plan, architecture, frozen=True)
+        self.cost_ratio = phases.cost.total(self.dense, kept).macs / phases.cost.total(self.dense).macs
+        return self._compile(architecture, optimizer, frozen)
+
+    def torch_step(self, *, masked: bool) -> Burst:
+        """Eager PyTorch, channels-last, as many threads as cores.
+
+        Raises:
+            UserError: there is no twin of this network in PyTorch here.
+        """
+        from benchmarks import torch_resnet
+
+        if not isinstance(self.model, models.ResNet):
+            raise UserError(
+                f"there is no PyTorch twin of {self.config.model}: give --no-torch, or "
+                "--model=resnet20/32/44/56/110/resnet18"
+            )
+        weights = jax.device_get(self.variables["params"])
+        twin = torch_resnet.build(self.model.blocks, self.model.widths, weights, masked=masked)
+        self._check_equal(twin, torch_resnet.logits)
+        step = torch_resnet.fast_step(twin, self.images, self.labels, self.config.epsilon)
+
+        def burst() -> None:
+            for batch in self.batches:
+                step(batch)
+
+        return burst
+
+    def _check_equal(self, twin: Any, logits: Callable) -> None:
+        """Both networks compute the same, in training mode; else their times mean nothing."""
+        images = self.images[: self.config.batch_size].astype(np.float32) / 255
+        variables = self.variables
+        forward = jax.jit(models.forward(self.model), static_argnames="train")
+        ours, _ = forward(variables["params"], variables["batch_stats"], images, train=True)
+        np.testing.assert_allclose(np.asarray(ours), logits(twin, images), atol=1e-4, rtol=1e-4)
+
+    def _with(self, regularity: str) -> Config:
+        import dataclasses
+
+        return dataclasses.replace(self.config, regularity=regularity)
+
+    def _compile(self, architecture: Architecture, optimizer, state: TrainState) -> Burst:
+        config = self.config
+        mesh = parallel.mesh(parallel.usable_devices(config.batch_size))
+        recipe = Recipe(
+            architecture=architecture, cost_kind="macs", threat=attacks.linf(config.epsilon),
+            attack=attacks.FAST_ATTACKS[config.attack], augmentation=AUGMENTATION,
+            label_smoothing=config.label_smoothing, seed=config.seed,
+        )  # fmt: skip
+        run = compile_steps(recipe, models.forward(self.model), optimizer, mesh)
+        whole = parallel.replicated(mesh)
+        images, labels = parallel.place((self.images, self.labels), whole)
+        # A copy: the state is donated, and the contenders start from the same arrays.
+        state = parallel.place(jax.tree.map(np.array, jax.device_get(state)), whole)
+
+        def burst() -> None:
+            nonlocal state
+            state, _ = run(state, images, labels, self.batches)
+            jax.block_until_ready(state)
+
+        return burst
+
+
+def interleaved(
+    bursts: Mapping[str, Burst], rounds: int, steps: int, progress: Callable[[int], None]
+) -> dict[str, list[float]]:
+    """Times every contender once a round.
+
+    Args:
+        bursts: name -> burst of `steps` steps.
+        rounds: how many; one more goes before, untimed, in which everything is compiled.
+        steps: in a burst.
+        progress: told the number of rounds done.
+
+    Returns:
+        Name -> seconds per step of each round.
+    """
+    for burst in bursts.values():
+        burst()
+        burst()
+    seconds: dict[str, list[float]] = {name: [] for name in bursts}
+    for done in range(rounds):
+        for name, burst in bursts.items():
+            began = time.perf_counter()
+            burst()
+            seconds[name].append((time.perf_counter() - began) / steps)
+        progress(done + 1)
+    return seconds

@@ -1,0 +1,13 @@
+"""The method as published: constant-b hinge, masks learned to the end, no floors, no projection.
+
+    bin/train --config=published
+
+What the publication leaves open (b, the logits' learning rate, the schedule) is set to the defaults
+of `irp_jax.config.Config`; 116 epochs is what the iteration counts of its curves amount to.
+"""
+
+from irp_jax.config import Config
+
+config = Config(
+    model="resnet20", budget="0.16M", cost="params", method="paper", epochs=116, hinge_strength=1.0
+)

@@ -1,0 +1,66 @@
+"""bin/report: tables and pictures from saved results."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from irp_jax import files
+from irp_jax.cli.run import main, parse
+from irp_jax.errors import UserError
+from irp_jax.report import plots
+from irp_jax.report.tables import markdown, summary
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Show the results in a folder: a table, and on request Markdown and pictures."""
+
+    results: str = "results"
+    """A folder of results.json files under any names, or one such file."""
+    markdown: bool = False
+    """Print the table as Markdown."""
+    into: str | None = None
+    """Put the Markdown table into this file, between <!-- results --> and <!-- /results -->."""
+    plot: str | None = None
+    """Draw to this .svg or .png: accuracy against cost, or, for one file, that run."""
+
+
+def report(arguments: list[str]) -> None:
+    """Reads every JSON file that is a run's results."""
+    if arguments and not arguments[0].startswith("-"):
+        arguments = [f"--results={arguments[0]}", *arguments[1:]]
+    options = parse(Options, arguments, "bin/report")
+    place = Path(options.results)
+    paths = [place] if place.is_file() else sorted(place.rglob("*.json"))
+    found = [files.read_json(path) for path in paths]
+    runs = [one for one in found if isinstance(one, dict) and {"config", "accuracy"} <= set(one)]
+    if not runs:
+        raise UserError(f"no results in {place}: give a folder of results.json files")
+    if options.plot is not None and len(runs) == 1:
+        plots.run_picture(runs[0], Path(options.plot))
+    elif options.plot is not None:
+        plots.budget_picture(runs, Path(options.plot))
+    if options.into is not None:
+        _insert(Path(options.into), markdown(runs))
+    if options.markdown:
+        sys.stdout.write(markdown(runs))
+    else:
+        Console(highlight=False).print(summary(runs))
+
+
+def _insert(path: Path, table: str) -> None:
+    opening, closing = "<!-- results -->", "<!-- /results -->"
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror})") from error
+    if opening not in text or closing not in text:
+        raise UserError(f"{path} has no place for the table: add lines {opening} and {closing}")
+    before, after = text.split(opening)[0], text.split(closing)[1]
+    path.write_text(f"{before}{opening}\n{table}{closing}{after}")
+
+
+if __name__ == "__main__":
+    main(report)

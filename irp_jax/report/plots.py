@@ -1,0 +1,108 @@
+"""Plots of results; the only file that draws."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+from irp_jax.errors import UserError
+from irp_jax.report.tables import Results, groups
+
+INK = {
+    "dense": "#c9ced6",
+    "kept": "#1f6feb",
+    "natural": "#1f6feb",
+    "pgd": "#d1242f",
+    "cost": "#57606a",
+}
+
+
+def run_picture(results: Results, path: Path) -> None:
+    """One run at a glance: cost and accuracy over the epochs, channels left layer by layer.
+
+    Args:
+        results: of a run with channel regularity; must hold `history` and `layers`.
+        path: .svg or .png to write.
+    """
+    history, layers = results["history"], results["layers"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+    epochs = [row["epoch"] for row in history]
+    for key, label in (
+        ("natural", "clean accuracy"),
+        ("pgd", "PGD-10 accuracy"),
+        ("cost_ratio", "cost left"),
+    ):
+        color = INK["cost" if key == "cost_ratio" else key]
+        style = "--" if key == "cost_ratio" else "-"
+        left.plot(epochs, [100 * row[key] for row in history], style, color=color, label=label)
+    frozen = next((row["epoch"] for row in history if row["frozen"]), None)
+    if frozen is not None:
+        left.axvline(frozen - 1, color=INK["cost"], linewidth=0.8)
+        left.annotate(" masks frozen,\n network cut small", (frozen - 1, 2), fontsize=8)
+    left.set(xlabel="epoch", ylabel="%", ylim=(0, 103), title="learned together, on budget exactly")
+    left.legend(frameon=False, fontsize=8)
+    positions = range(len(layers))
+    right.bar(
+        positions, [row["dense_channels_out"] for row in layers], color=INK["dense"], label="before"
+    )
+    right.bar(positions, [row["channels_out"] for row in layers], color=INK["kept"], label="left")
+    right.set_xticks(positions, [row["layer"] for row in layers], rotation=90, fontsize=6)
+    ratio = results["cost"]["macs_ratio"]
+    right.set(
+        ylabel="output channels", title=f"{results['model']}: {ratio:.1%} of the operations left"
+    )
+    right.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def budget_picture(results: Sequence[Results], path: Path) -> None:
+    """Accuracy against what is left of the network, one line per kind of mask and method.
+
+    Args:
+        results: runs on one data set; seeds are averaged, their range is drawn as a bar.
+        path: .svg or .png to write.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", sharex=True)
+    lines: dict[tuple, list[list[Results]]] = {}
+    for runs in groups(results):
+        lines.setdefault((runs[0]["method"], runs[0]["config"]["regularity"]), []).append(runs)
+    for axis, (key, label) in zip(
+        axes, (("natural", "natural accuracy, %"), ("pgd", "PGD-10 accuracy, %")), strict=True
+    ):
+        for (method, regularity), sets in lines.items():
+            x = [mean(_left(r) for r in runs) for runs in sets]
+            values = [[100 * r["accuracy"][key] for r in runs] for runs in sets]
+            y = [mean(v) for v in values]
+            error = [
+                [m - min(v) for m, v in zip(y, values, strict=True)],
+                [max(v) - m for m, v in zip(y, values, strict=True)],
+            ]
+            order: Any = sorted(range(len(x)), key=x.__getitem__)
+            axis.errorbar(
+                [x[i] for i in order], [y[i] for i in order],
+                [[side[i] for i in order] for side in error],
+                marker="o", markersize=4, capsize=2, label=f"{method}, {regularity} masks",
+            )  # fmt: skip
+        axis.set(xlabel="cost left, fraction of dense", ylabel=label)
+    axes[0].legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def _left(results: Results) -> float:
+    return results["cost"][f"{results['budget']['kind']}_ratio"]
+
+
+def _save(figure: Any, path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write {path} ({error}): give a writable .svg or .png") from error
+    finally:
+        plt.close(figure)

@@ -1,0 +1,85 @@
+"""Tables of results: in the terminal, and in Markdown for the README."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from statistics import mean
+from typing import Any
+
+from rich.table import Table
+
+Results = dict[str, Any]
+
+HEAD = (
+    "data",
+    "model",
+    "method",
+    "masks",
+    "budget",
+    "seeds",
+    "natural %",
+    "PGD-10 %",
+    "MACs left",
+    "params left",
+    "epochs",
+    "minutes",
+)
+
+
+def groups(results: Iterable[Results]) -> list[list[Results]]:
+    """Runs that differ in the seed alone, together; in a stable order."""
+    found: dict[tuple, list[Results]] = defaultdict(list)
+    for one in results:
+        found[_what(one)].append(one)
+    return [sorted(found[key], key=lambda r: r["seed"]) for key in sorted(found)]
+
+
+def _what(one: Results) -> tuple:
+    config = one["config"]
+    return (
+        one["dataset"], one["model"], one["budget"]["kind"], one["method"], config["regularity"],
+        one["budget"]["target"], one["epochs"], one["attack"]["epsilon"],
+    )  # fmt: skip
+
+
+def row(runs: list[Results]) -> list[str]:
+    """One line: means over the seeds, with the range where there are several."""
+    first = runs[0]
+
+    def spread(values: list[float], digits: int, scale: float = 1.0) -> str:
+        scaled = [value * scale for value in values]
+        text = f"{mean(scaled):.{digits}f}"
+        if len(scaled) > 1 and max(scaled) - min(scaled) >= 0.5 * 10**-digits:
+            text += f" ({min(scaled):.{digits}f}-{max(scaled):.{digits}f})"
+        return text
+
+    return [
+        first["dataset"],
+        first["model"],
+        first["method"],
+        first["config"]["regularity"],
+        first["config"]["budget"] + (" params" if first["budget"]["kind"] == "params" else ""),
+        str(len(runs)),
+        spread([r["accuracy"]["natural"] for r in runs], 1, 100),
+        spread([r["accuracy"]["pgd"] for r in runs], 1, 100),
+        spread([r["cost"]["macs_ratio"] for r in runs], 4),
+        spread([r["cost"]["params_ratio"] for r in runs], 4),
+        str(first["epochs"]),
+        spread([r["wall_time_s"] for r in runs], 1, 1 / 60),
+    ]
+
+
+def summary(results: Iterable[Results]) -> Table:
+    """All runs as a terminal table, one line per set of seeds."""
+    table = Table(title="results")
+    for title in HEAD:
+        table.add_column(title, justify="right")
+    for runs in groups(results):
+        table.add_row(*row(runs))
+    return table
+
+
+def markdown(results: Iterable[Results]) -> str:
+    """The same in Markdown."""
+    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
+    lines += ["| " + " | ".join(row(runs)) + " |" for runs in groups(results)]
+    return "\n".join(lines) + "\n"

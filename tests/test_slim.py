@@ -1,0 +1,217 @@
+"""Slimming: the small network computes what the masked one does, and is as small as reported."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from pruning_nets import (
+    abstract_variables,
+    elements,
+    kept_units,
+    random_masks,
+    random_variables,
+    traced_macs,
+)
+
+from irp_jax import models
+from irp_jax.pruning import cost, masks, slim
+
+
+@pytest.mark.parametrize("name", sorted(models.MODELS))
+def test_slim_is_masked_and_as_small_as_counted(name):
+    shape = (8, 8, 3)
+    model = models.build(name, 10, 0.25 if name in ("resnet18", "vgg16", "wrn28_4") else 1.0)
+    dense = models.describe(model, shape)
+    variables = random_variables(model, shape, seed=0)
+    weights, batch_stats = variables["params"], variables["batch_stats"]
+    network = models.forward(model)
+    kept = kept_units(random_masks(dense, "channel", 1))
+    reported = cost.total(dense, kept)
+
+    @jax.jit
+    def masked(logits, images):
+        gated = masks.apply(dense, weights, masks.gates(logits))
+        return network(gated, batch_stats, images, train=False)[0]
+
+    @jax.jit
+    def small(weights, batch_stats, images):
+        return network(weights, batch_stats, images, train=False)[0]
+
+    everything = jax.tree.map(jnp.ones_like, random_masks(dense, "channel", 0))
+    # Other channels at each seed but as many, so that the small network compiles once.
+    for seed in range(3):
+        images = np.random.default_rng(seed).uniform(size=(4, *shape)).astype(np.float32)
+        logits = random_masks(dense, "channel", seed, kept)
+        cut = slim.cut(dense, variables, slim.surviving(logits))
+        expected = masked(logits, images)
+        np.testing.assert_allclose(
+            small(cut["params"], cut["batch_stats"], images), expected, rtol=0, atol=1e-4
+        )
+        # Neither of the two has lost the image or the masks on the way.
+        assert float(jnp.abs(expected - expected[:1]).max()) > 0.01
+        assert float(jnp.abs(expected - masked(everything, images)).max()) > 0.1
+        assert elements(cut["params"]) == reported.params
+
+    trace = jax.make_jaxpr(small)(cut["params"], cut["batch_stats"], images[:1])
+    assert traced_macs(trace) == reported.macs
+    assert cost.total(slim.architecture(dense, kept)) == reported
+
+
+def test_nothing_pruned_is_nothing_cut():
+    model = models.build("resnet20", 10, 0.25)
+    dense = models.describe(model, (8, 8, 1))
+    everything = slim.surviving(masks.init(dense, "channel"))
+    shapes = abstract_variables(model, (8, 8, 1))
+    tree = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    for survivors in (everything, {}):
+        same = slim.cut(dense, tree, survivors)
+        assert jax.tree.map(np.shape, same) == jax.tree.map(np.shape, tree)
+    assert slim.architecture(dense, dense.groups) == dense
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg16", "wrn28_4"])
+def test_half_of_every_group_is_the_network_of_half_the_width(name):
+    dense = models.describe(models.build(name, 10), (8, 8, 1))
+    half = {group: size // 2 for group, size in dense.groups.items()}
+    assert slim.architecture(dense, half) == models.describe(
+        models.build(name, 10, 0.5), (8, 8, 1)
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """A training state like any: a dataclass with optimiser states in tuples inside."""
+
+    step: Any
+    params: Any
+    batch_stats: Any
+    optimizer: Any
+    history: Any
+
+
+class Averages(NamedTuple):
+    weights: Any
+    count: Any
+
+
+@functools.cache
+def training():
+    """ResNet20 of quarter width, masks of it, and one training step (state, images) -> state."""
+    model = models.build("resnet20", 10, 0.25)
+    dense = models.describe(model, (8, 8, 1))
+    network = models.forward(model)
+    optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, momentum=0.9))
+
+    @jax.jit
+    def step(state, logits, images, labels):
+        def loss(weights):
+            gated = masks.apply(dense, weights, masks.gates(logits))
+            out, batch_stats = network(gated, state.batch_stats, images, train=True)
+            losses = optax.softmax_cross_entropy_with_integer_labels(out, labels)
+            return losses.mean(), batch_stats
+
+        gradients, batch_stats = jax.grad(loss, has_aux=True)(state.params["weights"])
+        updates, inner = optimizer.update(gradients, state.optimizer, state.params["weights"])
+        weights = optax.apply_updates(state.params["weights"], updates)
+        params = {**state.params, "weights": weights}
+        return State(state.step + 1, params, batch_stats, inner, state.history)
+
+    return model, dense, optimizer, step
+
+
+def new_state(seed=0):
+    model, dense, optimizer, _ = training()
+    variables = random_variables(model, (8, 8, 1), seed)
+    momentum = jax.tree.map(lambda leaf: jnp.cos(100 * leaf), variables["params"])
+    inner = optimizer.init(variables["params"])
+    trace = jax.tree.map(lambda _: None, inner)
+    trace = (inner[0], (optax.TraceState(trace=momentum), *inner[1][1:]))
+    logits = random_masks(dense, "channel", seed)
+    return State(
+        jnp.int32(7),
+        {"weights": variables["params"], "masks": logits},
+        variables["batch_stats"],
+        trace,
+        [Averages(variables["params"], jnp.int32(3)), jnp.arange(5)],
+    )
+
+
+def test_a_whole_training_state_is_cut_alike():
+    _, dense, _, _ = training()
+    state = new_state()
+    survivors = slim.surviving(state.params["masks"])
+    small = slim.cut(dense, state, survivors)
+    weights = small.params["weights"]
+    momentum = small.optimizer[1][0].trace
+    assert elements(weights) == cost.total(dense, kept_units(state.params["masks"])).params
+    jax.tree.map(
+        lambda w, m: np.testing.assert_allclose(np.cos(100 * np.asarray(w)), m, atol=1e-4),
+        weights,
+        momentum,
+    )
+    jax.tree.map(np.testing.assert_array_equal, weights, small.history[0].weights)
+    assert int(small.step) == 7 and int(small.history[0].count) == 3
+    assert small.history[1].shape == (5,)
+    jax.tree.map(np.testing.assert_array_equal, small.params["masks"], state.params["masks"])
+
+
+def test_training_and_then_cutting_is_cutting_and_then_training():
+    _, dense, _, step = training()
+    state = new_state()
+    logits = state.params["masks"]
+    images = np.random.default_rng(5).uniform(size=(16, 8, 8, 1)).astype(np.float32)
+    labels = np.arange(16, dtype=np.int32) % 10
+    survivors = slim.surviving(logits)
+    first = slim.cut(dense, step(state, logits, images, labels), survivors)
+    then = step(slim.cut(dense, state, survivors), {}, images, labels)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), first.params, then.params
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-4),
+        (first.batch_stats, first.optimizer),
+        (then.batch_stats, then.optimizer),
+    )
+
+
+class Nested(nn.Module):
+    """A layer outside that has the name of a layer inside."""
+
+    class Inside(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return models.Conv(8, "a", "b", name="conv")(x)
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.relu(models.Conv(4, None, "a", name="conv")(images))
+        x = Nested.Inside(name="inside")(x, train)
+        return models.Dense(3, "b", None, name="last")(x.mean((1, 2)))
+
+
+def test_layers_are_told_apart_by_their_whole_path():
+    model = Nested()
+    dense = models.describe(model, (4, 4, 2))
+    shapes = abstract_variables(model, (4, 4, 2))
+    tree = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    survivors = {"a": np.array([1, 3]), "b": np.array([0, 2, 7])}
+    small = slim.cut(dense, {"momentum": tree, "bare": tree["params"]}, survivors)
+    for params in (small["momentum"]["params"], small["bare"]):
+        assert jax.tree.map(np.shape, params) == {
+            "conv": {"kernel": (3, 3, 2, 2)},
+            "inside": {"conv": {"kernel": (3, 3, 2, 3)}},
+            "last": {"kernel": (3, 3), "bias": (3,)},
+        }
+
+
+def test_the_channels_kept_are_those_with_a_positive_logit():
+    logits = {"a": jnp.array([0.1, -0.1, 0.0, 5.0]), "b": jnp.array([-1.0, 1.0])}
+    survivors = slim.surviving(logits)
+    assert {name: kept.tolist() for name, kept in survivors.items()} == {"a": [0, 3], "b": [1]}
