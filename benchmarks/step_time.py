@@ -4,6 +4,7 @@ Whatever else the machine does then falls on all of them, and ratios taken round
 where the times themselves wander.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +18,7 @@ from irp_jax.config import Config
 from irp_jax.data.augment import Augmentation
 from irp_jax.errors import UserError
 from irp_jax.models import Architecture
-from irp_jax.pruning import masks, slim
+from irp_jax.pruning import cost, slim
 from irp_jax.training import phases
 from irp_jax.training.step import Recipe, TrainState, compile_steps
 
@@ -76,13 +77,12 @@ class Trainers:
         config = self._with("channel")
         state = phases.initial_state(config, self.plan, self.dense, self.variables)
         ranks = {name: -np.arange(n) / n for name, n in self.dense.groups.items()}
-        assert ranks.keys() == masks.units(self.dense, "channel").keys()
         params = {**state.params, "masks": ranks}
         ranked = TrainState(state.step, params, state.batch_stats, state.optimizer)
         frozen, kept = phases.freeze(config, self.plan, self.dense, ranked)
         architecture = slim.architecture(self.dense, kept)
         optimizer = phases.optimizer(config, self.plan, architecture, frozen=True)
-        self.cost_ratio = phases.cost.total(self.dense, kept).macs / phases.cost.total(self.dense).macs
+        self.cost_ratio = cost.total(self.dense, kept).macs / cost.total(self.dense).macs
         return self._compile(architecture, optimizer, frozen)
 
     def torch_step(self, *, masked: bool) -> Burst:
@@ -118,8 +118,6 @@ class Trainers:
         np.testing.assert_allclose(np.asarray(ours), logits(twin, images), atol=1e-4, rtol=1e-4)
 
     def _with(self, regularity: str) -> Config:
-        import dataclasses
-
         return dataclasses.replace(self.config, regularity=regularity)
 
     def _compile(self, architecture: Architecture, optimizer, state: TrainState) -> Burst:
@@ -144,28 +142,39 @@ class Trainers:
         return burst
 
 
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Seconds per step, one entry a round.
+
+    Attributes:
+        wall: by the clock on the wall.
+        cpu: summed over this process's threads; the steadier one on a machine with other work.
+    """
+
+    wall: list[float]
+    cpu: list[float]
+
+
 def interleaved(
     bursts: Mapping[str, Burst], rounds: int, steps: int, progress: Callable[[int], None]
-) -> dict[str, list[float]]:
+) -> dict[str, Times]:
     """Times every contender once a round.
 
     Args:
         bursts: name -> burst of `steps` steps.
-        rounds: how many; one more goes before, untimed, in which everything is compiled.
+        rounds: how many. Two bursts of each go before, untimed, in which all is compiled.
         steps: in a burst.
         progress: told the number of rounds done.
-
-    Returns:
-        Name -> seconds per step of each round.
     """
     for burst in bursts.values():
         burst()
         burst()
-    seconds: dict[str, list[float]] = {name: [] for name in bursts}
+    times = {name: Times([], []) for name in bursts}
     for done in range(rounds):
         for name, burst in bursts.items():
-            began = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             burst()
-            seconds[name].append((time.perf_counter() - began) / steps)
+            times[name].wall.append((time.perf_counter() - wall) / steps)
+            times[name].cpu.append((time.process_time() - cpu) / steps)
         progress(done + 1)
-    return seconds
+    return times

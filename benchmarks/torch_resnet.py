@@ -1,8 +1,8 @@
 """The rival: the same small residual network and the same Fast AT step, in eager PyTorch on a CPU.
 
-The network is `irp_jax.models.ResNet` layer for layer, down to the names, so that weights carry over and the
-two can be compared number by number before they are compared by the clock. Images and activations
-are channels-last, PyTorch's fastest layout for convolutions on a CPU.
+The network is `irp_jax.models.ResNet` layer for layer, down to the names, so that weights carry
+over and the two can be compared number by number before they are compared by the clock. Images
+and activations are channels-last, PyTorch's fastest layout for convolutions on a CPU.
 """
 
 import functools
@@ -75,11 +75,10 @@ class MaskedConv2d(nn.Conv2d):
     mask: torch.Tensor
 
     @classmethod
-    def of(cls, dense: nn.Conv2d) -> "MaskedConv2d":
-        """The same layer, with every weight kept."""
+    def convert(cls, dense: nn.Conv2d) -> None:
+        """Makes a dense layer one of these, in place, with every weight kept."""
         dense.__class__ = cls
         dense.register_buffer("mask", torch.ones_like(dense.weight))
-        return dense  # type: ignore[return-value]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._conv_forward(x, self.weight * self.mask, None)
@@ -102,7 +101,9 @@ def build(
             if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
                 parameters = {
                     name: torch.from_numpy(np.array(array))
-                    for name, array in functools.reduce(lambda t, k: t[k], path.split("."), weights).items()
+                    for name, array in functools.reduce(
+                        lambda t, k: t[k], path.split("."), weights
+                    ).items()
                 }
                 if isinstance(module, nn.Conv2d):
                     module.weight.copy_(parameters["kernel"].permute(3, 2, 0, 1))
@@ -112,11 +113,11 @@ def build(
                 else:
                     module.weight.copy_(parameters["scale"])
                     module.bias.copy_(parameters["bias"])
-    model = model.to(memory_format=torch.channels_last)
-    if masked:
-        for module in list(model.modules()):
-            if isinstance(module, nn.Conv2d):
-                MaskedConv2d.of(module)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+            if masked:
+                MaskedConv2d.convert(module)
     return model.train()
 
 
@@ -146,7 +147,7 @@ def fast_step(
         A step: indices (N,) of a batch -> its loss.
     """
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    data, targets = torch.from_numpy(images), torch.from_numpy(labels.astype(np.int64))
+    data, targets = torch.tensor(images), torch.from_numpy(labels.astype(np.int64))
 
     def step(batch: np.ndarray) -> float:
         indices = torch.from_numpy(batch)

@@ -1,6 +1,7 @@
 """Errors that a user can act on."""
 
 import difflib
+import itertools
 from collections.abc import Iterable
 
 
@@ -36,6 +37,17 @@ def unknown(kind: str, name: str, options: Iterable[str]) -> UserError:
     """
     choices = list(options)
     lowered = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), lowered, n=5, cutoff=0.5)
+    # Of equally near names the one that begins alike: resnet21 is meant to be resnet20.
+    near.sort(key=lambda option: (-_likeness(option, name), -_shared_start(option, name)))
     hint = f"did you mean {lowered[near[0]]!r}? " if near else ""
     return UserError(f"unknown {kind} {name!r}: {hint}(choices: {', '.join(choices)})")
+
+
+def _likeness(option: str, name: str) -> float:
+    return difflib.SequenceMatcher(None, name.lower(), option).ratio()
+
+
+def _shared_start(option: str, name: str) -> int:
+    pairs = zip(option, name.lower(), strict=False)
+    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))

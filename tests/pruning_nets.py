@@ -1,6 +1,7 @@
 """Networks, masks and an independent operation count for the tests of models and pruning."""
 
 import math
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -45,20 +46,17 @@ def random_variables(model, image_shape, seed):
     weights = jax.tree_util.tree_map_with_path(draw, shapes["params"])
     zero = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes["batch_stats"])
 
-    @jax.jit
-    def statistics(weights):
-        _, new = model.apply(
-            {"params": weights, "batch_stats": zero}, images, train=True, mutable=["batch_stats"]
-        )
-        return new["batch_stats"]
-
     def blur(path, leaf):
         full = 10 * np.asarray(leaf)  # One step with momentum 0.9 from zero.
         if path[-1].key == "mean":
             return full + rng.normal(0, 0.2, full.shape).astype(np.float32)
         return (full + 1e-3) * rng.uniform(0.7, 1.5, full.shape).astype(np.float32)
 
-    batch_stats = jax.tree_util.tree_map_with_path(blur, statistics(weights))
+    # Not compiled as a whole: layers of one shape then share their compiled parts, within a network
+    # and between networks.
+    variables = {"params": weights, "batch_stats": zero}
+    _, new = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    batch_stats = jax.tree_util.tree_map_with_path(blur, new["batch_stats"])
     return {"params": weights, "batch_stats": batch_stats}
 
 
@@ -79,6 +77,15 @@ def random_masks(architecture, regularity, seed, kept=None):
 def kept_units(logits):
     """Mask name -> number of units kept, as Python integers."""
     return {name: int((np.asarray(values) > 0).sum()) for name, values in logits.items()}
+
+
+def trace(function, *arguments):
+    """The operations of a call as the definition of the layers has them, and the output's shapes.
+
+    On a CPU a convolution does more than its definition, in order to be faster.
+    """
+    with mock.patch.object(jax, "default_backend", return_value="gpu"):
+        return jax.make_jaxpr(function, return_shape=True)(*arguments)
 
 
 def traced_macs(jaxpr):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pruning_nets import IMAGE_SHAPES, abstract_variables, elements, traced_macs
+from pruning_nets import IMAGE_SHAPES, abstract_variables, elements, trace, traced_macs
 
 from irp_jax import models
 from irp_jax.errors import UserError
@@ -32,7 +32,7 @@ def test_every_model_runs_on_every_shape_and_is_what_it_declares(name, shape):
     def train(variables, images):
         return network(variables["params"], variables["batch_stats"], images, train=True)
 
-    jaxpr, (logits, batch_stats) = jax.make_jaxpr(train, return_shape=True)(variables, images)
+    jaxpr, (logits, batch_stats) = trace(train, variables, images)
     assert (logits.shape, logits.dtype) == ((1, 7), jnp.float32)
     assert jax.tree.map(jnp.shape, batch_stats) == jax.tree.map(jnp.shape, variables["batch_stats"])
 

@@ -1,7 +1,7 @@
 """bin/bench train: what a training step takes here, beside the same step in PyTorch.
 
-PyTorch comes with `pip install torch`, which on Linux brings CUDA along; the CPU build that PyTorch's own
-package index offers is a tenth of the size and does for this.
+PyTorch comes with `pip install torch`. On Linux that brings CUDA along; the CPU build in PyTorch's
+own package index offers is a tenth of the size and is all that is needed.
 """
 
 import dataclasses
@@ -101,10 +101,11 @@ def _measure(config: Config, options: Options, console: Console) -> dict[str, An
         bursts["torch_masked"] = trainers.torch_step(masked=True)
     console.print(f"{config.model}, batch {config.batch_size}: compiling {len(bursts)} trainers")
     with console.status("") as status:
-        seconds = step_time.interleaved(
+        times = step_time.interleaved(
             bursts, options.rounds, options.steps,
             lambda done: status.update(f"round {done} of {options.rounds}"),
         )  # fmt: skip
+    seconds = {name: t.wall for name, t in times.items()}
     environment = parallel.describe() | {"load_average": load}
     if options.torch:
         environment |= {"torch": metadata.version("torch"), "torch_threads": parallel.cores()}
@@ -116,6 +117,7 @@ def _measure(config: Config, options: Options, console: Console) -> dict[str, An
         "freeze_fraction": trainers.plan.freeze_epoch / trainers.plan.epochs,
         "steps_per_timing": options.steps,
         "seconds_per_step": seconds,
+        "cpu_seconds_per_step": {name: t.cpu for name, t in times.items()},
         "mask_overhead": {
             name: _ratio(seconds[name], seconds["dense"]) for name in ("channel", "weight")
         },
@@ -164,7 +166,7 @@ def _whole_run(path: Path, config: Config) -> float:
 def _prepare_torch() -> None:
     if util.find_spec("torch") is None:
         raise UserError(
-            "PyTorch is not installed: pip install torch (its CPU build is enough, and much smaller), "
+            "PyTorch is not installed: pip install torch (the CPU build is enough, and smaller), "
             "or leave it out with --no-torch"
         )
     if jax.default_backend() != "cpu":
@@ -187,13 +189,14 @@ def show(report: dict[str, Any], console: Console) -> None:
         title=f"Fast AT step, {report['model']}, batch {batch}, 32 x 32 x 3, "
         f"{environment['cpu_count']} cores"
     )
-    for title in ("", "ms/step", "img/s", "of dense", f"x {RIVAL}"):
+    for title in ("", "ms/step", "CPU ms/step", "img/s", "of dense", f"x {RIVAL}"):
         table.add_column(title, justify="right" if title else "left")
     seconds, speedup = report["seconds_per_step"], report["speedup"]
     for name, times in seconds.items():
         middle = statistics.median(times)
         of_dense = f"{_ratio(times, seconds['dense']):.3f}"
-        cells = [f"{middle * 1e3:.0f}", f"{batch / middle:.0f}", of_dense]
+        cpu = statistics.median(report["cpu_seconds_per_step"][name])
+        cells = [f"{middle * 1e3:.0f}", f"{cpu * 1e3:.0f}", f"{batch / middle:.0f}", of_dense]
         title = TITLES[name] + (f" ({report['macs_ratio']:.3f} of MACs)" if name == "slim" else "")
         table.add_row(title, *cells, f"{speedup[name]:.2f}" if name in speedup else "-")
     console.print(table)

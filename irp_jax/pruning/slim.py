@@ -44,7 +44,8 @@ def cut(dense: Architecture, tree: Any, survivors: Mapping[str, np.ndarray]) -> 
         survivors: channel group -> indices kept; groups that are missing are kept whole.
     """
     layers = {layer.path: layer for layer in dense.layers}
-    depths = {len(path) for path in layers}
+    # Longest first: a layer inside a block may have the name of one outside.
+    depths = sorted({len(path) for path in layers}, reverse=True)
 
     def cut_leaf(path, leaf):
         keys = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))

@@ -117,12 +117,13 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
 
 
 def _start(setup: Setup, model: Any) -> Progress:
-    image = jnp.zeros((1, *setup.dataset.image_shape), jnp.float32)
-    variables = jax.jit(model.init, static_argnames="train")(
-        jax.random.key(setup.config.seed), image, train=False
-    )
-    state = phases.initial_state(setup.config, setup.plan, setup.dense, variables)
-    return Progress(epoch=0, kept={}, seconds=0.0, state=state)
+    @jax.jit
+    def init() -> TrainState:
+        image = jnp.zeros((1, *setup.dataset.image_shape), jnp.float32)
+        variables = model.init(jax.random.key(setup.config.seed), image, train=False)
+        return phases.initial_state(setup.config, setup.plan, setup.dense, variables)
+
+    return Progress(epoch=0, kept={}, seconds=0.0, state=init())
 
 
 def _resume(setup: Setup, workdir: Path, reporter: Reporter) -> Progress | None:

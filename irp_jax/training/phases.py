@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from irp_jax.config import Config, parse_budget
@@ -164,7 +165,8 @@ def freeze(
     else:
         kept = {name: int((logit > 0).sum()) for name, logit in logits.items()}
     params = {"weights": trees["weights"], "masks": frozen_logits}
-    fresh = optimizer(config, plan, dense, frozen=True).init(params)
+    # Frozen masks have no optimiser state, so its structure is all that is needed of a new one.
+    fresh = jax.eval_shape(optimizer(config, plan, dense, frozen=True).init, params)
     inner = {**fresh.inner_states, "weights": trees["momentum"]}
     frozen = TrainState(state.step, params, batch_stats, fresh._replace(inner_states=inner))
     return jax.device_get(frozen), kept
@@ -175,8 +177,9 @@ def example_state(
 ) -> TrainState:
     """A state of the right structure and shapes around a restored network, to restore the rest."""
     params = {"weights": network["weights"], "masks": network["masks"]}
-    state = optimizer(config, plan, architecture, frozen).init(params)
-    return TrainState(jnp.zeros((), jnp.int32), params, network["batch_stats"], state)
+    state = jax.eval_shape(optimizer(config, plan, architecture, frozen).init, params)
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
+    return TrainState(np.zeros((), np.int32), params, network["batch_stats"], zeros)
 
 
 def _kind(config: Config) -> cost.Kind:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -32,7 +33,7 @@ class TrainState:
         optimizer: state of the optax optimiser.
     """
 
-    step: jax.Array
+    step: jax.Array | np.ndarray
     params: dict[str, Any]
     batch_stats: Any
     optimizer: Any

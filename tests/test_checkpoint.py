@@ -1,0 +1,73 @@
+"""Checkpoints come back bit for bit, and a damaged one is noticed and passed over."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from irp_jax import checkpoint
+from irp_jax.errors import UserError
+
+
+@pytest.fixture
+def state():
+    rng = np.random.default_rng(0)
+    weights = {
+        f"layer{i}": {"kernel": rng.normal(size=(3, 3, 8, 8)).astype(np.float32)} for i in range(4)
+    }
+    network = {"weights": weights, "masks": {}, "batch_stats": {"n": np.ones(8, np.float32)}}
+    training = {"step": jnp.zeros((), jnp.int32), "optimizer": optax.adam(1e-3).init(weights)}
+    return network, training
+
+
+def damage(folder):
+    """Flips one byte in the middle of every larger file."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_size > 4000:
+            content = bytearray(path.read_bytes())
+            content[len(content) // 2] ^= 255
+            path.write_bytes(bytes(content))
+
+
+def test_everything_comes_back(tmp_path, state):
+    network, training = state
+    checkpoint.save(tmp_path, 3, network, training, {"kept": {"a": 2}})
+    saved = checkpoint.restore(tmp_path, lambda *_: training, print)
+    assert saved.epoch == 3
+    assert saved.record["kept"] == {"a": 2}
+    assert checkpoint.digest(saved.network) == checkpoint.digest(network)
+    assert checkpoint.digest(saved.training) == checkpoint.digest(training)
+
+
+def test_only_the_newest_are_kept_and_one_can_be_named(tmp_path, state):
+    for epoch in (1, 2, 3):
+        checkpoint.save(tmp_path, epoch, *state, {})
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["2", "3"]
+    assert checkpoint.restore(tmp_path / "2", None, print).epoch == 2
+    checkpoint.save(tmp_path, 3, *state, {"again": True})
+    assert checkpoint.restore(tmp_path, None, print).record["again"]
+
+
+def test_damage_falls_back_and_is_told(tmp_path, state):
+    for epoch in (1, 2):
+        checkpoint.save(tmp_path, epoch, *state, {})
+    damage(tmp_path / "2" / "network")
+    lines: list[str] = []
+    assert checkpoint.restore(tmp_path, None, lines.append).epoch == 1
+    assert len(lines) == 1
+    assert "damaged" in lines[0]
+    assert "\n" not in lines[0]
+    damage(tmp_path / "1" / "network")
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.restore(tmp_path, None, lines.append)
+
+
+def test_nothing_there_is_none(tmp_path):
+    assert checkpoint.restore(tmp_path / "nowhere", None, print) is None
+    assert checkpoint.restore(tmp_path, None, print) is None
+
+
+def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path, state):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        checkpoint.save(tmp_path / "file" / "checkpoints", 1, *state, {})

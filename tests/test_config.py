@@ -1,0 +1,99 @@
+"""Every flag is checked before anything is loaded; errors name the value and the way out."""
+
+import dataclasses
+
+import pytest
+
+from irp_jax import config as configs
+from irp_jax.config import Config
+from irp_jax.errors import UserError
+
+
+def test_the_default_is_valid():
+    configs.check(Config())
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "poster_004m", "poster_016m", "published"])
+def test_configs_in_the_folder_are_valid(name):
+    configs.check(configs.load(name))
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "absolute"),
+    [("0.16", 0.16, False), ("1", 1.0, False), ("0.04M", 4e4, True), ("900k", 9e5, True),
+     ("1.5G", 1.5e9, True)],
+)  # fmt: skip
+def test_budgets_are_fractions_or_amounts(text, amount, absolute):
+    assert configs.parse_budget(text) == (pytest.approx(amount), absolute)
+
+
+@pytest.mark.parametrize("text", ["0", "16", "-1", "nan", "inf", "", "0.16x", "0M", "-1k", "nanM"])
+def test_budgets_that_cannot_be_meant_are_refused_by_name(text):
+    with pytest.raises(UserError, match="budget") as error:
+        configs.parse_budget(text)
+    assert "\n" not in str(error.value)
+
+
+def test_a_percentage_is_recognised():
+    with pytest.raises(UserError, match=r"did you mean 0\.16"):
+        configs.parse_budget("16")
+
+
+@pytest.mark.parametrize(("text", "value"), [("8/255", 8 / 255), ("0.1", 0.1), ("1e-3", 1e-3)])
+def test_fractions_are_read(text, value):
+    assert configs.fraction(text) == value
+
+
+@pytest.mark.parametrize("text", ["8/0", "a", "1/2/3", ""])
+def test_bad_fractions_are_refused(text):
+    with pytest.raises(UserError, match="8/255"):
+        configs.fraction(text)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "hint"),
+    [
+        ("model", "resnet21", "resnet20"),
+        ("dataset", "cifar11", "cifar10"),
+        ("method", "prised", "priced"),
+        ("regularity", "chanel", "channel"),
+        ("cost", "mac", "macs"),
+        ("attack", "rsfgsm", "rs-fgsm"),
+        ("epsilon", 8.0, "8/255"),
+        ("epsilon", 0.0, "8/255"),
+        ("epochs", 0, "at least 1"),
+        ("batch_size", 0, "at least 1"),
+        ("seed", -1, "at least 0"),
+        ("learning_rate", float("nan"), "positive"),
+        ("width", 0.0, "positive"),
+        ("validation", 1.0, r"\[0, 1\)"),
+        ("ramp_stop", 0.01, "start < stop"),
+    ],
+)
+def test_bad_values_are_refused_with_a_hint(field, value, hint):
+    with pytest.raises(UserError, match=hint):
+        configs.check(dataclasses.replace(Config(), **{field: value}))
+
+
+def test_runs_that_differ_have_workdirs_that_differ():
+    base = configs.suited("digits")
+    others = [dataclasses.replace(base, seed=1), dataclasses.replace(base, epochs=7)]
+    assert len({configs.workdir(c) for c in [base, *others]}) == 3
+    moved = dataclasses.replace(base, data_dir="/elsewhere", checkpoint_every=1.0)
+    assert configs.workdir(moved) == configs.workdir(base)
+
+
+def test_a_config_survives_json():
+    config = configs.suited("digits", Config(budget="0.04M", cost="params"))
+    assert configs.from_json(dataclasses.asdict(config)) == config
+    with pytest.raises(UserError, match="unknown fields"):
+        configs.from_json({"colour": "red"})
+
+
+def test_loading_a_config_that_is_none(tmp_path):
+    with pytest.raises(UserError, match=r"PATH\.py"):
+        configs.load("no-such-config")
+    empty = tmp_path / "empty.py"
+    empty.write_text("x = 1\n")
+    with pytest.raises(UserError, match="config = Config"):
+        configs.load(str(empty))

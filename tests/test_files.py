@@ -1,0 +1,56 @@
+"""What a run leaves on disk is whole, or not there."""
+
+import json
+
+import pytest
+
+from irp_jax import files
+from irp_jax.errors import UserError
+
+
+def test_json_is_written_and_read(tmp_path):
+    files.write_json(tmp_path / "new" / "a.json", {"b": [1, 2.5]})
+    assert files.read_json(tmp_path / "new" / "a.json") == {"b": [1, 2.5]}
+    assert files.read_json(tmp_path / "missing.json") is None
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.json"]
+
+
+def test_damaged_json_and_unwritable_places_are_user_errors(tmp_path):
+    (tmp_path / "bad.json").write_text('{"a": ')
+    with pytest.raises(UserError, match=r"bad\.json"):
+        files.read_json(tmp_path / "bad.json")
+    with pytest.raises(UserError, match="cannot write"):
+        files.write_json(tmp_path / "bad.json" / "under-a-file.json", {})
+
+
+def test_a_folder_belongs_to_one_run(tmp_path):
+    with files.claim(tmp_path / "run", {"seed": 0}):
+        files.write_json(tmp_path / "run" / "config.json", {"seed": 0, "workdir": "x"})
+    with files.claim(tmp_path / "run", {"seed": 0}):
+        pass
+    with (
+        pytest.raises(UserError, match="seed=0, not 1"),
+        files.claim(tmp_path / "run", {"seed": 1}),
+    ):
+        pass
+
+
+def test_a_folder_is_used_by_one_process_at_a_time(tmp_path):
+    with (
+        files.claim(tmp_path, {}),
+        pytest.raises(UserError, match="in use"),
+        files.claim(tmp_path, {}),
+    ):
+        pass
+
+
+def test_the_log_is_cut_back_to_the_epoch_resumed_from(tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    for epoch in (1, 2, 3):
+        files.append_log(log, {"epoch": epoch})
+    with log.open("a") as file:
+        file.write('{"epoch": 4, "lo')  # a kill in the middle of a line
+    files.truncate_log(log, 2)
+    assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [1, 2]
+    assert files.read_log(log) == [{"epoch": 1}, {"epoch": 2}]
+    assert files.read_log(tmp_path / "none.jsonl") == []

@@ -1,0 +1,181 @@
+"""A run end to end, on real digits: on budget, resumable bit for bit, loadable."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from irp_jax import checkpoint, evaluation, network
+from irp_jax import config as configs
+from irp_jax.config import Config
+from irp_jax.data import load
+from irp_jax.errors import UserError
+from irp_jax.training import loop
+
+ROOT = Path(__file__).parent.parent
+TINY = configs.suited("digits", Config(width=0.25, budget="0.3", checkpoint_every=0.0))
+TINY = dataclasses.replace(TINY, epochs=4, ramp_stop=0.5, batch_size=256)
+
+
+class Silent:
+    """A reporter that remembers."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.rows: list[dict] = []
+
+    def note(self, message):
+        self.notes.append(message)
+
+    def begin(self, config, plan, done): ...
+
+    def progress(self, steps, images_per_s, metrics): ...
+
+    def epoch(self, row):
+        self.rows.append(row)
+
+    def evaluating(self, done, total, standing): ...
+
+    def end(self, results): ...
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Processes of this file share compiled programs, as a user's runs do."""
+    return os.environ | {
+        "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla")),
+    }  # fmt: skip
+
+
+def train_command(config):
+    flags = [
+        f"--{field.name.replace('_', '-')}={getattr(config, field.name)}"
+        for field in dataclasses.fields(config)
+        if field.name != "data_dir"
+    ]
+    return [sys.executable, "-m", "irp_jax.cli.train", *flags]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, environment):
+    """A run by the command line that nobody interrupted."""
+    config = dataclasses.replace(TINY, workdir=str(tmp_path_factory.mktemp("run")))
+    done = subprocess.run(
+        train_command(config), env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return config, json.loads((Path(config.workdir) / "results.json").read_text()), done.stdout
+
+
+def last(config):
+    saved = checkpoint.restore(Path(config.workdir) / "checkpoints", None, print)
+    return saved.epoch, checkpoint.digest(saved.network)
+
+
+def test_the_results_have_every_key_and_meet_the_budget(finished):
+    _, results, output = finished
+    keys = "model dataset method seed budget cost accuracy attack epochs wall_time_s images_per_s"
+    assert {*keys.split(), "environment", "command", "commit"} <= set(results)
+    assert set(results["accuracy"]) == {"natural", "pgd"}
+    assert 0.97 * 0.3 <= results["cost"]["macs_ratio"] <= 0.3
+    assert results["accuracy"]["natural"] >= results["accuracy"]["pgd"]
+    history = results["history"]
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
+    assert [row["frozen"] for row in history] == [False, False, True, True]
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert "masks frozen" in output
+    assert "\x1b" not in output, "plain lines when not a terminal"
+
+
+def test_the_checkpoint_alone_gives_the_network_that_was_reported(finished):
+    config, results, _ = finished
+    net = network.load(config.workdir, print)
+    assert net.cost == results["cost"]
+    arrays = jax.tree.leaves(net.variables["params"])
+    assert sum(a.size for a in arrays) == results["cost"]["params"]
+    test = load("digits").test
+    spec = evaluation.AttackSpec(epsilon=config.epsilon)
+    report = evaluation.evaluate(net.apply, net.variables, test.images, test.labels, spec)
+    assert report.natural == pytest.approx(results["accuracy"]["natural"], abs=0.003)
+    assert report.robust == pytest.approx(results["accuracy"]["pgd"], abs=0.006)
+
+
+def test_a_run_killed_before_and_after_the_freeze_resumes_to_the_identical_result(
+    finished, environment, tmp_path
+):
+    config = dataclasses.replace(TINY, workdir=str(tmp_path))
+    for epoch in (1, 3):
+        process = subprocess.Popen(
+            train_command(config), env=environment, stdout=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 200
+        while not (tmp_path / "checkpoints" / str(epoch)).exists() and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = subprocess.run(train_command(config), env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert last(config) == last(finished[0])
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["accuracy"] == finished[1]["accuracy"]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in rows] == [row["loss"] for row in finished[1]["history"]]
+
+
+def test_a_finished_run_is_shown_not_repeated(finished):
+    again = Silent()
+    results = loop.run(finished[0], again, "bin/train")
+    assert again.rows == []
+    assert results["accuracy"] == finished[1]["accuracy"]
+
+
+def test_weight_masks_leave_zeros_that_are_counted(tmp_path):
+    config = dataclasses.replace(TINY, regularity="weight", epochs=2, workdir=str(tmp_path))
+    results = loop.run(config, Silent(), "bin/train")
+    assert 0.97 * 0.3 <= results["cost"]["macs_ratio"] <= 0.3
+    net = network.load(str(tmp_path), print)
+    kernels = [a for a in jax.tree.leaves(net.variables["params"]) if a.ndim > 1]
+    assert sum(int(np.count_nonzero(a)) for a in kernels) <= sum(results["kept"].values())
+    assert net.cost == results["cost"]
+
+
+def test_the_published_method_runs_through_the_same_door(tmp_path):
+    config = dataclasses.replace(TINY, method="paper", epochs=1, workdir=str(tmp_path))
+    results = loop.run(config, Silent(), "bin/train")
+    assert results["method"] == "paper"
+    assert 0 < results["cost"]["macs_ratio"] <= 1
+
+
+def test_a_workdir_of_another_run_is_refused_and_untouched(finished):
+    config, _, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in Path(config.workdir).rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match="epochs=4, not 5"):
+        loop.run(dataclasses.replace(config, epochs=5), Silent(), "bin/train")
+    del before[Path(config.workdir) / ".lock"]
+    assert all(path.stat().st_mtime_ns == then for path, then in before.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget": "0.0001"}, "least possible is 0.0"),
+        ({"budget": "1k", "cost": "params"}, "least possible is 0.0"),
+        ({"budget": "5M", "cost": "params"}, "more than the whole network"),
+        ({"batch_size": 9999}, "larger than"),
+    ],
+)
+def test_what_cannot_be_done_leaves_nothing_behind(tmp_path, change, message):
+    config = dataclasses.replace(TINY, workdir=str(tmp_path / "run"), **change)
+    with pytest.raises(UserError, match=message):
+        loop.run(config, Silent(), "bin/train")
+    assert not (tmp_path / "run").exists()

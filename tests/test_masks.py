@@ -1,0 +1,188 @@
+"""Masks: hard gates, straight-through gradients, and what they take out of a network."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pruning_nets import abstract_variables, elements, kept_units, random_masks
+
+from irp_jax import models
+from irp_jax.pruning import cost, masks
+
+SHAPE = (8, 8, 1)
+MODEL = models.build("resnet20", 10, 0.25)
+DENSE = models.describe(MODEL, SHAPE)
+REGULARITIES = ("channel", "weight")
+LOGITS = st.lists(st.floats(-8, 8, width=32), min_size=5, max_size=5)
+
+
+def numbers(shape, seed):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def random_weights(seed=0):
+    shapes = abstract_variables(MODEL, SHAPE)["params"]
+    leaves, treedef = jax.tree.flatten(shapes)
+    return jax.tree.unflatten(treedef, [numbers(a.shape, (seed, i)) for i, a in enumerate(leaves)])
+
+
+@given(LOGITS)
+def test_gates_are_exactly_zero_or_one(logits):
+    logits = jnp.array(logits, jnp.float32)
+    gates = masks.binarise(logits)
+    assert gates.dtype == jnp.float32
+    np.testing.assert_array_equal(gates, np.where(np.asarray(logits) > 0, 1.0, 0.0))
+
+
+def test_a_logit_of_zero_is_pruned():
+    assert float(masks.binarise(jnp.float32(0.0))) == 0.0
+    assert float(masks.binarise(jnp.float32(-0.0))) == 0.0
+
+
+@given(LOGITS)
+def test_the_gradient_is_that_of_the_soft_mask(logits):
+    logits = np.array(logits, np.float32)
+    incoming = np.array([1.0, -2.0, 0.5, 3.0, -1.0], np.float32)
+    expected = incoming * 0.5 * (1 - np.tanh(logits.astype(np.float64)) ** 2)
+    found = jax.grad(lambda m: (incoming * masks.binarise(m)).sum())(jnp.asarray(logits))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    _, tangent = jax.jvp(masks.binarise, (jnp.asarray(logits),), (jnp.asarray(incoming),))
+    np.testing.assert_allclose(tangent, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("regularity", REGULARITIES)
+def test_one_logit_a_unit_that_starts_kept(regularity):
+    logits = masks.init(DENSE, regularity)
+    units = masks.units(DENSE, regularity)
+    assert {name: values.size for name, values in logits.items()} == units
+    assert {values.dtype for values in logits.values()} == {jnp.dtype(jnp.float32)}
+    assert all(float(values.min()) > 0 for values in logits.values())
+    if regularity == "weight":
+        params = abstract_variables(MODEL, SHAPE)["params"]
+        kernels = [params]
+        for layer in DENSE.kernels:
+            (kernels := params)
+            for key in layer.path:
+                kernels = kernels[key]
+            assert logits[layer.name].shape == kernels["kernel"].shape
+    else:
+        assert logits["stage2"].shape == (8,)
+
+
+def test_floors_by_hand():
+    dense = models.describe(models.build("resnet20", 10), (32, 32, 3))
+    channel, weight = masks.floors(dense, "channel"), masks.floors(dense, "weight")
+    assert channel["stage1"] == 1 and channel["stage2"] == 2 and channel["stage3_block0.inner"] == 4
+    assert weight["stem"] == 4  # Of 432.
+    assert weight["classifier"] == 6  # Of 640.
+    thin = models.describe(models.build("resnet20", 10, 0.01), (8, 8, 1))
+    assert min(masks.floors(thin, "channel").values()) == 1
+
+
+def kernel_of(tree, layer):
+    for key in layer.path:
+        tree = tree[key]
+    return np.asarray(tree["kernel"])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_channel_masks_hide_a_channel_from_all_who_read_it_and_touch_nothing_else(seed):
+    weights = random_weights(seed)
+    gates = masks.gates(random_masks(DENSE, "channel", seed))
+    masked = masks.apply(DENSE, weights, gates)
+    assert jax.tree.structure(masked) == jax.tree.structure(weights)
+    for layer in DENSE.kernels:
+        before, after = kernel_of(weights, layer), kernel_of(masked, layer)
+        alive = np.ones(layer.channels_in, bool)
+        if layer.reads is not None:
+            alive = np.asarray(gates[layer.reads]) == 1
+        np.testing.assert_array_equal(after[..., alive, :], before[..., alive, :])
+        assert not after[..., ~alive, :].any()
+    for name in ("stem_norm", "stage2_block0"):
+        before, after = (tree[name].get("norm1", tree[name]) for tree in (weights, masked))
+        jax.tree.map(np.testing.assert_array_equal, after, before)
+    np.testing.assert_array_equal(masked["classifier"]["bias"], weights["classifier"]["bias"])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_weight_masks_leave_as_many_parameters_as_are_counted(seed):
+    weights = random_weights(seed)
+    logits = random_masks(DENSE, "weight", seed)
+    masked = masks.apply(DENSE, weights, masks.gates(logits))
+    left = {layer.name: np.count_nonzero(kernel_of(masked, layer)) for layer in DENSE.kernels}
+    assert left == kept_units(logits)
+    gone = sum(layer.weights - left[layer.name] for layer in DENSE.kernels)
+    found = cost.total(DENSE, kept_units(logits))
+    assert found.params == elements(weights) - gone == sum(map(np.count_nonzero, leaves(masked)))
+    assert found.macs == sum(left[layer.name] * layer.positions for layer in DENSE.kernels)
+
+
+def leaves(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+@pytest.mark.parametrize("regularity", REGULARITIES)
+def test_all_on_changes_nothing_and_missing_names_mask_nothing(regularity):
+    weights = random_weights()
+    gates = masks.gates(masks.init(DENSE, regularity))
+    for some in (gates, {}):
+        jax.tree.map(np.testing.assert_array_equal, masks.apply(DENSE, weights, some), weights)
+    name = "stage1" if regularity == "channel" else "stem"
+    off = masks.apply(DENSE, weights, {name: jnp.zeros_like(gates[name])})
+    changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), off, weights)
+    readers = [
+        layer for layer in DENSE.kernels if name in (layer.reads, layer.name) and layer.weights
+    ]
+    assert sum(jax.tree.leaves(changed)) == len(readers)
+
+
+def test_the_weights_given_are_not_changed():
+    weights = random_weights()
+    copy = jax.tree.map(np.copy, weights)
+    masks.apply(DENSE, weights, masks.gates(random_masks(DENSE, "channel", 0)))
+    jax.tree.map(np.testing.assert_array_equal, weights, copy)
+
+
+@pytest.mark.parametrize("regularity", REGULARITIES)
+def test_mask_and_weight_gradients_through_apply(regularity):
+    weights = random_weights()
+    logits = random_masks(DENSE, regularity, 1)
+
+    def loss(weights):
+        # Every layer's gradient depends on every other layer, as in a network.
+        kernels = [jnp.sin(leaf).sum() for leaf in jax.tree.leaves(weights)]
+        return jnp.square(jnp.stack(kernels).sum()) * 1e-3
+
+    @jax.jit
+    def gradients(weights, logits):
+        def through(weights, gates):
+            return loss(masks.apply(DENSE, weights, gates))
+
+        learned = jax.grad(lambda w, m: through(w, masks.gates(m)), (0, 1))(weights, logits)
+        # The gates as independent numbers, as if there were no rounding.
+        plain = jax.grad(through, (0, 1))(weights, masks.gates(logits))
+        return learned, plain
+
+    (by_weights, by_logits), (plain_weights, by_gates) = gradients(weights, logits)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), by_weights, plain_weights
+    )
+    for name, values in logits.items():
+        slope = 0.5 * (1 - np.tanh(np.asarray(values, np.float64)) ** 2)
+        np.testing.assert_allclose(by_logits[name], slope * by_gates[name], rtol=1e-4, atol=1e-9)
+        assert float(jnp.abs(by_logits[name]).max()) > 0
+    # A pruned unit hears what it would do, so that it can come back; its weights hear nothing.
+    gates = masks.gates(logits)
+    pruned = jnp.concatenate([by_gates[name][gates[name] == 0].ravel() for name in gates])
+    assert float((pruned != 0).mean()) > 0.9
+    if regularity == "weight":
+        for layer in DENSE.kernels:
+            silent = kernel_of(by_weights, layer)[np.asarray(gates[layer.name]) == 0]
+            assert not silent.any()
+
+
+def test_kept_counts_units():
+    gates = {"a": jnp.array([1.0, 0.0, 1.0]), "b": jnp.ones((2, 3))}
+    assert {name: float(n) for name, n in masks.kept(gates).items()} == {"a": 2.0, "b": 6.0}
