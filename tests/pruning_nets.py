@@ -1,5 +1,6 @@
 """Networks, masks and an independent operation count for the tests of models and pruning."""
 
+import functools
 import math
 from unittest import mock
 
@@ -8,6 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from irp_jax.pruning import masks
+
+# Compilation is most of these tests' time, and little of it is worth its while.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 IMAGE_SHAPES = ((8, 8, 1), (28, 28, 1), (32, 32, 3))
 

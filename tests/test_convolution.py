@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pruning_nets import equations
+from pruning_nets import equations, quick_jit
 
 from irp_jax.models.convolution import convolve
 
@@ -66,7 +66,7 @@ def in_scan(function, stride, images, kernel):
 def test_value_and_both_gradients_are_those_of_xla(stride, size, shape):
     images, kernel = operands(size, shape)
 
-    @jax.jit
+    @quick_jit
     def both(*args):
         return tuple(value_and_gradients(f, stride, *args) for f in (convolve, reference))
 
@@ -83,7 +83,7 @@ def test_value_and_both_gradients_are_those_of_xla(stride, size, shape):
 def test_scan_changes_nothing(stride, size):
     images, kernel = operands(size, (7, 6, 3, 5))
 
-    @jax.jit
+    @quick_jit
     def both(*args):
         return in_scan(convolve, stride, *args), in_scan(reference, stride, *args)
 
@@ -96,7 +96,7 @@ def test_vmap_over_images_and_over_kernels(stride):
     images, kernel = operands(3, (5, 6, 3, 4))
     kernels = np.stack([kernel, 2 * kernel, -kernel])
 
-    @jax.jit
+    @quick_jit
     @jax.vmap
     def both(*args):
         return tuple(value_and_gradients(f, stride, *args) for f in (convolve, reference))
@@ -140,7 +140,7 @@ def test_gradients_keep_the_operand_order_that_is_fast_in_loops(stride):
 def test_other_backends_compute_the_same(monkeypatch, stride, size):
     images, kernel = operands(size, (7, 6, 3, 4))
     value = functools.partial(value_and_gradients, convolve, stride)
-    here = jax.jit(lambda *args: value(*args))(images, kernel)
+    here = quick_jit(lambda *args: value(*args))(images, kernel)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    for a, b in zip(here, jax.jit(value)(images, kernel), strict=True):
+    for a, b in zip(here, quick_jit(value)(images, kernel), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(b).max()))

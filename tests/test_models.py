@@ -1,13 +1,14 @@
 """Models: what they declare is what they are, counted by hand; every size runs; norms normalise."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from pruning_nets import IMAGE_SHAPES, abstract_variables, elements, trace, traced_macs
+from pruning_nets import IMAGE_SHAPES, abstract_variables, elements, quick_jit, trace, traced_macs
 
 from irp_jax import models
 from irp_jax.errors import UserError
@@ -188,12 +189,19 @@ class Users(nn.Module):
 
 def test_a_users_network_is_described_layer_by_layer():
     first, norm, second, last = models.describe(Users(), (7, 9, 2)).layers
-    common = dict(kind="conv", bias=False, positions=4 * 5)
     assert first == Layer(
-        path=("first",), reads=None, writes="a", channels_in=2, channels_out=6, window=25, **common
+        path=("first",),
+        kind="conv",
+        reads=None,
+        writes="a",
+        channels_in=2,
+        channels_out=6,
+        window=25,
+        positions=4 * 5,
+        bias=False,
     )
-    assert second == Layer(
-        path=("second",), reads="a", writes="b", channels_in=6, channels_out=4, window=1, **common
+    assert second == dataclasses.replace(
+        first, path=("second",), reads="a", writes="b", channels_in=6, channels_out=4, window=1
     )
     assert (norm.kind, norm.reads, norm.writes, norm.weights) == ("norm", "a", "a", 0)
     assert last == Layer(
@@ -244,9 +252,9 @@ def test_norm_normalises_a_batch_and_keeps_running_statistics():
     np.testing.assert_allclose(
         new["batch_stats"]["variance"], 0.9 * variance + 0.1 * batch_variance, rtol=1e-4
     )
-    out = norm.apply(variables, inputs, False)
+    running: Any = norm.apply(variables, inputs, False)
     expected = (wide - mean) / np.sqrt(variance + 1e-5) * scale + bias
-    np.testing.assert_allclose(out, expected, atol=1e-4)
+    np.testing.assert_allclose(running, expected, atol=1e-4)
 
 
 def test_norm_gradient_is_that_of_the_definition():
@@ -266,7 +274,7 @@ def test_norm_gradient_is_that_of_the_definition():
         variance = jnp.square(centred).mean((0, 1, 2))
         return (weight * (centred / jnp.sqrt(variance + 1e-5) * scale + bias)).sum()
 
-    @jax.jit
+    @quick_jit
     def both(*args):
         return tuple(jax.grad(f, (0, 1, 2))(*args) for f in (ours, definition))
 
@@ -296,12 +304,13 @@ def test_a_residual_block_is_its_formula():
         out = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=order)
         return out / np.float32(np.sqrt(1 + 1e-5))
 
-    @jax.jit
+    @quick_jit
     def both(x):
         expected = jax.nn.relu(x + convolve(jax.nn.relu(convolve(x, first)), second))
         return block.apply(variables, x, train=False), expected
 
-    np.testing.assert_allclose(*both(x), atol=1e-5)
+    found, expected = both(x)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_pixels_are_centred_inside_the_model():

@@ -14,6 +14,7 @@ from pruning_nets import (
     abstract_variables,
     elements,
     kept_units,
+    quick_jit,
     random_masks,
     random_variables,
     trace,
@@ -22,9 +23,6 @@ from pruning_nets import (
 
 from irp_jax import models
 from irp_jax.pruning import cost, masks, slim
-
-# Compilation is most of these tests' time.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 @pytest.mark.parametrize("name", sorted(models.MODELS))

@@ -25,6 +25,9 @@ from irp_jax.pruning.masks import Masks, Regularity
 LIMIT = 8.0
 """Logits stay within [-LIMIT, LIMIT]; beyond it the soft mask is 0 or 1 to float32 precision."""
 
+HAIR = 1e-4
+"""A logit's least distance from zero after an update, far above the rounding error at LIMIT."""
+
 
 def ramp(budget: float, start: int, stop: int) -> optax.Schedule:
     """Target cost ratio over steps: 1 until `start`, then a cubic fall to `budget` at `stop`.
@@ -102,11 +105,15 @@ def priced(
         prices = jax.grad(ratio)({name: (m > 0).astype(m.dtype) for name, m in logits.items()})
         score = jax.tree.map(lambda w, p: 0.5 * (jnp.log(w + 1e-30) - jnp.log(p)), worth, prices)
         thresholds = solve(score, least, lambda kept: cost.ratio(architecture, kind, kept), goal)
-        moved = {
-            name: jnp.clip(score[name] - thresholds[name], -LIMIT, LIMIT) - logits[name]
-            for name in logits
-        }
-        updates = jax.tree.map(lambda m: jnp.where(goal < 1.0, m, 0.0), moved)
+
+        def move(score: jax.Array, threshold: jax.Array, logits: jax.Array) -> jax.Array:
+            above = score - threshold
+            # Off zero, or adding the update to the old logit could round a kept unit away, and with
+            # it a floor.
+            clear = jnp.where(above > 0, jnp.maximum(above, HAIR), jnp.minimum(above, -HAIR))
+            return jnp.where(goal < 1.0, jnp.clip(clear, -LIMIT, LIMIT) - logits, 0.0)
+
+        updates = jax.tree.map(move, score, thresholds, logits)
         return updates, PricedState(state.step + 1, worth)
 
     return optax.GradientTransformation(init, update)

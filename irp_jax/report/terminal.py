@@ -47,7 +47,7 @@ class Terminal:
 
     def note(self, message: str) -> None:
         """One line."""
-        self.console.print(message, markup=False)
+        self.console.print(message, markup=False, highlight=False)
 
     def begin(self, config: Config, plan: Plan, done: int) -> None:
         """Training starts, or goes on after `done` steps."""

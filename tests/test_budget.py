@@ -1,0 +1,346 @@
+"""Budgets: met exactly, never by killing a layer, and learned without lag or rebound."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pruning_nets import kept_units, quick_jit, random_masks
+
+from irp_jax import models
+from irp_jax.pruning import budget, cost, masks
+
+REGULARITIES: tuple[masks.Regularity, ...] = ("channel", "weight")
+KINDS: tuple[cost.Kind, ...] = ("macs", "params")
+LARGE = models.describe(models.build("resnet20", 10), (32, 32, 3))
+SMALL = models.describe(models.build("resnet20", 10), (8, 8, 1))
+TINY = models.describe(models.resnet.ResNet((1, 1), (6, 8), 10), (8, 8, 1))
+
+
+def exact_ratio(dense, kind, kept):
+    return getattr(cost.total(dense, kept), kind) / getattr(cost.total(dense), kind)
+
+
+def assert_floors(dense, regularity, kept):
+    for name, least in masks.floors(dense, regularity).items():
+        assert kept[name] >= least, name
+
+
+def with_one_more(kept, dense, regularity):
+    """All ways to keep one unit more."""
+    for name, size in masks.units(dense, regularity).items():
+        if kept[name] < size:
+            yield {**kept, name: kept[name] + 1}
+
+
+# The ramp.
+
+
+def test_the_ramp_is_one_then_falls_to_the_budget_and_stays():
+    target = budget.ramp(0.16, 10, 50)
+    found = [float(target(jnp.int32(step))) for step in range(80)]
+    np.testing.assert_allclose(found[:11], 1.0)
+    np.testing.assert_allclose(found[50:], 0.16, rtol=1e-6)
+    assert all(a > b for a, b in itertools.pairwise(found[10:51]))
+    np.testing.assert_allclose(found[30], 0.16 + 0.84 * 0.125, rtol=1e-6)
+    assert float(budget.ramp(0.3, 5, 5)(jnp.int32(6))) == pytest.approx(0.3)
+
+
+# Solving for the price.
+
+
+@functools.cache
+def solver(regularity, kind):
+    dense = LARGE if regularity == "channel" else TINY
+    least = masks.floors(dense, regularity)
+
+    @quick_jit
+    def solve(score, goal):
+        return budget.solve(score, least, lambda kept: cost.ratio(dense, kind, kept), goal)
+
+    return dense, solve
+
+
+def above(score, thresholds):
+    return {name: int((np.asarray(s) > thresholds[name]).sum()) for name, s in score.items()}
+
+
+def random_scores(dense, regularity, seed):
+    """Scores whose groups differ as much as their units do."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: (rng.normal(0, 3) + rng.normal(0, 2, logits.shape)).astype(np.float32)
+        for name, logits in masks.init(dense, regularity).items()
+    }
+
+
+@pytest.mark.parametrize("regularity", REGULARITIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_solve_meets_the_goal_as_well_as_units_allow(regularity, kind):
+    dense, solve = solver(regularity, kind)
+    least = masks.floors(dense, regularity)
+    for seed, goal in enumerate((0.0, 0.02, 0.04, 0.1, 0.16, 0.3, 0.5, 0.7, 0.99, 1.0)):
+        score = random_scores(dense, regularity, seed)
+        thresholds = {name: float(t) for name, t in solve(score, jnp.float32(goal)).items()}
+        kept = above(score, thresholds)
+        assert_floors(dense, regularity, kept)
+        free = {name: t for name, t in thresholds.items() if kept[name] > least[name]}
+        ratio = exact_ratio(dense, kind, kept)
+        if not free:
+            assert ratio >= goal and kept == least
+            continue
+        assert ratio <= goal * (1 + 1e-6)
+        # One threshold for all but those on their floor, and no lower one would do.
+        assert max(free.values()) - min(free.values()) < 1e-5
+        if goal < 1.0:
+            (threshold, *_) = free.values()
+            best = {n: s[s <= min(threshold, thresholds[n])] for n, s in score.items()}
+            name = max((n for n in best if best[n].size), key=lambda n: best[n].max())
+            more = {**kept, name: kept[name] + 1}
+            # Two scores may lie closer together than the bisection ends.
+            assert exact_ratio(dense, kind, more) > goal - 1e-5
+
+
+@pytest.mark.parametrize("regularity", REGULARITIES)
+def test_solve_keeps_more_when_more_is_allowed(regularity):
+    dense, solve = solver(regularity, "macs")
+    score = random_scores(dense, regularity, 0)
+    counts = [above(score, solve(score, jnp.float32(g))) for g in np.linspace(0, 1, 12)]
+    for less, more in itertools.pairwise(counts):
+        assert all(more[name] >= less[name] for name in less)
+    assert counts[-1] == masks.units(dense, regularity)
+
+
+# The default rule, fed with gradients of which only the size is meaningful.
+
+
+def run_priced(dense, regularity, kind, target, sizes, steps, later=None, **settings):
+    """Logits by mask after each of `steps` updates, steps first.
+
+    Args:
+        sizes: mask name -> standard deviation of each gate's gradient.
+        later: the same for the second half of the steps.
+    """
+    rule = budget.priced(dense, regularity, kind, target, **settings)
+    start = masks.init(dense, regularity)
+    rng = np.random.default_rng(0)
+    noise = {n: rng.normal(size=(steps, *m.shape)).astype(np.float32) for n, m in start.items()}
+    for name, values in noise.items():
+        values[: steps // 2] *= sizes[name]
+        values[steps // 2 :] *= (later or sizes)[name]
+
+    @quick_jit
+    def run(start, noise):
+        def body(carry, by_gates):
+            logits, state = carry
+            gradients = jax.tree.map(lambda g, m: masks.slope(m) * g, by_gates, logits)
+            updates, state = rule.update(gradients, state, logits)
+            # As optax.apply_updates does, so rounding included.
+            logits = jax.tree.map(lambda m, u: m + u, logits, updates)
+            return (logits, state), logits
+
+        return jax.lax.scan(body, (start, rule.init(start)), noise)[1]
+
+    return jax.device_get(run(start, noise))
+
+
+def kept_history(logits):
+    """Mask name -> units kept, step by step."""
+    steps = range(len(next(iter(logits.values()))))
+    return [kept_units({name: values[step] for name, values in logits.items()}) for step in steps]
+
+
+def random_sizes(dense, regularity, seed):
+    rng = np.random.default_rng(seed)
+    return {
+        name: np.exp(rng.normal(0, 1) + rng.normal(0, 1, m.shape)).astype(np.float32)
+        for name, m in masks.init(dense, regularity).items()
+    }
+
+
+@pytest.mark.parametrize(
+    "regularity,kind,goal",
+    [("channel", "macs", 0.16), ("channel", "params", 0.04), ("weight", "macs", 0.16)],
+)
+def test_priced_follows_the_ramp_and_spares_every_floor(regularity, kind, goal):
+    dense = LARGE if regularity == "channel" else TINY
+    ramp_end = 120
+    target = budget.ramp(goal, 20, ramp_end)
+    sizes = random_sizes(dense, regularity, 1)
+    history = kept_history(run_priced(dense, regularity, kind, target, sizes, 200))
+    for step, kept in enumerate(history):
+        now = float(target(jnp.int32(step)))
+        ratio = exact_ratio(dense, kind, kept)
+        assert_floors(dense, regularity, kept)
+        assert ratio <= now * (1 + 1e-6), step
+        if now >= 1.0:
+            assert ratio == 1.0
+            continue
+        # Short of the target by no more than one unit.
+        costs = [exact_ratio(dense, kind, k) for k in with_one_more(kept, dense, regularity)]
+        assert max(costs) > now - 1e-4, step
+    changes = sum(a != b for a, b in itertools.pairwise(history[ramp_end:]))
+    assert changes > 10  # Units still come and go.
+
+
+def test_priced_keeps_exactly_the_floors_however_wildly_units_change_places():
+    """Scores near zero: the last unit kept is above its threshold by less than rounding."""
+    prices = jax.grad(lambda gates: cost.ratio(SMALL, "macs", masks.kept(gates)))(
+        masks.gates({n: jnp.ones(size) for n, size in masks.floors(SMALL, "channel").items()})
+    )
+    sizes = {
+        name: np.full(m.shape, np.sqrt(prices[name][0]), np.float32)
+        for name, m in masks.init(SMALL, "channel").items()
+    }
+    target = budget.ramp(1e-6, 0, 1)
+    history = kept_history(run_priced(SMALL, "channel", "macs", target, sizes, 400, decay=0.5))
+    assert all(kept == masks.floors(SMALL, "channel") for kept in history[1:])
+
+
+def test_priced_prunes_the_worthless_first_and_a_unit_that_grows_comes_back():
+    sizes = {name: np.ones(m.shape, np.float32) for name, m in masks.init(SMALL, "channel").items()}
+    for name in sizes:
+        sizes[name][: sizes[name].size // 2] = 1e-3
+    later = {name: values.copy() for name, values in sizes.items()}
+    later["stage2"][0] = 30.0
+    target = budget.ramp(0.2, 5, 50)
+    logits = run_priced(SMALL, "channel", "macs", target, sizes, 200, later)
+    for values in logits.values():
+        worthless, worthy = np.split(values[99], 2)
+        assert worthless.max() < 0 and worthless.max() < worthy.min()
+    assert logits["stage2"][99, 0] < 0 < logits["stage2"][199, 0]
+
+
+def test_priced_logit_is_half_the_log_of_worth_over_price():
+    """Units of one group cost the same, so their logits differ by their gradients' log ratio."""
+    rule = budget.priced(SMALL, "channel", "macs", lambda step: jnp.float32(0.5))
+    logits = masks.init(SMALL, "channel")
+    sizes = {name: np.geomspace(1, 50, m.size).astype(np.float32) for name, m in logits.items()}
+    gradients = {name: masks.slope(m) * sizes[name] for name, m in logits.items()}
+    updates, state = quick_jit(rule.update)(gradients, rule.init(logits), logits)
+    assert int(state.step) == 1
+    for name, m in logits.items():
+        np.testing.assert_allclose(state.worth[name], 0.02 * sizes[name] ** 2, rtol=1e-4)
+        found = np.asarray(m + updates[name])
+        np.testing.assert_allclose(found - found[0], np.log(sizes[name]), atol=2e-3)
+
+
+def test_priced_survives_units_without_any_gradient():
+    rule = budget.priced(SMALL, "channel", "macs", lambda step: jnp.float32(0.3))
+    logits = masks.init(SMALL, "channel")
+    zero = jax.tree.map(jnp.zeros_like, logits)
+    updates, _ = quick_jit(rule.update)(zero, rule.init(logits), logits)
+    moved = jax.tree.map(lambda m, u: m + u, logits, updates)
+    assert all(bool(jnp.isfinite(m).all()) for m in moved.values())
+    assert_floors(SMALL, "channel", kept_units(moved))
+
+
+# The published rule.
+
+
+@pytest.mark.parametrize("regularity", REGULARITIES)
+def test_hinge_is_the_gradient_taken_by_hand(regularity):
+    logits = random_masks(TINY, regularity, 2)
+    ratio = exact_ratio(TINY, "macs", kept_units(logits))
+    gradients = {n: jnp.asarray(v) for n, v in random_scores(TINY, regularity, 0).items()}
+    # The marginal cost of each mask, by an exact difference.
+    kept = kept_units(logits)
+    prices = {
+        name: exact_ratio(TINY, "macs", {**kept, name: n + 1}) - ratio for name, n in kept.items()
+    }
+    for goal, pushes in ((ratio * 1.01, False), (ratio * 0.99, True)):
+        rule = budget.hinge(TINY, "macs", goal, learning_rate=0.1, strength=3.0, weight_decay=0.01)
+        state = rule.init(logits)
+        first, state = quick_jit(rule.update)(gradients, state, logits)
+        second, _ = quick_jit(rule.update)(gradients, state, logits)
+        for name, m in logits.items():
+            slope = 0.5 * (1 - np.tanh(np.asarray(m, np.float64)) ** 2)
+            push = 3.0 * prices[name] * slope if pushes else 0.0
+            step = 2 * gradients[name] + push + 0.01 * m
+            np.testing.assert_allclose(first[name], -0.1 * step, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(second[name], -0.1 * 1.9 * step, rtol=1e-4, atol=1e-6)
+
+
+def test_hinge_pushes_only_above_the_budget():
+    logits = random_masks(TINY, "channel", 2)
+    ratio = exact_ratio(TINY, "macs", kept_units(logits))
+    zero = jax.tree.map(jnp.zeros_like, logits)
+    for goal, pushes in ((1.0, False), (ratio * 1.001, False), (ratio * 0.999, True)):
+        rule = budget.hinge(TINY, "macs", goal, learning_rate=0.1, weight_decay=0.0)
+        updates, _ = quick_jit(rule.update)(zero, rule.init(logits), logits)
+        for values in updates.values():
+            assert bool((values < 0).all()) if pushes else not values.any()
+
+
+# Projection.
+
+
+@given(
+    st.sampled_from([LARGE, SMALL]),
+    st.sampled_from(REGULARITIES),
+    st.sampled_from(KINDS),
+    st.sampled_from([0.04, 0.1, 0.16, 0.3, 0.5, 0.7]),
+    st.integers(0, 10**6),
+)
+def test_projection_meets_the_budget_from_below(dense, regularity, kind, goal, seed):
+    logits = random_scores(dense, regularity, seed)
+    limit = int(goal * getattr(cost.total(dense), kind))
+    found = budget.project(dense, logits, regularity, kind, limit)
+    assert {name: m.shape for name, m in found.items()} == {n: m.shape for n, m in logits.items()}
+    assert all(set(np.unique(m)) <= {-1.0, 1.0} for m in found.values())
+    kept = kept_units(found)
+    assert_floors(dense, regularity, kept)
+    spent = getattr(cost.total(dense, kept), kind)
+    assert 0.97 * limit <= spent <= limit
+    for more in with_one_more(kept, dense, regularity):
+        assert getattr(cost.total(dense, more), kind) > limit
+    for name, values in logits.items():
+        # Within a mask all units cost the same, so the best stay.
+        on, off = values[found[name] > 0], values[found[name] < 0]
+        assert not off.size or on.min() >= off.max()
+
+
+@pytest.mark.parametrize("regularity", REGULARITIES)
+def test_projection_prefers_the_higher_logit(regularity):
+    """The units it keeps are those above one threshold, but for floors and the last few."""
+    logits = random_scores(SMALL, regularity, 0)
+    limit = int(0.3 * cost.total(SMALL).macs)
+    found = budget.project(SMALL, logits, regularity, "macs", limit)
+    least = masks.floors(SMALL, regularity)
+    free = [name for name in logits if (found[name] > 0).sum() > least[name]]
+    lowest_kept = np.concatenate([logits[n][found[n] > 0] for n in free])
+    highest_gone = np.concatenate([logits[n][found[n] < 0] for n in logits])
+    threshold = np.sort(highest_gone)[-1]
+    assert (lowest_kept < threshold).mean() < 0.05
+
+
+def test_projection_depends_on_nothing_but_the_logits():
+    for regularity in REGULARITIES:
+        logits = random_scores(SMALL, regularity, 3)
+        ties = {name: np.round(values) for name, values in logits.items()}
+        limit = int(0.2 * cost.total(SMALL).macs)
+        shuffled = {name: jnp.asarray(ties[name]) for name in sorted(ties)[::-1]}
+        first, again = (
+            budget.project(SMALL, logits, regularity, "macs", limit) for logits in (ties, shuffled)
+        )
+        assert set(first) == set(again)
+        for name in first:
+            np.testing.assert_array_equal(first[name], again[name])
+
+
+@pytest.mark.parametrize("regularity", REGULARITIES)
+def test_projection_onto_all_keeps_all_and_below_the_least_keeps_the_floors(regularity):
+    logits = random_scores(TINY, regularity, 0)
+    dense, least = cost.total(TINY), cost.least(TINY, regularity)
+    whole = budget.project(TINY, logits, regularity, "macs", dense.macs)
+    assert kept_units(whole) == masks.units(TINY, regularity)
+    for limit in (0, least.macs):
+        small = budget.project(TINY, logits, regularity, "macs", limit)
+        kept = kept_units(small)
+        if limit == 0:
+            assert kept == masks.floors(TINY, regularity)
+        assert cost.total(TINY, kept).macs == least.macs

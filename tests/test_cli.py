@@ -1,0 +1,96 @@
+"""What a user meets at the command line: one line for what cannot be done, and exit code 2."""
+
+import numpy as np
+import pytest
+
+from irp_jax.cli import evaluate, report, run, sweep, train
+from irp_jax.config import Config
+from irp_jax.errors import UserError
+
+
+def refusal(capsys, monkeypatch, command, *arguments):
+    """Runs a command that must be refused; returns the line it printed."""
+    monkeypatch.setattr("sys.argv", ["bin/x", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        run.main(command)
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    lines = [line for line in printed.err.splitlines() if line]
+    assert len(lines) == 1, printed.err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model=resnet21"], "did you mean 'resnet20'"),
+        (["--dataset=digit"], "did you mean 'digits'"),
+        (["--budget=0"], "got 0"),
+        (["--budget=16"], "did you mean 0.16"),
+        (["--budget=-1"], "got -1"),
+        (["--budget=nan"], "'nan' is not a number"),
+        (["--dataset=digits", "--budget=0.0001"], "the least possible is 0.00"),
+        (["--epsilon=8"], "did you mean 8/255"),
+        (["--epsilon=8/0"], "8/255"),
+        (["--epochs=0"], "at least 1"),
+        (["--epochs=many"], "not a whole number"),
+        (["--dataset=digits", "--batch-size=5000"], "1293 training images"),
+        (["--dataset=nowhere.npz"], "no file nowhere.npz"),
+        (["--config=nope"], "choices"),
+    ],
+)
+def test_bin_train_refuses_in_one_line_and_leaves_nothing(
+    capsys, monkeypatch, tmp_path, arguments, said
+):
+    monkeypatch.chdir(tmp_path)
+    assert said in refusal(capsys, monkeypatch, train.train, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_arrays_are_refused(capsys, monkeypatch, tmp_path):
+    path = tmp_path / "mine.npz"
+    images, labels = np.zeros((4, 8, 8), np.uint8), np.array([0, 1, 0, 1])
+    np.savez(
+        path, train_images=images, train_labels=labels - 1, test_images=images, test_labels=labels
+    )
+    monkeypatch.chdir(tmp_path)
+    assert "label" in refusal(capsys, monkeypatch, train.train, f"--dataset={path}")
+    path.write_bytes(b"no archive")
+    assert "mine.npz" in refusal(capsys, monkeypatch, train.train, f"--dataset={path}")
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.npz"]
+
+
+def test_an_unwritable_workdir_is_refused(capsys, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    where = tmp_path / "file" / "run"
+    said = refusal(capsys, monkeypatch, train.train, "--dataset=digits", f"--workdir={where}")
+    assert "--workdir" in said
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "said"),
+    [
+        (evaluate.evaluate, ["--checkpoint=nowhere"], "no checkpoint in nowhere"),
+        (evaluate.evaluate, ["--checkpoint=x", "--images=0"], "at least 1"),
+        (report.report, ["nowhere"], "no results in nowhere"),
+        (sweep.sweep, ["--seeds=a"], "whole numbers"),
+        (sweep.sweep, ["--budgets=16"], "did you mean 0.16"),
+    ],
+)
+def test_the_other_commands_refuse_alike(capsys, monkeypatch, tmp_path, command, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    assert said in refusal(capsys, monkeypatch, command, *arguments)
+
+
+def test_numbers_may_be_fractions_and_defaults_show():
+    config = run.parse(Config, ["--epsilon=8/255", "--seed=3"], "bin/train", Config(epochs=5))
+    assert (config.epsilon, config.seed, config.epochs) == (8 / 255, 3, 5)
+
+
+def test_flags_win_over_what_suits_the_data_set_which_wins_over_the_config(monkeypatch):
+    seen = {}
+    monkeypatch.setattr("irp_jax.training.loop.run", lambda config, *_: seen.update(c=config))
+    train.train(["--config=cifar10", "--dataset=digits", "--epochs=7"])
+    assert (seen["c"].dataset, seen["c"].epsilon, seen["c"].epochs) == ("digits", 0.1, 7)
+    with pytest.raises(UserError, match="choices"):
+        train.train(["--config", "nope"])

@@ -1,0 +1,75 @@
+"""Tables and pictures say what the results say."""
+
+import copy
+import io
+
+import pytest
+from rich.console import Console
+
+from irp_jax.config import Config
+from irp_jax.errors import UserError
+from irp_jax.report import plots, tables
+from irp_jax.report.terminal import Terminal
+from irp_jax.training.phases import Plan
+
+ROW = {
+    "epoch": 1, "loss": 1.5, "train_fgsm": 0.4, "natural": 0.5, "fgsm": 0.4, "pgd": 0.3,
+    "cost_ratio": 0.16, "frozen": True, "images_per_s": 100.0, "seconds": 3.0,
+}  # fmt: skip
+LAYER = {
+    "layer": "stem", "channels_in": 3, "channels_out": 4, "dense_channels_in": 3,
+    "dense_channels_out": 16, "macs": 10, "dense_macs": 40, "params": 9, "dense_params": 36,
+}  # fmt: skip
+
+
+def result(seed, pgd, budget=0.16):
+    return {
+        "model": "resnet20", "dataset": "digits", "method": "priced", "seed": seed,
+        "budget": {"kind": "macs", "target": budget},
+        "cost": {"macs": 16, "dense_macs": 100, "macs_ratio": budget, "params": 20,
+                 "dense_params": 100, "params_ratio": 0.2},
+        "accuracy": {"natural": 0.99, "pgd": pgd}, "attack": {"epsilon": 0.1}, "epochs": 4,
+        "wall_time_s": 120.0, "config": {"regularity": "channel", "budget": str(budget)},
+        "history": [ROW, {**ROW, "epoch": 2}], "layers": [LAYER],
+    }  # fmt: skip
+
+
+def test_seeds_are_averaged_and_their_range_is_shown():
+    runs = [result(1, 0.92), result(0, 0.90), result(0, 0.5, budget=0.5)]
+    first, second = tables.groups(runs)
+    assert [r["seed"] for r in first] == [0, 1]
+    assert "91.0 (90.0-92.0)" in tables.row(first)
+    assert "50.0" in tables.row(second)
+    assert tables.markdown(runs).count("\n") == 4
+    assert tables.summary(runs).row_count == 2
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_pictures_are_drawn(tmp_path, suffix):
+    plots.run_picture(result(0, 0.9), tmp_path / "new" / f"run.{suffix}")
+    runs = [result(0, 0.9), result(1, 0.8), result(0, 0.5, budget=0.5)]
+    plots.budget_picture(runs, tmp_path / f"budget.{suffix}")
+    assert (tmp_path / "new" / f"run.{suffix}").stat().st_size > 5000
+    assert (tmp_path / f"budget.{suffix}").stat().st_size > 5000
+    with pytest.raises(UserError, match="cannot write"):
+        plots.run_picture(copy.deepcopy(runs[0]), tmp_path / "picture.unknown")
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_the_terminal_shows_a_bar_on_a_screen_and_plain_lines_in_a_file(live):
+    text = io.StringIO()
+    terminal = Terminal(Console(file=text, force_terminal=live, width=200))
+    plan = Plan(epochs=2, steps_per_epoch=300, freeze_epoch=1, limit=16, ratio=0.16)
+    terminal.begin(Config(), plan, 0)
+    for _ in range(3):
+        metrics = {"loss": 1.0, "fgsm_accuracy": 0.5, "cost_ratio": 0.3}
+        terminal.progress(100, 50.0, metrics)
+    terminal.epoch(ROW)
+    terminal.evaluating(5, 10, 3)
+    terminal.end(result(0, 0.9))
+    shown = text.getvalue()
+    assert ("\x1b" in shown) is live
+    assert "minutes to go" in shown
+    assert "91.0%" not in shown
+    for words in ("50.0%", "frozen", "stem", "99.00%", "90.00%"):
+        assert words in shown
