@@ -126,17 +126,18 @@ class Trainers:
         recipe = Recipe(
             architecture=architecture, cost_kind="macs", threat=attacks.linf(config.epsilon),
             attack=attacks.FAST_ATTACKS[config.attack], augmentation=AUGMENTATION,
-            label_smoothing=config.label_smoothing, seed=config.seed,
+            label_smoothing=config.label_smoothing,
         )  # fmt: skip
         run = compile_steps(recipe, models.forward(self.model), optimizer, mesh)
         whole = parallel.replicated(mesh)
         images, labels = parallel.place((self.images, self.labels), whole)
+        key = parallel.place(jax.random.key(config.seed), whole)
         # A copy: the state is donated, and the contenders start from the same arrays.
         state = parallel.place(jax.tree.map(np.array, jax.device_get(state)), whole)
 
         def burst() -> None:
             nonlocal state
-            state, _ = run(state, images, labels, self.batches)
+            state, _ = run(state, key, images, labels, self.batches)
             jax.block_until_ready(state)
 
         return burst

@@ -57,7 +57,7 @@ class Config:
     """Side in pixels of a square blackened in each training image; 0 is off."""
     ramp_start: float = 0.05
     """When pruning starts, as a fraction of training (priced)."""
-    ramp_stop: float = 0.3
+    ramp_stop: float = 0.2
     """When the budget is reached, masks are frozen and the network is slimmed (priced)."""
     hinge_strength: float = 1.0
     """The constant b of the hardware loss (paper)."""

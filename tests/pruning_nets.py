@@ -56,10 +56,9 @@ def random_variables(model, image_shape, seed):
             return full + rng.normal(0, 0.2, full.shape).astype(np.float32)
         return (full + 1e-3) * rng.uniform(0.7, 1.5, full.shape).astype(np.float32)
 
-    # Not compiled as a whole: layers of one shape then share their compiled parts, within a network
-    # and between networks.
     variables = {"params": weights, "batch_stats": zero}
-    _, new = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    network = quick_jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
+    _, new = network(variables, images)
     batch_stats = jax.tree_util.tree_map_with_path(blur, new["batch_stats"])
     return {"params": weights, "batch_stats": batch_stats}
 

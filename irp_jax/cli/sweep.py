@@ -42,6 +42,10 @@ class Options:
     """channel, weight. Default: the config's."""
     methods: str | None = None
     """priced, paper. Default: the config's."""
+    epochs: int | None = None
+    """Epochs of each run. Default: the config's."""
+    data_dir: str | None = None
+    """Where the data set lies."""
     workdir: str = "runs"
     """Each run gets a folder in it."""
     results: str | None = None
@@ -54,6 +58,11 @@ def sweep(arguments: list[str]) -> None:
     """Runs what is missing, then prints the table of all."""
     options = parse(Options, arguments, "bin/sweep")
     base = configs.load(options.config)
+    base = dataclasses.replace(
+        base,
+        epochs=base.epochs if options.epochs is None else options.epochs,
+        data_dir=options.data_dir,
+    )
     runs = list(_runs(base, options))
     for run in runs:
         configs.check(run)

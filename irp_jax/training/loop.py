@@ -118,12 +118,12 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
 
 def _start(setup: Setup, model: Any) -> Progress:
     @jax.jit
-    def init() -> TrainState:
+    def init(key: jax.Array) -> TrainState:
         image = jnp.zeros((1, *setup.dataset.image_shape), jnp.float32)
-        variables = model.init(jax.random.key(setup.config.seed), image, train=False)
+        variables = model.init(key, image, train=False)
         return phases.initial_state(setup.config, setup.plan, setup.dense, variables)
 
-    return Progress(epoch=0, kept={}, seconds=0.0, state=init())
+    return Progress(epoch=0, kept={}, seconds=0.0, state=init(jax.random.key(setup.config.seed)))
 
 
 def _resume(setup: Setup, workdir: Path, reporter: Reporter) -> Progress | None:
@@ -186,6 +186,7 @@ def _train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) 
     images, labels = parallel.place((train.images, train.labels), whole)
     probe_images, probe_labels = _probe_set(setup)
     reporter.begin(config, plan, progress.epoch * plan.steps_per_epoch)
+    key = parallel.place(jax.random.key(config.seed), whole)
     saved_at, steps = time.monotonic(), None
     state = parallel.place(progress.state, whole)
     while True:
@@ -207,7 +208,7 @@ def _train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) 
         rows = []
         for batches in _segments(config, plan, len(train), progress.epoch):
             sent = time.monotonic()
-            state, metrics = steps(state, images, labels, batches)
+            state, metrics = steps(state, key, images, labels, batches)
             metrics = jax.device_get(metrics)
             rows.append(metrics)
             rate = len(batches) * config.batch_size / (time.monotonic() - sent)
@@ -217,7 +218,7 @@ def _train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) 
         variables = deployed(architecture, state.params, state.batch_stats)
         accuracies = evaluation.probe(
             setup.apply, variables, probe_images, probe_labels, attacks.linf(config.epsilon),
-            key=jax.random.key(config.seed),
+            key=key,
         )  # fmt: skip
         progress = dataclasses.replace(
             progress, epoch=progress.epoch + 1, seconds=progress.seconds + seconds, state=state
@@ -243,7 +244,6 @@ def _recipe(setup: Setup, architecture: Architecture) -> Recipe:
         attack=attacks.FAST_ATTACKS[config.attack],
         augmentation=dataclasses.replace(augmentation, cutout=config.cutout),
         label_smoothing=config.label_smoothing,
-        seed=config.seed,
     )
 
 

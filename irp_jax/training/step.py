@@ -50,7 +50,6 @@ class Recipe:
         attack: the one-step attack that makes the training images.
         augmentation: applied before the attack.
         label_smoothing: probability mass taken from the label, in [0, 1).
-        seed: of every random choice in training.
     """
 
     architecture: Architecture
@@ -59,13 +58,13 @@ class Recipe:
     attack: FastAttack
     augmentation: Augmentation
     label_smoothing: float
-    seed: int
 
 
 def train_step(
     recipe: Recipe,
     network: Callable,
     optimizer: optax.GradientTransformation,
+    key: jax.Array,
     state: TrainState,
     images: jax.Array,
     labels: jax.Array,
@@ -76,6 +75,7 @@ def train_step(
         recipe: fixed settings.
         network: (weights, batch_stats, images, train) -> logits (N, K), new batch_stats.
         optimizer: over {"weights", "masks"}; the masks' part knows the hardware loss (budget.py).
+        key: the run's; each step derives its own.
         state: before the step.
         images: (N, H, W, C) uint8.
         labels: (N,) int32.
@@ -83,9 +83,8 @@ def train_step(
     Returns:
         The state after it, and scalars: loss, FGSM accuracy on this batch, cost ratio.
     """
-    # Keys depend on the seed and the step alone, so a resumed run repeats what it would have done.
-    key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
-    augment_key, attack_key = jax.random.split(key)
+    # A step's keys depend on the run's and its number alone, so a resumed run repeats itself.
+    augment_key, attack_key = jax.random.split(jax.random.fold_in(key, state.step))
     images = to_float(augment(augment_key, images, recipe.augmentation))
 
     def masked(params):
@@ -131,18 +130,19 @@ def compile_steps(
         mesh: devices the batch is split over; everything else is replicated.
 
     Returns:
-        (state, images (M, H, W, C) uint8, labels (M,) int32, batches (steps, N) int32 indices)
-        -> (state, metrics of each step, every leaf (steps,)). The state given is donated.
+        (state, key, images (M, H, W, C) uint8, labels (M,) int32, batches (steps, N) int32 indices)
+        -> (state, metrics of each step, every leaf (steps,)). The state given is donated. The key
+        is an argument, not a constant, so that runs of other seeds find the program compiled.
     """
     step = functools.partial(train_step, recipe, network, optimizer)
     split, whole = parallel.batch(mesh), parallel.replicated(mesh)
 
     # Without `out_shardings` the first result would come back laid out anew and compile once more.
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=whole)
-    def steps(state, images, labels, batches):
+    def steps(state, key, images, labels, batches):
         def body(state, batch):
             batch = jax.lax.with_sharding_constraint(batch, split)
-            return step(state, images[batch], labels[batch])
+            return step(key, state, images[batch], labels[batch])
 
         return jax.lax.scan(body, state, batches)
 
