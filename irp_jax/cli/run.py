@@ -1,5 +1,6 @@
 """What every command shares: parsing typed flags, and errors as one line."""
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,7 +10,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
 from irp_jax import checkpoint, parallel
 from irp_jax.config import fraction
-from irp_jax.errors import UserError
+from irp_jax.errors import UserError, unknown
 
 Parsed = TypeVar("Parsed")
 
@@ -60,11 +61,17 @@ def parse(
             )
 
     try:
-        if default is None:
-            return tyro.cli(kind, args=arguments, prog=prog, registry=registry)
-        return tyro.cli(kind, args=arguments, prog=prog, registry=registry, default=default)
+        # Without a default tyro must be given none, not None.
+        given = {} if default is None else {"default": default}
+        parsed, unread = tyro.cli(  # type: ignore[call-overload]
+            kind, args=arguments, prog=prog, registry=registry, return_unknown_args=True, **given
+        )
     except _Refused as error:
         raise UserError(str(error)) from error
+    if unread:
+        flags = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+        raise unknown("flag", unread[0].partition("=")[0], flags)
+    return parsed
 
 
 def main(command: Callable[[list[str]], None]) -> None:

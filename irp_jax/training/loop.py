@@ -1,29 +1,25 @@
 """A run from its config to its results: load, train, freeze, train on, evaluate; resumable."""
 
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from irp_jax import attacks, checkpoint, data, evaluation, files, models, parallel
+from irp_jax import attacks, data, evaluation, files, models, parallel
 from irp_jax import config as configs
 from irp_jax.config import Config
-from irp_jax.data import Dataset
 from irp_jax.models import Architecture
 from irp_jax.network import cost_report, deployed, inference
-from irp_jax.pruning import cost, slim
+from irp_jax.pruning import cost
 from irp_jax.training import phases
 from irp_jax.training.phases import Plan
-from irp_jax.training.step import Recipe, TrainState, compile_steps
-
-SEGMENT = 50
-"""Steps per compiled call, at most: the progress bar moves between calls."""
+from irp_jax.training.progress import Progress, Setup, architecture_now, resume, save, start
+from irp_jax.training.step import Metrics, Recipe, TrainState, compile_steps
 
 PROBE_IMAGES = 256
 """Held-out images on which accuracies are followed during training."""
@@ -38,30 +34,6 @@ class Reporter(Protocol):
     def epoch(self, row: dict[str, Any]) -> None: ...
     def evaluating(self, done: int, total: int, standing: int) -> None: ...
     def end(self, results: dict[str, Any]) -> None: ...
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Setup:
-    """What stays the same for the whole run."""
-
-    config: Config
-    plan: Plan
-    dataset: Dataset
-    dense: Architecture
-    network: Callable
-    apply: Callable
-    mesh: Mesh
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a run has come: epochs completed, units kept once frozen (else empty), seconds of
-    training, and the state."""
-
-    epoch: int
-    kept: dict[str, int]
-    seconds: float
-    state: TrainState
 
 
 def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
@@ -99,7 +71,7 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
             return finished
         files.write_json(workdir / "config.json", dataclasses.asdict(config))
         reporter.note(f"run in {workdir}")
-        progress = _resume(setup, workdir, reporter) or _start(setup, model)
+        progress = resume(setup, workdir, reporter.note) or start(setup, model)
         progress = _train(setup, progress, workdir, reporter)
         results = _evaluate(setup, progress, reporter) | {
             "environment": parallel.describe(),
@@ -113,68 +85,6 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
     return results
 
 
-# ---- starting and resuming -------------------------------------------------------------------
-
-
-def _start(setup: Setup, model: Any) -> Progress:
-    @jax.jit
-    def init(key: jax.Array) -> TrainState:
-        image = jnp.zeros((1, *setup.dataset.image_shape), jnp.float32)
-        variables = model.init(key, image, train=False)
-        return phases.initial_state(setup.config, setup.plan, setup.dense, variables)
-
-    return Progress(epoch=0, kept={}, seconds=0.0, state=init(jax.random.key(setup.config.seed)))
-
-
-def _resume(setup: Setup, workdir: Path, reporter: Reporter) -> Progress | None:
-    def make_training(network: dict[str, Any], record: dict[str, Any]) -> Any:
-        frozen = bool(record["kept"])
-        architecture = _architecture(setup, record["kept"])
-        state = phases.example_state(setup.config, setup.plan, architecture, network, frozen)
-        return {"step": state.step, "optimizer": state.optimizer}
-
-    saved = checkpoint.restore(workdir / "checkpoints", make_training, reporter.note)
-    files.truncate_log(workdir / "metrics.jsonl", saved.epoch if saved else 0)
-    if saved is None:
-        return None
-    reporter.note(f"resuming after epoch {saved.epoch}")
-    params = {"weights": saved.network["weights"], "masks": saved.network["masks"]}
-    state = TrainState(
-        saved.training["step"], params, saved.network["batch_stats"], saved.training["optimizer"]
-    )
-    record = saved.record
-    return Progress(epoch=saved.epoch, kept=record["kept"], seconds=record["seconds"], state=state)
-
-
-def _save(setup: Setup, progress: Progress, workdir: Path) -> None:
-    state = progress.state
-    network = {
-        "weights": state.params["weights"],
-        "masks": state.params["masks"],
-        "batch_stats": state.batch_stats,
-    }
-    if progress.kept:
-        # What a frozen mask hides has no effect any more; as zeros the network says what it is.
-        shipped = deployed(_architecture(setup, progress.kept), state.params, state.batch_stats)
-        network["weights"] = shipped["params"]
-    record = {
-        "config": dataclasses.asdict(setup.config),
-        "class_names": list(setup.dataset.class_names),
-        "image_shape": list(setup.dataset.image_shape),
-        "kept": progress.kept,
-        "seconds": progress.seconds,
-    }
-    training = {"step": state.step, "optimizer": state.optimizer}
-    checkpoint.save(workdir / "checkpoints", progress.epoch, network, training, record)
-
-
-def _architecture(setup: Setup, kept: dict[str, int]) -> Architecture:
-    """The architecture as it is now: cut once channels are frozen."""
-    if kept and setup.config.regularity == "channel":
-        return slim.architecture(setup.dense, kept)
-    return setup.dense
-
-
 # ---- training --------------------------------------------------------------------------------
 
 
@@ -185,53 +95,84 @@ def _train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) 
     train = setup.dataset.train
     images, labels = parallel.place((train.images, train.labels), whole)
     probe_images, probe_labels = _probe_set(setup)
-    reporter.begin(config, plan, progress.epoch * plan.steps_per_epoch)
     key = parallel.place(jax.random.key(config.seed), whole)
-    saved_at, steps = time.monotonic(), None
-    state = parallel.place(progress.state, whole)
+    reporter.begin(config, plan, progress.epoch * plan.steps_per_epoch)
+    progress = dataclasses.replace(progress, state=parallel.place(progress.state, whole))
+    saved_at, saved_epoch, steps = time.monotonic(), progress.epoch, None
     while True:
         if progress.epoch >= plan.freeze_epoch and not progress.kept:
-            frozen, kept = phases.freeze(config, plan, setup.dense, state)
-            state, steps = parallel.place(frozen, whole), None
-            progress = dataclasses.replace(progress, kept=kept, state=state)
+            frozen, kept = phases.freeze(config, plan, setup.dense, progress.state)
+            frozen = parallel.place(frozen, whole)
+            progress = dataclasses.replace(progress, kept=kept, state=frozen)
             reporter.note(_frozen_note(setup, kept))
-            saved_at = -float("inf")
+            saved_at, saved_epoch, steps = -float("inf"), -1, None
         if progress.epoch == plan.epochs:
             break
+        architecture = architecture_now(setup, progress.kept)
         if steps is None:
-            architecture = _architecture(setup, progress.kept)
             optimizer = phases.optimizer(config, plan, architecture, frozen=bool(progress.kept))
-            steps = compile_steps(
-                _recipe(setup, architecture), setup.network, optimizer, setup.mesh
-            )
+            recipe = _recipe(setup, architecture)
+            steps = compile_steps(recipe, setup.network, optimizer, setup.mesh)
+
         began = time.monotonic()
-        rows = []
-        for batches in _segments(config, plan, len(train), progress.epoch):
-            sent = time.monotonic()
-            state, metrics = steps(state, key, images, labels, batches)
-            metrics = jax.device_get(metrics)
-            rows.append(metrics)
-            rate = len(batches) * config.batch_size / (time.monotonic() - sent)
-            latest = {name: float(values[-1]) for name, values in metrics.items()}
-            reporter.progress(len(batches), rate, latest)
+        batches = _batches(config, plan, len(train), progress.epoch)
+        send = functools.partial(steps, key=key, images=images, labels=labels)
+        state, metrics = _train_epoch(send, progress.state, batches, reporter)
         seconds = time.monotonic() - began
-        variables = deployed(architecture, state.params, state.batch_stats)
+
         accuracies = evaluation.probe(
-            setup.apply, variables, probe_images, probe_labels, attacks.linf(config.epsilon),
-            key=key,
+            setup.apply, deployed(architecture, state.params, state.batch_stats),
+            probe_images, probe_labels, attacks.linf(config.epsilon), key=key,
         )  # fmt: skip
         progress = dataclasses.replace(
             progress, epoch=progress.epoch + 1, seconds=progress.seconds + seconds, state=state
         )
-        done = sum(len(row["loss"]) for row in rows) * config.batch_size
-        row = _row(setup, progress, rows, accuracies, done / seconds)
+        row = _row(setup, progress, metrics, accuracies, seconds)
         files.append_log(workdir / "metrics.jsonl", row)
         reporter.epoch(row)
         if time.monotonic() - saved_at > config.checkpoint_every:
-            _save(setup, progress, workdir)
-            saved_at = time.monotonic()
-    _save(setup, progress, workdir)
+            save(setup, progress, workdir)
+            saved_at, saved_epoch = time.monotonic(), progress.epoch
+    if progress.epoch != saved_epoch:
+        save(setup, progress, workdir)
     return progress
+
+
+def _train_epoch(
+    send: Callable, state: TrainState, batches: np.ndarray, reporter: Reporter
+) -> tuple[TrainState, Metrics]:
+    """One epoch, segment after segment.
+
+    Args:
+        send: (state, batches of a segment) -> state, metrics.
+        state: before the epoch.
+        batches: (segments, steps, N) int32.
+        reporter: told of each segment.
+
+    Returns:
+        The state after it and the metrics of all its steps, on the host.
+    """
+    fetched: list[Metrics] = []
+    sent_at = time.monotonic()
+
+    def fetch(metrics: Metrics) -> None:
+        nonlocal sent_at
+        fetched.append(jax.device_get(metrics))
+        now = time.monotonic()
+        rate = batches.shape[1] * batches.shape[2] / (now - sent_at)
+        sent_at = now
+        latest = {name: float(values[-1]) for name, values in fetched[-1].items()}
+        reporter.progress(batches.shape[1], rate, latest)
+
+    pending = None
+    for segment in batches:
+        state, metrics = send(state, batches=segment)
+        if pending is not None:  # fetched one segment late: the device never waits for the host
+            fetch(pending)
+        pending = metrics
+    assert pending is not None
+    fetch(pending)
+    return state, jax.tree.map(lambda *parts: np.concatenate(parts), *fetched)
 
 
 def _recipe(setup: Setup, architecture: Architecture) -> Recipe:
@@ -247,45 +188,43 @@ def _recipe(setup: Setup, architecture: Architecture) -> Recipe:
     )
 
 
-def _segments(config: Config, plan: Plan, images: int, epoch: int) -> Iterator[np.ndarray]:
-    """The epoch's batches of image indices, (steps, batch) int32, in runs of equal length.
+def _batches(config: Config, plan: Plan, images: int, epoch: int) -> np.ndarray:
+    """The epoch's image indices, (segments, steps, batch) int32: a permutation by seed and epoch.
 
-    Equal, so that one program serves all; the few batches that do not fill a run are left to
-    other epochs, as is the last, incomplete batch.
+    What does not fill a batch or a segment is left to other epochs.
     """
     order = np.random.default_rng((config.seed, epoch)).permutation(images).astype(np.int32)
-    runs = -(-plan.steps_per_epoch // SEGMENT)
-    length = plan.steps_per_epoch // runs
-    used = order[: runs * length * config.batch_size]
-    yield from used.reshape(runs, length, config.batch_size)
+    used = order[: plan.steps_per_epoch * config.batch_size]
+    return used.reshape(plan.segments, -1, config.batch_size)
 
 
 def _probe_set(setup: Setup) -> Any:
     """Held-out images, split over the devices; training images where none are held out."""
-    split = setup.dataset.validation if len(setup.dataset.validation) else setup.dataset.train
-    devices = setup.mesh.size
-    count = max(devices, min(PROBE_IMAGES, len(split)) // devices * devices)
+    devices, held_out = setup.mesh.size, setup.dataset.validation
+    split = held_out if len(held_out) >= devices else setup.dataset.train
+    count = min(PROBE_IMAGES, len(split)) // devices * devices
     arrays = (split.images[:count], split.labels[:count])
     return parallel.place(arrays, parallel.batch(setup.mesh))
 
 
 def _row(
-    setup: Setup, progress: Progress, rows: list, accuracies: evaluation.Probe, rate: float
+    setup: Setup, progress: Progress, metrics: Metrics, probe: evaluation.Probe, seconds: float
 ) -> dict[str, Any]:
+    """The epoch's line in metrics.jsonl."""
     kept = progress.kept
-    ratio = float(rows[-1]["cost_ratio"][-1])
+    ratio = float(metrics["cost_ratio"][-1])
     if kept:
         ratio = cost_report(setup.dense, kept)[f"{setup.config.cost}_ratio"]
     return {
         "epoch": progress.epoch,
-        "loss": float(np.mean([row["loss"].mean() for row in rows])),
-        "train_fgsm": float(np.mean([row["fgsm_accuracy"].mean() for row in rows])),
-        "natural": float(accuracies.natural),
-        "fgsm": float(accuracies.fgsm),
-        "pgd": float(accuracies.pgd),
+        "loss": float(metrics["loss"].mean()),
+        "train_fgsm": float(metrics["fgsm_accuracy"].mean()),
+        "natural": float(probe.natural),
+        "fgsm": float(probe.fgsm),
+        "pgd": float(probe.pgd),
         "cost_ratio": ratio,
         "frozen": bool(kept),
-        "images_per_s": round(rate, 1),
+        "images_per_s": round(len(metrics["loss"]) * setup.config.batch_size / seconds, 1),
         "seconds": round(progress.seconds, 2),
     }
 
@@ -306,7 +245,7 @@ def _evaluate(setup: Setup, progress: Progress, reporter: Reporter) -> dict[str,
     """Natural and PGD accuracy of the deployed network on the test split, and the run's facts."""
     config, state = setup.config, progress.state
     spec = evaluation.AttackSpec(epsilon=config.epsilon)
-    variables = deployed(_architecture(setup, progress.kept), state.params, state.batch_stats)
+    variables = deployed(architecture_now(setup, progress.kept), state.params, state.batch_stats)
     report = evaluation.evaluate(
         setup.apply, variables, setup.dataset.test.images, setup.dataset.test.labels, spec,
         batch_size=256 * setup.mesh.size, mesh=setup.mesh, progress=reporter.evaluating,
@@ -326,7 +265,7 @@ def _evaluate(setup: Setup, progress: Progress, reporter: Reporter) -> dict[str,
         "accuracy": {"natural": report.natural, "pgd": report.robust},
         "attack": spec.describe() | {"images": report.images},
         "epochs": plan.epochs,
-        "wall_time_s": round(progress.seconds, 1),
+        "wall_time_s": round(progress.seconds + report.seconds, 1),
         "images_per_s": round(trained / progress.seconds, 1),
         "config": configs.identity(config),
         "kept": progress.kept,

@@ -16,6 +16,9 @@ from irp_jax.pruning import budget, cost, masks, slim
 from irp_jax.training.optimizer import one_cycle, partitioned
 from irp_jax.training.step import TrainState
 
+SEGMENT = 50
+"""Steps of one compiled call, at most."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -24,6 +27,8 @@ class Plan:
     Attributes:
         epochs: of the whole run.
         steps_per_epoch: steps of one batch.
+        segments: compiled calls an epoch is split into, all of the same number of steps, so that
+            one program serves all and the progress bar moves.
         freeze_epoch: epochs completed when masks are frozen.
         limit: budget in MACs or parameters.
         ratio: budget as a fraction of the dense cost.
@@ -31,6 +36,7 @@ class Plan:
 
     epochs: int
     steps_per_epoch: int
+    segments: int
     freeze_epoch: int
     limit: int
     ratio: float
@@ -75,9 +81,12 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
             f"budget {config.budget} is more than the whole network: it has {dense:,} {kind}"
         )
     freeze = epochs if config.method == "paper" else math.ceil(config.ramp_stop * epochs)
+    steps = images // config.batch_size
+    segments = math.ceil(steps / SEGMENT)
     return Plan(
         epochs=epochs,
-        steps_per_epoch=images // config.batch_size,
+        steps_per_epoch=steps // segments * segments,
+        segments=segments,
         freeze_epoch=min(max(freeze, 1), epochs),
         limit=limit,
         ratio=limit / dense,

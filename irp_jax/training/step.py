@@ -138,7 +138,7 @@ def compile_steps(
     split, whole = parallel.batch(mesh), parallel.replicated(mesh)
 
     # Without `out_shardings` the first result would come back laid out anew and compile once more.
-    @functools.partial(jax.jit, donate_argnums=0, out_shardings=whole)
+    @functools.partial(jax.jit, donate_argnames="state", out_shardings=whole)
     def steps(state, key, images, labels, batches):
         def body(state, batch):
             batch = jax.lax.with_sharding_constraint(batch, split)
