@@ -48,7 +48,7 @@ def save(folder: Path, epoch: int, network: Any, training: Any, record: dict[str
 
     Args:
         folder: the run's checkpoint folder.
-        epoch: epochs completed; an existing checkpoint of that epoch is replaced.
+        epoch: epochs completed; later than those of all checkpoints there.
         network: {"weights", "batch_stats", "masks"}.
         training: any pytree of arrays.
         record: JSON-able.
@@ -60,10 +60,9 @@ def save(folder: Path, epoch: int, network: Any, training: Any, record: dict[str
     record = {**record, "sha256": {"network": digest(network), "training": digest(training)}}
     try:
         with _manager(folder) as manager:
-            if epoch in manager.all_steps():
-                manager.delete(epoch)
-            manager.save(
+            written = manager.save(
                 epoch,
+                force=True,
                 args=ocp.args.Composite(
                     network=ocp.args.StandardSave(network),
                     training=ocp.args.StandardSave(jax.tree.leaves(training)),
@@ -71,6 +70,8 @@ def save(folder: Path, epoch: int, network: Any, training: Any, record: dict[str
                 ),
             )
             manager.wait_until_finished()
+            if not written:
+                raise OSError("it was refused")
     except Exception as error:  # tensorstore reports a full disk in exceptions of its own
         _discard_unfinished(folder)
         raise UserError(
@@ -80,15 +81,20 @@ def save(folder: Path, epoch: int, network: Any, training: Any, record: dict[str
 
 
 def restore(
-    path: Path, make_training: Callable[[dict[str, Any], dict[str, Any]], Any] | None, log: Log
+    path: Path,
+    make_training: Callable[[dict[str, Any], dict[str, Any]], Any] | None,
+    log: Log,
+    *,
+    discard: bool = False,
 ) -> Saved | None:
     """The newest good checkpoint in a run's checkpoint folder, or one given by its own path.
 
     Args:
         path: a folder of checkpoints, or one checkpoint in it.
         make_training: (network, record) -> a pytree with the structure and shapes of the `training`
-            item; None skips the item.
+            item; may refuse the checkpoint with a UserError. None skips the item.
         log: told, in one line, of every damaged checkpoint that is passed over.
+        discard: whether damaged and unfinished ones are removed, so that a run can write them anew.
 
     Returns:
         None where there is no checkpoint at all.
@@ -99,13 +105,19 @@ def restore(
     folder, only = (path.parent, int(path.name)) if path.name.isdigit() else (path, None)
     if not folder.is_dir():
         return None
+    if discard:
+        _discard_unfinished(folder)
     with _manager(folder) as manager:
         epochs = sorted(manager.all_steps(), reverse=True)
         candidates = epochs if only is None else [e for e in epochs if e == only]
         for epoch in candidates:
             try:
                 return _read(manager, epoch, make_training)
+            except UserError:  # of `make_training`: whole, but not what is wanted
+                raise
             except Exception as error:  # a damaged file can break any layer below
+                if discard:
+                    manager.delete(epoch)
                 damage = f"checkpoint {folder / str(epoch)} is damaged ({_first_line(error)})"
                 log(f"{damage}: trying an older one")
     if candidates:

@@ -87,9 +87,12 @@ def suited(dataset: str, base: Config | None = None) -> Config:
 
     Args:
         dataset: a data set's name or the path of an .npz file.
-        base: where everything else is taken from.
+        base: where everything else is taken from, and whatever differs from `Config()` stays.
     """
-    return dataclasses.replace(base or Config(), dataset=dataset, **SUITED.get(dataset, {}))
+    base, usual = base or Config(), Config()
+    settings = SUITED.get(dataset, {})
+    open_to_change = {k: v for k, v in settings.items() if getattr(base, k) == getattr(usual, k)}
+    return dataclasses.replace(base, dataset=dataset, **open_to_change)
 
 
 def check(config: Config) -> None:
@@ -110,6 +113,8 @@ def check(config: Config) -> None:
             raise unknown(kind, value, options)
     parse_budget(config.budget)
     attacks.linf(config.epsilon)
+    if config.seed >= 2**32:
+        raise UserError(f"--seed must be below 2^32, got {config.seed}")
     for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("cutout", 0)):
         if getattr(config, name) < least:
             raise UserError(f"{_flag(name)} must be at least {least}, got {getattr(config, name)}")
@@ -133,7 +138,7 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def parse_budget(text: str) -> tuple[float, bool]:
+def parse_budget(text: str | float) -> tuple[float, bool]:
     """Reads a budget.
 
     Args:
@@ -145,7 +150,7 @@ def parse_budget(text: str) -> tuple[float, bool]:
     Raises:
         UserError: says what was given and what could be meant.
     """
-    match = re.fullmatch(r"([0-9.eE+-]+|nan|inf)([kMG]?)", text.strip())
+    match = re.fullmatch(r"([0-9.eE+-]+|nan|inf)([kMG]?)", str(text).strip())
     try:
         number = float(match[1]) if match else math.nan
     except ValueError:
@@ -183,25 +188,34 @@ def fraction(text: str) -> float:
         raise UserError(f"{text!r} is not a number: write for instance 0.03 or 8/255") from None
 
 
+USUAL = ("macs", "channel", "priced")
+"""What a run's name does not mention."""
+
 LOCAL = ("workdir", "data_dir", "checkpoint_every")
 """Fields that say where and how often, not what: they do not change a run's outcome."""
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """The fields that decide a run's outcome, as JSON takes them."""
-    return {k: v for k, v in dataclasses.asdict(config).items() if k not in LOCAL}
+    """What decides a run's outcome, as JSON takes it: fields, and the content of a user's file."""
+    fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in LOCAL}
+    if config.dataset.endswith(".npz") and Path(config.dataset).is_file():
+        with open(config.dataset, "rb") as file:
+            fields["dataset_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return fields
 
 
 def workdir(config: Config) -> Path:
-    """Where a run is kept: as asked, or a folder named after the run."""
-    if config.workdir is not None:
-        return Path(config.workdir)
+    """Where a run is kept: as asked, or runs/ and the run's name."""
+    return Path("runs", run_name(config)) if config.workdir is None else Path(config.workdir)
+
+
+def run_name(config: Config) -> str:
+    """Names a run: what tells runs apart at a glance, and a digest of what decides the outcome."""
     digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:6]
-    unit = "" if config.cost == "macs" else "-params"
+    kind = [part for part in (config.cost, config.regularity, config.method) if part not in USUAL]
     dataset = Path(config.dataset).stem
-    return (
-        Path("runs") / f"{config.model}-{dataset}-{config.budget}{unit}-seed{config.seed}-{digest}"
-    )
+    parts = (config.model, dataset, config.budget, *kind, f"seed{config.seed}", digest)
+    return "-".join(str(part) for part in parts)
 
 
 def load(path: str) -> Config:
@@ -219,7 +233,10 @@ def load(path: str) -> Config:
         raise unknown("config", path, [*options, "PATH.py"])
     if not file.is_file():
         raise UserError(f"no file {path}: --config takes a path or one of {', '.join(options)}")
-    config = runpy.run_path(str(file)).get("config")
+    try:
+        config = runpy.run_path(str(file)).get("config")
+    except Exception as error:  # whatever the user's file raises
+        raise UserError(f"{path} cannot be run ({type(error).__name__}: {error})") from error
     if not isinstance(config, Config):
         raise UserError(f"{path} defines no `config`: it must hold config = Config(...)")
     return config

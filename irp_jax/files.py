@@ -18,11 +18,15 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
+    _replace(path, json.dumps(value, indent=2) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "w") as file:
-            file.write(json.dumps(value, indent=2) + "\n")
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -92,8 +96,8 @@ def truncate_log(path: Path, epoch: int) -> None:
     for line in path.read_text().splitlines():
         with contextlib.suppress(ValueError):  # a line cut short by a kill
             if json.loads(line)["epoch"] <= epoch:
-                rows.append(line)
-    path.write_text("".join(row + "\n" for row in rows))
+                rows.append(line + "\n")
+    _replace(path, "".join(rows))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.models import Architecture
-from irp_jax.pruning import cost, masks, slim
+from irp_jax.pruning import cost, masks, slim, sparse
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,7 @@ class Network:
         kept: mask name -> units kept.
         config: of the run that trained it.
         class_names: one per logit.
+        image_shape: (H, W, C) of the images it was trained on.
         epoch: epochs of training completed.
     """
 
@@ -36,6 +37,7 @@ class Network:
     kept: dict[str, int]
     config: Config
     class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
     epoch: int
 
     @property
@@ -79,6 +81,12 @@ def deployed(architecture: Architecture, params: Any, batch_stats: Any) -> dict[
     return {"params": weights, "batch_stats": batch_stats}
 
 
+def network_params(dense: Architecture, network: dict[str, Any]) -> dict[str, Any]:
+    """{"weights", "masks"} from a checkpoint's network item, whose frozen kernels may be packed."""
+    weights, frozen = sparse.unpack(dense, network["weights"])
+    return {"weights": weights, "masks": frozen or network["masks"]}
+
+
 def load(path: str, log: checkpoint.Log) -> Network:
     """The network of a run.
 
@@ -100,9 +108,9 @@ def load(path: str, log: checkpoint.Log) -> Network:
     model = models.build(config.model, len(record["class_names"]), config.width)
     dense = models.describe(model, tuple(record["image_shape"]))
     now = slim.architecture(dense, record["kept"]) if config.regularity == "channel" else dense
-    params = {"weights": saved.network["weights"], "masks": saved.network["masks"]}
+    params = network_params(dense, saved.network)
     kept = record["kept"] or {
-        name: int((logits > 0).sum()) for name, logits in saved.network["masks"].items()
+        name: int((logits > 0).sum()) for name, logits in params["masks"].items()
     }
     return Network(
         apply=inference(models.forward(model)),
@@ -111,5 +119,6 @@ def load(path: str, log: checkpoint.Log) -> Network:
         kept=kept,
         config=config,
         class_names=tuple(record["class_names"]),
+        image_shape=tuple(record["image_shape"]),
         epoch=saved.epoch,
     )

@@ -44,8 +44,6 @@ def test_only_the_newest_are_kept_and_one_can_be_named(tmp_path, state):
         checkpoint.save(tmp_path, epoch, *state, {})
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()) == ["2", "3"]
     assert checkpoint.restore(tmp_path / "2", None, print).epoch == 2
-    checkpoint.save(tmp_path, 3, *state, {"again": True})
-    assert checkpoint.restore(tmp_path, None, print).record["again"]
 
 
 def test_damage_falls_back_and_is_told(tmp_path, state):
@@ -71,3 +69,25 @@ def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path, state):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         checkpoint.save(tmp_path / "file" / "checkpoints", 1, *state, {})
+
+
+def test_a_run_clears_away_what_is_damaged_or_unfinished(tmp_path, state):
+    for epoch in (1, 2):
+        checkpoint.save(tmp_path, epoch, *state, {})
+    damage(tmp_path / "2" / "network")
+    (tmp_path / "3.orbax-checkpoint-tmp").mkdir()
+    assert checkpoint.restore(tmp_path, None, lambda _: None, discard=True).epoch == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1"]
+    checkpoint.save(tmp_path, 2, *state, {})
+    assert checkpoint.restore(tmp_path, None, print).epoch == 2
+
+
+def test_a_checkpoint_that_is_refused_is_not_taken_for_damaged(tmp_path, state):
+    checkpoint.save(tmp_path, 1, *state, {})
+
+    def refuse(*_):
+        raise UserError("another run")
+
+    with pytest.raises(UserError, match="another run"):
+        checkpoint.restore(tmp_path, refuse, print, discard=True)
+    assert (tmp_path / "1").is_dir()

@@ -37,6 +37,9 @@ def refusal(capsys, monkeypatch, command, *arguments):
         (["--dataset=digits", "--batch-size=5000"], "1293 training images"),
         (["--dataset=nowhere.npz"], "no file nowhere.npz"),
         (["--config=nope"], "choices"),
+        (["--config"], "--config needs a value"),
+        (["--modle=resnet20"], "did you mean '--model'"),
+        (["--seed=4294967296"], "below 2^32"),
     ],
 )
 def test_bin_train_refuses_in_one_line_and_leaves_nothing(

@@ -59,7 +59,9 @@ def test_pictures_are_drawn(tmp_path, suffix):
 def test_the_terminal_shows_a_bar_on_a_screen_and_plain_lines_in_a_file(live):
     text = io.StringIO()
     terminal = Terminal(Console(file=text, force_terminal=live, width=200))
-    plan = Plan(epochs=2, steps_per_epoch=300, segments=3, freeze_epoch=1, limit=16, ratio=0.16)
+    plan = Plan(
+        epochs=2, steps_per_epoch=300, segments=3, freeze_epoch=1, limit=16, target=0.16, ratio=0.16
+    )
     terminal.begin(Config(), plan, 0)
     for _ in range(3):
         metrics = {"loss": 1.0, "fgsm_accuracy": 0.5, "cost_ratio": 0.3}

@@ -62,9 +62,13 @@ def evaluate(arguments: list[str]) -> None:
         seed=options.seed,
     )
     name = options.dataset or config.dataset
-    test = data.load(
-        name, data_dir=options.data_dir or config.data_dir, validation_fraction=0.0
-    ).test
+    dataset = data.load(name, data_dir=options.data_dir or config.data_dir, validation_fraction=0.0)
+    if (dataset.image_shape, dataset.num_classes) != (net.image_shape, len(net.class_names)):
+        raise UserError(
+            f"{name} has images {dataset.image_shape} of {dataset.num_classes} classes, not "
+            f"{net.image_shape} of {len(net.class_names)} as in training: choose another --dataset"
+        )
+    test = dataset.test
     images, labels = test.images[: options.images], test.labels[: options.images]
     mesh = parallel.mesh(parallel.usable_devices(options.batch_size))
     terminal.note(f"attacking {len(images)} images of {name} with {spec.name}")

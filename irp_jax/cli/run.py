@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
@@ -43,6 +43,19 @@ def parse(
             return int(text)
         except ValueError:
             raise _Refused(f"{text!r} is not a whole number") from None
+
+    @registry.primitive_rule
+    def choice(info: Any) -> PrimitiveConstructorSpec | None:
+        """Any word passes: the check of the whole names what it should have been."""
+        if get_origin(info.type) is not Literal:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="{" + ",".join(get_args(info.type)) + "}",
+            instance_from_str=lambda words: words[0],
+            is_instance=lambda value: isinstance(value, str),
+            str_from_instance=lambda value: [value],
+        )
 
     for numeric, read in ((float, number), (int, whole)):
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import os
 import shlex
 import shutil
 import subprocess
@@ -64,18 +63,14 @@ def sweep(arguments: list[str]) -> None:
         data_dir=options.data_dir,
     )
     runs = list(_runs(base, options))
-    for run in runs:
-        configs.check(run)
     console = Console(highlight=False, soft_wrap=True)
-    jobs = options.jobs or (
-        parallel.cores() if os.environ.get("JAX_PLATFORMS", "cpu") == "cpu" else 1
-    )
+    jobs = options.jobs or (1 if parallel.has_accelerator() else parallel.cores())
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {options.jobs}")
     shares: Queue[set[int]] = Queue()
-    cores = sorted(os.sched_getaffinity(0))
+    cores = parallel.core_numbers()
     for job in range(jobs):
-        shares.put(set(cores[job::jobs]) or set(cores))
+        shares.put(set(cores[job::jobs] or cores))
     began, failed = time.monotonic(), []
 
     def one(numbered: tuple[int, Config]) -> None:
@@ -86,7 +81,7 @@ def sweep(arguments: list[str]) -> None:
         finally:
             shares.put(share)
         if status:
-            failed.append(run.workdir)
+            failed.append(str(run.workdir))
         elapsed = time.monotonic() - began
         word = "failed" if status else "done"
         console.print(f"[{number}/{len(runs)}] {run.workdir} {word}, {elapsed:.0f} s", markup=False)
@@ -95,6 +90,8 @@ def sweep(arguments: list[str]) -> None:
         list(pool.map(one, enumerate(runs, start=1)))
     rows = []
     for run in runs:
+        if str(run.workdir) in failed:
+            continue
         found = files.read_json(Path(str(run.workdir)) / "results.json")
         if found is not None:
             rows.append(found)
@@ -118,13 +115,13 @@ def _runs(base: Config, options: Options) -> Iterator[Config]:
         split(options.budgets, base.budget),
         split(options.seeds, "0"),
     ):
-        name = f"{Path(base.dataset).stem}-{model}-{method}-{regularity}-{budget}-seed{seed}"
         if not seed.isdigit():
             raise UserError(f"--seeds takes whole numbers, got {seed!r}")
-        yield dataclasses.replace(
-            base, method=method, regularity=regularity, model=model, budget=budget, seed=int(seed),
-            workdir=str(Path(options.workdir) / name),
-        )  # fmt: skip
+        run = dataclasses.replace(
+            base, method=method, regularity=regularity, model=model, budget=budget, seed=int(seed)
+        )
+        configs.check(run)
+        yield dataclasses.replace(run, workdir=str(Path(options.workdir) / configs.run_name(run)))
 
 
 def _train(run: Config, cores: set[int]) -> int:
@@ -142,7 +139,7 @@ def _train(run: Config, cores: set[int]) -> int:
         log.write("$ " + shlex.join(["bin/train", *flags]) + "\n")
         log.flush()
         return subprocess.call(
-            command, stdout=log, stderr=log, preexec_fn=lambda: os.sched_setaffinity(0, cores)
+            command, stdout=log, stderr=log, preexec_fn=lambda: parallel.stay_on(cores)
         )
 
 

@@ -5,6 +5,7 @@ import shlex
 from irp_jax import config as configs
 from irp_jax.cli.run import main, parse
 from irp_jax.config import Config
+from irp_jax.errors import UserError
 from irp_jax.report.terminal import Terminal
 from irp_jax.training import loop
 
@@ -29,7 +30,9 @@ def _take_flag(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
     """A flag's value and the arguments without it."""
     value, rest = None, list(arguments)
     for index, word in enumerate(arguments):
-        if word == flag and index + 1 < len(arguments):
+        if word == flag:
+            if index + 1 == len(arguments):
+                raise UserError(f"{flag} needs a value")
             value, rest = arguments[index + 1], arguments[:index] + arguments[index + 2 :]
         elif word.startswith(flag + "="):
             value, rest = word.partition("=")[2], arguments[:index] + arguments[index + 1 :]

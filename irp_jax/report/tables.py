@@ -1,5 +1,6 @@
 """Tables of results: in the terminal, and in Markdown for the README."""
 
+import json
 from collections import defaultdict
 from collections.abc import Iterable
 from statistics import mean
@@ -34,10 +35,10 @@ def groups(results: Iterable[Results]) -> list[list[Results]]:
 
 
 def _what(one: Results) -> tuple:
-    config = one["config"]
+    config = {key: value for key, value in one["config"].items() if key != "seed"}
     return (
         one["dataset"], one["model"], one["budget"]["kind"], one["method"], config["regularity"],
-        one["budget"]["target"], one["epochs"], one["attack"]["epsilon"],
+        one["budget"]["target"], json.dumps(config, sort_keys=True),
     )  # fmt: skip
 
 

@@ -29,6 +29,10 @@ COLUMNS = (
 )
 
 
+SLIM_AT_BEST = 0.4
+"""Time of a slim step over a dense one, at least: few channels keep a processor less busy."""
+
+
 class Terminal:
     """The `Reporter` for a person or a log file.
 
@@ -41,6 +45,8 @@ class Terminal:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._segments = 0
+        self._probed = ""
+        self._attacking = False
         self._config: Config | None = None
         self._plan: Plan | None = None
         self._done = 0
@@ -69,31 +75,34 @@ class Terminal:
             self._forecast(images_per_s)
         if self._bar is not None and self._task is not None:
             text = (
-                f"loss {metrics['loss']:.3f} FGSM {metrics['fgsm_accuracy']:.1%} "
+                f"loss {metrics['loss']:.3f} FGSM {metrics['fgsm_accuracy']:.1%} {self._probed}"
                 f"cost {metrics['cost_ratio']:.3f}>{self._plan.ratio:.3f} {images_per_s:.0f} img/s"
             )
             self._bar.update(self._task, completed=self._done, facts=text)
 
     def _forecast(self, images_per_s: float) -> None:
-        """Says what the run will take here; the frozen network is taken to cost its ratio."""
+        """Says what the run will take; a slim network is taken to cost its ratio, or half."""
         assert self._plan is not None and self._config is not None
         plan = self._plan
         dense = max(0, plan.freeze_epoch * plan.steps_per_epoch - self._done)
         rest = plan.steps - self._done - dense
-        if self._config.regularity == "channel":
-            rest = round(rest * max(plan.ratio, 0.3))
+        if dense and self._config.regularity == "channel":
+            rest = round(rest * max(plan.ratio, SLIM_AT_BEST))
         seconds = (dense + rest) * self._config.batch_size / images_per_s
         if seconds > 60:
             self.note(f"{images_per_s:.0f} images/s: about {seconds / 60:.0f} minutes to go")
 
     def epoch(self, row: dict[str, Any]) -> None:
         """An epoch is done: one aligned line."""
+        self._probed = f"clean {row['natural']:.1%} PGD {row['pgd']:.1%} "
         cells = (pattern.format(row[key]) for _, key, pattern in COLUMNS)
         self.note(" ".join(f"{cell:>8}" for cell in cells) + (" frozen" if row["frozen"] else ""))
 
     def evaluating(self, done: int, total: int, standing: int) -> None:
         """Some images have been attacked."""
-        if self._bar is None and self.console.is_terminal:
+        if not self._attacking:
+            self._attacking = True
+            self.note("attacking the test images")
             self._open("attacking", total, done)
         if self._bar is not None and self._task is not None:
             facts = f"{standing} images standing"
@@ -141,16 +150,22 @@ def layer_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def _attack_title(attack: dict[str, Any]) -> str:
+    """For instance "PGD-50-10, linf 0.03137": steps, restarts where there are several, the ball."""
+    restarts = f"-{attack['restarts']}" if attack["restarts"] > 1 else ""
+    strength = f"{attack['name'].upper()}-{attack['steps']}{restarts}"
+    return f"{strength}, {attack['norm']} {attack['epsilon']:.4g}"
+
+
 def result_table(results: dict[str, Any]) -> Table:
     """The closing table; results as of results.json."""
     cost, accuracy, attack = results["cost"], results["accuracy"], results["attack"]
     table = Table(title=f"{results['model']} on {results['dataset']}, seed {results['seed']}")
-    for title in ("natural", "PGD-10", "eps", "MACs", "params", "epochs", "time"):
+    titles = [_attack_title(attack) if name == attack["name"] else name for name in accuracy]
+    for title in (*titles, "MACs", "params", "epochs", "time"):
         table.add_column(title, justify="right")
     table.add_row(
-        f"{accuracy['natural']:.2%}",
-        f"{accuracy['pgd']:.2%}",
-        f"{attack['epsilon']:.4f}",
+        *(f"{value:.2%}" for value in accuracy.values()),
         f"{cost['macs'] / 1e6:.2f}M ({cost['macs_ratio']:.2%})",
         f"{cost['params']:,} ({cost['params_ratio']:.2%})",
         str(results["epochs"]),

@@ -13,6 +13,7 @@ import numpy as np
 from irp_jax import attacks, data, evaluation, files, models, parallel
 from irp_jax import config as configs
 from irp_jax.config import Config
+from irp_jax.errors import UserError
 from irp_jax.models import Architecture
 from irp_jax.network import cost_report, deployed, inference
 from irp_jax.pruning import cost
@@ -50,7 +51,10 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
     Raises:
         UserError: the run cannot be done as asked; nothing is written that was not complete.
     """
+    config = dataclasses.replace(config, budget=str(config.budget))
     configs.check(config)
+    if jax.process_count() > 1:
+        raise UserError("training runs on the devices of one host: start it on one host alone")
     workdir = configs.workdir(config)
     dataset = data.load(
         config.dataset, data_dir=config.data_dir, validation_fraction=config.validation
@@ -69,7 +73,8 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
             reporter.note(f"{workdir} is finished: showing its results")
             reporter.end(finished)
             return finished
-        files.write_json(workdir / "config.json", dataclasses.asdict(config))
+        everything = dataclasses.asdict(config) | configs.identity(config)
+        files.write_json(workdir / "config.json", everything)
         reporter.note(f"run in {workdir}")
         progress = resume(setup, workdir, reporter.note) or start(setup, model)
         progress = _train(setup, progress, workdir, reporter)
@@ -117,8 +122,14 @@ def _train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) 
         began = time.monotonic()
         batches = _batches(config, plan, len(train), progress.epoch)
         send = functools.partial(steps, key=key, images=images, labels=labels)
-        state, metrics = _train_epoch(send, progress.state, batches, reporter)
+        ratio = _ratio(setup, progress.kept)
+        state, metrics = _train_epoch(send, progress.state, batches, ratio, reporter)
         seconds = time.monotonic() - began
+        if not np.isfinite(metrics["loss"]).all():
+            raise UserError(
+                f"training diverged in epoch {progress.epoch + 1}: give a smaller --learning-rate "
+                f"than {config.learning_rate:g} (the checkpoints in {workdir} are from before)"
+            )
 
         accuracies = evaluation.probe(
             setup.apply, deployed(architecture, state.params, state.batch_stats),
@@ -130,7 +141,8 @@ def _train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) 
         row = _row(setup, progress, metrics, accuracies, seconds)
         files.append_log(workdir / "metrics.jsonl", row)
         reporter.epoch(row)
-        if time.monotonic() - saved_at > config.checkpoint_every:
+        due = time.monotonic() - saved_at > config.checkpoint_every
+        if due and progress.epoch < plan.epochs:
             save(setup, progress, workdir)
             saved_at, saved_epoch = time.monotonic(), progress.epoch
     if progress.epoch != saved_epoch:
@@ -139,7 +151,11 @@ def _train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) 
 
 
 def _train_epoch(
-    send: Callable, state: TrainState, batches: np.ndarray, reporter: Reporter
+    send: Callable,
+    state: TrainState,
+    batches: np.ndarray,
+    ratio: float | None,
+    reporter: Reporter,
 ) -> tuple[TrainState, Metrics]:
     """One epoch, segment after segment.
 
@@ -147,6 +163,7 @@ def _train_epoch(
         send: (state, batches of a segment) -> state, metrics.
         state: before the epoch.
         batches: (segments, steps, N) int32.
+        ratio: what is left of the cost once masks are frozen.
         reporter: told of each segment.
 
     Returns:
@@ -157,7 +174,10 @@ def _train_epoch(
 
     def fetch(metrics: Metrics) -> None:
         nonlocal sent_at
-        fetched.append(jax.device_get(metrics))
+        found = jax.device_get(metrics)
+        if ratio is not None:
+            found = {**found, "cost_ratio": np.full_like(found["cost_ratio"], ratio)}
+        fetched.append(found)
         now = time.monotonic()
         rate = batches.shape[1] * batches.shape[2] / (now - sent_at)
         sent_at = now
@@ -203,18 +223,15 @@ def _probe_set(setup: Setup) -> Any:
     devices, held_out = setup.mesh.size, setup.dataset.validation
     split = held_out if len(held_out) >= devices else setup.dataset.train
     count = min(PROBE_IMAGES, len(split)) // devices * devices
-    arrays = (split.images[:count], split.labels[:count])
-    return parallel.place(arrays, parallel.batch(setup.mesh))
+    # Evenly spaced, since a user's images may be sorted by class.
+    some = split.take(np.linspace(0, len(split) - 1, count).astype(np.int64))
+    return parallel.place((some.images, some.labels), parallel.batch(setup.mesh))
 
 
 def _row(
     setup: Setup, progress: Progress, metrics: Metrics, probe: evaluation.Probe, seconds: float
 ) -> dict[str, Any]:
     """The epoch's line in metrics.jsonl."""
-    kept = progress.kept
-    ratio = float(metrics["cost_ratio"][-1])
-    if kept:
-        ratio = cost_report(setup.dense, kept)[f"{setup.config.cost}_ratio"]
     return {
         "epoch": progress.epoch,
         "loss": float(metrics["loss"].mean()),
@@ -222,11 +239,16 @@ def _row(
         "natural": float(probe.natural),
         "fgsm": float(probe.fgsm),
         "pgd": float(probe.pgd),
-        "cost_ratio": ratio,
-        "frozen": bool(kept),
+        "cost_ratio": float(metrics["cost_ratio"][-1]),
+        "frozen": bool(progress.kept),
         "images_per_s": round(len(metrics["loss"]) * setup.config.batch_size / seconds, 1),
         "seconds": round(progress.seconds, 2),
     }
+
+
+def _ratio(setup: Setup, kept: dict[str, int]) -> float | None:
+    """What is left of the cost once masks are frozen."""
+    return cost_report(setup.dense, kept)[f"{setup.config.cost}_ratio"] if kept else None
 
 
 def _frozen_note(setup: Setup, kept: dict[str, int]) -> str:
@@ -257,10 +279,7 @@ def _evaluate(setup: Setup, progress: Progress, reporter: Reporter) -> dict[str,
         "dataset": config.dataset,
         "method": config.method,
         "seed": config.seed,
-        "budget": {
-            "kind": config.cost,
-            "target": plan.limit if config.budget[-1] in "kMG" else plan.ratio,
-        },
+        "budget": {"kind": config.cost, "target": plan.target},
         "cost": cost_report(setup.dense, progress.kept),
         "accuracy": {"natural": report.natural, "pgd": report.robust},
         "attack": spec.describe() | {"images": report.images},

@@ -31,6 +31,7 @@ class Plan:
             one program serves all and the progress bar moves.
         freeze_epoch: epochs completed when masks are frozen.
         limit: budget in MACs or parameters.
+        target: the budget as the user gave it: a fraction, or MACs or parameters.
         ratio: budget as a fraction of the dense cost.
     """
 
@@ -39,6 +40,7 @@ class Plan:
     segments: int
     freeze_epoch: int
     limit: int
+    target: float
     ratio: float
 
     @property
@@ -82,13 +84,15 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
         )
     freeze = epochs if config.method == "paper" else math.ceil(config.ramp_stop * epochs)
     steps = images // config.batch_size
-    segments = math.ceil(steps / SEGMENT)
+    shortest = math.ceil(steps / SEGMENT)
+    segments = min(range(shortest, 2 * shortest + 1), key=lambda count: (steps % count, count))
     return Plan(
         epochs=epochs,
         steps_per_epoch=steps // segments * segments,
         segments=segments,
         freeze_epoch=min(max(freeze, 1), epochs),
         limit=limit,
+        target=limit if absolute else amount,
         ratio=limit / dense,
     )
 
@@ -164,7 +168,10 @@ def freeze(
         "weights": state.params["weights"],
         "momentum": state.optimizer.inner_states["weights"],
     }
+    # What is hidden is zero from here on, and so is its momentum: it stays zero.
     trees["weights"] = masks.apply(dense, trees["weights"], gates)
+    hidden = masks.apply(dense, optax.tree_utils.tree_get(trees["momentum"], "trace"), gates)
+    trees["momentum"] = optax.tree_utils.tree_set(trees["momentum"], trace=hidden)
     batch_stats, frozen_logits = state.batch_stats, logits
     if regularity == "channel":
         survivors = slim.surviving(logits)

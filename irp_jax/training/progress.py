@@ -10,11 +10,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from irp_jax import checkpoint, files
+from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.data import Dataset
+from irp_jax.errors import UserError
 from irp_jax.models import Architecture
-from irp_jax.network import deployed
-from irp_jax.pruning import slim
+from irp_jax.network import network_params
+from irp_jax.pruning import slim, sparse
 from irp_jax.training import phases
 from irp_jax.training.phases import Plan
 from irp_jax.training.step import TrainState
@@ -35,8 +37,14 @@ class Setup:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a run has come: epochs completed, units kept once frozen (else empty), seconds of
-    training, and the state."""
+    """How far a run has come.
+
+    Attributes:
+        epoch: epochs completed.
+        kept: mask name -> units kept once masks are frozen, empty before.
+        seconds: of training.
+        state: to go on from.
+    """
 
     epoch: int
     kept: dict[str, int]
@@ -63,17 +71,20 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
     """
 
     def make_training(network: dict[str, Any], record: dict[str, Any]) -> Any:
+        if record["identity"] != configs.identity(setup.config):
+            raise UserError(f"{workdir} holds checkpoints of another run: choose another --workdir")
         frozen = bool(record["kept"])
         architecture = architecture_now(setup, record["kept"])
+        network = network_params(setup.dense, network) | {"batch_stats": network["batch_stats"]}
         state = phases.example_state(setup.config, setup.plan, architecture, network, frozen)
         return {"step": state.step, "optimizer": state.optimizer}
 
-    saved = checkpoint.restore(workdir / "checkpoints", make_training, log)
+    saved = checkpoint.restore(workdir / "checkpoints", make_training, log, discard=True)
     files.truncate_log(workdir / "metrics.jsonl", saved.epoch if saved else 0)
     if saved is None:
         return None
     log(f"resuming after epoch {saved.epoch}")
-    params = {"weights": saved.network["weights"], "masks": saved.network["masks"]}
+    params = network_params(setup.dense, saved.network)
     state = TrainState(
         saved.training["step"], params, saved.network["batch_stats"], saved.training["optimizer"]
     )
@@ -84,17 +95,14 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
 def save(setup: Setup, progress: Progress, workdir: Path) -> None:
     """Writes a checkpoint."""
     state = progress.state
-    network = {
-        "weights": state.params["weights"],
-        "masks": state.params["masks"],
-        "batch_stats": state.batch_stats,
-    }
-    if progress.kept:
-        # What a frozen mask hides has no effect any more; as zeros the network says what it is.
-        shipped = deployed(architecture_now(setup, progress.kept), state.params, state.batch_stats)
-        network["weights"] = shipped["params"]
+    params = jax.device_get(state.params)
+    if progress.kept and params["masks"]:
+        weights = sparse.pack(setup.dense, params["weights"], params["masks"])
+        params = {"weights": weights, "masks": {}}
+    network = {**params, "batch_stats": state.batch_stats}
     record = {
         "config": dataclasses.asdict(setup.config),
+        "identity": configs.identity(setup.config),
         "class_names": list(setup.dataset.class_names),
         "image_shape": list(setup.dataset.image_shape),
         "kept": progress.kept,

@@ -1,0 +1,139 @@
+"""The compiled step: it learns, compiles once, and keeps what is frozen frozen."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from irp_jax import attacks, models, parallel
+from irp_jax.config import Config
+from irp_jax.data import Augmentation
+from irp_jax.models import Conv, Dense, Norm
+from irp_jax.network import deployed
+from irp_jax.pruning import cost, slim, sparse
+from irp_jax.training import phases
+from irp_jax.training.step import Recipe, compile_steps
+
+
+class Net(nn.Module):
+    """A user's own network: two convolutions, three classes."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.relu(Norm("a")(Conv(16, None, "a")(images), train))
+        x = nn.relu(Norm("b")(Conv(16, "a", "b")(x), train))
+        return Dense(3, "b", None)(x.mean((1, 2)))
+
+
+NETWORK = models.forward(Net())
+DENSE = models.describe(Net(), (8, 8, 1))
+IMAGES = np.random.default_rng(0).integers(0, 256, (96, 8, 8, 1), dtype=np.uint8)
+LABELS = (IMAGES.astype(np.int32).sum((1, 2, 3)) // 97 % 3).astype(np.int32)
+BATCHES = np.random.default_rng(1).integers(0, 96, (6, 32), dtype=np.int32)
+CONFIG = Config(budget="0.3", epochs=4, batch_size=32, learning_rate=0.05, ramp_stop=0.5)
+
+
+def begin(config):
+    plan = phases.plan(config, DENSE, len(IMAGES))
+    variables = Net().init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
+    return plan, phases.initial_state(config, plan, DENSE, variables)
+
+
+def program(config, plan, architecture, frozen):
+    recipe = Recipe(
+        architecture=architecture, cost_kind="macs", threat=attacks.linf(0.02),
+        attack=attacks.FAST_ATTACKS["rs-fgsm"], augmentation=Augmentation(crop_padding=1),
+        label_smoothing=0.0,
+    )  # fmt: skip
+    optimizer = phases.optimizer(config, plan, architecture, frozen)
+    mesh = parallel.mesh(2)
+    steps = compile_steps(recipe, NETWORK, optimizer, mesh)
+    whole = parallel.replicated(mesh)
+    images, labels, key = parallel.place((IMAGES, LABELS, jax.random.key(0)), whole)
+
+    def run(state):
+        state = parallel.place(jax.tree.map(np.array, jax.device_get(state)), whole)
+        return steps(state, key=key, images=images, labels=labels, batches=BATCHES)
+
+    return run, steps
+
+
+def momentum(state):
+    return optax.tree_utils.tree_get(state.optimizer.inner_states["weights"], "trace")
+
+
+def test_steps_compile_once_follow_the_target_and_report_each_step():
+    plan, state = begin(CONFIG)
+    run, steps = program(CONFIG, plan, DENSE, frozen=False)
+    state, first = run(state)
+    state, second = run(state)
+    assert steps._cache_size() == 1
+    assert {name: values.shape for name, values in first.items()} == {
+        "loss": (6,), "fgsm_accuracy": (6,), "cost_ratio": (6,),
+    }  # fmt: skip
+    assert int(state.step) == 12
+    assert second["cost_ratio"][-1] <= plan.ratio + 1e-6
+    assert np.isfinite(second["loss"]).all()
+
+
+def test_the_same_state_and_key_give_the_same_bits():
+    plan, state = begin(CONFIG)
+    run, _ = program(CONFIG, plan, DENSE, frozen=False)
+    one, _ = run(state)
+    two, _ = run(state)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(params=["channel", "weight"])
+def frozen(request):
+    config = dataclasses.replace(CONFIG, regularity=request.param)
+    plan, state = begin(config)
+    run, _ = program(config, plan, DENSE, frozen=False)
+    state, _ = run(state)
+    before = deployed(DENSE, state.params, state.batch_stats)
+    after, kept = phases.freeze(config, plan, DENSE, state)
+    return config, plan, before, after, kept
+
+
+def test_freezing_meets_the_budget_and_training_goes_on_within_it(frozen):
+    config, plan, _, state, kept = frozen
+    ratio = cost.total(DENSE, kept).macs / cost.total(DENSE).macs
+    assert 0.8 * plan.ratio <= ratio <= plan.ratio  # 16 channels are coarse
+    channel = config.regularity == "channel"
+    architecture = slim.architecture(DENSE, kept) if channel else DENSE
+    run, _ = program(config, plan, architecture, frozen=True)
+    after, metrics = run(state)
+    assert np.isfinite(metrics["loss"]).all()
+    shapes = [a.shape for a in jax.tree.leaves(state.params)]
+    assert [a.shape for a in jax.tree.leaves(after.params)] == shapes
+    for name, logits in state.params["masks"].items():
+        np.testing.assert_array_equal(after.params["masks"][name], logits)
+        layer = next(one for one in DENSE.kernels if one.name == name)
+        for tree in (after.params["weights"], momentum(after)):
+            kernel = tree
+            for part in layer.path:
+                kernel = kernel[part]
+            assert np.all(np.asarray(kernel["kernel"])[np.asarray(logits) < 0] == 0)
+
+
+def test_frozen_weight_masks_are_stored_in_bits_and_come_back():
+    config = dataclasses.replace(CONFIG, regularity="weight")
+    plan, state = begin(config)
+    frozen, kept = phases.freeze(config, plan, DENSE, state)
+    weights, masks = frozen.params["weights"], frozen.params["masks"]
+    packed = sparse.pack(DENSE, weights, masks)
+    size = sum(np.asarray(a).nbytes for a in jax.tree.leaves(packed))
+    assert size < 0.5 * sum(np.asarray(a).nbytes for a in jax.tree.leaves(weights))
+    again, gates = sparse.unpack(DENSE, packed)
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(weights), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for name, logits in masks.items():
+        np.testing.assert_array_equal(gates[name], logits)
+    values = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(packed)
+              if "kernel_values" in jax.tree_util.keystr(path)]  # fmt: skip
+    assert sum(v.size for v in values) == sum(kept.values())
