@@ -24,7 +24,7 @@ class Config:
     """Train, prune and harden a network in one run."""
 
     model: str = "resnet20"
-    """resnet20/32/44/56/110, resnet18, vgg16 or wrn28_4."""
+    """resnet8/20/32/44/56/110, resnet18, vgg16 or wrn28_4."""
     budget: str = "0.16"
     """What may be left: a fraction of the dense cost (0.16) or an absolute amount (0.04M, 900k)."""
     cost: str = "macs"

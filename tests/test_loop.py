@@ -21,7 +21,7 @@ from irp_jax.errors import UserError
 from irp_jax.training import loop
 
 ROOT = Path(__file__).parent.parent
-TINY = configs.suited("digits", Config(width=0.25, budget="0.3", checkpoint_every=0.0))
+TINY = configs.suited("digits", Config(model="resnet8", budget="0.3", checkpoint_every=0.0))
 TINY = dataclasses.replace(TINY, epochs=4, ramp_stop=0.5, batch_size=256)
 
 

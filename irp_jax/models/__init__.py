@@ -30,6 +30,7 @@ def _small_resnet(depth: int) -> Callable[..., ResNet]:
 
 
 MODELS = {
+    "resnet8": _small_resnet(8),
     "resnet20": _small_resnet(20),
     "resnet32": _small_resnet(32),
     "resnet44": _small_resnet(44),
