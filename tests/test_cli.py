@@ -90,6 +90,11 @@ def test_numbers_may_be_fractions_and_defaults_show():
     assert (config.epsilon, config.seed, config.epochs) == (8 / 255, 3, 5)
 
 
+def test_a_published_command_names_no_place_on_this_machine():
+    typed = ["--workdir=/home/me/x", "--data-dir", "/data", "--model=vgg16"]
+    assert run.publishable("bin/train", typed) == "bin/train --model=vgg16"
+
+
 def test_flags_win_over_what_suits_the_data_set_which_wins_over_the_config(monkeypatch):
     seen = {}
     monkeypatch.setattr("irp_jax.training.loop.run", lambda config, *_: seen.update(c=config))

@@ -1,13 +1,12 @@
 """bin/evaluate: how accurate a trained network is under attack."""
 
 import dataclasses
-import shlex
 from pathlib import Path
 
 from rich.console import Console
 
 from irp_jax import data, evaluation, files, network, parallel
-from irp_jax.cli.run import main, parse
+from irp_jax.cli.run import main, parse, publishable
 from irp_jax.errors import UserError
 from irp_jax.report.terminal import Terminal, result_table
 
@@ -93,7 +92,7 @@ def evaluate(arguments: list[str]) -> None:
         "epochs": net.epoch,
         "wall_time_s": round(report.seconds, 1),
         "environment": parallel.describe(),
-        "command": shlex.join(["bin/evaluate", *arguments]),
+        "command": publishable("bin/evaluate", arguments),
         "commit": files.commit(),
     }
     if options.out is not None:

@@ -1,6 +1,7 @@
 """What every command shares: parsing typed flags, and errors as one line."""
 
 import dataclasses
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -20,7 +21,11 @@ class _Refused(Exception):
 
 
 def parse(
-    kind: type[Parsed], arguments: list[str], prog: str, default: Parsed | None = None
+    kind: type[Parsed],
+    arguments: list[str],
+    prog: str,
+    default: Parsed | None = None,
+    about: str | None = None,
 ) -> Parsed:
     """Reads flags into a dataclass; every number may be written as a fraction, 8/255.
 
@@ -29,6 +34,7 @@ def parse(
         arguments: without the program's name.
         prog: the command as the user typed it.
         default: values of flags that are not given.
+        about: opens the help text; the dataclass's docstring if not given.
     """
     registry = ConstructorRegistry()
 
@@ -77,14 +83,39 @@ def parse(
         # Without a default tyro must be given none, not None.
         given = {} if default is None else {"default": default}
         parsed, unread = tyro.cli(  # type: ignore[call-overload]
-            kind, args=arguments, prog=prog, registry=registry, return_unknown_args=True, **given
-        )
+            kind, args=arguments, prog=prog, description=about, registry=registry,
+            return_unknown_args=True, **given,
+        )  # fmt: skip
     except _Refused as error:
         raise UserError(str(error)) from error
     if unread:
         flags = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
         raise unknown("flag", unread[0].partition("=")[0], flags)
     return parsed
+
+
+def take_flag(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
+    """A flag's value, None if it is not given, and the arguments without it.
+
+    Raises:
+        UserError: the flag stands last, without a value.
+    """
+    value, rest = None, list(arguments)
+    for index, word in enumerate(arguments):
+        if word == flag:
+            if index + 1 == len(arguments):
+                raise UserError(f"{flag} needs a value")
+            value, rest = arguments[index + 1], arguments[:index] + arguments[index + 2 :]
+        elif word.startswith(flag + "="):
+            value, rest = word.partition("=")[2], arguments[:index] + arguments[index + 1 :]
+    return value, rest
+
+
+def publishable(command: str, arguments: list[str]) -> str:
+    """The command line as it is written beside a result: without places on this machine."""
+    for flag in ("--workdir", "--data-dir", "--out"):
+        _, arguments = take_flag(arguments, flag)
+    return shlex.join([command, *arguments])
 
 
 def main(command: Callable[[list[str]], None]) -> None:
