@@ -169,7 +169,7 @@ def test_a_workdir_of_another_run_is_refused_and_untouched(finished):
     ("change", "message"),
     [
         ({"budget": "0.0001"}, "least possible is 0.0"),
-        ({"budget": "1k", "cost": "params"}, "least possible is 0.0"),
+        ({"budget": "0.1k", "cost": "params"}, "least possible is 0.0"),
         ({"budget": "5M", "cost": "params"}, "more than the whole network"),
         ({"batch_size": 9999}, "larger than"),
     ],

@@ -175,7 +175,7 @@ def hinge(
     strength: float = 1.0,
     weight_decay: float = 5e-4,
 ) -> optax.GradientTransformation:
-    """The published rule: two optimisers take turns on the logits.
+    """The published rule: two optimisers on the logits, their steps on a batch taken as one.
 
     The first descends the cross-entropy, the second the cross-entropy plus `strength` times the
     hinge max(ratio - budget, 0) (Vemparala et al. 2021, section 3).
