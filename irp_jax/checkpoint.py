@@ -59,6 +59,7 @@ def save(folder: Path, epoch: int, network: Any, training: Any, record: dict[str
     network, training = jax.tree.map(np.asarray, (network, training))
     record = {**record, "sha256": {"network": digest(network), "training": digest(training)}}
     try:
+        _check_space(folder, (network, training))
         with _manager(folder) as manager:
             written = manager.save(
                 epoch,
@@ -169,6 +170,15 @@ def digest(tree: Any) -> str:
         total.update(f"{name} {array.dtype} {np.shape(leaf)}\n".encode())
         total.update(array.tobytes())
     return total.hexdigest()
+
+
+def _check_space(folder: Path, trees: Any) -> None:
+    """Refuses a save that would not fit: orbax is noisy about a disk that fills under its hands."""
+    folder.mkdir(parents=True, exist_ok=True)
+    needed = 1.2 * sum(leaf.nbytes for leaf in jax.tree.leaves(trees)) + 2**20
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f"{needed / 2**20:.1f} MiB needed, {free / 2**20:.1f} MiB free")
 
 
 def _discard_unfinished(folder: Path) -> None:

@@ -91,3 +91,12 @@ def test_a_checkpoint_that_is_refused_is_not_taken_for_damaged(tmp_path, state):
     with pytest.raises(UserError, match="another run"):
         checkpoint.restore(tmp_path, refuse, print, discard=True)
     assert (tmp_path / "1").is_dir()
+
+
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path, state, monkeypatch):
+    checkpoint.save(tmp_path, 1, *state, {})
+    usage = checkpoint.shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(UserError, match=r"1\.0 MiB free.*free some space"):
+        checkpoint.save(tmp_path, 2, *state, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1"]

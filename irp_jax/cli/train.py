@@ -6,7 +6,6 @@ from irp_jax.config import Config
 from irp_jax.report.terminal import Terminal
 from irp_jax.training import loop
 
-
 ABOUT = """Train, prune and harden a network in one run.
 
 --config=NAME or PATH.py takes the defaults from a file, by NAME from configs/.
