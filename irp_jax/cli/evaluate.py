@@ -3,8 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-from rich.console import Console
-
 from irp_jax import data, evaluation, files, network, parallel
 from irp_jax.cli.run import main, parse, publishable
 from irp_jax.errors import UserError
@@ -48,7 +46,7 @@ def evaluate(arguments: list[str]) -> None:
     options = parse(Options, arguments, "bin/evaluate")
     if options.images is not None and options.images < 1:
         raise UserError(f"--images must be at least 1, got {options.images}")
-    terminal = Terminal(Console(highlight=False, soft_wrap=True))
+    terminal = Terminal()
     net = network.load(options.checkpoint, terminal.note)
     config = net.config
     spec = evaluation.AttackSpec(

@@ -4,13 +4,12 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
 from irp_jax import files
 from irp_jax.cli.run import main, parse
 from irp_jax.errors import UserError
 from irp_jax.report import plots
 from irp_jax.report.tables import markdown, summary
+from irp_jax.report.terminal import plain_console
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ def report(arguments: list[str]) -> None:
     if options.markdown:
         sys.stdout.write(markdown(runs))
     else:
-        Console(highlight=False).print(summary(runs))
+        plain_console().print(summary(runs))
 
 
 def _insert(path: Path, table: str) -> None:

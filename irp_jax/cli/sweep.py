@@ -12,14 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 
-from rich.console import Console
-
 from irp_jax import config as configs
 from irp_jax import files, parallel
 from irp_jax.cli.run import main, parse
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.report.tables import summary
+from irp_jax.report.terminal import plain_console
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ def sweep(arguments: list[str]) -> None:
         data_dir=options.data_dir,
     )
     runs = list(_runs(base, options))
-    console = Console(highlight=False, soft_wrap=True)
+    console = plain_console()
     jobs = options.jobs or (1 if parallel.has_accelerator() else parallel.cores())
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {options.jobs}")

@@ -33,6 +33,12 @@ SLIM_AT_BEST = 0.4
 """Time of a slim step over a dense one, at least: few channels keep a processor less busy."""
 
 
+def plain_console() -> Console:
+    """A console without colouring of numbers, wide enough for every table when not on a screen."""
+    console = Console(highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=160)
+
+
 class Terminal:
     """The `Reporter` for a person or a log file.
 
@@ -41,7 +47,7 @@ class Terminal:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        self.console = console or plain_console()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._segments = 0
