@@ -3,6 +3,9 @@
     bin/train --config=poster_004m
 
 Published for the original method: 70.73 % natural, 39.31 % PGD-10 (Vemparala et al. 2021).
+Not measured with this package yet; it wants an accelerator:
+
+    bin/sweep --config=poster_004m --seeds=0,1,2 --results=results
 """
 
 from irp_jax.config import Config

@@ -4,6 +4,7 @@
 
 What the publication leaves open (b, the logits' learning rate, the schedule) is set to the defaults
 of `irp_jax.config.Config`; 116 epochs is what the iteration counts of its curves amount to.
+Not measured at this length yet.
 """
 
 from irp_jax.config import Config

@@ -1,6 +1,7 @@
 """What every command shares: parsing typed flags, and errors as one line."""
 
 import dataclasses
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -115,6 +116,9 @@ def publishable(command: str, arguments: list[str]) -> str:
     """The command line as it is written beside a result: without places on this machine."""
     for flag in ("--workdir", "--data-dir", "--out"):
         _, arguments = take_flag(arguments, flag)
+    where, rest = take_flag(arguments, "--checkpoint")
+    if where is not None and os.path.isabs(where):
+        arguments = [f"--checkpoint=runs/{os.path.basename(where)}", *rest]
     return shlex.join([command, *arguments])
 
 

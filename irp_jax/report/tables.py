@@ -16,7 +16,7 @@ HEAD = (
     "method",
     "masks",
     "budget",
-    "seeds",
+    "runs",
     "natural %",
     "PGD-10 %",
     "MACs left",
