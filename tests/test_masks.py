@@ -61,7 +61,8 @@ def test_one_logit_a_unit_that_starts_kept(regularity):
     assert all(float(values.min()) > 0 for values in logits.values())
     if regularity == "weight":
         params = abstract_variables(MODEL, SHAPE)["params"]
-        for layer in DENSE.kernels:
+        assert "classifier" not in logits, "every class keeps all its weights"
+        for layer in masks.maskable(DENSE):
             assert logits[layer.name].shape == parameters_of(params, layer)["kernel"].shape
     else:
         assert logits["stage2"].shape == (8,)
@@ -72,7 +73,8 @@ def test_floors_by_hand():
     channel, weight = masks.floors(dense, "channel"), masks.floors(dense, "weight")
     assert channel["stage1"] == 1 and channel["stage2"] == 2 and channel["stage3_block0.inner"] == 4
     assert weight["stem"] == 4  # Of 432.
-    assert weight["classifier"] == 6  # Of 640.
+    assert weight["stage3_block0/shortcut"] == 20  # Of 2048.
+    assert "classifier" not in weight
     thin = models.describe(models.build("resnet20", 10, 0.01), (8, 8, 1))
     assert min(masks.floors(thin, "channel").values()) == 1
 
@@ -113,7 +115,7 @@ def test_weight_masks_leave_as_many_parameters_as_are_counted(seed):
     logits = random_masks(DENSE, "weight", seed)
     masked = masks.apply(DENSE, weights, masks.gates(logits))
     left = {layer.name: np.count_nonzero(kernel_of(masked, layer)) for layer in DENSE.kernels}
-    assert left == kept_units(logits)
+    assert left == kept_units(logits) | {"classifier": DENSE.kernels[-1].weights}
     gone = sum(layer.weights - left[layer.name] for layer in DENSE.kernels)
     found = cost.total(DENSE, kept_units(logits))
     assert found.params == elements(weights) - gone == sum(map(np.count_nonzero, leaves(masked)))
@@ -179,7 +181,7 @@ def test_mask_and_weight_gradients_through_apply(regularity):
     pruned = jnp.concatenate([by_gates[name][gates[name] == 0].ravel() for name in gates])
     assert float((pruned != 0).mean()) > 0.9
     if regularity == "weight":
-        for layer in DENSE.kernels:
+        for layer in masks.maskable(DENSE):
             silent = kernel_of(by_weights, layer)[np.asarray(gates[layer.name]) == 0]
             assert not silent.any()
 

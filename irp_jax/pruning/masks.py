@@ -25,7 +25,16 @@ def units(architecture: Architecture, regularity: Regularity) -> dict[str, int]:
     """Mask name -> how many units it decides about."""
     if regularity == "channel":
         return dict(architecture.groups)
-    return {layer.name: layer.weights for layer in architecture.kernels}
+    return {layer.name: layer.weights for layer in maskable(architecture)}
+
+
+def maskable(architecture: Architecture) -> list[Layer]:
+    """The layers whose weights may be masked one by one: all kernels but that of the logits.
+
+    A class whose last weight is gone is lost for good, and the last layer is a small part of the
+    cost.
+    """
+    return [layer for layer in architecture.kernels if layer.writes is not None]
 
 
 def floors(architecture: Architecture, regularity: Regularity) -> dict[str, int]:
@@ -46,7 +55,7 @@ def init(architecture: Architecture, regularity: Regularity) -> Masks:
         }
     return {
         layer.name: jnp.full(kernel_shape(layer), START, jnp.float32)
-        for layer in architecture.kernels
+        for layer in maskable(architecture)
     }
 
 

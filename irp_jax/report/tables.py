@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
+from irp_jax.config import parse_budget
+
 Results = dict[str, Any]
 
 HEAD = (
@@ -38,7 +40,7 @@ def _what(one: Results) -> tuple:
     config = {key: value for key, value in one["config"].items() if key != "seed"}
     return (
         one["dataset"], one["model"], one["budget"]["kind"], one["method"], config["regularity"],
-        one["budget"]["target"], json.dumps(config, sort_keys=True),
+        parse_budget(config["budget"]), json.dumps(config, sort_keys=True),
     )  # fmt: skip
 
 
