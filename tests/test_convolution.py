@@ -18,6 +18,9 @@ CASES = (
     (3, (6, 5, 17, 18)),
     (3, (4, 6, 18, 17)),
     (3, (1, 2, 1, 7)),
+    (3, (3, 8, 7, 7)),
+    (3, (4, 4, 10, 11)),
+    (3, (2, 4, 3, 14)),
     (5, (8, 9, 3, 4)),
     (5, (1, 3, 2, 3)),
 )
@@ -118,7 +121,7 @@ def test_dtype_is_kept(dtype, stride, size):
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_gradients_keep_the_operand_order_that_is_fast_in_loops(stride):
-    images, kernel = operands(3, (8, 8, 3, 4))
+    images, kernel = operands(3, (16, 16, 3, 4))
     jaxpr = jax.make_jaxpr(functools.partial(value_and_gradients, convolve, stride))(images, kernel)
     convolutions = [e for e in equations(jaxpr) if e.primitive.name == "conv_general_dilated"]
     assert len(convolutions) >= 2
@@ -132,7 +135,7 @@ def test_gradients_keep_the_operand_order_that_is_fast_in_loops(stride):
         assert equation.params["lhs_dilation"] == (1, 1)
         assert equation.params["rhs_dilation"] == (1, 1)
         # A window as large as the image would be the kernel's gradient, which is to be a product.
-        assert max(equation.invars[1].aval.shape[:2]) <= 3
+        assert max(equation.invars[1].aval.shape[:2]) < 8
 
 
 @pytest.mark.parametrize("stride", [1, 2])
