@@ -85,44 +85,54 @@ class MaskedConv2d(nn.Conv2d):
 
 
 def build(
-    blocks: tuple[int, ...], widths: tuple[int, ...], weights: Mapping[str, Any], *, masked: bool
+    blocks: tuple[int, ...],
+    widths: tuple[int, ...],
+    weights: Mapping[str, Any],
+    *,
+    masked: bool = False,
+    statistics: Mapping[str, Any] | None = None,
 ) -> ResNet:
-    """The network with the weights of its JAX twin.
+    """The network with the weights of its JAX twin, whose arrays decide every layer's width.
 
     Args:
         blocks, widths: as for `irp_jax.models.ResNet`.
         weights: that network's parameter tree, of arrays: kernels (k, k, C_in, C_out).
         masked: whether a mask is multiplied onto every convolution's kernel.
+        statistics: its running statistics; then the network is in inference mode.
     """
     classes = weights["classifier"]["bias"].shape[0]
     model = ResNet(blocks, widths, classes)
-    with torch.no_grad():
-        for path, module in model.named_modules():
-            if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
-                parameters = {
-                    name: torch.from_numpy(np.array(array))
-                    for name, array in functools.reduce(
-                        lambda t, k: t[k], path.split("."), weights
-                    ).items()
-                }
-                if isinstance(module, nn.Conv2d):
-                    module.weight.copy_(parameters["kernel"].permute(3, 2, 0, 1))
-                elif isinstance(module, nn.Linear):
-                    module.weight.copy_(parameters["kernel"].T)
-                    module.bias.copy_(parameters["bias"])
-                else:
-                    module.weight.copy_(parameters["scale"])
-                    module.bias.copy_(parameters["bias"])
-    for module in model.modules():
+    for path, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+            kernel = _at(weights, path)["kernel"]
+            module.weight = nn.Parameter(
+                _tensor(kernel.transpose(3, 2, 0, 1)).contiguous(memory_format=torch.channels_last)
+            )
             if masked:
                 MaskedConv2d.convert(module)
-    return model.train()
+        elif isinstance(module, nn.Linear):
+            module.weight = nn.Parameter(_tensor(_at(weights, path)["kernel"].T).contiguous())
+            module.bias = nn.Parameter(_tensor(_at(weights, path)["bias"]))
+        elif isinstance(module, nn.BatchNorm2d):
+            module.weight = nn.Parameter(_tensor(_at(weights, path)["scale"]))
+            module.bias = nn.Parameter(_tensor(_at(weights, path)["bias"]))
+            module.num_features = len(module.weight)
+            running = {} if statistics is None else _at(statistics, path)
+            module.running_mean = _tensor(running.get("mean", np.zeros(module.num_features)))
+            module.running_var = _tensor(running.get("variance", np.ones(module.num_features)))
+    return model.train() if statistics is None else model.eval()
+
+
+def _at(tree: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    return functools.reduce(lambda branch, key: branch[key], path.split("."), tree)
+
+
+def _tensor(array: Any) -> torch.Tensor:
+    return torch.tensor(np.asarray(array), dtype=torch.float32)
 
 
 def logits(model: ResNet, images: np.ndarray) -> np.ndarray:
-    """Logits (N, K) of images (N, H, W, 3) float32 in [0, 1], normalised by their own batch."""
+    """Logits (N, K) of images (N, H, W, 3) float32 in [0, 1], as the mode of the network is."""
     with torch.no_grad():
         return model(channels_last(torch.from_numpy(images))).numpy()
 

@@ -10,5 +10,11 @@ Not measured at this length yet.
 from irp_jax.config import Config
 
 config = Config(
-    model="resnet20", budget="0.16M", cost="params", method="paper", epochs=116, hinge_strength=1.0
+    model="resnet20",
+    budget="0.16M",
+    cost="params",
+    method="paper",
+    attack="rs-fgsm",
+    epochs=116,
+    hinge_strength=1.0,
 )

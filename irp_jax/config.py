@@ -41,8 +41,8 @@ class Config:
     """Multiplies every channel count of the model."""
     epsilon: float = 8 / 255
     """L-inf radius to be robust against, in pixels of [0, 1]; may be written 8/255."""
-    attack: str = "rs-fgsm"
-    """One-step attack that makes the training images: rs-fgsm, n-fgsm or fgsm."""
+    attack: str = "n-fgsm"
+    """One-step attack that makes the training images: n-fgsm, rs-fgsm (as published) or fgsm."""
     epochs: int = 30
     """Passes over the training images."""
     batch_size: int = 128
@@ -77,7 +77,7 @@ SUITED: dict[str, dict[str, Any]] = {
     "mnist": {"epsilon": 0.3, "epochs": 15},
     "fashion_mnist": {"epsilon": 0.1, "epochs": 20},
     "svhn_cropped": {"learning_rate": 0.05, "epochs": 20},
-    "digits": {"epsilon": 0.1, "epochs": 60, "validation": 0.1},
+    "digits": {"epsilon": 0.1, "epochs": 60, "validation": 0.1, "attack": "rs-fgsm"},
 }
 """Settings that suit a data set better than `Config`'s own, which are CIFAR-10's."""
 

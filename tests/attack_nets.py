@@ -1,4 +1,4 @@
-"""Small classifiers in plain JAX for the tests of attacks: they know no framework."""
+"""For the tests of attacks: small classifiers in plain JAX, and a plain loop over the steps."""
 
 import functools
 
@@ -7,6 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+
+from irp_jax import attacks
+from irp_jax.attacks.attack import Problem
 
 _ORDER = ("NHWC", "HWIO", "NHWC")
 
@@ -81,3 +84,40 @@ def trained_on_digits(noise=0.2, steps=120):
     for number in range(steps):
         variables, momentum = step(variables, momentum, number)
     return variables, test_x, test_y
+
+
+def all_runs(attack, logits_fn, images, labels, threat, key):
+    """The Problem of every run of every image: B = N * runs, the runs of an image side by side."""
+    logits = logits_fn(images)
+    runs = attack.runs(logits.shape[1])
+    label_first = jnp.where(jax.nn.one_hot(labels, logits.shape[1], dtype=bool), jnp.inf, logits)
+    image, number = jnp.divmod(jnp.arange(len(images) * runs, dtype=jnp.int32), runs)
+    return Problem(
+        image=images[image],
+        label=labels[image],
+        order=jnp.argsort(label_first, axis=1, descending=True).astype(jnp.int32)[image],
+        number=number,
+        key=jax.vmap(attacks.run_key, (None, 0, 0))(key, image, number),
+        threat=threat,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def start(attack, logits_fn, problem):
+    """`attack.start`, compiled."""
+    return attack.start(logits_fn, problem)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def step(attack, logits_fn, problem, state, number):
+    """`attack.step`, compiled."""
+    return attack.step(logits_fn, problem, state, number)
+
+
+def drive(attack, logits_fn, images, labels, threat, key):
+    """Every run of every image to its last step: an Attacked with leading axes (N, runs)."""
+    problem = all_runs(attack, logits_fn, images, labels, threat, key)
+    state = start(attack, logits_fn, problem)
+    for number in range(attack.steps):
+        state = step(attack, logits_fn, problem, state, jnp.full_like(problem.number, number))
+    return jax.tree.map(lambda leaf: leaf.reshape(len(images), -1, *leaf.shape[1:]), state.worst)

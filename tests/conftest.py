@@ -1,6 +1,7 @@
 """Conditions under which every test runs: two CPU devices and no silent change of dtype."""
 
 import jax
+import pytest
 from hypothesis import settings
 
 # Set before the first array: devices are fixed from then on.
@@ -12,3 +13,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # first example of a test pays for its compilation.
 settings.register_profile("irp_jax", derandomize=True, max_examples=20, deadline=None)
 settings.load_profile("irp_jax")
+
+
+@pytest.fixture
+def quick_compile():
+    """For tests that compile much and compute little: half the time goes to XLA's optimisations."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

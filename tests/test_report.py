@@ -68,6 +68,7 @@ def test_the_terminal_shows_a_bar_on_a_screen_and_plain_lines_in_a_file(live):
         metrics = {"loss": 1.0, "fgsm_accuracy": 0.5, "cost_ratio": 0.3}
         terminal.progress(100, 50.0, metrics)
     terminal.epoch(ROW)
+    terminal.attacking("pgd", 6)
     terminal.evaluating(5, 10, 3)
     terminal.end(result(0, 0.9))
     shown = text.getvalue()

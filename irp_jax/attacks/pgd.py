@@ -1,43 +1,23 @@
 """Projected gradient descent: steps of steepest ascent from a random start inside the ball.
 
-`pgd_start`, `pgd_step` and `pgd_finish` are one run taken apart, for callers that drive the loop
-themselves; `pgd_example` is the whole run, and `pgd` attacks a batch.
+`pgd_start`, `pgd_step` and `pgd_finish` are one run taken apart; `pgd_example` is the whole run,
+and `pgd` attacks a batch in one program. `Pgd` is the same as an `Attack`, for whole data sets.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from irp_jax.attacks.attack import Attacked, Problem
 from irp_jax.attacks.losses import LogitsFn, Loss, cross_entropy, is_correct
+from irp_jax.attacks.runs import run_key
 from irp_jax.attacks.threat import Threat, project, random_start, steepest
 
 STEP_RATIO = 0.25
 """Default step over epsilon: 2/255 for 8/255, the protocol the literature reports PGD-10 with."""
-
-
-class Attacked(NamedTuple):
-    """What an attack found; for a batch every field has a leading axis N.
-
-    Attributes:
-        image: (H, W, C), the worst image visited: in [0, 1], within epsilon of the clean one.
-        fallen: () bool, whether the network gets `image` wrong.
-        loss: () the attack's loss at `image`.
-    """
-
-    image: jax.Array
-    fallen: jax.Array
-    loss: jax.Array
-
-
-def run_key(key: jax.Array, index: jax.Array | int, restart: jax.Array | int) -> jax.Array:
-    """The key of one image's one restart.
-
-    It depends on nothing else: not on the batch the image travels in, nor on the number of
-    devices, nor on which other images are still attacked.
-    """
-    return jax.random.fold_in(jax.random.fold_in(key, index), restart)
 
 
 class PgdState(NamedTuple):
@@ -169,8 +149,7 @@ def pgd(
 
     Wrap it in `jax.jit` with `logits_fn` closed over; it is traced anew on every bare call. Memory
     grows with N * restarts. On CPUs, XLA runs the gradient of a convolution many times slower
-    inside a loop than outside one (jax-ml/jax issue 12868): there, drive `pgd_step` from Python as
-    `irp_jax.evaluation` does.
+    inside a loop than outside one (jax-ml/jax issue 12868): there, give a `Pgd` to `assess`.
 
     Args:
         logits_fn: images (N, H, W, C) -> logits (N, K), each row a function of its image alone
@@ -214,3 +193,57 @@ def pgd(
     )
     worst = jnp.argmax(jnp.where(tried.fallen, jnp.inf, tried.loss), axis=1)
     return jax.tree.map(lambda leaf: jax.vmap(lambda runs, i: runs[i])(leaf, worst), tried)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pgd:
+    """PGD as an `Attack`.
+
+    Attributes:
+        name: as reports have it.
+        gradient_steps: of one restart.
+        restarts: independent starts for each image.
+        step_size: length of a step in pixel units; None for `step_ratio` times epsilon.
+        step_ratio: see `step_size`.
+        start_scale: radius of the random start over epsilon; 0 starts at the image.
+        loss: what to climb.
+    """
+
+    name: str = "pgd"
+    gradient_steps: int = 10
+    restarts: int = 1
+    step_size: float | None = None
+    step_ratio: float = STEP_RATIO
+    start_scale: float = 1.0
+    loss: Loss = cross_entropy
+
+    @property
+    def steps(self) -> int:
+        """One more than gradient steps: an image is judged on the way to the next."""
+        return self.gradient_steps + 1
+
+    def runs(self, classes: int) -> int:
+        """As many as restarts."""
+        return self.restarts
+
+    def start(self, logits_fn: LogitsFn, problem: Problem) -> PgdState:
+        """See `Attack`."""
+
+        def one(image: jax.Array, key: jax.Array) -> PgdState:
+            return pgd_start(image, problem.threat, key=key, start_scale=self.start_scale)
+
+        return jax.vmap(one)(problem.image, problem.key)
+
+    def step(
+        self, logits_fn: LogitsFn, problem: Problem, state: PgdState, number: jax.Array
+    ) -> PgdState:
+        """See `Attack`."""
+        threat = problem.threat
+        length = threat.epsilon * self.step_ratio if self.step_size is None else self.step_size
+
+        def one(state: PgdState, image: jax.Array, label: jax.Array) -> PgdState:
+            return pgd_step(
+                logits_fn, state, image, label, threat, step_size=length, loss=self.loss
+            )
+
+        return jax.vmap(one)(state, problem.image, problem.label)

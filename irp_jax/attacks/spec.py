@@ -1,25 +1,30 @@
-"""The settings of an attack as a user gives them, checked and ready to be written down."""
+"""The settings of an evaluation as a user gives them, checked and ready to be written down."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Any, Literal, get_args
 
-import jax
-
-from irp_jax.attacks.pgd import STEP_RATIO
+from irp_jax.attacks.apgd import Apgd
+from irp_jax.attacks.attack import Attack
+from irp_jax.attacks.autoattack import published
+from irp_jax.attacks.fab import Fab
+from irp_jax.attacks.losses import margin
+from irp_jax.attacks.pgd import STEP_RATIO, Pgd
+from irp_jax.attacks.square import Square
 from irp_jax.attacks.threat import Norm, Threat
 from irp_jax.errors import UserError, unknown
 
-AttackName = Literal["pgd", "fgsm", "none"]
-ATTACKS: tuple[AttackName, ...] = ("pgd", "fgsm", "none")
-
-
-class Schedule(NamedTuple):
-    """PGD as numbers, none of them compiled in: FGSM is one step from the image itself."""
-
-    steps: int
-    step_size: float | jax.Array
-    start_scale: float
-    restarts: int
+AttackName = Literal[
+    "pgd", "fgsm", "cw", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "autoattack",
+    "none",
+]  # fmt: skip
+ATTACKS: tuple[AttackName, ...] = get_args(AttackName)
+STEPS = {"pgd": 10, "cw": 10, "apgd-ce": 100, "apgd-dlr": 100, "apgd-t": 100, "fab": 100,
+         "fab-t": 100, "square": 5000}  # fmt: skip
+"""Steps of one run where none are asked for; the attacks not named here have theirs fixed."""
+STEPPED = ("pgd", "cw")
+"""Attacks whose step has a length to choose."""
+ONE_START = ("fgsm", "autoattack", "none")
+"""Attacks whose number of restarts is fixed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,28 +36,33 @@ class AttackSpec:
     """
 
     name: AttackName = "pgd"
-    """pgd, fgsm (one step of epsilon from the image itself) or none (natural accuracy alone)."""
+    """pgd, fgsm (one step from the image itself), cw (PGD on the margin), apgd-ce, apgd-dlr,
+    apgd-t, fab, fab-t, square, autoattack, or none (natural accuracy alone)."""
     norm: Norm = "linf"
-    """linf or l2."""
+    """linf, l2 or l1."""
     epsilon: float = 8 / 255
     """Radius in pixel units of [0, 1]."""
-    steps: int = 10
-    """Gradient steps of each restart."""
+    steps: int | None = None
+    """Steps of each run; None for the usual number: 10 for pgd, 100 for apgd and fab, 5000 for
+    square."""
     step_size: float | None = None
-    """Length of a step in pixel units; epsilon / 4 if not given, 2/255 for the usual 8/255."""
+    """Length of a step of pgd and cw in pixel units; epsilon / 4 if not given."""
     restarts: int = 1
     """Random starts for each image; the worst counts."""
+    version: str = "standard"
+    """Of autoattack: standard, plus or rand."""
     seed: int = 0
-    """Seed of the random starts."""
+    """Seed of every draw."""
 
     def __post_init__(self) -> None:
         if self.name not in ATTACKS:
             raise unknown("attack", self.name, ATTACKS)
         Threat(norm=self.norm, epsilon=self.epsilon)
-        if self.steps < 1:
-            raise UserError(f"steps must be at least 1, got {self.steps}")
-        if self.restarts < 1:
-            raise UserError(f"restarts must be at least 1, got {self.restarts}")
+        published(self.version, self.norm)
+        for name in ("steps", "restarts"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, got {value}")
         if self.seed < 0:
             raise UserError(f"seed must be at least 0, got {self.seed}")
         if self.step_size is not None and not 0 < self.step_size <= 2 * self.epsilon:
@@ -67,28 +77,57 @@ class AttackSpec:
         return Threat(norm=self.norm, epsilon=self.epsilon)
 
     @property
-    def schedule(self) -> Schedule:
-        """The steps in force; FGSM draws nothing, so a second restart would be the first again."""
-        if self.name == "fgsm":
-            return Schedule(steps=1, step_size=self.epsilon, start_scale=0.0, restarts=1)
-        step_size = self.epsilon * STEP_RATIO if self.step_size is None else self.step_size
-        return Schedule(
-            steps=self.steps, step_size=step_size, start_scale=1.0, restarts=self.restarts
-        )
+    def attacks(self) -> tuple[Attack, ...]:
+        """What to run, in order."""
+        name, restarts, steps = self.name, self.restarts, self.steps or STEPS.get(self.name, 1)
+        match name:
+            case "none":
+                return ()
+            case "autoattack":
+                return published(self.version, self.norm)
+            case "fgsm":
+                return (Pgd(name=name, gradient_steps=1, step_ratio=1.0, start_scale=0.0),)
+            case "pgd":
+                return (Pgd(gradient_steps=steps, restarts=restarts, step_size=self.step_size),)
+            case "cw":
+                return (
+                    Pgd(
+                        name=name, gradient_steps=steps, restarts=restarts,
+                        step_size=self.step_size, loss=margin,
+                    ),
+                )  # fmt: skip
+            case "apgd-ce":
+                return (Apgd(name=name, loss="ce", steps=steps, restarts=restarts),)
+            case "apgd-dlr":
+                return (Apgd(name=name, loss="dlr", steps=steps, restarts=restarts),)
+            case "apgd-t":
+                targets = 5 if self.norm == "l1" else 9
+                return (
+                    Apgd(
+                        name=name, loss="targeted-dlr", steps=steps, restarts=restarts,
+                        targets=targets,
+                    ),
+                )  # fmt: skip
+            case "fab":
+                return (Fab(name=name, targets=None, steps=steps, restarts=restarts),)
+            case "fab-t":
+                return (Fab(name=name, targets=9, steps=steps, restarts=restarts),)
+            case "square":
+                return (Square(steps=steps, restarts=restarts),)
 
-    def describe(self) -> dict[str, str | int | float | bool]:
+    def describe(self) -> dict[str, Any]:
         """What is written beside the accuracy: the values in force, as JSON takes them."""
         if self.name == "none":
             return {"name": "none"}
-        schedule = self.schedule
-        return {
-            "name": self.name,
-            "norm": self.norm,
-            "epsilon": self.epsilon,
-            "steps": schedule.steps,
-            "step_size": float(schedule.step_size),
-            "restarts": schedule.restarts,
-            "random_start": schedule.start_scale > 0,
-            "loss": "cross-entropy",
-            "seed": self.seed,
-        }
+        facts: dict[str, Any] = {"name": self.name, "norm": self.norm, "epsilon": self.epsilon}
+        if self.name == "autoattack":
+            facts["version"] = self.version
+        else:
+            facts["steps"] = self.steps or STEPS.get(self.name, 1)
+        if self.name in STEPPED:
+            facts["step_size"] = float(self.step_size or self.epsilon * STEP_RATIO)
+        if self.name == "fgsm":
+            facts["step_size"] = self.epsilon
+        if self.name not in ONE_START:
+            facts["restarts"] = self.restarts
+        return facts | {"seed": self.seed}

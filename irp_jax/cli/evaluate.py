@@ -1,12 +1,27 @@
 """bin/evaluate: how accurate a trained network is under attack."""
 
 import dataclasses
+import functools
+import hashlib
+import json
+import os
+import time
 from pathlib import Path
+from typing import Any
 
-from irp_jax import data, evaluation, files, network, parallel
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+
+from irp_jax import attacks, data, evaluation, files, network, parallel
+from irp_jax.attacks import AttackSpec
 from irp_jax.cli.run import main, parse, publishable
+from irp_jax.config import fraction
+from irp_jax.data.augment import to_float
 from irp_jax.errors import UserError
-from irp_jax.report.terminal import Terminal, result_table
+from irp_jax.report import plots
+from irp_jax.report.terminal import Terminal, attack_table, curve_table, result_table
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -16,15 +31,19 @@ class Options:
     checkpoint: str
     """A run's workdir, such as runs/<name>, or one checkpoint in it."""
     attack: str = "pgd"
-    """pgd, fgsm or none."""
+    """autoattack, pgd, fgsm, cw, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square or none."""
+    version: str = "standard"
+    """Of autoattack: standard, plus or rand."""
     norm: str = "linf"
-    """linf or l2."""
+    """linf, l2 or l1."""
     epsilon: float | None = None
     """Radius in pixels of [0, 1], e.g. 8/255. Default: what the network was trained for."""
-    steps: int = 10
-    """Gradient steps of each restart."""
+    epsilons: str | None = None
+    """Several radii, for instance 0,1/255,2/255,4/255,8/255: a robustness curve."""
+    steps: int | None = None
+    """Steps of each run. Default: the attack's usual number, 10 for pgd."""
     step_size: float | None = None
-    """Length of a step. Default: epsilon / 4."""
+    """Length of a step of pgd and cw. Default: epsilon / 4."""
     restarts: int = 1
     """Random starts for each image; the worst counts."""
     images: int | None = None
@@ -36,7 +55,9 @@ class Options:
     data_dir: str | None = None
     """Where the data set lies. Default: as in the run."""
     seed: int = 0
-    """Of the random starts."""
+    """Of every draw."""
+    save_adversarial: str | None = None
+    """Write the adversarial images to this .npz file, and a picture of some beside it."""
     out: str | None = None
     """Also write the figures to this JSON file."""
 
@@ -48,54 +69,171 @@ def evaluate(arguments: list[str]) -> None:
         raise UserError(f"--images must be at least 1, got {options.images}")
     terminal = Terminal()
     net = network.load(options.checkpoint, terminal.note)
-    config = net.config
-    spec = evaluation.AttackSpec(
+    radii = _radii(options, net.config.epsilon)
+    specs = [_spec(options, radius) for radius in radii if radius > 0]
+    name = options.dataset or net.config.dataset
+    images, labels = _test_set(options, net, name)
+    mesh = parallel.mesh(parallel.usable_devices(options.batch_size))
+    began = time.perf_counter()
+    try:
+        reports = _attack(options, net, specs, images, labels, mesh, terminal)
+    finally:
+        terminal.close()
+    results: dict[str, Any] = {
+        "model": net.config.model,
+        "dataset": name,
+        "method": net.config.method,
+        "seed": net.config.seed,
+        "cost": net.cost,
+        "accuracy": {"natural": reports[-1].natural},
+        "attack": specs[-1].describe() | {"images": len(images)},
+        "epochs": net.epoch,
+        "wall_time_s": round(time.perf_counter() - began, 1),
+        "environment": parallel.describe(),
+        "command": publishable("bin/evaluate", arguments),
+        "commit": files.commit(),
+    }
+    if options.epsilons is not None:
+        robust = {spec.epsilon: report.robust for spec, report in zip(specs, reports, strict=True)}
+        results["curve"] = {
+            "epsilon": list(radii),
+            "accuracy": [robust.get(radius, reports[-1].natural) for radius in radii],
+        }
+    else:
+        results["accuracy"] |= _accuracies(specs[-1], reports[-1])
+        results["seconds"] = {k: round(v, 1) for k, v in reports[-1].seconds.items()}
+    results["warnings"] = sorted({line for report in reports for line in report.warnings})
+    if options.out is not None:
+        files.write_json(Path(options.out), results)
+    if options.save_adversarial is not None:
+        _save_adversarial(Path(options.save_adversarial), net, images, labels, reports[-1], mesh)
+        terminal.note(f"adversarial images written to {options.save_adversarial}")
+    for spec in specs:  # all is written: there is nothing left to go on from
+        state_file = _state_file(options, spec, len(images))
+        if state_file is not None:
+            state_file.unlink(missing_ok=True)
+    if "curve" in results:
+        terminal.console.print(curve_table(results))
+    elif options.attack == "autoattack":
+        terminal.console.print(attack_table(results))
+    terminal.console.print(result_table(results))
+
+
+def _radii(options: Options, usual: float) -> list[float]:
+    """The radii to attack with, ascending; 0 stands for the clean images."""
+    if options.epsilons is None:
+        return [usual if options.epsilon is None else options.epsilon]
+    if options.epsilon is not None:
+        raise UserError("give --epsilon or --epsilons, not both")
+    radii = sorted({fraction(word) for word in options.epsilons.split(",")})
+    if radii[0] < 0 or radii[-1] <= 0:
+        raise UserError(
+            f"--epsilons must be radii of 0 or more, one of them positive, got {options.epsilons}"
+        )
+    return radii
+
+
+def _spec(options: Options, epsilon: float) -> AttackSpec:
+    return AttackSpec(
         name=options.attack,  # type: ignore[arg-type]  # checked by AttackSpec
         norm=options.norm,  # type: ignore[arg-type]
-        epsilon=config.epsilon if options.epsilon is None else options.epsilon,
+        epsilon=epsilon,
         steps=options.steps,
         step_size=options.step_size,
         restarts=options.restarts,
+        version=options.version,
         seed=options.seed,
     )
-    name = options.dataset or config.dataset
-    dataset = data.load(name, data_dir=options.data_dir or config.data_dir, validation_fraction=0.0)
+
+
+def _test_set(options: Options, net: network.Network, name: str) -> tuple[np.ndarray, np.ndarray]:
+    dataset = data.load(
+        name, data_dir=options.data_dir or net.config.data_dir, validation_fraction=0.0
+    )
     if (dataset.image_shape, dataset.num_classes) != (net.image_shape, len(net.class_names)):
         raise UserError(
             f"{name} has images {dataset.image_shape} of {dataset.num_classes} classes, not "
             f"{net.image_shape} of {len(net.class_names)} as in training: choose another --dataset"
         )
-    test = dataset.test
-    images, labels = test.images[: options.images], test.labels[: options.images]
-    mesh = parallel.mesh(parallel.usable_devices(options.batch_size))
-    terminal.note(f"attacking {len(images)} images of {name} with {spec.name}")
-    try:
+    return dataset.test.images[: options.images], dataset.test.labels[: options.images]
+
+
+def _attack(
+    options: Options,
+    net: network.Network,
+    specs: list[AttackSpec],
+    images: np.ndarray,
+    labels: np.ndarray,
+    mesh: Mesh,
+    terminal: Terminal,
+) -> list[attacks.AttackReport]:
+    """One report for each spec; an image that fell at one radius has fallen at all larger ones."""
+    watch = attacks.Watch(
+        begin=terminal.attacking, progress=terminal.evaluating, warn=terminal.warn
+    )
+    reports: list[attacks.AttackReport] = []
+    for spec in specs:
+        if len(specs) > 1:
+            terminal.note(f"epsilon {spec.epsilon:.4g}")
         report = evaluation.evaluate(
             net.apply, net.variables, images, labels, spec,
-            batch_size=options.batch_size, mesh=mesh, progress=terminal.evaluating,
+            batch_size=options.batch_size, mesh=mesh, watch=watch,
+            known=reports[-1] if reports else None,
+            state_file=_state_file(options, spec, len(images)),
         )  # fmt: skip
-    finally:
-        terminal.close()
-    accuracy = {"natural": report.natural}
-    if spec.name != "none":
-        accuracy[spec.name] = report.robust
-    results = {
-        "model": config.model,
-        "dataset": name,
-        "method": config.method,
-        "seed": config.seed,
-        "cost": net.cost,
-        "accuracy": accuracy,
-        "attack": spec.describe() | {"images": report.images},
-        "epochs": net.epoch,
-        "wall_time_s": round(report.seconds, 1),
-        "environment": parallel.describe(),
-        "command": publishable("bin/evaluate", arguments),
-        "commit": files.commit(),
-    }
-    if options.out is not None:
-        files.write_json(Path(options.out), results)
-    terminal.console.print(result_table(results))
+        reports.append(report)
+    return reports
+
+
+def _state_file(options: Options, spec: AttackSpec, images: int) -> Path | None:
+    """Where an evaluation that is interrupted goes on from: beside the checkpoint, if possible."""
+    folder = Path(options.checkpoint)
+    if spec.name == "none" or not os.access(folder, os.W_OK):
+        return None
+    facts = [spec.describe(), options.dataset, options.epsilons, images]
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+    return folder / f"evaluation-{digest}.npz"
+
+
+def _accuracies(spec: AttackSpec, report: attacks.AttackReport) -> dict[str, float]:
+    """Every attack's accuracy by its name; for a list of them also the whole under its own."""
+    if spec.name == "none":
+        return {}
+    return {**report.accuracy, spec.name: report.robust}
+
+
+def _save_adversarial(
+    path: Path,
+    net: network.Network,
+    images: np.ndarray,
+    labels: np.ndarray,
+    report: attacks.AttackReport,
+    mesh: Mesh,
+) -> None:
+    """Writes PATH.npz, and PATH.png with some of those that fell to an attack."""
+    chosen = np.flatnonzero((report.felled_by != "") & (report.felled_by != "natural"))[:8]
+    predict = functools.partial(
+        attacks.predict, Partial(net.apply, net.variables), batch_size=mesh.size * 64, mesh=mesh
+    )
+    guess = predict(report.adversarial).argmax(-1)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(
+            path, images=report.adversarial, labels=labels, predictions=guess,
+            standing=report.standing, felled_by=report.felled_by,
+        )  # fmt: skip
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}): choose another place") from error
+    if len(chosen):
+        names = net.class_names
+        clean = predict(np.asarray(to_float(jnp.asarray(images[chosen])))).argmax(-1)
+        plots.adversarial_picture(
+            images[chosen] / 255,
+            report.adversarial[chosen],
+            [names[k] for k in clean],
+            [names[k] for k in guess[chosen]],
+            path.with_suffix(".png"),
+        )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 
 from irp_jax.errors import UserError
 from irp_jax.report.tables import Results, groups
@@ -106,3 +107,38 @@ def _save(figure: Any, path: Path) -> None:
         raise UserError(f"cannot write {path} ({error}): give a writable .svg or .png") from error
     finally:
         plt.close(figure)
+
+
+def adversarial_picture(
+    clean: np.ndarray,
+    adversarial: np.ndarray,
+    before: Sequence[str],
+    after: Sequence[str],
+    path: Path,
+) -> None:
+    """A grid of images: clean, adversarial, and what was changed, with what the network sees.
+
+    Args:
+        clean: (N, H, W, C) in [0, 1], C 1 or 3.
+        adversarial: the same shape.
+        before: N predictions for the clean images.
+        after: N predictions for the adversarial ones.
+        path: .png or .svg to write.
+    """
+    change = adversarial - clean
+    largest = np.maximum(np.abs(change).max(axis=(1, 2, 3), keepdims=True), 1e-6)
+    rows = {"clean": clean, "adversarial": adversarial, "difference": 0.5 + change / largest / 2}
+    count = len(clean)
+    figure, axes = plt.subplots(
+        3, count, figsize=(1.3 * count + 0.7, 4.4), layout="constrained", squeeze=False
+    )
+    for row, (title, images) in enumerate(rows.items()):
+        axes[row][0].set_ylabel(title)
+        for column, axis in enumerate(axes[row]):
+            axis.imshow(images[column], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            if row < 2:
+                axis.set_title((before, after)[row][column], fontsize=9)
+            else:
+                axis.set_xlabel(f"x {0.5 / float(largest[column].item()):.0f}", fontsize=9)
+    _save(figure, path)

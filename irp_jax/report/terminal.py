@@ -52,7 +52,6 @@ class Terminal:
         self._task: TaskID | None = None
         self._segments = 0
         self._probed = ""
-        self._attacking = False
         self._config: Config | None = None
         self._plan: Plan | None = None
         self._done = 0
@@ -60,6 +59,10 @@ class Terminal:
     def note(self, message: str) -> None:
         """One line."""
         self.console.print(message, markup=False, highlight=False)
+
+    def warn(self, message: str) -> None:
+        """One line that is not to be missed."""
+        self.console.print("warning: " + message, markup=False, highlight=False, style="yellow")
 
     def begin(self, config: Config, plan: Plan, done: int) -> None:
         """Training starts, or goes on after `done` steps."""
@@ -104,12 +107,13 @@ class Terminal:
         cells = (pattern.format(row[key]) for _, key, pattern in COLUMNS)
         self.note(" ".join(f"{cell:>8}" for cell in cells) + (" frozen" if row["frozen"] else ""))
 
+    def attacking(self, name: str, standing: int) -> None:
+        """An attack begins."""
+        self.note(f"{name}: {standing} images to attack")
+        self._open(name, max(1, standing), 0)
+
     def evaluating(self, done: int, total: int, standing: int) -> None:
-        """Some images have been attacked."""
-        if not self._attacking:
-            self._attacking = True
-            self.note("attacking the test images")
-            self._open("attacking", total, done)
+        """Some steps of the attack are done."""
         if self._bar is not None and self._task is not None:
             facts = f"{standing} images standing"
             self._bar.update(self._task, completed=done, total=total, facts=facts)
@@ -158,9 +162,36 @@ def layer_table(rows: list[dict[str, Any]]) -> Table:
 
 def _attack_title(attack: dict[str, Any]) -> str:
     """For instance "PGD-50-10, linf 0.03137": steps, restarts where there are several, the ball."""
-    restarts = f"-{attack['restarts']}" if attack["restarts"] > 1 else ""
-    strength = f"{attack['name'].upper()}-{attack['steps']}{restarts}"
-    return f"{strength}, {attack['norm']} {attack['epsilon']:.4g}"
+    parts = [attack["name"].upper()]
+    if "steps" in attack:
+        parts.append(str(attack["steps"]))
+    if attack.get("restarts", 1) > 1:
+        parts.append(str(attack["restarts"]))
+    return f"{'-'.join(parts)}, {attack['norm']} {attack['epsilon']:.4g}"
+
+
+def attack_table(results: dict[str, Any]) -> Table:
+    """What each attack of a list left standing, and the time it took."""
+    attack = results["attack"]
+    table = Table(title=f"{_attack_title(attack)}, {attack['images']} images")
+    for title in ("after", "accuracy", "seconds"):
+        table.add_column(title, justify="left" if title == "after" else "right")
+    for name, accuracy in results["accuracy"].items():
+        if name != attack["name"]:
+            seconds = results["seconds"].get(name)
+            table.add_row(name, f"{accuracy:.2%}", "" if seconds is None else f"{seconds:.0f}")
+    return table
+
+
+def curve_table(results: dict[str, Any]) -> Table:
+    """Accuracy for each radius."""
+    attack, curve = results["attack"], results["curve"]
+    table = Table(title=f"{attack['name']}, {attack['norm']}, {attack['images']} images")
+    for title in ("epsilon", "x 255", "accuracy"):
+        table.add_column(title, justify="right")
+    for epsilon, accuracy in zip(curve["epsilon"], curve["accuracy"], strict=True):
+        table.add_row(f"{epsilon:.4g}", f"{255 * epsilon:.3g}", f"{accuracy:.2%}")
+    return table
 
 
 def result_table(results: dict[str, Any]) -> Table:

@@ -33,6 +33,8 @@ class Reporter(Protocol):
     def begin(self, config: Config, plan: Plan, done: int) -> None: ...
     def progress(self, steps: int, images_per_s: float, metrics: dict[str, float]) -> None: ...
     def epoch(self, row: dict[str, Any]) -> None: ...
+    def attacking(self, name: str, standing: int) -> None: ...
+
     def evaluating(self, done: int, total: int, standing: int) -> None: ...
     def end(self, results: dict[str, Any]) -> None: ...
 
@@ -67,6 +69,7 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
         config=config, plan=plan, dataset=dataset, dense=dense, network=network,
         apply=inference(network), mesh=parallel.mesh(parallel.usable_devices(config.batch_size)),
     )  # fmt: skip
+    commit = files.commit()  # now: the files may change while this process runs on
     with files.claim(workdir, configs.identity(config)):
         finished = files.read_json(workdir / "results.json")
         if finished is not None:
@@ -81,7 +84,7 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
         results = _evaluate(setup, progress, reporter) | {
             "environment": parallel.describe(),
             "command": command,
-            "commit": files.commit(),
+            "commit": commit,
             "layers": cost.table(dense, progress.kept),
             "history": files.read_log(workdir / "metrics.jsonl"),
         }
@@ -268,10 +271,16 @@ def _evaluate(setup: Setup, progress: Progress, reporter: Reporter) -> dict[str,
     config, state = setup.config, progress.state
     spec = evaluation.AttackSpec(epsilon=config.epsilon)
     variables = deployed(architecture_now(setup, progress.kept), state.params, state.batch_stats)
+    test = setup.dataset.test
+    began = time.monotonic()
     report = evaluation.evaluate(
-        setup.apply, variables, setup.dataset.test.images, setup.dataset.test.labels, spec,
-        batch_size=256 * setup.mesh.size, mesh=setup.mesh, progress=reporter.evaluating,
+        setup.apply, variables, test.images, test.labels, spec,
+        batch_size=256 * setup.mesh.size, mesh=setup.mesh,
+        watch=attacks.Watch(
+            begin=reporter.attacking, progress=reporter.evaluating, warn=reporter.note
+        ),
     )  # fmt: skip
+    seconds = time.monotonic() - began
     plan = setup.plan
     trained = plan.epochs * plan.steps_per_epoch * config.batch_size
     return {
@@ -282,9 +291,9 @@ def _evaluate(setup: Setup, progress: Progress, reporter: Reporter) -> dict[str,
         "budget": {"kind": config.cost, "target": plan.target},
         "cost": cost_report(setup.dense, progress.kept),
         "accuracy": {"natural": report.natural, "pgd": report.robust},
-        "attack": spec.describe() | {"images": report.images},
+        "attack": spec.describe() | {"images": len(test.images)},
         "epochs": plan.epochs,
-        "wall_time_s": round(progress.seconds + report.seconds, 1),
+        "wall_time_s": round(progress.seconds + seconds, 1),
         "images_per_s": round(trained / progress.seconds, 1),
         "config": configs.identity(config),
         "kept": progress.kept,

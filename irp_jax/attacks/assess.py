@@ -1,0 +1,181 @@
+"""Attacks a network and reports what it withstood."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+
+from irp_jax import parallel
+from irp_jax.attacks import inputs, sanity, standings
+from irp_jax.attacks.attack import Attack
+from irp_jax.attacks.campaign import Watch, campaign
+from irp_jax.attacks.losses import LogitsFn
+from irp_jax.attacks.standings import Standings
+from irp_jax.attacks.threat import Threat
+from irp_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class AttackReport:
+    """What attacks found out about a network.
+
+    Attributes:
+        natural: fraction of images classified correctly as they are.
+        accuracy: attack name -> fraction still classified correctly after it and all before it.
+        adversarial: (N, H, W, C) float32 in [0, 1], within epsilon of the clean images: for each
+            that fell to an attack, what it fell to, confirmed by another look; else the clean one.
+        standing: (N,) bool, images classified correctly whatever was tried.
+        felled_by: (N,) the attack's name, "natural" for those wrong as they are, "" if standing.
+        seconds: attack name -> wall time, compilation included.
+        warnings: one line for each reason to doubt the figures, with what to do about it.
+    """
+
+    natural: float
+    accuracy: Mapping[str, float]
+    adversarial: np.ndarray
+    standing: np.ndarray
+    felled_by: np.ndarray
+    seconds: Mapping[str, float]
+    warnings: tuple[str, ...]
+
+    @property
+    def robust(self) -> float:
+        """Fraction of images that nothing made fall: the worst case over all attacks."""
+        return float(self.standing.mean())
+
+
+def assess(
+    logits_fn: LogitsFn,
+    images: Any,
+    labels: Any,
+    attacks: Sequence[Attack],
+    *,
+    threat: Threat,
+    seed: int = 0,
+    batch_size: int = 256,
+    mesh: Mesh | None = None,
+    look_first: bool = True,
+    watch: Watch | None = None,
+    known: AttackReport | None = None,
+    state_file: str | Path | None = None,
+) -> AttackReport:
+    """Runs attacks one after another, each on the images that stand after those before it.
+
+    Args:
+        logits_fn: any JAX function images (B, H, W, C) float32 -> logits (B, K), each row of which
+            depends on its own image alone (inference mode). Give a `jax.tree_util.Partial` of a
+            function and its variables to compile once for many sets of variables.
+        images: (N, H, W, C), uint8 or float in [0, 1].
+        labels: (N,) integers in [0, K).
+        attacks: in order, with different names; none at all measures natural accuracy.
+        threat: the ball, for instance `attacks.linf(8 / 255)`.
+        seed: of every draw. The result is the same for every batch size and number of devices, to
+            the rounding of the network.
+        batch_size: images attacked at once; memory grows with it.
+        mesh: devices, over whose axis "data" batches are split; one device if None.
+        look_first: whether to look for signs that the result cannot be trusted (`sanity`).
+        watch: told of progress and of warnings.
+        known: what was found for the same network and images in a smaller ball. What fell there has
+            fallen here, and is not attacked again.
+        state_file: .npz file in which the state is kept; the same call goes on from it after an
+            interruption, to the identical result, and returns at once when all was done.
+
+    Raises:
+        UserError: images, labels, logits or settings that cannot be meant; one line that names the
+            value and what to give instead.
+    """
+    watch = watch or Watch()
+    names = [attack.name for attack in attacks]
+    if len(set(names)) < len(names):
+        raise UserError(f"attacks must have different names, got {', '.join(names)}")
+    images, labels = inputs.check_set(images, labels)
+    batch_size = inputs.check_batch_size(batch_size, 1 if mesh is None else mesh.size, len(images))
+    network = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+    logits = predict(network, images, batch_size=batch_size, mesh=mesh)
+    inputs.check_logits(logits, labels)
+    warnings: list[str] = []
+
+    def warn(message: str) -> None:
+        if message not in warnings:
+            warnings.append(message)
+            watch.warn(message)
+
+    if look_first:
+        some = slice(0, batch_size)
+        averaged = bool(attacks) and all(getattr(each, "eot", 1) > 1 for each in attacks)
+        sanity.before(
+            network, images[some], labels[some], logits[some], averaged=averaged, warn=warn
+        )
+    at = _begin(images, (logits.argmax(-1) == labels), names, known)
+    save, saved = (lambda at: None), None
+    if state_file is not None:
+        path = Path(state_file)
+        name = standings.identity(images, labels, at.standing, (*attacks, threat, seed))
+        save, saved = (lambda at: standings.write(path, at, name)), standings.read(path, name)
+    at = campaign(
+        network, images, labels, logits, saved or at, attacks, threat,
+        seed=seed, batch_size=batch_size, mesh=mesh,
+        watch=dataclasses.replace(watch, warn=warn), save=save,
+    )  # fmt: skip
+    after = (count / len(images) for count in at.standing_after)
+    accuracy = dict(zip(names, after, strict=True))
+    if look_first:
+        sanity.after(accuracy, warn)
+    by_nature = ~at.standing & (at.felled_by < 0)
+    return AttackReport(
+        natural=float((~by_nature).mean()),
+        accuracy=accuracy,
+        adversarial=at.images,
+        standing=at.standing,
+        felled_by=np.where(at.standing, "", np.array([*names, "natural"])[at.felled_by]),
+        seconds=dict(zip(names, at.seconds, strict=True)),
+        warnings=tuple(warnings),
+    )
+
+
+def _begin(
+    images: np.ndarray, right: np.ndarray, names: list[str], known: AttackReport | None
+) -> Standings:
+    """The standings before the first attack, with what is known from a smaller ball."""
+    at = standings.at_first(images, right)
+    if known is None:
+        return at
+    fell = ~known.standing
+    numbers = {name: number for number, name in enumerate(names)}
+    felled_by = [numbers.get(name, -1) for name in known.felled_by]
+    return dataclasses.replace(
+        at,
+        standing=at.standing & known.standing,
+        felled_by=np.where(fell, np.array(felled_by, np.int32), at.felled_by),
+        images=np.where(fell[:, None, None, None], known.adversarial, at.images),
+    )
+
+
+def predict(
+    network: Partial, images: np.ndarray, *, batch_size: int, mesh: Mesh | None = None
+) -> np.ndarray:
+    """The logits of a whole set, (N, K) float32, in batches of one shape.
+
+    Args:
+        network: images (B, H, W, C) float32 -> (B, K).
+        images: (N, H, W, C) float32, N >= 1.
+        batch_size: a multiple of the number of devices.
+        mesh: devices to split each batch over.
+    """
+    sharding = None if mesh is None else parallel.batch(mesh)
+    found = []
+    for first in range(0, len(images), batch_size):
+        rows = np.minimum(np.arange(first, first + batch_size), len(images) - 1)
+        found.append(_logits(network, jax.device_put(images[rows], sharding)))
+    return np.concatenate([np.asarray(part) for part in found])[: len(images)]
+
+
+@jax.jit
+def _logits(network: Partial, images: jax.Array) -> jax.Array:
+    return network(images).astype(jnp.float32)

@@ -1,0 +1,148 @@
+"""What every attack is: a start and a step, on a batch of runs that know nothing of each other.
+
+A *run* is one attempt on one image: a restart, a target class, or both. An attack never loops and
+never looks at the clock; `attacks.campaign` repeats its step, drops the images that have fallen and
+fills their places. So one attack serves every batch size, step count, device and radius, and the
+outcome of a run depends on its image, its label, its number and its key alone.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from irp_jax.attacks.losses import LogitsFn, is_correct
+from irp_jax.attacks.threat import Threat
+
+
+class Problem(NamedTuple):
+    """What the runs of a batch are given. It does not change while they last.
+
+    Attributes:
+        image: (B, H, W, C) float32 in [0, 1], the clean images.
+        label: (B,) int32.
+        order: (B, K) int32, the classes by falling logit of the clean image, the label put first:
+            `order[:, t]` is target t of a targeted attack, t from 1 to K - 1.
+        number: (B,) int32, which of its image's runs each is, from 0.
+        key: (B,) PRNG keys, one a run.
+        threat: the ball; its radius may be traced.
+    """
+
+    image: jax.Array
+    label: jax.Array
+    order: jax.Array
+    number: jax.Array
+    key: jax.Array
+    threat: Threat
+
+
+class Attacked(NamedTuple):
+    """What an attack found; for a batch every field has a leading axis B.
+
+    Attributes:
+        image: (H, W, C), the worst image visited: in [0, 1], within epsilon of the clean one.
+        fallen: () bool, whether the network gets `image` wrong.
+        loss: () the attack's loss at `image`.
+    """
+
+    image: jax.Array
+    fallen: jax.Array
+    loss: jax.Array
+
+
+class State(Protocol):
+    """A NamedTuple of arrays with leading axis B."""
+
+    @property
+    def worst(self) -> Attacked:
+        """The worst image judged so far; once `fallen`, the run is over."""
+
+
+class Attack(Protocol):
+    """A frozen dataclass of settings with two pure functions, safe under `jax.jit`.
+
+    Attributes:
+        name: as reports and the command line have it.
+        steps: of one run.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    def runs(self, classes: int) -> int:
+        """How many runs an image must survive, for a network of so many classes."""
+
+    def start(self, logits_fn: LogitsFn, problem: Problem) -> Any:
+        """The State before the first step. It may judge its first image already."""
+
+    def step(self, logits_fn: LogitsFn, problem: Problem, state: Any, number: jax.Array) -> Any:
+        """The State after one more step.
+
+        Args:
+            logits_fn: images (B, H, W, C) -> logits (B, K), each row a function of its image alone.
+            problem: what `start` was given.
+            state: the State.
+            number: (B,) int32, steps that each run has behind it. Runs are not in step with each
+                other: places of finished runs are filled anew while others are half-way.
+        """
+
+
+def judge(
+    logits_fn: LogitsFn,
+    images: jax.Array,
+    problem: Problem,
+    loss: Callable[..., jax.Array],
+    *more: jax.Array,
+) -> tuple[Attacked, jax.Array]:
+    """Runs the network forward and backward once on a batch.
+
+    Args:
+        logits_fn: the network.
+        images: (B, H, W, C).
+        problem: for the labels.
+        loss: (logits (K,), label (), *more) -> scalar, for one example.
+        more: further arguments of `loss`, each with leading axis B.
+
+    Returns:
+        The images, judged; and the gradient of each loss with respect to its image, (B, H, W, C).
+    """
+
+    def total(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        logits = logits_fn(x)
+        values = jax.vmap(loss)(logits, problem.label, *more)
+        return values.sum(), (values, logits)
+
+    gradient, (values, logits) = jax.grad(total, has_aux=True)(images)
+    fallen = ~jax.vmap(is_correct)(logits, problem.label)
+    return Attacked(images, fallen, values), gradient
+
+
+def look(
+    logits_fn: LogitsFn,
+    images: jax.Array,
+    problem: Problem,
+    loss: Callable[..., jax.Array],
+    *more: jax.Array,
+) -> Attacked:
+    """`judge` without the gradient: one forward pass."""
+    logits = logits_fn(images)
+    values = jax.vmap(loss)(logits, problem.label, *more)
+    return Attacked(images, ~jax.vmap(is_correct)(logits, problem.label), values)
+
+
+def worse(old: Attacked, new: Attacked) -> Attacked:
+    """For each run the first fallen image if there is one, else the image of higher loss."""
+    return where(~old.fallen & (new.fallen | (new.loss > old.loss)), new, old)
+
+
+def where(chosen: jax.Array, yes: Any, no: Any) -> Any:
+    """Leaf by leaf, the rows of `yes` where `chosen` (B,) and of `no` elsewhere."""
+
+    def pick(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(chosen.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(pick, yes, no)

@@ -1,0 +1,82 @@
+"""What is asked of images, labels and logits before anything is attacked."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from irp_jax.errors import UserError
+
+
+def check_set(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels as attacks take them.
+
+    Args:
+        images: (N, H, W, C), uint8, or float in [0, 1].
+        labels: (N,) integers.
+
+    Returns:
+        (images (N, H, W, C) float32 in [0, 1], labels (N,) int32).
+
+    Raises:
+        UserError: anything else; says what was seen.
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.ndim != 4 or not (
+        images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)
+    ):
+        raise UserError(
+            "images must be (N, H, W, C), uint8 or float in [0, 1], got "
+            f"{images.dtype} of shape {images.shape}"
+        )
+    if len(images) == 0:
+        raise UserError("there are no images to attack: give at least one")
+    if images.dtype == np.uint8:
+        images = images.astype(np.float32) / np.float32(255)
+    images = images.astype(np.float32)
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0 and high <= 1):  # so written, it refuses NaN too
+        raise UserError(
+            f"images must lie in [0, 1], these range from {low:g} to {high:g}: put normalisation "
+            "inside logits_fn, and divide bytes by 255"
+        )
+    if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(
+            f"labels must be integers of shape ({len(images)},), one an image, got "
+            f"{labels.dtype} of shape {labels.shape}"
+        )
+    return images, labels.astype(np.int32)
+
+
+def check_batch_size(batch_size: int, devices: int, images: int) -> int:
+    """The batch size to use: lowered if there are fewer images.
+
+    Raises:
+        UserError: it is not positive, or the devices cannot share it evenly.
+    """
+    if batch_size < 1 or batch_size % devices:
+        raise UserError(
+            f"batch size {batch_size} cannot be shared by {devices} devices: "
+            f"use {max(1, round(batch_size / devices)) * devices}"
+        )
+    return min(batch_size, math.ceil(images / devices) * devices)
+
+
+def check_logits(logits: np.ndarray, labels: np.ndarray) -> None:
+    """Raises UserError unless these are finite logits (N, K >= 2) of classes that labels name."""
+    if logits.ndim != 2 or len(logits) != len(labels) or logits.shape[1] < 2:
+        raise UserError(
+            f"logits_fn must answer (N, K) with K >= 2 classes, got shape {logits.shape} for "
+            f"{len(labels)} images"
+        )
+    classes = logits.shape[1]
+    if not (labels.min() >= 0 and labels.max() < classes):
+        raise UserError(
+            f"labels must be in 0 .. {classes - 1} for {classes} logits, these range from "
+            f"{labels.min()} to {labels.max()}"
+        )
+    broken = int(np.isnan(logits).any(-1).sum())
+    if broken:
+        raise UserError(
+            f"logits_fn answers NaN for {broken} of {len(logits)} clean images: mend it"
+        )

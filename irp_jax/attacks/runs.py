@@ -1,0 +1,151 @@
+"""A batch of runs on the device: begun, taken a step further, looked at.
+
+These are the only programs of a campaign that are compiled: one of each kind for every attack,
+network and batch size.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from irp_jax.attacks.attack import Attack, Problem, where
+from irp_jax.attacks.losses import LogitsFn, is_correct
+from irp_jax.attacks.threat import Threat, distance
+
+ROUNDING = 1e-5
+"""How far beyond epsilon float32 may take an image of distance epsilon, relative to 1 + epsilon."""
+
+
+class Batch(NamedTuple):
+    """Places on the device, leading axis B on every leaf but the radius."""
+
+    problem: Problem
+    state: Any
+    number: jax.Array  # steps taken, int32
+    running: jax.Array  # bool
+
+
+def once(
+    logits_fn: LogitsFn,
+    attack: Attack,
+    images: jax.Array,
+    labels: jax.Array,
+    threat: Threat,
+    *,
+    key: jax.Array,
+    steps: int | None = None,
+) -> Any:
+    """One run of an attack on each image of a batch, nothing waited for.
+
+    Args:
+        logits_fn: the network.
+        attack: what to run.
+        images: (B, H, W, C) float32 in [0, 1].
+        labels: (B,) int32.
+        threat: the ball.
+        key: image i draws from `fold_in(key, i)`.
+        steps: how many; the attack's own number if None.
+
+    Returns:
+        The attack's final state; `.worst` is what it found, on the device.
+    """
+    network = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+    batch = begin(network, attack, images, labels, key, threat)
+    return advance(network, attack, batch, attack.steps if steps is None else steps).state
+
+
+def run_key(key: jax.Array, index: jax.Array | int, number: jax.Array | int) -> jax.Array:
+    """The key of one image's one run.
+
+    It depends on nothing else: not on the batch the image travels in, nor on the number of
+    devices, nor on which other images are still attacked.
+    """
+    return jax.random.fold_in(jax.random.fold_in(key, index), number)
+
+
+@jax.jit
+def keys(key: jax.Array, rows: jax.Array, numbers: jax.Array) -> jax.Array:
+    return jax.vmap(run_key, (None, 0, 0))(key, rows, numbers)
+
+
+@jax.jit
+def take(tree: Any, rows: jax.Array) -> Any:
+    return jax.tree.map(lambda leaf: leaf[rows], tree)
+
+
+def start(network: Partial, attack: Attack, problem: Problem) -> Batch:
+    state = attack.start(network, problem)
+    number = jnp.zeros_like(problem.number)
+    return Batch(problem, state, number, ~state.worst.fallen & (number < attack.steps))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def restart(
+    network: Partial, attack: Attack, batch: Batch, problem: Problem, fresh: jax.Array
+) -> Batch:
+    """Runs of `problem` in the places that are `fresh`, `batch` elsewhere."""
+    new = start(network, attack, problem)
+    merged = where(fresh, without_threat(new), without_threat(batch))
+    return merged._replace(problem=merged.problem._replace(threat=problem.threat))
+
+
+def without_threat(batch: Batch) -> Batch:
+    """What has one row a place; the ball is one for all."""
+    return batch._replace(problem=batch.problem._replace(threat=None))  # type: ignore[arg-type]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def step(network: Partial, attack: Attack, batch: Batch) -> Batch:
+    problem, state, number, running = batch
+    new = attack.step(network, problem, state, number)
+    state, number = where(running, new, state), number + running.astype(jnp.int32)
+    return Batch(problem, state, number, ~state.worst.fallen & (number < attack.steps))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def steps(network: Partial, attack: Attack, batch: Batch, count: jax.Array) -> Batch:
+    return jax.lax.fori_loop(0, count, lambda _, b: step(network, attack, b), batch)
+
+
+def advance(network: Partial, attack: Attack, batch: Batch, count: int) -> Batch:
+    """Takes `count` steps of the runs that are not over; nothing is waited for.
+
+    On a CPU the loop is here and not in `lax`: XLA lays out the gradients of convolutions well
+    there only outside a loop, and is 8 to 25 times slower inside (jax-ml/jax issue 12868).
+    """
+    if jax.default_backend() != "cpu":
+        return steps(network, attack, batch, jnp.int32(count))
+    for _ in range(count):
+        batch = step(network, attack, batch)
+    return batch
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def begin(
+    network: Partial,
+    attack: Attack,
+    images: jax.Array,
+    labels: jax.Array,
+    key: jax.Array,
+    threat: Threat,
+) -> Batch:
+    logits = network(images).at[jnp.arange(len(labels)), labels].set(jnp.inf)
+    order = jnp.argsort(-logits, axis=-1, stable=True).astype(jnp.int32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(labels)))
+    problem = Problem(images, labels, order, jnp.zeros_like(labels), keys, threat)
+    return start(network, attack, problem)
+
+
+@jax.jit
+def outcome(network: Partial, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Looks at what was found once more: (claimed, confirmed) (B,) bool, and the images."""
+    problem, worst = batch.problem, batch.state.worst
+    fallen = ~jax.vmap(is_correct)(network(worst.image), problem.label)
+    far = jax.vmap(distance, (None, 0, 0))(problem.threat, worst.image, problem.image)
+    epsilon = problem.threat.epsilon
+    near = far <= epsilon + ROUNDING * (1 + epsilon)
+    inside = ((worst.image >= 0) & (worst.image <= 1)).all(axis=(1, 2, 3))
+    return worst.fallen, worst.fallen & fallen & near & inside, worst.image

@@ -1,0 +1,123 @@
+"""Signs that an evaluation flatters the network: each is a line with what to do about it.
+
+The same flags as the official AutoAttack raises (its flags_doc.md), found the JAX way: what a
+network does inside is read from its traced program.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from irp_jax.attacks.losses import cross_entropy, margin
+from irp_jax.errors import UserError
+
+Warn = Callable[[str], None]
+
+SQUARE_AHEAD = 0.002
+"""Accuracy that Square may take after white-box attacks before that is suspicious."""
+
+LOOPS = ("while", "scan")
+RANDOM = ("random_bits", "random_seed", "threefry2x32", "rng_bit_generator", "rng_uniform")
+
+
+def before(
+    network: Partial,
+    images: np.ndarray,
+    labels: np.ndarray,
+    logits: np.ndarray,
+    *,
+    averaged: bool,
+    warn: Warn,
+) -> None:
+    """Looks at the network before it is attacked.
+
+    Args:
+        network: images (B, H, W, C) float32 -> logits (B, K).
+        images: (B, H, W, C) float32 in [0, 1]; one batch is enough.
+        labels: (B,) int32.
+        logits: (B, K), what the network said before to the same images.
+        averaged: whether the attacks to come average gradients over many passes.
+        warn: told every reason for doubt.
+
+    Raises:
+        UserError: the network answers differently when asked again, and gradients are not averaged.
+    """
+    again = np.asarray(jax.jit(lambda n, x: n(x))(network, images))[: len(logits)]
+    apart = float(np.abs(again - logits).max())
+    if apart > 1e-3 * max(1.0, float(np.abs(logits).max())) and not averaged:
+        raise UserError(
+            f"logits_fn is not deterministic, asked twice its logits differ by {apart:.3g}: "
+            'fix its random numbers, or use version="rand"'
+        )
+    primitives = set(_primitives(jax.make_jaxpr(lambda n, x: n(x))(network, images).jaxpr))
+    drawn = primitives.intersection(RANDOM)
+    if drawn and not averaged:
+        warn(
+            "the network draws random numbers: attack its average instead "
+            '(version="rand"), for a fixed draw is only one of many defences'
+        )
+    if primitives.intersection(LOOPS):
+        warn(
+            "the network loops inside: if it optimises its input at test time, gradients through "
+            "the loop may vanish; attack it without that, or with a loss made for it"
+        )
+    if any("callback" in name for name in primitives):
+        warn("the network calls back to Python: no gradient passes there, only Square sees through")
+    if logits.min() >= 0 and logits.max() <= 1 and np.allclose(logits.sum(-1), 1, atol=1e-5):
+        warn(
+            "the outputs are probabilities: give the logits before the softmax, whose gradient "
+            "vanishes where the network is sure"
+        )
+    right = logits.argmax(-1) == labels
+    for name, loss in (("cross-entropy", cross_entropy), ("margin", margin)):
+        still = _without_gradient(network, loss, images, labels)
+        count = int((still & right).sum())
+        if count:
+            warn(
+                f"the gradient of the {name} loss is zero at {count} of {int(right.sum())} images: "
+                "gradients are masked, and only Square and transfer from a smooth copy of the "
+                "network can be trusted"
+            )
+            break
+
+
+def after(accuracy: Mapping[str, float], warn: Warn) -> None:
+    """Looks at what the attacks did; accuracies in the order they ran, each after all before it."""
+    names = list(accuracy)
+    if "square" not in names or names.index("square") == 0:
+        return
+    gain = accuracy[names[names.index("square") - 1]] - accuracy["square"]
+    if gain > SQUARE_AHEAD:
+        warn(
+            f"Square, which sees no gradient, felled a further {gain:.1%} of the images: the "
+            "white-box attacks are being misled; look for masked gradients, and adapt the attack"
+        )
+
+
+def _without_gradient(
+    network: Partial, loss: Callable, images: np.ndarray, labels: np.ndarray
+) -> np.ndarray:
+    """(B,) bool: where the gradient of the loss is zero or not a number."""
+
+    @jax.jit
+    def zero(network: Partial, x: jax.Array, y: jax.Array) -> jax.Array:
+        gradient = jax.grad(lambda x: jax.vmap(loss)(network(x), y).sum())(x)
+        return ~(jnp.abs(gradient).sum(axis=(1, 2, 3)) > 0)
+
+    return np.asarray(zero(network, images, labels))
+
+
+def _primitives(jaxpr: Any) -> Iterator[str]:
+    """The name of every operation of a traced program, inner programs included."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _primitives(inner)

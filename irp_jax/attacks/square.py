@@ -1,0 +1,269 @@
+"""Square Attack: random search with square patches, blind to gradients.
+
+Each query proposes to change one square of the best image so far, and the proposal is kept if the
+loss grows. The squares shrink as the search goes on. A network that merely hides its gradient has
+nothing to hide from this attack: one that withstands PGD and not this is not robust.
+
+For L-inf a square becomes a patch of the largest change allowed, one sign per channel, on top of
+vertical stripes. For L2 and L1 a square gets a bump in one half and a hollow in the other, paid for
+by a second square that is cleared, so the change keeps its length.
+"""
+
+import dataclasses
+import functools
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from irp_jax.attacks.attack import Attacked, Problem, look, where, worse
+from irp_jax.attacks.losses import LogitsFn, Loss, cross_entropy, margin
+from irp_jax.attacks.threat import Threat, project
+from irp_jax.errors import UserError, unknown
+
+SquareLoss = Literal["margin", "ce"]
+LOSSES: dict[str, Loss] = {"margin": margin, "ce": cross_entropy}
+
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+"""After each of these queries the share of the image that a square covers is halved."""
+
+POWERS = {"l2": 2, "l1": 1}
+"""The p of the p-norms."""
+
+FALLS = {"l2": 2, "l1": 4}
+"""Exponents of how fast a bump falls off."""
+
+_TINY = 1e-12
+"""Keeps a pattern of length zero at zero."""
+
+
+class SquareState(NamedTuple):
+    """Runs under way.
+
+    Attributes:
+        worst: the best image so far, which is the one the next proposal changes.
+    """
+
+    worst: Attacked
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Square:
+    """Random search over square patches; an `attacks.attack.Attack`.
+
+    Attributes:
+        name: as reports and the command line have it.
+        steps: queries of one run, one forward pass each; the first looks at the start.
+        restarts: runs, different in their draws.
+        p_init: share of the image that a square covers at first; in (0, 1].
+        loss: what must grow for a proposal to be kept: margin or ce (cross-entropy).
+
+    Raises:
+        UserError: a value that cannot be meant; the message names it.
+
+    References:
+        Andriushchenko et al., "Square Attack: a query-efficient black-box adversarial attack via
+        random search", 2020, algorithms 1 to 3; for L1, Croce & Hein, "Mind the box: l1-APGD for
+        sparse adversarial attacks on image classifiers", 2021. The schedule of the squares is in
+        queries as they are, not rescaled to the number of steps: so AutoAttack has it.
+    """
+
+    name: str = "square"
+    steps: int = 5000
+    restarts: int = 1
+    p_init: float = 0.8
+    loss: SquareLoss = "margin"
+
+    def __post_init__(self) -> None:
+        for setting in ("steps", "restarts"):
+            if getattr(self, setting) < 1:
+                raise UserError(f"{setting} must be at least 1, got {getattr(self, setting)}")
+        if not 0 < self.p_init <= 1:
+            raise UserError(f"p_init must be in (0, 1], got {self.p_init:g}: 0.8 is usual")
+        if self.loss not in LOSSES:
+            raise unknown("loss", self.loss, LOSSES)
+
+    def runs(self, classes: int) -> int:
+        """The restarts."""
+        return self.restarts
+
+    def start(self, logits_fn: LogitsFn, problem: Problem) -> SquareState:
+        """Stripes or tiles over the whole image; the first step judges them."""
+        keys = jax.vmap(jax.random.fold_in, (0, None))(problem.key, 0)
+        images = jax.vmap(first_image, (None, 0, 0))(problem.threat, keys, problem.image)
+        runs = len(images)
+        nothing = jnp.full(runs, -jnp.inf, images.dtype)
+        return SquareState(Attacked(images, jnp.zeros(runs, bool), nothing))
+
+    def step(
+        self, logits_fn: LogitsFn, problem: Problem, state: SquareState, number: jax.Array
+    ) -> SquareState:
+        """Proposes a change of one square and keeps it if it makes matters worse."""
+        best = state.worst.image
+        keys = jax.vmap(jax.random.fold_in)(problem.key, number + 1)
+        sides = side_of_square(problem.threat, number, self.p_init, *best.shape[1:3])
+        propose = functools.partial(
+            _repaint if problem.threat.norm == "linf" else _move_change, problem.threat
+        )
+        proposals = jax.vmap(propose)(keys, problem.image, best, sides)
+        tried = where(number == 0, best, proposals)
+        return SquareState(worse(state.worst, look(logits_fn, tried, problem, LOSSES[self.loss])))
+
+
+def side_of_square(
+    threat: Threat, number: jax.Array, p_init: float, height: int, width: int
+) -> jax.Array:
+    """How large the squares of a query are.
+
+    Args:
+        threat: with L2 and L1, sides are odd and at least 3, to have a middle.
+        number: int32 of any shape, the query: 0 looks at the start, from 1 on squares are tried.
+        p_init: share of the image that a square covers at first.
+        height, width: of the image, in pixels.
+
+    Returns:
+        int32 of the same shape, in pixels, at most the smaller side of the image.
+    """
+    halvings = jnp.sum(number[..., None] > jnp.asarray(HALVINGS), axis=-1)
+    share = p_init * 0.5 ** halvings.astype(jnp.float32)
+    side = jnp.round(jnp.sqrt(share * (height * width))).astype(jnp.int32)
+    side = jnp.maximum(side, 1) if threat.norm == "linf" else jnp.maximum(side, 3) // 2 * 2 + 1
+    return jnp.minimum(side, min(height, width))
+
+
+def first_image(threat: Threat, key: jax.Array, clean: jax.Array) -> jax.Array:
+    """The start: for L-inf vertical stripes one pixel wide, else tiles of bumps and hollows.
+
+    Args:
+        threat: the ball.
+        key: a PRNG key.
+        clean: (H, W, C) in [0, 1].
+
+    Returns:
+        (H, W, C) in [0, 1], within epsilon of `clean`.
+    """
+    height, width, channels = clean.shape
+    if threat.norm == "linf":
+        stripes = _signs(jax.random.uniform(key, (1, width, channels), clean.dtype))
+        return project(threat, clean + threat.epsilon * stripes, clean)
+    side = max(min(height, width) // 5, 1)
+    down, across = height // side, width // side
+    draws = jax.random.uniform(key, (down, 1, across, 1, 1 + channels), clean.dtype)
+    turned, signs = draws[..., 0] < 0.5, _signs(draws[..., 1:])
+    pattern = bumps(threat, jnp.arange(side)[:, None], jnp.arange(side), side, clean.dtype)
+    tiles = jnp.where(turned, pattern.T[:, None, :], pattern[:, None, :])[..., None] * signs
+    tiles = tiles.reshape(down * side, across * side, channels)
+    rows, columns = height - down * side, width - across * side
+    change = jnp.pad(
+        tiles, ((rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0))
+    )
+    return _with_change(threat, clean, change)
+
+
+def _repaint(
+    threat: Threat, key: jax.Array, clean: jax.Array, best: jax.Array, side: jax.Array
+) -> jax.Array:
+    """An L-inf proposal: one square at the bound, per channel the upper or the lower one."""
+    draws = jax.random.uniform(key, (2 + clean.shape[2],), clean.dtype)
+    inside = _inside(*_square(draws[:2], clean, side), side)
+    # Twice epsilon reaches the bound from anywhere in the ball.
+    step = 2 * threat.epsilon * _signs(draws[2:])
+    return project(threat, jnp.where(inside, best + step, best), clean)
+
+
+def _move_change(
+    threat: Threat, key: jax.Array, clean: jax.Array, best: jax.Array, side: jax.Array
+) -> jax.Array:
+    """An L2 or L1 proposal: one square is cleared, and what that saves is spent in another."""
+    draws = jax.random.uniform(key, (5 + clean.shape[2],), clean.dtype)
+    rows, columns = _square(draws[:2], clean, side)
+    here = _inside(rows, columns, side)
+    cleared = _inside(*_square(draws[2:4], clean, side), side)
+    turned, signs = draws[4] < 0.5, _signs(draws[5:])
+    down, across = jnp.where(turned, columns, rows), jnp.where(turned, rows, columns)
+    pattern = bumps(threat, down, across, side, clean.dtype)
+
+    # Lengths are taken per channel, and to the power of the norm, so that they add up.
+    channels, power = clean.shape[2], POWERS[threat.norm]
+    change = best - clean
+    left_over = threat.epsilon**power - jnp.sum(jnp.abs(change) ** power)
+    saved = jnp.sum(jnp.abs(jnp.where(here | cleared, change, 0.0)) ** power, axis=(0, 1))
+    length = (jnp.maximum(left_over, 0.0) / channels + saved) ** (1 / power)
+    if threat.norm == "l1":
+        # More than there is; the projection takes the excess off the whole image.
+        length = length * channels
+    added = pattern[..., None] * signs + _unit(jnp.where(here, change, 0.0), power)
+    change = jnp.where(here, length * _unit(added, power), jnp.where(cleared, 0.0, change))
+    return _with_change(threat, clean, change)
+
+
+def _unit(change: jax.Array, power: int) -> jax.Array:
+    """Length one in each channel, (H, W) or (H, W, C); zero stays zero."""
+    return change / (jnp.sum(jnp.abs(change) ** power, axis=(0, 1)) ** (1 / power) + _TINY)
+
+
+def _with_change(threat: Threat, clean: jax.Array, change: jax.Array) -> jax.Array:
+    """The clean image and a change: for L2 of length epsilon, for L1 cut down to it."""
+    if threat.norm == "l2":
+        change = change * (threat.epsilon / (jnp.sqrt(jnp.sum(jnp.square(change))) + _TINY))
+    return project(threat, clean + change, clean)
+
+
+def _signs(draws: jax.Array) -> jax.Array:
+    """Numbers drawn from [0, 1) as 1 or -1, one as likely as the other."""
+    return jnp.where(draws < 0.5, -1.0, 1.0).astype(draws.dtype)
+
+
+def _square(draws: jax.Array, image: jax.Array, side: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A place for a square: each pixel's row (H, 1) and column (W,) counted from its corner.
+
+    Two numbers drawn from [0, 1) make all places within the image equally likely.
+    """
+    height, width, _ = image.shape
+    places = jnp.asarray([height, width]) - side + 1
+    top, left = jnp.floor(draws * places.astype(draws.dtype)).astype(jnp.int32)
+    return jnp.arange(height)[:, None] - top, jnp.arange(width) - left
+
+
+def _inside(rows: jax.Array, columns: jax.Array, side: jax.Array | int) -> jax.Array:
+    """Which pixels are in the square: (H, W, 1) bool."""
+    inside = (rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)
+    return inside[..., None]
+
+
+def bumps(
+    threat: Threat, rows: jax.Array, columns: jax.Array, side: jax.Array | int, dtype: jnp.dtype
+) -> jax.Array:
+    """The pattern that L2 and L1 squares get: a bump above, a hollow below.
+
+    Each is largest in its middle and falls off in square rings, in ring k (counted from 1) by
+    1 / k**2 for L2 and 1 / k**4 for L1.
+
+    Args:
+        threat: its norm decides how steep the pattern is and what length means.
+        rows, columns: int32, places in the square; they broadcast to the shape of the result, and
+            places outside the square are allowed. Exchanged, they turn the pattern on its side.
+        side: of the square in pixels.
+        dtype: of the result.
+
+    Returns:
+        The pattern there, of length one over the square, both halves of equal length; zero outside.
+
+    References:
+        Andriushchenko et al., "Square Attack", 2020, section 4.2.
+    """
+    inside = _inside(rows, columns, side)[..., 0]
+    below = rows >= side // 2
+    height = jnp.where(below, side - side // 2, side // 2)
+    row = rows - jnp.where(below, side // 2, 0)
+    ring = jnp.maximum(jnp.abs(row - height // 2), jnp.abs(columns - side // 2))
+    power = POWERS[threat.norm]
+    outermost = max(inside.shape) // 2 + 1
+    falls = 1.0 / np.arange(1, outermost + 1) ** FALLS[threat.norm]
+    depth = jnp.asarray(np.concatenate([[0.0], np.cumsum(falls)]), dtype)
+    # All the falls from this ring outwards.
+    raised = jnp.where(inside, depth[side // 2 + 1] - depth[jnp.minimum(ring, outermost)], 0.0)
+    bump = _unit(jnp.where(below, 0.0, raised), power)
+    hollow = _unit(jnp.where(below, raised, 0.0), power)
+    return _unit(bump - hollow, power)

@@ -1,0 +1,206 @@
+"""Campaigns: what falls stays fallen, no work is wasted, and interruptions leave no trace."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attack_nets import dense_net, new_dense_net
+from jax.tree_util import Partial
+
+from irp_jax import attacks, parallel
+from irp_jax.attacks import attack, campaign, standings
+from irp_jax.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+NET = Partial(dense_net, new_dense_net())
+N = 37  # no multiple of any batch size here
+IMAGES = np.random.default_rng(0).uniform(size=(N, 8, 8, 1)).astype(np.float32)
+PREDICTED = np.asarray(NET(IMAGES).argmax(-1))
+# Three images are wrong as they are.
+LABELS = np.where(np.arange(N) < 3, (PREDICTED + 1) % 10, PREDICTED).astype(np.int32)
+THREAT = attacks.linf(0.03)
+LIST = (
+    attacks.Pgd(gradient_steps=2, restarts=2),
+    attacks.Pgd(name="cw", gradient_steps=6, restarts=3, loss=attacks.margin),
+)
+run = functools.partial(attacks.assess, NET, IMAGES, LABELS, LIST, threat=THREAT, look_first=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scripted:
+    """An attack that makes image i fall in run i % 7 after i % 5 + 1 steps, and writes it down."""
+
+    log: tuple = dataclasses.field(default=(), hash=False, compare=False)
+    name: str = "scripted"
+    steps: int = 4
+
+    def runs(self, classes):
+        return 3
+
+    def start(self, logits_fn, problem):
+        # The image's number is written in its first pixel.
+        count = len(problem.label)
+        return _State(
+            attacks.Attacked(problem.image, jnp.zeros(count, bool), jnp.zeros(count)),
+            jnp.round(problem.image[:, 0, 0, 0] * 100).astype(jnp.int32),
+        )
+
+    def step(self, logits_fn, problem, state, number):
+        falls = (state.index % 7 == problem.number) & (number == state.index % 5)
+        beaten = problem.image.at[:, 0, 1, 0].set(0.5)
+        found = attacks.Attacked(beaten, falls, state.worst.loss)
+        return state._replace(worst=attack.where(falls, found, state.worst))
+
+
+class _State(tuple):
+    """Named by hand, for the fields a campaign does not know of must survive too."""
+
+    __slots__ = ()
+
+    def __new__(cls, worst, index):
+        return tuple.__new__(cls, (worst, index))
+
+    worst = property(lambda self: self[0])
+    index = property(lambda self: self[1])
+
+    def _replace(self, worst):
+        return _State(worst, self.index)
+
+
+jax.tree_util.register_pytree_node(_State, lambda s: (tuple(s), None), lambda _, c: _State(*c))
+
+
+def marked(images):
+    """A network that is wrong about images whose second pixel is 0.5."""
+    return jnp.stack([images[:, 0, 1, 0], jnp.full(len(images), 0.25)], -1)
+
+
+@pytest.mark.parametrize("batch_size", [4, 30])
+def test_runs_follow_one_another_until_one_succeeds(batch_size):
+    count = 40
+    images = np.zeros((count, 2, 2, 1), np.float32)
+    images[:, 0, 0, 0] = np.arange(count) / 100
+    labels = np.ones(count, np.int32)
+    told = []
+    report = attacks.assess(
+        marked, images, labels, [Scripted()], threat=attacks.linf(0.6), batch_size=batch_size,
+        look_first=False, watch=attacks.Watch(progress=lambda *at: told.append(at)),
+    )  # fmt: skip
+    index = np.arange(count)
+    falls = (index % 7 < 3) & (index % 5 < 4)
+    np.testing.assert_array_equal(report.standing, ~falls)
+    np.testing.assert_array_equal(report.adversarial[:, 0, 1, 0], np.where(falls, 0.5, 0.0))
+    assert set(report.felled_by[falls]) == {"scripted"} and set(report.felled_by[~falls]) == {""}
+    needed = np.where(falls, 4 * (index % 7) + index % 5 + 1, 3 * 4).sum()
+    done = told[-1][0]
+    assert done == needed  # one step at a time here: steps // 20 is less than two
+    assert told[-1][2] == report.standing.sum()
+
+
+@pytest.mark.parametrize("batch_size", [10, 64])
+def test_same_result_for_any_batch_size_and_device_count(batch_size):
+    want = run(batch_size=16)
+    assert 0 < want.standing.sum() < N - 3
+    assert len(set(want.felled_by)) >= 4  # natural errors, two attacks and those left standing
+    for mesh in (None, parallel.mesh()):
+        got = run(batch_size=batch_size, mesh=mesh)
+        np.testing.assert_array_equal(got.standing, want.standing)
+        np.testing.assert_array_equal(got.felled_by, want.felled_by)
+        np.testing.assert_allclose(got.adversarial, want.adversarial, atol=1e-6)
+        assert got.accuracy == want.accuracy
+
+
+def test_what_is_reported_holds():
+    report = run(batch_size=8)
+    again = np.asarray(NET(report.adversarial).argmax(-1))
+    fell = (report.felled_by != "") & (report.felled_by != "natural")
+    assert (again[fell] != LABELS[fell]).all() and fell.any()
+    np.testing.assert_array_equal(report.adversarial[~fell], IMAGES[~fell])
+    assert np.abs(report.adversarial - IMAGES).max() <= 0.03 + 1e-6
+    assert report.adversarial.min() >= 0 and report.adversarial.max() <= 1
+    values = [report.natural, *report.accuracy.values()]
+    assert values == sorted(values, reverse=True) and values[-1] == report.robust
+    assert list(report.accuracy) == list(report.seconds) == [each.name for each in LIST]
+
+
+def test_another_seed_another_draw_and_the_same_seed_the_same():
+    first, same, other = (run(batch_size=8, seed=seed) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first.adversarial, same.adversarial)
+    assert not np.array_equal(first.adversarial, other.adversarial)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_goes_on_after_an_interruption_to_the_identical_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(campaign, "SAVE_EVERY", 0.0)
+    file = tmp_path / "state.npz"
+    want = run(batch_size=4)
+    calls = 0
+
+    def progress(*_):
+        nonlocal calls
+        calls += 1
+        if calls % 30 == 0:
+            raise Killed
+
+    for _attempt in range(200):
+        try:
+            got = run(batch_size=4, state_file=file, watch=attacks.Watch(progress=progress))
+            break
+        except Killed:
+            assert file.exists()
+    else:
+        pytest.fail("no headway from one attempt to the next")
+    assert calls > 80
+    np.testing.assert_array_equal(got.adversarial, want.adversarial)
+    np.testing.assert_array_equal(got.felled_by, want.felled_by)
+    assert got.accuracy == want.accuracy
+    # All is done: the same call only reads.
+    done = run(batch_size=4, state_file=file, watch=attacks.Watch(progress=progress))
+    np.testing.assert_array_equal(done.adversarial, want.adversarial)
+
+
+def test_a_state_file_of_something_else_is_refused(tmp_path):
+    file = tmp_path / "state.npz"
+    run(batch_size=8, state_file=file)
+    with pytest.raises(UserError, match="belongs to an evaluation with other images"):
+        run(batch_size=8, state_file=file, seed=1)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="is damaged"):
+        run(batch_size=8, state_file=file)
+    with pytest.raises(UserError, match="cannot write"):
+        standings.write(tmp_path / "state.npz" / "x", standings.at_first(IMAGES, LABELS > 0), "")
+
+
+def test_what_fell_in_a_smaller_ball_is_not_attacked_again():
+    small = run(batch_size=8)
+    at = []
+    watch = attacks.Watch(begin=lambda name, standing: at.append(standing))
+    known = attacks.assess(
+        NET, IMAGES, LABELS, LIST, threat=attacks.linf(0.05), known=small, watch=watch,
+        batch_size=8, look_first=False,
+    )  # fmt: skip
+    assert at[0] == small.standing.sum()
+    assert not (known.standing & ~small.standing).any()
+    fell = ~small.standing
+    np.testing.assert_array_equal(known.adversarial[fell], small.adversarial[fell])
+    assert known.natural == small.natural
+
+
+def test_once_is_one_run_of_each_image():
+    pgd = attacks.Pgd(gradient_steps=3)
+    state = attacks.once(NET, pgd, jnp.asarray(IMAGES), LABELS, THREAT, key=jax.random.key(0))
+    wrong = NET(state.worst.image).argmax(-1) != LABELS
+    np.testing.assert_array_equal(state.worst.fallen, wrong)
+    assert 3 < wrong.sum() < N
+
+
+def test_two_attacks_of_one_name_are_refused():
+    with pytest.raises(UserError, match="different names, got pgd, pgd"):
+        attacks.assess(NET, IMAGES, LABELS, [attacks.Pgd()] * 2, threat=THREAT)

@@ -1,0 +1,143 @@
+"""Bad input in one line, and signs that a robust accuracy is not to be trusted."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attack_nets import dense_net, new_dense_net
+
+from irp_jax import attacks
+from irp_jax.attacks import sanity
+from irp_jax.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+NET = functools.partial(dense_net, new_dense_net())
+IMAGES = np.random.default_rng(0).uniform(size=(12, 8, 8, 1)).astype(np.float32)
+LABELS = np.asarray(NET(IMAGES).argmax(-1)).astype(np.int32)
+QUICK = (attacks.Pgd(gradient_steps=1),)
+THREAT = attacks.linf(0.05)
+
+
+def warnings_of(logits_fn, chosen=QUICK, images=IMAGES, labels=LABELS):
+    told = []
+    report = attacks.assess(
+        logits_fn, images, labels, chosen, threat=THREAT, watch=attacks.Watch(warn=told.append)
+    )
+    assert list(report.warnings) == told
+    assert all("\n" not in line for line in told)
+    return " | ".join(told)
+
+
+def test_an_honest_network_gives_no_warning():
+    assert warnings_of(NET) == ""
+
+
+def test_probabilities_are_flagged():
+    assert "logits before the softmax" in warnings_of(lambda x: jax.nn.softmax(NET(x)))
+
+
+def test_vanishing_gradients_are_flagged():
+    assert "zero at 12 of 12" in warnings_of(lambda x: 1e4 * NET(x))
+    assert "gradients are masked" in warnings_of(lambda x: NET(jnp.round(x * 8) / 8))
+
+
+def test_loops_and_random_numbers_inside_are_flagged():
+    def loops(x):
+        return NET(jax.lax.fori_loop(0, 2, lambda _, y: y * 0.99, x))
+
+    def draws(x):
+        return NET(x + 1e-6 * jax.random.normal(jax.random.key(0), x.shape))
+
+    assert "loops inside" in warnings_of(jax.jit(loops))
+    assert "draws random numbers" in warnings_of(draws)
+
+
+def test_a_network_that_changes_its_mind_is_refused():
+    calls = iter(range(1000))
+
+    def draw(x):
+        return np.float32(next(calls)) + np.zeros(len(x), np.float32)
+
+    def fickle(x):
+        noise = jax.pure_callback(draw, jax.ShapeDtypeStruct(x.shape[:1], jnp.float32), x)
+        return NET(x) + jnp.where(jnp.arange(10) == 0, noise[:, None], 0.0)
+
+    with pytest.raises(UserError, match="not deterministic"):
+        attacks.assess(fickle, IMAGES, np.zeros_like(LABELS), QUICK, threat=THREAT)
+
+
+def test_square_that_beats_the_white_box_is_flagged():
+    told = []
+    sanity.after({"apgd-ce": 0.5, "square": 0.49}, told.append)
+    sanity.after({"apgd-ce": 0.5, "square": 0.499}, told.append)
+    sanity.after({"square": 0.1, "apgd-ce": 0.0}, told.append)
+    assert len(told) == 1 and "felled a further 1.0%" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (IMAGES * 255, LABELS, r"lie in \[0, 1\], these range from .* to 25"),
+        (IMAGES - 0.5, LABELS, r"put normalisation inside"),
+        (IMAGES * np.nan, LABELS, "nan"),
+        (IMAGES[0], LABELS, r"must be \(N, H, W, C\)"),
+        (IMAGES[:0], LABELS[:0], "no images"),
+        (IMAGES, LABELS[:-1], r"shape \(12,\)"),
+        (IMAGES, LABELS.astype(np.float32), "integers"),
+        (IMAGES, LABELS + 10, r"in 0 \.\. 9 for 10 logits"),
+        (IMAGES, LABELS - 10, r"in 0 \.\. 9 for 10 logits"),
+    ],
+)
+def test_bad_images_and_labels(images, labels, message):
+    with pytest.raises(UserError, match=message) as caught:
+        attacks.autoattack(NET, images, labels, threat=THREAT)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_networks_and_settings():
+    with pytest.raises(UserError, match="NaN for 12 of 12"):
+        attacks.autoattack(lambda x: NET(x) * jnp.nan, IMAGES, LABELS, threat=THREAT)
+    with pytest.raises(UserError, match=r"answer \(N, K\)"):
+        attacks.autoattack(lambda x: NET(x)[:, 0], IMAGES, LABELS, threat=THREAT)
+    with pytest.raises(UserError, match="epsilon must be a positive number"):
+        attacks.autoattack(NET, IMAGES, LABELS, threat=attacks.linf(0))
+    with pytest.raises(UserError, match="standard"):
+        attacks.autoattack(NET, IMAGES, LABELS, threat=THREAT, version="standart")
+    with pytest.raises(UserError, match="batch size 0"):
+        attacks.autoattack(NET, IMAGES, LABELS, threat=THREAT, batch_size=0)
+
+
+@pytest.mark.parametrize("norm", attacks.NORMS)
+@pytest.mark.parametrize("version", attacks.VERSIONS)
+def test_published_versions(norm, version):
+    listed = attacks.published(version, norm)
+    names = [attack.name for attack in listed]
+    runs = {attack.name: attack.runs(10) for attack in listed}
+    if version == "standard":
+        assert names == ["apgd-ce", "apgd-t", "fab-t", "square"]
+        assert runs["apgd-t"] == (5 if norm == "l1" else 9) and runs["fab-t"] == 9
+    if version == "plus":
+        assert runs["apgd-ce"] == runs["fab"] == 5 and len(names) == 6
+    if version == "rand":
+        assert [attack.eot for attack in listed] == [20, 20]
+
+
+def test_more_targets_than_classes_and_a_network_of_two():
+    variables = new_dense_net()
+
+    def two(x):
+        return dense_net(variables, x)[:, :2]
+
+    labels = np.asarray(two(IMAGES).argmax(-1)).astype(np.int32)
+    listed = (
+        attacks.Apgd(name="apgd-ce", loss="ce", steps=5),
+        attacks.Apgd(name="apgd-t", loss="targeted-dlr", steps=5, targets=9),
+        attacks.Fab(name="fab-t", targets=9, steps=5),
+        attacks.Square(steps=20),
+    )
+    assert [attack.runs(2) for attack in listed] == [1, 1, 1, 1]
+    report = attacks.assess(two, IMAGES, labels, listed, threat=attacks.linf(0.3))
+    assert report.natural == 1.0 and report.robust < 0.5
