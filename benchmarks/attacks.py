@@ -85,7 +85,7 @@ def _compare(options: Options, checkpoint: str, console: Console) -> dict[str, A
     epsilon = net.config.epsilon if options.epsilon is None else options.epsilon
     console.print(f"{checkpoint}: {len(images)} images, epsilon {epsilon:.4g}; irp_jax")
     listed = [
-        dataclasses.replace(attack, steps=options.queries) if attack.name == "square" else attack
+        attacks.Square(steps=options.queries) if attack.name == "square" else attack
         for attack in attacks.published("standard", "linf")
     ]
     devices = parallel.mesh(parallel.usable_devices(options.batch_size))

@@ -97,12 +97,11 @@ def probe(
     clean = _pixels(images)
     run = functools.partial(attacks.once, network, images=clean, labels=labels, threat=threat)
     fgsm = run(attack=FGSM, key=key).worst.fallen
-    pgd = run(attack=PGD, key=key, steps=steps + 1).worst.fallen
+    pgd = run(attack=attacks.Pgd(gradient_steps=steps), key=key).worst.fallen
     return _rates(network, clean, labels, fgsm, pgd)
 
 
 (FGSM,) = AttackSpec(name="fgsm").attacks
-(PGD,) = AttackSpec(name="pgd").attacks
 
 
 @jax.jit

@@ -18,7 +18,6 @@ settings.load_profile("irp_jax")
 @pytest.fixture
 def quick_compile():
     """For tests that compile much and compute little: half the time goes to XLA's optimisations."""
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -166,6 +166,11 @@ def test_goes_on_after_an_interruption_to_the_identical_result(tmp_path, monkeyp
     np.testing.assert_array_equal(done.adversarial, want.adversarial)
 
 
+def test_what_a_state_file_is_known_by_is_the_same_in_every_process():
+    described = repr([standings._facts(setting) for setting in (*LIST, THREAT, 0)])
+    assert "0x" not in described and "cross_entropy" in described and "0.03" in described
+
+
 def test_a_state_file_of_something_else_is_refused(tmp_path):
     file = tmp_path / "state.npz"
     run(batch_size=8, state_file=file)
@@ -175,7 +180,9 @@ def test_a_state_file_of_something_else_is_refused(tmp_path):
     with pytest.raises(UserError, match="is damaged"):
         run(batch_size=8, state_file=file)
     with pytest.raises(UserError, match="cannot write"):
-        standings.write(tmp_path / "state.npz" / "x", standings.at_first(IMAGES, LABELS > 0), "")
+        standings.write(
+            tmp_path / "state.npz" / "x", standings.at_first(IMAGES, LABELS > 0), "", LABELS
+        )
 
 
 def test_what_fell_in_a_smaller_ball_is_not_attacked_again():

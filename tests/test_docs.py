@@ -1,14 +1,13 @@
 """The examples of the documentation run as they stand."""
 
+import importlib.util
 import re
 from pathlib import Path
-
-import pytest
 
 PAGE = Path(__file__).parent.parent / "docs" / "attacks.md"
 
 
-def test_examples_of_the_page_on_attacks(tmp_path, monkeypatch):
+def test_examples_of_the_page_on_attacks_run_with_a_shorter_autoattack(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # The quickest list that still has every kind of attack in it would take the suite a minute.
     text = PAGE.read_text().replace("attacks.autoattack(", "autoattack(")
@@ -16,8 +15,8 @@ def test_examples_of_the_page_on_attacks(tmp_path, monkeypatch):
     assert len(blocks) == 5
     names = {"autoattack": _brief}
     for _, needed, code in blocks:
-        if needed:
-            pytest.importorskip(needed)
+        if needed and importlib.util.find_spec(needed) is None:
+            continue
         exec(compile(code, str(PAGE), "exec"), names)
         assert 0 <= names["report"].robust <= 1
 

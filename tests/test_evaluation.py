@@ -78,7 +78,7 @@ def test_another_checkpoint_radius_or_seed_compiles_nothing_new():
 
 
 def test_fgsm_is_the_attack_of_that_name():
-    spec = AttackSpec(name="fgsm", epsilon=0.02, restarts=5)
+    spec = AttackSpec(name="fgsm", epsilon=0.02)
     images = IMAGES.astype(np.float32) / np.float32(255)
     net = functools.partial(dense_net, VARIABLES)
     fast = attacks.fgsm(
@@ -111,6 +111,10 @@ def test_description_is_json_and_says_what_is_in_force(name):
         ({"step_size": float("nan")}, "step size must be in"),
         ({"name": "pdg"}, "did you mean 'pgd'"),
         ({"norm": "l3"}, "norm"),
+        ({"name": "autoattack", "steps": 5}, "no steps to choose"),
+        ({"name": "fgsm", "restarts": 5}, "no restarts to choose"),
+        ({"name": "square", "step_size": 0.01}, "no step size to choose"),
+        ({"version": "plus"}, "no version to choose"),
     ],
 )
 def test_settings_that_cannot_be_meant(wrong, message):
@@ -158,7 +162,7 @@ def test_probe_agrees_with_evaluate():
 
 
 def test_a_network_that_answers_nan_is_refused():
-    with pytest.raises(UserError, match="NaN for 37 of 37"):
+    with pytest.raises(UserError, match="NaN or infinity for 37 of 37"):
         evaluate(
             lambda variables, x: dense_net(variables, x) * jnp.nan, VARIABLES, IMAGES, LABELS, SPEC
         )

@@ -15,6 +15,7 @@ import pytest
 
 from irp_jax import checkpoint, evaluation, network
 from irp_jax import config as configs
+from irp_jax.cli import evaluate as command
 from irp_jax.config import Config
 from irp_jax.data import load
 from irp_jax.errors import UserError
@@ -109,6 +110,48 @@ def test_the_checkpoint_alone_gives_the_network_that_was_reported(finished):
     report = evaluation.evaluate(net.apply, net.variables, test.images, test.labels, spec)
     assert report.natural == pytest.approx(results["accuracy"]["natural"], abs=0.003)
     assert report.robust == pytest.approx(results["accuracy"]["pgd"], abs=0.006)
+
+
+def evaluate(config, tmp_path, *flags):
+    """What bin/evaluate writes about the first 60 test images."""
+    out = tmp_path / "out.json"
+    common = [f"--checkpoint={config.workdir}", "--images=60", "--batch-size=60", f"--out={out}"]
+    command.evaluate([*common, *flags])
+    return json.loads(out.read_text())
+
+
+def test_bin_evaluate_draws_a_curve(finished, tmp_path):
+    config, _, _ = finished
+    results = evaluate(config, tmp_path, "--attack=fgsm", "--epsilons=0.1,0,0.02,12/255")
+    curve = results["curve"]
+    assert curve["epsilon"] == pytest.approx([0, 0.02, 12 / 255, 0.1])
+    assert curve["accuracy"][0] == results["accuracy"]["natural"]
+    assert curve["accuracy"] == sorted(curve["accuracy"], reverse=True)
+    assert results["command"].startswith("bin/evaluate --checkpoint=runs/")
+    assert str(tmp_path) not in json.dumps(results)
+    assert not list(Path(config.workdir).glob("evaluation-*")), "nothing left to go on from"
+
+
+def test_bin_evaluate_saves_what_it_found_and_corrupts(finished, tmp_path):
+    config, _, _ = finished
+    found, picture = tmp_path / "found.npz", tmp_path / "found.png"
+    results = evaluate(
+        config,
+        tmp_path,
+        "--attack=pgd",
+        "--steps=3",
+        "--corruptions",
+        f"--save-adversarial={found}",
+    )
+    assert set(results["accuracy"]) == {"natural", "pgd", "corrupted"}
+    assert len(results["corruptions"]) == 15
+    assert all(len(values) == 5 for values in results["corruptions"].values())
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    with np.load(found) as saved:
+        assert saved["standing"].mean() == pytest.approx(results["accuracy"]["pgd"])
+        wrong = saved["predictions"] != saved["labels"]
+        np.testing.assert_array_equal(wrong, ~saved["standing"])
+        assert np.abs(saved["images"] - load("digits").test.images[:60] / 255).max() <= 0.1 + 1e-5
 
 
 def test_a_run_killed_before_and_after_the_freeze_resumes_to_the_identical_result(

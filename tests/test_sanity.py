@@ -98,9 +98,9 @@ def test_bad_images_and_labels(images, labels, message):
 
 
 def test_bad_networks_and_settings():
-    with pytest.raises(UserError, match="NaN for 12 of 12"):
+    with pytest.raises(UserError, match="NaN or infinity for 12 of 12"):
         attacks.autoattack(lambda x: NET(x) * jnp.nan, IMAGES, LABELS, threat=THREAT)
-    with pytest.raises(UserError, match=r"answer \(N, K\)"):
+    with pytest.raises(UserError, match=r"answer 12 images with \(12, K\)"):
         attacks.autoattack(lambda x: NET(x)[:, 0], IMAGES, LABELS, threat=THREAT)
     with pytest.raises(UserError, match="epsilon must be a positive number"):
         attacks.autoattack(NET, IMAGES, LABELS, threat=attacks.linf(0))
@@ -108,6 +108,30 @@ def test_bad_networks_and_settings():
         attacks.autoattack(NET, IMAGES, LABELS, threat=THREAT, version="standart")
     with pytest.raises(UserError, match="batch size 0"):
         attacks.autoattack(NET, IMAGES, LABELS, threat=THREAT, batch_size=0)
+
+
+def test_a_network_that_mixes_its_batch_is_flagged():
+    assert "depend on the others" in warnings_of(lambda x: NET(x) - NET(x).mean(0))
+
+
+def test_gradients_that_are_no_numbers_save_no_network():
+    def cornered(x):
+        # The slope of a square root is infinite at zero, and infinity times zero is no number.
+        return NET(x) + jnp.sqrt(jnp.maximum(x - 2.0, 0.0).sum((1, 2, 3)))[:, None]
+
+    told = []
+    report = attacks.assess(
+        cornered, IMAGES, LABELS, [attacks.Pgd(), attacks.Square(steps=300)],
+        threat=attacks.linf(0.3), watch=attacks.Watch(warn=told.append),
+    )  # fmt: skip
+    assert report.robust < 0.5 and "gradients are masked" in told[0]
+    assert not np.isnan(report.adversarial).any()
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -1.0, 8.0, float("nan")])
+def test_radii_are_checked_whatever_they_come_as(epsilon):
+    with pytest.raises(UserError, match="epsilon must be"):
+        attacks.assess(NET, IMAGES, LABELS, QUICK, threat=attacks.linf(np.float32(epsilon)))
 
 
 @pytest.mark.parametrize("norm", attacks.NORMS)

@@ -10,12 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from irp_jax import attacks
-from irp_jax.attacks.losses import dlr, targeted_dlr
-from irp_jax.attacks.threat import l1
 from irp_jax.errors import UserError
 
 SHAPE = (5, 4, 3)
-THREATS = {"linf": attacks.linf, "l2": attacks.l2, "l1": l1}
+THREATS = {"linf": attacks.linf, "l2": attacks.l2, "l1": attacks.l1}
 norms = st.sampled_from(sorted(THREATS))
 epsilons = st.floats(1e-3, 1.0)
 seeds = st.integers(0, 2**31 - 1)
@@ -68,7 +66,7 @@ def test_random_start_fills_the_ball_uniformly():
         starts = jax.vmap(attacks.random_start, (None, 0, None))(threat, keys, clean)
         return jax.vmap(attacks.distance, (None, 0, None))(threat, starts, clean)
 
-    for threat in (attacks.linf(0.25), attacks.l2(0.25), l1(0.25)):
+    for threat in (attacks.linf(0.25), attacks.l2(0.25), attacks.l1(0.25)):
         # In two dimensions the half radius encloses a quarter of any ball.
         assert float(jnp.mean(distances(threat) < 0.125)) == pytest.approx(0.25, abs=0.03)
 
@@ -76,7 +74,7 @@ def test_random_start_fills_the_ball_uniformly():
 @given(epsilons.map(lambda epsilon: 20 * epsilon), seeds, st.sampled_from([0.1, 1.0, 100.0]))
 def test_no_allowed_image_is_nearer_than_the_l1_projection(epsilon, seed, spread):
     clean, far = images(seed, spread)
-    nearest = np.asarray(attacks.project(l1(epsilon), far, clean), float).ravel()
+    nearest = np.asarray(attacks.project(attacks.l1(epsilon), far, clean), float).ravel()
     clean, far = (np.asarray(image, float).ravel() for image in (clean, far))
     # A point of a convex set is the nearest one if and only if no other lies ahead of it on the way
     # out. The image furthest ahead spends the radius on the pixels that get furthest, as far as the
@@ -93,9 +91,9 @@ def test_no_allowed_image_is_nearer_than_the_l1_projection(epsilon, seed, spread
 
 def test_the_l1_projection_is_exact_in_many_dimensions():
     clean, noise = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
-    near = attacks.project(l1(12.0), clean + 8 * (noise - 0.5), clean)
+    near = attacks.project(attacks.l1(12.0), clean + 8 * (noise - 0.5), clean)
     assert np.abs(np.asarray(near, float) - clean).sum() == pytest.approx(12, rel=1e-5)
-    np.testing.assert_allclose(attacks.project(l1(12.0), near, clean), near, atol=1e-6)
+    np.testing.assert_allclose(attacks.project(attacks.l1(12.0), near, clean), near, atol=1e-6)
 
 
 @given(norms, seeds, st.sampled_from([1e-30, 1.0, 1e30]))
@@ -173,9 +171,9 @@ def test_a_nan_is_a_wrong_answer():
 def test_the_difference_of_logits_ratio_by_hand():
     logits = jnp.asarray([1.0, 4.0, 2.0, -1.0])
     for label, want in [(0, 1.0), (1, -2 / 3), (2, 2 / 3), (3, 5 / 3)]:
-        assert float(dlr(logits, jnp.int32(label))) == pytest.approx(want)
+        assert float(attacks.dlr(logits, jnp.int32(label))) == pytest.approx(want)
     for label, target, want in [(1, 3, -5 / 4), (1, 2, -2 / 4), (0, 1, 3 / 4), (2, 0, -1 / 4)]:
-        found = targeted_dlr(logits, jnp.int32(label), jnp.int32(target))
+        found = attacks.targeted_dlr(logits, jnp.int32(label), jnp.int32(target))
         assert float(found) == pytest.approx(want)
 
 
@@ -185,21 +183,24 @@ def test_the_difference_of_logits_ratio_ignores_shift_and_scale(seed, shift, sca
     label, target = jnp.int32(seed % classes), jnp.int32((seed + 1) % classes)
     other = scale * (logits + shift)
     near = functools.partial(pytest.approx, rel=1e-3, abs=1e-4)
-    assert float(dlr(other, label)) == near(float(dlr(logits, label)))
-    assert (float(dlr(logits, label)) > 0) == (int(logits.argmax()) != int(label))
+    assert float(attacks.dlr(other, label)) == near(float(attacks.dlr(logits, label)))
+    assert (float(attacks.dlr(logits, label)) > 0) == (int(logits.argmax()) != int(label))
     if classes > 3:
-        want = float(targeted_dlr(logits, label, target))
-        assert float(targeted_dlr(other, label, target)) == near(want)
+        want = float(attacks.targeted_dlr(logits, label, target))
+        assert float(attacks.targeted_dlr(other, label, target)) == near(want)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 10])
 def test_ratios_have_gradients_with_few_classes_and_equal_logits(classes):
     label, target = jnp.int32(0), jnp.int32(1)
     for logits in (jnp.zeros(classes), -jnp.arange(classes, dtype=jnp.float32)):
-        gradients = (jax.grad(dlr)(logits, label), jax.grad(targeted_dlr)(logits, label, target))
+        gradients = (
+            jax.grad(attacks.dlr)(logits, label),
+            jax.grad(attacks.targeted_dlr)(logits, label, target),
+        )
         for gradient in gradients:
             assert bool(jnp.isfinite(gradient).all()) and bool(gradient.any())
     if classes == 2:
-        assert float(dlr(logits, label)) == float(attacks.margin(logits, label))
+        assert float(attacks.dlr(logits, label)) == float(attacks.margin(logits, label))
     if classes < 4:
-        assert float(targeted_dlr(logits, label, target)) == -1.0
+        assert float(attacks.targeted_dlr(logits, label, target)) == -1.0

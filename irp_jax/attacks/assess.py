@@ -1,7 +1,7 @@
 """Attacks a network and reports what it withstood."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from irp_jax.attacks.attack import Attack
 from irp_jax.attacks.campaign import Watch, campaign
 from irp_jax.attacks.losses import LogitsFn
 from irp_jax.attacks.standings import Standings
-from irp_jax.attacks.threat import Threat
+from irp_jax.attacks.threat import Threat, check_epsilon, distance
 from irp_jax.errors import UserError
 
 
@@ -96,7 +96,9 @@ def assess(
         raise UserError(f"attacks must have different names, got {', '.join(names)}")
     images, labels = inputs.check_set(images, labels)
     batch_size = inputs.check_batch_size(batch_size, 1 if mesh is None else mesh.size, len(images))
+    check_epsilon(threat.norm, float(threat.epsilon))
     network = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+    inputs.check_network(network, (batch_size, *images.shape[1:]))
     logits = predict(network, images, batch_size=batch_size, mesh=mesh)
     inputs.check_logits(logits, labels)
     warnings: list[str] = []
@@ -112,12 +114,18 @@ def assess(
         sanity.before(
             network, images[some], labels[some], logits[some], averaged=averaged, warn=warn
         )
-    at = _begin(images, (logits.argmax(-1) == labels), names, known)
-    save, saved = (lambda at: None), None
+    right = logits.argmax(-1) == labels
+    at = _begin(images, right, threat, known)
+    save: Callable[[Standings], None] = _forget
+    saved = None
     if state_file is not None:
         path = Path(state_file)
-        name = standings.identity(images, labels, at.standing, (*attacks, threat, seed))
-        save, saved = (lambda at: standings.write(path, at, name)), standings.read(path, name)
+        name = standings.identity(images, labels, (*attacks, threat, seed))
+        saved = standings.read(path, name, logits)
+
+        def save(at: Standings) -> None:
+            standings.write(path, at, name, logits)
+
     at = campaign(
         network, images, labels, logits, saved or at, attacks, threat,
         seed=seed, batch_size=batch_size, mesh=mesh,
@@ -127,34 +135,49 @@ def assess(
     accuracy = dict(zip(names, after, strict=True))
     if look_first:
         sanity.after(accuracy, warn)
-    by_nature = ~at.standing & (at.felled_by < 0)
+    felled_by = np.array([*names, "natural"])[at.felled_by]
+    if known is not None:
+        felled_by = np.where(known.standing, felled_by, known.felled_by)
     return AttackReport(
-        natural=float((~by_nature).mean()),
+        natural=float(right.mean()),
         accuracy=accuracy,
         adversarial=at.images,
         standing=at.standing,
-        felled_by=np.where(at.standing, "", np.array([*names, "natural"])[at.felled_by]),
+        felled_by=np.where(at.standing, "", felled_by),
         seconds=dict(zip(names, at.seconds, strict=True)),
         warnings=tuple(warnings),
     )
 
 
+def _forget(at: Standings) -> None:
+    """Keeps no state."""
+
+
 def _begin(
-    images: np.ndarray, right: np.ndarray, names: list[str], known: AttackReport | None
+    images: np.ndarray, right: np.ndarray, threat: Threat, known: AttackReport | None
 ) -> Standings:
     """The standings before the first attack, with what is known from a smaller ball."""
     at = standings.at_first(images, right)
     if known is None:
         return at
-    fell = ~known.standing
-    numbers = {name: number for number, name in enumerate(names)}
-    felled_by = [numbers.get(name, -1) for name in known.felled_by]
+    if known.adversarial.shape != images.shape:
+        raise UserError(
+            f"known is of images {known.adversarial.shape}, these are {images.shape}: leave it out"
+        )
+    far = np.asarray(_distances(threat, known.adversarial, images))
+    if far.max() > float(threat.epsilon) * (1 + 1e-4):
+        raise UserError(
+            f"known has images at distance {far.max():.4g}, beyond epsilon "
+            f"{float(threat.epsilon):.4g}: give what was found in a smaller ball"
+        )
     return dataclasses.replace(
-        at,
-        standing=at.standing & known.standing,
-        felled_by=np.where(fell, np.array(felled_by, np.int32), at.felled_by),
-        images=np.where(fell[:, None, None, None], known.adversarial, at.images),
+        at, standing=at.standing & known.standing, images=np.array(known.adversarial)
     )
+
+
+@jax.jit
+def _distances(threat: Threat, perturbed: jax.Array, clean: jax.Array) -> jax.Array:
+    return jax.vmap(distance, (None, 0, 0))(threat, perturbed, clean)
 
 
 def predict(

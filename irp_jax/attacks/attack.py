@@ -108,7 +108,8 @@ def judge(
         more: further arguments of `loss`, each with leading axis B.
 
     Returns:
-        The images, judged; and the gradient of each loss with respect to its image, (B, H, W, C).
+        The images, judged; and the gradient of each loss with respect to its image, (B, H, W, C),
+        zero where it is not finite.
     """
 
     def total(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -118,7 +119,12 @@ def judge(
 
     gradient, (values, logits) = jax.grad(total, has_aux=True)(images)
     fallen = ~jax.vmap(is_correct)(logits, problem.label)
-    return Attacked(images, fallen, values), gradient
+    return Attacked(images, fallen, values), finite(gradient)
+
+
+def finite(gradient: jax.Array) -> jax.Array:
+    """The gradient with zero where it is no number, so that it leads no image out of the box."""
+    return jnp.where(jnp.isfinite(gradient), gradient, jnp.zeros_like(gradient))
 
 
 def look(

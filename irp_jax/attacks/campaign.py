@@ -36,6 +36,8 @@ SMALLEST = 64
 """Below this size a smaller batch saves less than its compilation costs."""
 REFILL = 4
 """A batch is filled up once one place in so many is free: to start runs costs all a full pass."""
+LONGEST = 50
+"""Steps taken before the host looks what has fallen, at most."""
 SAVE_EVERY = 30.0
 """Seconds between savings, at least."""
 
@@ -180,20 +182,26 @@ def _one_attack(
         batch = runs.advance(network, attack, batch, chunk)
         done += chunk * int((held >= 0).sum())
         # Few steps at first, when most images fall; then many, to seldom wait for the host.
-        chunk = min(2 * chunk, max(1, attack.steps // 20))
+        chunk = min(2 * chunk, max(1, min(attack.steps // 20, LONGEST)))
         over = np.flatnonzero((held >= 0) & ~np.asarray(batch.running))
         if len(over):
-            claimed, confirmed, worst = jax.device_get(runs.outcome(network, batch))
+            claimed, confirmed, worst, taken = jax.device_get(runs.outcome(network, batch))
+            doubtful = np.zeros(len(held), bool)
             for place in over:
                 row = held[place]
                 if confirmed[place]:
                     standing[row], felled_by[row], found[row] = False, index, worst[place]
+                elif claimed[place] and taken[place] < attack.steps:
+                    doubtful[place] = True
+                    continue
                 else:
-                    unverified += int(claimed[place])
                     survived[row] += 1
                     if survived[row] < runs_each:
                         waiting.appendleft(int(row))
                 held[place] = -1
+            if doubtful.any():
+                unverified += int(doubtful.sum())
+                batch = runs.go_on(attack, batch, doubtful)
             size = _fitting(sizes, len(waiting) + int((held >= 0).sum()))
             if size < len(held):
                 batch, held = _gather(batch, held, size, places.mesh)
@@ -207,8 +215,8 @@ def _one_attack(
             save(dataclasses.replace(partly, images=found, seconds=taken))
     if unverified:
         watch.warn(
-            f"{unverified} runs of {attack.name} reported images that did not hold up when seen "
-            "again, and were not counted: the network may be random"
+            f"{unverified} images found by {attack.name} did not hold up when shown once more, "
+            "and were not counted: the network may be random, or compute with too few digits"
         )
     return dataclasses.replace(at, standing=standing, felled_by=felled_by, images=found)
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from irp_jax.attacks.attack import Attacked, Problem, look, where, worse
+from irp_jax.attacks.attack import Attacked, Problem, finite, look, where, worse
 from irp_jax.attacks.losses import LogitsFn, is_correct, margin
 from irp_jax.attacks.threat import (
     Norm,
@@ -145,7 +145,7 @@ class Fab:
         leads = jnp.take_along_axis(logits, rivals, 1) - jnp.take_along_axis(logits, label, 1)
         fallen = ~jax.vmap(is_correct)(logits, problem.label)
         here = Attacked(images, fallen, jax.vmap(margin)(logits, problem.label))
-        return here, leads, gradients
+        return here, leads, finite(gradients)
 
 
 def _worst_within(problem: Problem, old: Attacked, new: Attacked) -> Attacked:

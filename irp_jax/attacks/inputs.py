@@ -3,7 +3,9 @@
 import math
 from typing import Any
 
+import jax
 import numpy as np
+from jax.tree_util import Partial
 
 from irp_jax.errors import UserError
 
@@ -62,21 +64,39 @@ def check_batch_size(batch_size: int, devices: int, images: int) -> int:
     return min(batch_size, math.ceil(images / devices) * devices)
 
 
-def check_logits(logits: np.ndarray, labels: np.ndarray) -> None:
-    """Raises UserError unless these are finite logits (N, K >= 2) of classes that labels name."""
-    if logits.ndim != 2 or len(logits) != len(labels) or logits.shape[1] < 2:
+@jax.jit
+def ask(network: Partial, images: jax.Array) -> jax.Array:
+    """What the network says, traced once for each shape."""
+    return network(images)
+
+
+def check_network(logits_fn: Partial, shape: tuple[int, ...]) -> None:
+    """Raises UserError unless images of that shape give one float array (B, K >= 2)."""
+    answer = jax.eval_shape(ask, logits_fn, jax.ShapeDtypeStruct(shape, np.float32))
+    count = shape[0]
+    if (
+        not isinstance(answer, jax.ShapeDtypeStruct)
+        or not jax.numpy.issubdtype(answer.dtype, np.floating)
+        or len(answer.shape) != 2
+        or answer.shape[0] != count
+        or answer.shape[1] < 2
+    ):
+        seen = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", answer)
         raise UserError(
-            f"logits_fn must answer (N, K) with K >= 2 classes, got shape {logits.shape} for "
-            f"{len(labels)} images"
+            f"logits_fn must answer {count} images with ({count}, K) floats, K >= 2, got {seen}"
         )
+
+
+def check_logits(logits: np.ndarray, labels: np.ndarray) -> None:
+    """Raises UserError unless these logits (N, K) are finite and labels name their classes."""
     classes = logits.shape[1]
     if not (labels.min() >= 0 and labels.max() < classes):
         raise UserError(
             f"labels must be in 0 .. {classes - 1} for {classes} logits, these range from "
             f"{labels.min()} to {labels.max()}"
         )
-    broken = int(np.isnan(logits).any(-1).sum())
+    broken = int((~np.isfinite(logits)).any(-1).sum())
     if broken:
         raise UserError(
-            f"logits_fn answers NaN for {broken} of {len(logits)} clean images: mend it"
+            f"logits_fn answers NaN or infinity for {broken} of {len(logits)} clean images: mend it"
         )

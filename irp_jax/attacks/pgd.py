@@ -6,15 +6,17 @@ and `pgd` attacks a batch in one program. `Pgd` is the same as an `Attack`, for 
 
 import dataclasses
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from irp_jax.attacks.attack import Attacked, Problem
+from irp_jax.attacks.attack import Attacked, Problem, finite
 from irp_jax.attacks.losses import LogitsFn, Loss, cross_entropy, is_correct
 from irp_jax.attacks.runs import run_key
 from irp_jax.attacks.threat import Threat, project, random_start, steepest
+from irp_jax.errors import UserError
 
 STEP_RATIO = 0.25
 """Default step over epsilon: 2/255 for 8/255, the protocol the literature reports PGD-10 with."""
@@ -60,7 +62,7 @@ def pgd_step(
     judge = functools.partial(_judge, logits_fn, label, loss)
     (value, wrong), gradient = jax.value_and_grad(judge, has_aux=True)(state.current)
     worst = _keep_worse(state.worst, Attacked(state.current, wrong, value))
-    ahead = state.current + step_size * steepest(threat, gradient)
+    ahead = state.current + step_size * steepest(threat, finite(gradient))
     return PgdState(project(threat, ahead, image), worst)
 
 
@@ -207,6 +209,9 @@ class Pgd:
         step_ratio: see `step_size`.
         start_scale: radius of the random start over epsilon; 0 starts at the image.
         loss: what to climb.
+
+    Raises:
+        UserError: a value that cannot be meant; the message names it.
     """
 
     name: str = "pgd"
@@ -216,6 +221,16 @@ class Pgd:
     step_ratio: float = STEP_RATIO
     start_scale: float = 1.0
     loss: Loss = cross_entropy
+
+    def __post_init__(self) -> None:
+        for setting in ("gradient_steps", "restarts"):
+            if getattr(self, setting) < 1:
+                raise UserError(f"{setting} must be at least 1, got {getattr(self, setting)}")
+        length = self.step_ratio if self.step_size is None else self.step_size
+        if not 0 < length < math.inf:
+            raise UserError(f"the length of a step must be positive, got {length:g}")
+        if not 0 <= self.start_scale <= 1:
+            raise UserError(f"start_scale must be in [0, 1], got {self.start_scale:g}")
 
     @property
     def steps(self) -> int:

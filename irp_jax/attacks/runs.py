@@ -16,7 +16,9 @@ from irp_jax.attacks.losses import LogitsFn, is_correct
 from irp_jax.attacks.threat import Threat, distance
 
 ROUNDING = 1e-5
-"""How far beyond epsilon float32 may take an image of distance epsilon, relative to 1 + epsilon."""
+"""How far a sum of many pixels may be off in float32, relative to itself."""
+LAST_BIT = 2e-7
+"""How far a pixel may be off."""
 
 
 class Batch(NamedTuple):
@@ -36,7 +38,6 @@ def once(
     threat: Threat,
     *,
     key: jax.Array,
-    steps: int | None = None,
 ) -> Any:
     """One run of an attack on each image of a batch, nothing waited for.
 
@@ -47,14 +48,13 @@ def once(
         labels: (B,) int32.
         threat: the ball.
         key: image i draws from `fold_in(key, i)`.
-        steps: how many; the attack's own number if None.
 
     Returns:
         The attack's final state; `.worst` is what it found, on the device.
     """
     network = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
     batch = begin(network, attack, images, labels, key, threat)
-    return advance(network, attack, batch, attack.steps if steps is None else steps).state
+    return advance(network, attack, batch, attack.steps).state
 
 
 def run_key(key: jax.Array, index: jax.Array | int, number: jax.Array | int) -> jax.Array:
@@ -140,12 +140,25 @@ def begin(
 
 
 @jax.jit
-def outcome(network: Partial, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Looks at what was found once more: (claimed, confirmed) (B,) bool, and the images."""
+def outcome(network: Partial, batch: Batch) -> tuple[jax.Array, ...]:
+    """Looks at what was found once more: (claimed, confirmed) (B,) bool, images, steps (B,)."""
     problem, worst = batch.problem, batch.state.worst
     fallen = ~jax.vmap(is_correct)(network(worst.image), problem.label)
     far = jax.vmap(distance, (None, 0, 0))(problem.threat, worst.image, problem.image)
     epsilon = problem.threat.epsilon
-    near = far <= epsilon + ROUNDING * (1 + epsilon)
+    near = far <= epsilon * (1 + ROUNDING) + LAST_BIT
     inside = ((worst.image >= 0) & (worst.image <= 1)).all(axis=(1, 2, 3))
-    return worst.fallen, worst.fallen & fallen & near & inside, worst.image
+    return worst.fallen, worst.fallen & fallen & near & inside, worst.image, batch.number
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def go_on(attack: Attack, batch: Batch, doubtful: jax.Array) -> Batch:
+    """Lets runs whose find was not confirmed look further."""
+    worst = batch.state.worst
+    nothing = worst._replace(
+        fallen=jnp.zeros_like(worst.fallen), loss=jnp.full_like(worst.loss, -jnp.inf)
+    )
+    state = batch.state._replace(worst=where(doubtful, nothing, worst))
+    return batch._replace(
+        state=state, running=batch.running | (doubtful & (batch.number < attack.steps))
+    )

@@ -4,6 +4,7 @@ The same flags as the official AutoAttack raises (its flags_doc.md), found the J
 network does inside is read from its traced program.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from irp_jax.attacks.inputs import ask
 from irp_jax.attacks.losses import cross_entropy, margin
 from irp_jax.errors import UserError
 
@@ -46,35 +48,44 @@ def before(
     Raises:
         UserError: the network answers differently when asked again, and gradients are not averaged.
     """
-    again = np.asarray(jax.jit(lambda n, x: n(x))(network, images))[: len(logits)]
+    again = np.asarray(ask(network, images))
     apart = float(np.abs(again - logits).max())
     if apart > 1e-3 * max(1.0, float(np.abs(logits).max())) and not averaged:
         raise UserError(
             f"logits_fn is not deterministic, asked twice its logits differ by {apart:.3g}: "
-            'fix its random numbers, or use version="rand"'
+            'let it answer alike, or use version="rand"'
         )
-    primitives = set(_primitives(jax.make_jaxpr(lambda n, x: n(x))(network, images).jaxpr))
+    primitives = set(_primitives(jax.make_jaxpr(ask)(network, images).jaxpr))
     drawn = primitives.intersection(RANDOM)
     if drawn and not averaged:
         warn(
-            "the network draws random numbers: attack its average instead "
-            '(version="rand"), for a fixed draw is only one of many defences'
+            "the network draws random numbers, here the same ones at every call: attack the mean "
+            "of its logits over many draws instead"
         )
     if primitives.intersection(LOOPS):
         warn(
             "the network loops inside: if it optimises its input at test time, gradients through "
             "the loop may vanish; attack it without that, or with a loss made for it"
         )
-    if any("callback" in name for name in primitives):
+    calls_back = any("callback" in name for name in primitives)
+    if calls_back:
         warn("the network calls back to Python: no gradient passes there, only Square sees through")
+    alike = np.asarray(ask(network, np.repeat(images[:1], len(images), axis=0)))
+    if np.abs(alike[0] - logits[0]).max() > 1e-3 * max(1.0, float(np.abs(logits).max())):
+        warn(
+            "the logits of an image depend on the others of its batch: use inference mode, batch "
+            "normalisation with running statistics"
+        )
     if logits.min() >= 0 and logits.max() <= 1 and np.allclose(logits.sum(-1), 1, atol=1e-5):
         warn(
             "the outputs are probabilities: give the logits before the softmax, whose gradient "
             "vanishes where the network is sure"
         )
+    if calls_back:
+        return
     right = logits.argmax(-1) == labels
     for name, loss in (("cross-entropy", cross_entropy), ("margin", margin)):
-        still = _without_gradient(network, loss, images, labels)
+        still = np.asarray(_without_gradient(network, loss, images, labels))
         count = int((still & right).sum())
         if count:
             warn(
@@ -98,17 +109,13 @@ def after(accuracy: Mapping[str, float], warn: Warn) -> None:
         )
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def _without_gradient(
-    network: Partial, loss: Callable, images: np.ndarray, labels: np.ndarray
-) -> np.ndarray:
+    network: Partial, loss: Callable, images: jax.Array, labels: jax.Array
+) -> jax.Array:
     """(B,) bool: where the gradient of the loss is zero or not a number."""
-
-    @jax.jit
-    def zero(network: Partial, x: jax.Array, y: jax.Array) -> jax.Array:
-        gradient = jax.grad(lambda x: jax.vmap(loss)(network(x), y).sum())(x)
-        return ~(jnp.abs(gradient).sum(axis=(1, 2, 3)) > 0)
-
-    return np.asarray(zero(network, images, labels))
+    gradient = jax.grad(lambda x: jax.vmap(loss)(network(x), labels).sum())(images)
+    return ~(jnp.abs(gradient).sum(axis=(1, 2, 3)) > 0)
 
 
 def _primitives(jaxpr: Any) -> Iterator[str]:

@@ -63,6 +63,15 @@ class AttackSpec:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
+        unused = {
+            "steps": self.steps is not None and self.name in ONE_START,
+            "restarts": self.restarts > 1 and self.name in ONE_START,
+            "step size": self.step_size is not None and self.name not in STEPPED,
+            "version": self.version != "standard" and self.name != "autoattack",
+        }
+        for setting, given in unused.items():
+            if given:
+                raise UserError(f"{self.name} has no {setting} to choose: leave it out")
         if self.seed < 0:
             raise UserError(f"seed must be at least 0, got {self.seed}")
         if self.step_size is not None and not 0 < self.step_size <= 2 * self.epsilon:

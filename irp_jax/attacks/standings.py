@@ -56,25 +56,39 @@ def at_first(images: np.ndarray, standing: np.ndarray) -> Standings:
     )
 
 
-def identity(
-    images: np.ndarray, labels: np.ndarray, right: np.ndarray, settings: Sequence[Any]
-) -> str:
-    """A digest of what makes two campaigns the same.
+def identity(images: np.ndarray, labels: np.ndarray, settings: Sequence[Any]) -> str:
+    """A digest of what makes two campaigns on one network the same.
 
     Args:
         images: (N, H, W, C) float32.
         labels: (N,) int32.
-        right: (N,) bool, what the network gets right: another network hardly has the same.
-        settings: attacks, threat and seed; their `repr` says everything about them.
+        settings: dataclasses (attacks, the threat) and what else matters, such as the seed.
     """
-    digest = hashlib.sha256(repr(tuple(settings)).encode())
-    for array in (images, labels, right):
+    facts = [_facts(setting) for setting in settings]
+    digest = hashlib.sha256(repr(facts).encode())
+    for array in (images, labels):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
-def write(path: Path, at: Standings, name: str) -> None:
-    """Writes the file whole or not at all; `name` is the campaign's `identity`.
+def _facts(value: Any) -> Any:
+    """What a setting consists of, the same in every process: functions by their names."""
+    if dataclasses.is_dataclass(value):
+        fields = {f.name: _facts(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return type(value).__qualname__, fields
+    if callable(value):
+        return value.__module__, value.__qualname__
+    return value
+
+
+def write(path: Path, at: Standings, name: str, logits: np.ndarray) -> None:
+    """Writes the file whole or not at all.
+
+    Args:
+        path: .npz file.
+        at: the standings.
+        name: the campaign's `identity`.
+        logits: (N, K) of the clean images, by which the network is known again.
 
     Raises:
         UserError: it cannot be written.
@@ -88,7 +102,7 @@ def write(path: Path, at: Standings, name: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            np.savez(file, identity=np.array(name), **arrays)
+            np.savez(file, identity=np.array(name), logits=logits, **arrays)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -100,8 +114,8 @@ def write(path: Path, at: Standings, name: str) -> None:
         ) from error
 
 
-def read(path: Path, name: str) -> Standings | None:
-    """The standings of the campaign of that `identity`; None where there is no file.
+def read(path: Path, name: str, logits: np.ndarray) -> Standings | None:
+    """The standings of the campaign of that `identity` and network; None where there is no file.
 
     Raises:
         UserError: the file is damaged, or of another campaign.
@@ -123,7 +137,8 @@ def read(path: Path, name: str) -> Standings | None:
         )
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged ({error}): remove it to start anew") from error
-    if found != name:
+    tolerance = 1e-3 * max(1.0, float(np.abs(logits).max()))
+    if found != name or not np.allclose(arrays["logits"], logits, rtol=0, atol=tolerance):
         raise UserError(
             f"{path} belongs to an evaluation with other images, attacks or another network: "
             "remove it, or choose another file"

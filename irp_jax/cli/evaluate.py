@@ -4,11 +4,13 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -18,10 +20,17 @@ from irp_jax import attacks, data, evaluation, files, network, parallel
 from irp_jax.attacks import AttackSpec
 from irp_jax.cli.run import main, parse, publishable
 from irp_jax.config import fraction
+from irp_jax.data import corruptions
 from irp_jax.data.augment import to_float
 from irp_jax.errors import UserError
 from irp_jax.report import plots
-from irp_jax.report.terminal import Terminal, attack_table, curve_table, result_table
+from irp_jax.report.terminal import (
+    Terminal,
+    attack_table,
+    corruption_table,
+    curve_table,
+    result_table,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +65,8 @@ class Options:
     """Where the data set lies. Default: as in the run."""
     seed: int = 0
     """Of every draw."""
+    corruptions: bool = False
+    """Also measure accuracy under the 15 common corruptions at 5 severities each."""
     save_adversarial: str | None = None
     """Write the adversarial images to this .npz file, and a picture of some beside it."""
     out: str | None = None
@@ -67,10 +78,14 @@ def evaluate(arguments: list[str]) -> None:
     options = parse(Options, arguments, "bin/evaluate")
     if options.images is not None and options.images < 1:
         raise UserError(f"--images must be at least 1, got {options.images}")
+    saving = options.save_adversarial
+    if saving is not None and Path(saving).suffix != ".npz":
+        raise UserError(f"--save-adversarial must name an .npz file, got {saving}")
     terminal = Terminal()
     net = network.load(options.checkpoint, terminal.note)
     radii = _radii(options, net.config.epsilon)
-    specs = [_spec(options, radius) for radius in radii if radius > 0]
+    attacked = [radius for radius in radii if radius > 0] if options.epsilons else radii
+    specs = [_spec(options, radius) for radius in attacked]
     name = options.dataset or net.config.dataset
     images, labels = _test_set(options, net, name)
     mesh = parallel.mesh(parallel.usable_devices(options.batch_size))
@@ -102,12 +117,20 @@ def evaluate(arguments: list[str]) -> None:
     else:
         results["accuracy"] |= _accuracies(specs[-1], reports[-1])
         results["seconds"] = {k: round(v, 1) for k, v in reports[-1].seconds.items()}
+    if options.corruptions:
+        table = _corrupted(options, net, images, labels, mesh, terminal)
+        results["corruptions"] = table
+        results["accuracy"]["corrupted"] = float(np.mean(list(table.values())))
     results["warnings"] = sorted({line for report in reports for line in report.warnings})
     if options.out is not None:
         files.write_json(Path(options.out), results)
     if options.save_adversarial is not None:
-        _save_adversarial(Path(options.save_adversarial), net, images, labels, reports[-1], mesh)
+        apart = _save_adversarial(
+            Path(options.save_adversarial), net, images, labels, reports[-1], mesh
+        )
         terminal.note(f"adversarial images written to {options.save_adversarial}")
+        if apart:
+            terminal.warn(f"{apart} of them look different to the network in batches of this size")
     for spec in specs:  # all is written: there is nothing left to go on from
         state_file = _state_file(options, spec, len(images))
         if state_file is not None:
@@ -116,17 +139,23 @@ def evaluate(arguments: list[str]) -> None:
         terminal.console.print(curve_table(results))
     elif options.attack == "autoattack":
         terminal.console.print(attack_table(results))
+    if "corruptions" in results:
+        terminal.console.print(corruption_table(results))
     terminal.console.print(result_table(results))
 
 
 def _radii(options: Options, usual: float) -> list[float]:
     """The radii to attack with, ascending; 0 stands for the clean images."""
+    if options.norm != "linf" and options.epsilon is None and options.epsilons is None:
+        raise UserError(f"give the {options.norm} radius with --epsilon, for instance 0.5")
     if options.epsilons is None:
         return [usual if options.epsilon is None else options.epsilon]
+    if options.attack == "none":
+        raise UserError("--epsilons needs an attack: give --attack=pgd, for instance")
     if options.epsilon is not None:
         raise UserError("give --epsilon or --epsilons, not both")
     radii = sorted({fraction(word) for word in options.epsilons.split(",")})
-    if radii[0] < 0 or radii[-1] <= 0:
+    if not all(map(math.isfinite, radii)) or radii[0] < 0 or radii[-1] <= 0:
         raise UserError(
             f"--epsilons must be radii of 0 or more, one of them positive, got {options.epsilons}"
         )
@@ -195,6 +224,31 @@ def _state_file(options: Options, spec: AttackSpec, images: int) -> Path | None:
     return folder / f"evaluation-{digest}.npz"
 
 
+def _corrupted(
+    options: Options,
+    net: network.Network,
+    images: np.ndarray,
+    labels: np.ndarray,
+    mesh: Mesh,
+    terminal: Terminal,
+) -> dict[str, list[float]]:
+    """Corruption -> accuracy at severities 1 to 5."""
+    apply = Partial(net.apply, jax.device_put(net.variables, parallel.replicated(mesh)))
+    batch_size = min(options.batch_size, mesh.size * math.ceil(len(images) / mesh.size))
+    found: dict[str, list[float]] = {}
+    terminal.attacking("corruptions", len(images))
+    for done, name in enumerate(corruptions.CORRUPTIONS):
+        found[name] = []
+        for severity in corruptions.SEVERITIES:
+            changed = corruptions.corrupt(images, name, severity, seed=options.seed)
+            pixels = changed.astype(np.float32) / np.float32(255)
+            logits = attacks.predict(apply, pixels, batch_size=batch_size, mesh=mesh)
+            found[name].append(float((logits.argmax(-1) == labels).mean()))
+        terminal.evaluating(done + 1, len(corruptions.CORRUPTIONS), len(images))
+    terminal.close()
+    return found
+
+
 def _accuracies(spec: AttackSpec, report: attacks.AttackReport) -> dict[str, float]:
     """Every attack's accuracy by its name; for a list of them also the whole under its own."""
     if spec.name == "none":
@@ -209,8 +263,12 @@ def _save_adversarial(
     labels: np.ndarray,
     report: attacks.AttackReport,
     mesh: Mesh,
-) -> None:
-    """Writes PATH.npz, and PATH.png with some of those that fell to an attack."""
+) -> int:
+    """Writes PATH.npz, and PATH.png with some of those that fell to an attack.
+
+    Returns:
+        How many images the network now sees otherwise than the report has it.
+    """
     chosen = np.flatnonzero((report.felled_by != "") & (report.felled_by != "natural"))[:8]
     predict = functools.partial(
         attacks.predict, Partial(net.apply, net.variables), batch_size=mesh.size * 64, mesh=mesh
@@ -234,6 +292,7 @@ def _save_adversarial(
             [names[k] for k in guess[chosen]],
             path.with_suffix(".png"),
         )
+    return int(((guess == labels) != report.standing).sum())
 
 
 if __name__ == "__main__":

@@ -194,6 +194,17 @@ def curve_table(results: dict[str, Any]) -> Table:
     return table
 
 
+def corruption_table(results: dict[str, Any]) -> Table:
+    """Accuracy under each common corruption, severity by severity."""
+    table = Table(title="common corruptions, accuracy by severity")
+    for title in ("corruption", "1", "2", "3", "4", "5", "mean"):
+        table.add_column(title, justify="left" if title == "corruption" else "right")
+    for name, values in results["corruptions"].items():
+        mean = sum(values) / len(values)
+        table.add_row(name, *(f"{value:.1%}" for value in (*values, mean)))
+    return table
+
+
 def result_table(results: dict[str, Any]) -> Table:
     """The closing table; results as of results.json."""
     cost, accuracy, attack = results["cost"], results["accuracy"], results["attack"]
