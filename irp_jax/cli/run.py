@@ -114,12 +114,12 @@ def take_flag(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
 
 def publishable(command: str, arguments: list[str]) -> str:
     """The command line as it is written beside a result: without places on this machine."""
-    for flag in ("--workdir", "--data-dir", "--out"):
+    for flag in ("--workdir", "--data-dir", "--out", "--official"):
         _, arguments = take_flag(arguments, flag)
     where, rest = take_flag(arguments, "--checkpoint")
     if where is not None and os.path.isabs(where):
         arguments = [f"--checkpoint=runs/{os.path.basename(where)}", *rest]
-    return shlex.join([command, *arguments])
+    return f"{command} {shlex.join(arguments)}".strip()
 
 
 def main(command: Callable[[list[str]], None]) -> None:
