@@ -55,21 +55,30 @@ class Options:
 def bench(arguments: list[str]) -> None:
     """Attacks every network twice, prints a table, and writes it."""
     options = parse(Options, arguments, "python -m benchmarks.attacks")
+    if not (Path(options.official) / "autoattack").is_dir():
+        raise UserError(
+            f"no package autoattack in {options.official}: clone github.com/fra31/auto-attack"
+        )
+    for name in ("images", "queries", "batch_size"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     torch.set_num_threads(parallel.cores())
     console = Console(highlight=False, soft_wrap=True)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    commit = files.commit()
     for checkpoint in options.checkpoints.split(","):
         rows.append(_compare(options, checkpoint, console))
         show(rows, console)
-    report = {
-        "networks": rows,
-        "batch_size": options.batch_size,
-        "square_queries": options.queries,
-        "environment": parallel.describe() | {"torch": torch.__version__},
-        "command": publishable("python -m benchmarks.attacks", arguments),
-        "commit": files.commit(),
-    }
-    files.write_json(Path(options.out), report)
+        report = {  # after each network: a kill costs the one under way
+            "networks": rows,
+            "batch_size": options.batch_size,
+            "square_queries": options.queries,
+            "environment": parallel.describe() | {"torch": torch.__version__},
+            "command": publishable("python -m benchmarks.attacks", arguments),
+            "commit": commit,
+        }
+        files.write_json(Path(options.out), report)
     console.print(f"written to {options.out}")
 
 
@@ -140,10 +149,6 @@ def _official(
     options: Options, twin: torch.nn.Module, images: np.ndarray, labels: np.ndarray, epsilon: float
 ) -> dict[str, Any]:
     """Accuracy after each attack of the official standard list, and seconds."""
-    if not (Path(options.official) / "autoattack").is_dir():
-        raise UserError(
-            f"no package autoattack in {options.official}: clone github.com/fra31/auto-attack"
-        )
     if options.official not in sys.path:
         sys.path.insert(0, options.official)
     from autoattack import AutoAttack

@@ -5,9 +5,9 @@ import fcntl
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from irp_jax.errors import UserError
 
@@ -18,15 +18,25 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    _replace(path, json.dumps(value, indent=2) + "\n")
+    text = json.dumps(value, indent=2) + "\n"
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
-def _replace(path: Path, text: str) -> None:
+def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes a file whole or not at all.
+
+    Args:
+        path: the file; folders above it are made.
+        write: given the open file, writes its content.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -97,7 +107,7 @@ def truncate_log(path: Path, epoch: int) -> None:
         with contextlib.suppress(ValueError):  # a line cut short by a kill
             if json.loads(line)["epoch"] <= epoch:
                 rows.append(line + "\n")
-    _replace(path, "".join(rows))
+    write_whole(path, lambda file: file.write("".join(rows).encode()))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The examples of the documentation run as they stand."""
+"""The examples of the documentation run; Equinox's only where Equinox is installed."""
 
 import importlib.util
 import re

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
@@ -195,10 +194,5 @@ def predict(
     found = []
     for first in range(0, len(images), batch_size):
         rows = np.minimum(np.arange(first, first + batch_size), len(images) - 1)
-        found.append(_logits(network, jax.device_put(images[rows], sharding)))
-    return np.concatenate([np.asarray(part) for part in found])[: len(images)]
-
-
-@jax.jit
-def _logits(network: Partial, images: jax.Array) -> jax.Array:
-    return network(images).astype(jnp.float32)
+        found.append(inputs.ask(network, jax.device_put(images[rows], sharding)))
+    return np.concatenate([np.asarray(part, np.float32) for part in found])[: len(images)]

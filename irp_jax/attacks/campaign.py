@@ -48,8 +48,8 @@ class Watch:
 
     Attributes:
         begin: called as an attack starts, with its name and the number of images standing.
-        progress: (forward passes' worth of steps done, ahead as far as is known, standing), now
-            and then during an attack.
+        progress: (steps of runs done, in all as far as is known, images standing), now and then
+            during an attack.
         warn: told in one line of anything that casts doubt on the result.
     """
 

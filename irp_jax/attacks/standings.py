@@ -1,9 +1,7 @@
 """Where a campaign of attacks stands, in memory and in a file."""
 
-import contextlib
 import dataclasses
 import hashlib
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from irp_jax import files
 from irp_jax.errors import UserError
 
 
@@ -93,25 +92,14 @@ def write(path: Path, at: Standings, name: str, logits: np.ndarray) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
     arrays = {field.name: getattr(at, field.name) for field in dataclasses.fields(at)}
     arrays |= {
         "standing_after": np.array(at.standing_after, np.int64),
         "seconds": np.array(at.seconds, np.float64),
     }
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.savez(file, identity=np.array(name), logits=logits, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write {path} ({error.strerror}): choose another place, or free some space"
-        ) from error
+    files.write_whole(
+        path, lambda file: np.savez(file, identity=np.array(name), logits=logits, **arrays)
+    )
 
 
 def read(path: Path, name: str, logits: np.ndarray) -> Standings | None:

@@ -17,12 +17,12 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from irp_jax import attacks, data, evaluation, files, network, parallel
-from irp_jax.attacks import AttackSpec
+from irp_jax.attacks import AttackName, AttackSpec, Norm
 from irp_jax.cli.run import main, parse, publishable
 from irp_jax.config import fraction
 from irp_jax.data import corruptions
 from irp_jax.data.augment import to_float
-from irp_jax.errors import UserError
+from irp_jax.errors import UserError, unknown
 from irp_jax.report import plots
 from irp_jax.report.terminal import (
     Terminal,
@@ -39,11 +39,11 @@ class Options:
 
     checkpoint: str
     """A run's workdir, such as runs/<name>, or one checkpoint in it."""
-    attack: str = "pgd"
+    attack: AttackName = "pgd"
     """autoattack, pgd, fgsm, cw, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square or none."""
     version: str = "standard"
     """Of autoattack: standard, plus or rand."""
-    norm: str = "linf"
+    norm: Norm = "linf"
     """linf, l2 or l1."""
     epsilon: float | None = None
     """Radius in pixels of [0, 1], e.g. 8/255. Default: what the network was trained for."""
@@ -146,6 +146,8 @@ def evaluate(arguments: list[str]) -> None:
 
 def _radii(options: Options, usual: float) -> list[float]:
     """The radii to attack with, ascending; 0 stands for the clean images."""
+    if options.norm not in attacks.NORMS:
+        raise unknown("norm", options.norm, attacks.NORMS)
     if options.norm != "linf" and options.epsilon is None and options.epsilons is None:
         raise UserError(f"give the {options.norm} radius with --epsilon, for instance 0.5")
     if options.epsilons is None:
@@ -164,8 +166,8 @@ def _radii(options: Options, usual: float) -> list[float]:
 
 def _spec(options: Options, epsilon: float) -> AttackSpec:
     return AttackSpec(
-        name=options.attack,  # type: ignore[arg-type]  # checked by AttackSpec
-        norm=options.norm,  # type: ignore[arg-type]
+        name=options.attack,
+        norm=options.norm,
         epsilon=epsilon,
         steps=options.steps,
         step_size=options.step_size,
@@ -274,14 +276,14 @@ def _save_adversarial(
         attacks.predict, Partial(net.apply, net.variables), batch_size=mesh.size * 64, mesh=mesh
     )
     guess = predict(report.adversarial).argmax(-1)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(
-            path, images=report.adversarial, labels=labels, predictions=guess,
-            standing=report.standing, felled_by=report.felled_by,
-        )  # fmt: skip
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}): choose another place") from error
+    arrays = {
+        "images": report.adversarial,
+        "labels": labels,
+        "predictions": guess,
+        "standing": report.standing,
+        "felled_by": report.felled_by,
+    }
+    files.write_whole(path, lambda file: np.savez_compressed(file, **arrays))
     if len(chosen):
         names = net.class_names
         clean = predict(np.asarray(to_float(jnp.asarray(images[chosen])))).argmax(-1)
