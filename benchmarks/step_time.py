@@ -20,6 +20,7 @@ from irp_jax.errors import UserError
 from irp_jax.models import Architecture
 from irp_jax.pruning import cost, slim
 from irp_jax.training import phases
+from irp_jax.training.defenses import DEFENSES
 from irp_jax.training.step import Recipe, TrainState, compile_steps
 
 Burst = Callable[[], None]
@@ -125,7 +126,7 @@ class Trainers:
         mesh = parallel.mesh(parallel.usable_devices(config.batch_size))
         recipe = Recipe(
             architecture=architecture, cost_kind="macs", threat=attacks.linf(config.epsilon),
-            attack=attacks.FAST_ATTACKS[config.attack], augmentation=AUGMENTATION,
+            defense=DEFENSES[config.defense], augmentation=AUGMENTATION,
             label_smoothing=config.label_smoothing,
         )  # fmt: skip
         run = compile_steps(recipe, models.forward(self.model), optimizer, mesh)

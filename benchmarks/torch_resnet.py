@@ -137,6 +137,31 @@ def logits(model: ResNet, images: np.ndarray) -> np.ndarray:
         return model(channels_last(torch.from_numpy(images))).numpy()
 
 
+class Contiguous(nn.Module):
+    """A network for attacks that take images (N, 3, H, W) and gradients to lie in that order.
+
+    Inside, all is channels-last as before.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images (N, 3, H, W) float32 in [0, 1] -> logits (N, K)."""
+        return self.model(_Reorder.apply(images))
+
+
+class _Reorder(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: torch.Tensor) -> torch.Tensor:
+        return images.contiguous(memory_format=torch.channels_last)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient.contiguous()
+
+
 def channels_last(images: torch.Tensor) -> torch.Tensor:
     """(N, H, W, C) in memory -> the same memory seen as (N, C, H, W), which is channels-last."""
     return images.permute(0, 3, 1, 2)

@@ -2,7 +2,7 @@
 
     bin/train --config=cifar10
 
-Not measured at its 30 epochs yet. With --epochs=10 --validation=0 --attack=rs-fgsm, at an earlier
+Not measured at its 30 epochs yet. With --epochs=10 --validation=0 RS-FGSM, at an earlier
 commit whose learning rate ended at 2.5 % of its peak, on one CPU core shared with other work: 54
 minutes, 54.9 % natural, 31.7 % PGD-10 on all test images (results/cifar10).
 """

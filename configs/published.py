@@ -1,4 +1,4 @@
-"""The method as published: constant-b hinge, masks learned to the end, no floors, no projection.
+"""The method as published: constant-b hinge, masks learned to the end, no floors, no guard.
 
     bin/train --config=published
 
@@ -14,7 +14,8 @@ config = Config(
     budget="0.16M",
     cost="params",
     method="paper",
-    attack="rs-fgsm",
+    defense="fgsm-rs",
+    guard=False,
     epochs=116,
     hinge_strength=1.0,
 )

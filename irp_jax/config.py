@@ -9,13 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from irp_jax import attacks
-from irp_jax.attacks import FAST_ATTACKS
 from irp_jax.data import check_name
 from irp_jax.errors import UserError, unknown
 from irp_jax.models import MODELS
 
-METHODS = ("priced", "paper")
+BASELINES = {"width": 1, "magnitude": 2, "admm": 3}
+"""Methods that learn no masks but prune once -> stages of training, each at least an epoch."""
+
+METHODS = ("priced", "paper", *BASELINES)
 COSTS = ("macs", "params")
+DEFENSES = (
+    "none", "fgsm", "fgsm-rs", "n-fgsm", "fgsm-consistency", "fgsm-mep", "gradalign", "pgd",
+    "trades",
+)  # fmt: skip
+SCHEDULES = ("cyclic", "cosine", "piecewise")
 REGULARITIES = ("channel", "weight")
 
 
@@ -34,21 +41,36 @@ class Config:
     data_dir: str | None = None
     """Where a prepared set or the official archive lies, or shall lie."""
     method: str = "priced"
-    """How masks are learned: priced (meets the budget exactly) or paper (constant-b hinge)."""
+    """How the network is made small: priced (masks learned, the budget met exactly), paper (masks
+    under the constant-b hinge), or a baseline: width (uniformly narrow from the start), magnitude
+    (dense, pruned once, fine-tuned), admm (Robust ADMM)."""
     regularity: str = "channel"
     """What is pruned: channel (a small dense network) or weight (a sparse one)."""
     width: float = 1.0
     """Multiplies every channel count of the model."""
     epsilon: float = 8 / 255
     """L-inf radius to be robust against, in pixels of [0, 1]; may be written 8/255."""
-    attack: str = "n-fgsm"
-    """One-step attack that makes the training images: n-fgsm, rs-fgsm (as published) or fgsm."""
+    defense: str = "n-fgsm"
+    """What makes the network robust. One gradient step an image: n-fgsm, fgsm-rs (as published),
+    fgsm, fgsm-consistency, fgsm-mep (remembers perturbations), gradalign. Many: pgd, trades. Or
+    none."""
+    guard: bool = True
+    """Whether a network found to overfit its own attack goes back to before and on with a stronger
+    defence."""
+    attack_steps: int = 10
+    """Gradient steps of the attack in training (pgd, trades)."""
     epochs: int = 30
     """Passes over the training images."""
     batch_size: int = 128
     """Images per step, over all devices."""
     learning_rate: float = 0.2
-    """Peak of the one-cycle schedule."""
+    """Peak of the schedule."""
+    schedule: str = "cyclic"
+    """How the learning rate moves: cyclic (up and down), cosine (down) or piecewise (two drops)."""
+    clip: float = 0.0
+    """Longest gradient of all weights together; 0 is off."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which becomes the network; 0 is off."""
     weight_decay: float = 5e-4
     """L2 penalty on the weights."""
     label_smoothing: float = 0.0
@@ -63,6 +85,16 @@ class Config:
     """The constant b of the hardware loss (paper)."""
     mask_learning_rate: float = 0.1
     """Learning rate of the mask logits (paper)."""
+    pretraining: float = 1 / 3
+    """Fraction of training that the dense network gets first (magnitude, admm)."""
+    admm_stage: float = 1 / 3
+    """Fraction of training that ADMM gets next; the rest is for what it leaves (admm)."""
+    admm_rho: float = 1e-3
+    """Strength of the pull towards the pruned weights (admm)."""
+    admm_updates: int = 10
+    """How often the pruned weights are chosen anew during ADMM (admm)."""
+    restart_rate: float = 1.0
+    """Peak learning rate of the later stages, relative to the first (magnitude, admm)."""
     validation: float = 0.02
     """Fraction of the training images held out."""
     seed: int = 0
@@ -77,7 +109,7 @@ SUITED: dict[str, dict[str, Any]] = {
     "mnist": {"epsilon": 0.3, "epochs": 15},
     "fashion_mnist": {"epsilon": 0.1, "epochs": 20},
     "svhn_cropped": {"learning_rate": 0.05, "epochs": 20},
-    "digits": {"epsilon": 0.1, "epochs": 60, "validation": 0.1, "attack": "rs-fgsm"},
+    "digits": {"epsilon": 0.1, "epochs": 60, "validation": 0.1, "defense": "fgsm-rs"},
 }
 """Settings that suit a data set better than `Config`'s own, which are CIFAR-10's."""
 
@@ -107,7 +139,8 @@ def check(config: Config) -> None:
         ("method", config.method, METHODS),
         ("cost", config.cost, COSTS),
         ("regularity", config.regularity, REGULARITIES),
-        ("attack", config.attack, FAST_ATTACKS),
+        ("defense", config.defense, DEFENSES),
+        ("schedule", config.schedule, SCHEDULES),
     ):
         if value not in options:
             raise unknown(kind, value, options)
@@ -115,16 +148,26 @@ def check(config: Config) -> None:
     attacks.linf(config.epsilon)
     if config.seed >= 2**32:
         raise UserError(f"--seed must be below 2^32, got {config.seed}")
-    for name, least in (("epochs", 1), ("batch_size", 1), ("seed", 0), ("cutout", 0)):
+    for name, least in (
+        ("epochs", BASELINES.get(config.method, 1)),
+        ("batch_size", 1),
+        ("seed", 0),
+        ("cutout", 0),
+        ("attack_steps", 1),
+        ("admm_updates", 1),
+    ):
         if getattr(config, name) < least:
             raise UserError(f"{_flag(name)} must be at least {least}, got {getattr(config, name)}")
-    for name in ("width", "learning_rate", "hinge_strength", "mask_learning_rate"):
+    for name in (
+        "width", "learning_rate", "hinge_strength", "mask_learning_rate", "pretraining",
+        "admm_stage", "admm_rho", "restart_rate",
+    ):  # fmt: skip
         if not 0 < getattr(config, name) < math.inf:
             raise UserError(f"{_flag(name)} must be positive, got {getattr(config, name):g}")
-    for name in ("label_smoothing", "validation"):
+    for name in ("label_smoothing", "validation", "ema"):
         if not 0 <= getattr(config, name) < 1:
             raise UserError(f"{_flag(name)} must be in [0, 1), got {getattr(config, name):g}")
-    for name in ("weight_decay", "checkpoint_every"):
+    for name in ("weight_decay", "checkpoint_every", "clip"):
         if not 0 <= getattr(config, name) < math.inf:
             raise UserError(f"{_flag(name)} must be 0 or more, got {getattr(config, name):g}")
     if not 0 <= config.ramp_start < config.ramp_stop < 1:
@@ -132,10 +175,38 @@ def check(config: Config) -> None:
             f"--ramp-start and --ramp-stop must satisfy 0 <= start < stop < 1, got "
             f"{config.ramp_start:g} and {config.ramp_stop:g}"
         )
+    if config.method == "magnitude" and config.pretraining >= 1:
+        raise UserError(
+            f"--pretraining must leave some of training to the pruned network: it must be below 1, "
+            f"got {config.pretraining:g}"
+        )
+    if config.method == "admm" and config.pretraining + config.admm_stage >= 1:
+        raise UserError(
+            f"--pretraining and --admm-stage must leave some of training to the pruned network: "
+            f"together below 1, got {config.pretraining + config.admm_stage:g}"
+        )
+    if config.method == "width" and config.regularity != "channel":
+        raise UserError(
+            f"--method=width makes layers narrower: give --regularity=channel, "
+            f"not {config.regularity}"
+        )
 
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def flags(config: Config, default: Config | None = None) -> list[str]:
+    """What to type after bin/train for this config: the fields that differ from a default's."""
+    given = []
+    for name, value in dataclasses.asdict(config).items():
+        if default is not None and name != "dataset" and value == getattr(default, name):
+            continue
+        if isinstance(value, bool):
+            given.append(_flag(name) if value else _flag(f"no_{name}"))
+        elif value is not None:
+            given.append(f"{_flag(name)}={value}")
+    return given
 
 
 def parse_budget(text: str | float) -> tuple[float, bool]:

@@ -93,6 +93,9 @@ def test_numbers_may_be_fractions_and_defaults_show():
 def test_a_published_command_names_no_place_on_this_machine():
     typed = ["--workdir=/home/me/x", "--data-dir", "/data", "--model=vgg16"]
     assert run.publishable("bin/train", typed) == "bin/train --model=vgg16"
+    several = ["--checkpoints=/home/a/one,runs/two", "--images=3"]
+    published = run.publishable("bench", several)
+    assert published == "bench --checkpoints=runs/one,runs/two --images=3"
 
 
 def test_flags_win_over_what_suits_the_data_set_which_wins_over_the_config(monkeypatch):

@@ -7,6 +7,8 @@ import pytest
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.errors import UserError
+from irp_jax.training.defenses import DEFENSES
+from irp_jax.training.optimizer import SCHEDULES
 
 
 def test_the_default_is_valid():
@@ -58,7 +60,7 @@ def test_bad_fractions_are_refused(text):
         ("method", "prised", "priced"),
         ("regularity", "chanel", "channel"),
         ("cost", "mac", "macs"),
-        ("attack", "rsfgsm", "rs-fgsm"),
+        ("defense", "rsfgsm", "fgsm-rs"),
         ("epsilon", 8.0, "8/255"),
         ("epsilon", 0.0, "8/255"),
         ("epochs", 0, "at least 1"),
@@ -97,3 +99,14 @@ def test_loading_a_config_that_is_none(tmp_path):
     empty.write_text("x = 1\n")
     with pytest.raises(UserError, match="config = Config"):
         configs.load(str(empty))
+
+
+def test_the_names_are_those_of_what_there_is():
+    assert set(configs.DEFENSES) == set(DEFENSES)
+    assert set(configs.SCHEDULES) == set(SCHEDULES)
+
+
+def test_flags_say_what_differs():
+    config = dataclasses.replace(Config(), dataset="digits", guard=False, epsilon=0.5)
+    assert configs.flags(config, Config()) == ["--dataset=digits", "--epsilon=0.5", "--no-guard"]
+    assert "--guard" in configs.flags(Config())

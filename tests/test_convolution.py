@@ -1,4 +1,4 @@
-"""Convolution: the value and both gradients of XLA's own, in and out of loops."""
+"""Convolution: value and gradients, and gradients of those, of XLA's own, in and out of loops."""
 
 import functools
 
@@ -18,6 +18,8 @@ CASES = (
     (3, (6, 5, 17, 18)),
     (3, (4, 6, 18, 17)),
     (3, (1, 2, 1, 7)),
+    (3, (2, 2, 5, 4)),
+    (5, (3, 2, 2, 3)),
     (3, (3, 8, 7, 7)),
     (3, (4, 4, 10, 11)),
     (3, (2, 4, 3, 14)),
@@ -57,6 +59,16 @@ def value_and_gradients(function, stride, images, kernel):
     return out, *gradients
 
 
+def gradients_of_gradients(function, stride, images, kernel):
+    """Gradients of a loss on both gradients: every second derivative takes part."""
+
+    def loss(images, kernel):
+        _, *gradients = value_and_gradients(function, stride, images, kernel)
+        return sum(jnp.sum(jnp.sin(g / jnp.abs(g).max().astype(g.dtype))) for g in gradients)
+
+    return jax.grad(loss, (0, 1))(images, kernel)
+
+
 def in_scan(function, stride, images, kernel):
     def body(carry, image):
         return carry + 1, value_and_gradients(function, stride, image[None], kernel)
@@ -79,6 +91,19 @@ def test_value_and_both_gradients_are_those_of_xla(stride, size, shape):
     for a, b in zip(ours, theirs, strict=True):
         assert a.shape == b.shape
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size,shape", [(1, (7, 6, 5, 3)), (3, (7, 6, 5, 3)), (3, (2, 4, 3, 14))])
+def test_gradients_of_gradients_are_those_of_xla(stride, size, shape):
+    images, kernel = operands(size, shape)
+
+    @quick_jit
+    def both(*args):
+        return tuple(gradients_of_gradients(f, stride, *args) for f in (convolve, reference))
+
+    for a, b in zip(*both(images, kernel), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4 * float(jnp.abs(b).max()))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -119,10 +144,11 @@ def test_dtype_is_kept(dtype, stride, size):
     assert {leaf.dtype for leaf in shapes} == {jnp.dtype(dtype)}
 
 
+@pytest.mark.parametrize("differentiate", [value_and_gradients, gradients_of_gradients])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_gradients_keep_the_operand_order_that_is_fast_in_loops(stride):
+def test_gradients_keep_the_operand_order_that_is_fast_in_loops(stride, differentiate):
     images, kernel = operands(3, (16, 16, 3, 4))
-    jaxpr = jax.make_jaxpr(functools.partial(value_and_gradients, convolve, stride))(images, kernel)
+    jaxpr = jax.make_jaxpr(functools.partial(differentiate, convolve, stride))(images, kernel)
     convolutions = [e for e in equations(jaxpr) if e.primitive.name == "conv_general_dilated"]
     assert len(convolutions) >= 2
     for equation in convolutions:

@@ -53,7 +53,7 @@ def test_noise_fgsm_leaves_the_ball_and_rs_fgsm_does_not():
         for name, a in attacks.FAST_ATTACKS.items()
     }
     assert reached["n-fgsm"] > 2.5 * EPSILON  # almost surely, over 384 pixels
-    assert reached["rs-fgsm"] == pytest.approx(EPSILON, abs=1e-6)
+    assert reached["fgsm-rs"] == pytest.approx(EPSILON, abs=1e-6)
 
 
 def test_no_gradient_flows_through_the_attack():

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from silent import Silent
 
 from irp_jax import checkpoint, evaluation, network
 from irp_jax import config as configs
@@ -26,30 +27,6 @@ TINY = configs.suited("digits", Config(model="resnet8", budget="0.3", checkpoint
 TINY = dataclasses.replace(TINY, epochs=4, ramp_stop=0.5, batch_size=256)
 
 
-class Silent:
-    """A reporter that remembers."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.rows: list[dict] = []
-
-    def note(self, message):
-        self.notes.append(message)
-
-    def begin(self, config, plan, done): ...
-
-    def progress(self, steps, images_per_s, metrics): ...
-
-    def epoch(self, row):
-        self.rows.append(row)
-
-    def attacking(self, name, standing): ...
-
-    def evaluating(self, done, total, standing): ...
-
-    def end(self, results): ...
-
-
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     """Processes of this file share compiled programs, as a user's runs do."""
@@ -60,12 +37,7 @@ def environment(tmp_path_factory):
 
 
 def train_command(config):
-    flags = [
-        f"--{field.name.replace('_', '-')}={getattr(config, field.name)}"
-        for field in dataclasses.fields(config)
-        if field.name != "data_dir"
-    ]
-    return [sys.executable, "-m", "irp_jax.cli.train", *flags]
+    return [sys.executable, "-m", "irp_jax.cli.train", *configs.flags(config)]
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +60,7 @@ def test_the_results_have_every_key_and_meet_the_budget(finished):
     _, results, output = finished
     keys = "model dataset method seed budget cost accuracy attack epochs wall_time_s images_per_s"
     assert {*keys.split(), "environment", "command", "commit"} <= set(results)
+    assert (results["passes_per_image"], results["retreats"]) == (8.0, [])
     assert set(results["accuracy"]) == {"natural", "pgd"}
     assert 0.97 * 0.3 <= results["cost"]["macs_ratio"] <= 0.3
     assert results["accuracy"]["natural"] >= results["accuracy"]["pgd"]

@@ -2,10 +2,12 @@
 
 import copy
 import io
+import json
 
 import pytest
 from rich.console import Console
 
+from irp_jax.cli import report as command
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.report import plots, tables
@@ -13,7 +15,7 @@ from irp_jax.report.terminal import Terminal
 from irp_jax.training.phases import Plan
 
 ROW = {
-    "epoch": 1, "loss": 1.5, "train_fgsm": 0.4, "natural": 0.5, "fgsm": 0.4, "pgd": 0.3,
+    "epoch": 1, "loss": 1.5, "train_accuracy": 0.4, "natural": 0.5, "fgsm": 0.4, "pgd": 0.3,
     "cost_ratio": 0.16, "frozen": True, "images_per_s": 100.0, "seconds": 3.0,
 }  # fmt: skip
 LAYER = {
@@ -65,7 +67,7 @@ def test_the_terminal_shows_a_bar_on_a_screen_and_plain_lines_in_a_file(live):
     )
     terminal.begin(Config(), plan, 0)
     for _ in range(3):
-        metrics = {"loss": 1.0, "fgsm_accuracy": 0.5, "cost_ratio": 0.3}
+        metrics = {"loss": 1.0, "train_accuracy": 0.5, "cost_ratio": 0.3}
         terminal.progress(100, 50.0, metrics)
     terminal.epoch(ROW)
     terminal.attacking("pgd", 6)
@@ -77,3 +79,27 @@ def test_the_terminal_shows_a_bar_on_a_screen_and_plain_lines_in_a_file(live):
     assert "91.0%" not in shown
     for words in ("50.0%", "frozen", "stem", "99.00%", "90.00%"):
         assert words in shown
+
+
+def test_a_benchmark_becomes_a_table_and_a_picture(tmp_path, capsys):
+    side = {"accuracy": {"pgd": 0.5}, "total": 12.0, "slices": [7.0, 5.0]}
+    network = {
+        "model": "resnet8", "dataset": "digits", "defense": "none", "macs_ratio": 1.0,
+        "images": 10, "epsilon": 0.1, "natural": 0.9, "irp_jax": side, "other": side,
+    }  # fmt: skip
+    file, page = tmp_path / "bench.json", tmp_path / "page.md"
+    file.write_text(json.dumps({"networks": [network]}))
+    page.write_text("before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n")
+    command.report([str(file), f"--into={page}"])
+    text = page.read_text()
+    assert text.startswith("before") and text.endswith("after\n") and "old" not in text
+    assert text.count("| 50.0 | 12 | 7 + 5 |") == 2
+    costs = [
+        {"varied": v, "value": n, "side": s, "seconds": float(n)}
+        for v in ("images", "steps") for n in (1, 2) for s in ("irp_jax", "other")
+    ]  # fmt: skip
+    file.write_text(json.dumps({"costs": costs, "network": "net"}))
+    command.report([str(file), f"--plot={tmp_path / 'costs.svg'}"])
+    assert (tmp_path / "costs.svg").stat().st_size > 1000
+    with pytest.raises(UserError, match="--plot"):
+        command.report([str(file)])

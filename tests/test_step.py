@@ -16,6 +16,7 @@ from irp_jax.models import Conv, Dense, Norm
 from irp_jax.network import deployed
 from irp_jax.pruning import cost, slim, sparse
 from irp_jax.training import phases
+from irp_jax.training.defenses import DEFENSES
 from irp_jax.training.step import Recipe, compile_steps
 
 
@@ -46,7 +47,7 @@ def begin(config):
 def program(config, plan, architecture, frozen):
     recipe = Recipe(
         architecture=architecture, cost_kind="macs", threat=attacks.linf(0.02),
-        attack=attacks.FAST_ATTACKS["rs-fgsm"], augmentation=Augmentation(crop_padding=1),
+        defense=DEFENSES["fgsm-rs"], augmentation=Augmentation(crop_padding=1),
         label_smoothing=0.0,
     )  # fmt: skip
     optimizer = phases.optimizer(config, plan, architecture, frozen)
@@ -73,7 +74,7 @@ def test_steps_compile_once_follow_the_target_and_report_each_step():
     state, second = run(state)
     assert steps._cache_size() == 1
     assert {name: values.shape for name, values in first.items()} == {
-        "loss": (6,), "fgsm_accuracy": (6,), "cost_ratio": (6,),
+        "loss": (6,), "train_accuracy": (6,), "cost_ratio": (6,),
     }  # fmt: skip
     assert int(state.step) == 12
     assert second["cost_ratio"][-1] <= plan.ratio + 1e-6

@@ -2,8 +2,9 @@
 
 A batch is a row of *places*. Each holds one run of one image; when the run ends, the place goes to
 the image's next run or to the next image. An image that has fallen is never attacked again, no
-batch waits for its slowest image, and nothing is compiled twice. Near the end, when few are left,
-the survivors move into a smaller batch.
+batch waits for its slowest image, and nothing is compiled twice. An attack's batch is as large as
+fills it evenly from beginning to end; when half of it is no longer needed, the survivors move into
+a smaller one.
 
 An image's runs follow one another and stop at the first that makes it fall. So what is found for
 it depends on the image, its label and the seed alone, not on the batch it travels in.
@@ -30,10 +31,10 @@ from irp_jax.attacks.losses import LogitsFn
 from irp_jax.attacks.standings import Standings
 from irp_jax.attacks.threat import Threat
 
-SHARES = (1, 4)
-"""Batch sizes in use, as shares of the full one. Each costs a compilation."""
-SMALLEST = 64
-"""Below this size a smaller batch saves less than its compilation costs."""
+GRAIN = 4
+"""Batch sizes in use are multiples of the full one's quarter: each costs a compilation."""
+SMALLEST = 128
+"""A batch below this size is not made smaller: it would save less than its compilation costs."""
 REFILL = 4
 """A batch is filled up once one place in so many is free: to start runs costs all a full pass."""
 LONGEST = 50
@@ -129,10 +130,14 @@ class _Places(NamedTuple):
     def sharding(self) -> NamedSharding | None:
         return None if self.mesh is None else parallel.batch(self.mesh)
 
-    def sizes(self) -> list[int]:
+    def fitting(self, wanted: int) -> int:
+        """Places for so many runs: of the sizes that need no more turns, the smallest."""
+        if self.size < SMALLEST:
+            return self.size
         devices = 1 if self.mesh is None else self.mesh.size
-        shares = {self.size // share // devices * devices for share in SHARES}
-        return sorted({self.size} | {size for size in shares if size >= SMALLEST})
+        grain = -(-self.size // (GRAIN * devices)) * devices
+        turns = max(1, -(-wanted // self.size))
+        return min(self.size, max(1, -(-wanted // (turns * grain))) * grain)
 
     def problem(self, attack: Attack, rows: np.ndarray, numbers: np.ndarray) -> Problem:
         """The runs `numbers` of the images `rows`, on the devices."""
@@ -165,8 +170,7 @@ def _one_attack(
     standing, survived = at.standing.copy(), at.runs.copy()
     felled_by, found = at.felled_by.copy(), at.images
     waiting = deque(int(row) for row in np.flatnonzero(standing) if survived[row] < runs_each)
-    sizes = places.sizes()
-    held = np.full(_fitting(sizes, len(waiting)), -1)  # the image in each place, -1 where free
+    held = np.full(places.fitting(len(waiting)), -1)  # the image in each place, -1 where free
     batch: runs.Batch | None = None
     began = saved = time.perf_counter()
     done, chunk, unverified = 0, 1, 0
@@ -202,8 +206,8 @@ def _one_attack(
             if doubtful.any():
                 unverified += int(doubtful.sum())
                 batch = runs.go_on(attack, batch, doubtful)
-            size = _fitting(sizes, len(waiting) + int((held >= 0).sum()))
-            if size < len(held):
+            size = places.fitting(len(waiting) + int((held >= 0).sum()))
+            if size <= len(held) // 2 and len(held) >= SMALLEST:
                 batch, held = _gather(batch, held, size, places.mesh)
         now = time.perf_counter()
         left = runs_each - survived[standing]
@@ -219,11 +223,6 @@ def _one_attack(
             "and were not counted: the network may be random, or compute with too few digits"
         )
     return dataclasses.replace(at, standing=standing, felled_by=felled_by, images=found)
-
-
-def _fitting(sizes: list[int], wanted: int) -> int:
-    """The smallest batch size that holds so many, or the largest there is."""
-    return min((size for size in sizes if size >= wanted), default=max(sizes))
 
 
 def _fill(

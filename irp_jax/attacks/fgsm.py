@@ -37,7 +37,7 @@ FAST_ATTACKS: dict[str, FastAttack] = {
         # Goodfellow et al. 2015, "Explaining and harnessing adversarial examples".
         FastAttack(name="fgsm", start_scale=0.0, step_scale=1.0, project_ball=True),
         # Wong, Rice & Kolter 2020, "Fast is better than free", algorithm 3.
-        FastAttack(name="rs-fgsm", start_scale=1.0, step_scale=1.25, project_ball=True),
+        FastAttack(name="fgsm-rs", start_scale=1.0, step_scale=1.25, project_ball=True),
         # de Jorge et al. 2022, "Make some noise". Their code (train.py of github.com/pdejorge/
         # N-FGSM) clips the noisy start and the result to the pixel box; so does this.
         FastAttack(name="n-fgsm", start_scale=2.0, step_scale=1.0, project_ball=False),

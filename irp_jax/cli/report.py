@@ -3,12 +3,13 @@
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 from irp_jax import files
 from irp_jax.cli.run import main, parse
 from irp_jax.errors import UserError
 from irp_jax.report import plots
-from irp_jax.report.tables import markdown, summary
+from irp_jax.report.tables import beside, markdown, summary
 from irp_jax.report.terminal import plain_console
 
 
@@ -17,23 +18,27 @@ class Options:
     """Show the results in a folder: a table, and on request Markdown and pictures."""
 
     results: str = "results"
-    """A folder of results.json files under any names, or one such file."""
+    """A folder of results.json files under any names, one such file, or one of a benchmark."""
     markdown: bool = False
     """Print the table as Markdown."""
     into: str | None = None
-    """Put the Markdown table into this file, between <!-- results --> and <!-- /results -->."""
+    """Put the Markdown table into this file, between <!-- results --> and <!-- /results -->; of a
+    benchmark, between lines named after its file."""
     plot: str | None = None
-    """Draw to this .svg or .png: accuracy against cost, or, for one file, that run."""
+    """Draw to this .svg or .png: accuracy against cost, or, for one file, that run or benchmark."""
 
 
 def report(arguments: list[str]) -> None:
-    """Reads every JSON file that is a run's results."""
+    """Reads every JSON file that is a run's results, or one file of a benchmark."""
     if arguments and not arguments[0].startswith("-"):
         arguments = [f"--results={arguments[0]}", *arguments[1:]]
     options = parse(Options, arguments, "bin/report")
     place = Path(options.results)
     paths = [place] if place.is_file() else sorted(place.rglob("*.json"))
     found = [files.read_json(path) for path in paths]
+    if place.is_file() and isinstance(found[0], dict) and {"costs", "networks"} & set(found[0]):
+        _benchmark(options, place, found[0])
+        return
     runs = [one for one in found if isinstance(one, dict) and {"config", "accuracy"} <= set(one)]
     if not runs:
         raise UserError(f"no results in {place}: give a folder of results.json files")
@@ -42,15 +47,30 @@ def report(arguments: list[str]) -> None:
     elif options.plot is not None:
         plots.budget_picture(runs, Path(options.plot))
     if options.into is not None:
-        _insert(Path(options.into), markdown(runs))
+        _insert(Path(options.into), "results", markdown(runs))
     if options.markdown:
         sys.stdout.write(markdown(runs))
     else:
         plain_console().print(summary(runs))
 
 
-def _insert(path: Path, table: str) -> None:
-    opening, closing = "<!-- results -->", "<!-- /results -->"
+def _benchmark(options: Options, place: Path, found: dict[str, Any]) -> None:
+    """Shows one benchmark's figures: a picture of costs, or a table of networks."""
+    if "costs" in found:
+        if options.plot is None:
+            raise UserError(f"{place} is a benchmark of costs: give --plot=FILE.svg to draw it")
+        plots.cost_picture(found, Path(options.plot))
+        return
+    if options.plot is not None:
+        raise UserError(f"{place} is a table of networks: leave out --plot")
+    if options.into is not None:
+        _insert(Path(options.into), place.stem, beside(found))
+    else:
+        sys.stdout.write(beside(found))
+
+
+def _insert(path: Path, name: str, table: str) -> None:
+    opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
     try:
         text = path.read_text()
     except OSError as error:

@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import tyro
@@ -116,9 +117,11 @@ def publishable(command: str, arguments: list[str]) -> str:
     """The command line as it is written beside a result: without places on this machine."""
     for flag in ("--workdir", "--data-dir", "--out", "--official"):
         _, arguments = take_flag(arguments, flag)
-    where, rest = take_flag(arguments, "--checkpoint")
-    if where is not None and os.path.isabs(where):
-        arguments = [f"--checkpoint=runs/{os.path.basename(where)}", *rest]
+    for flag in ("--checkpoint", "--checkpoints"):
+        where, rest = take_flag(arguments, flag)
+        if where is not None:
+            named = (f"runs/{Path(w).name}" if os.path.isabs(w) else w for w in where.split(","))
+            arguments = [f"{flag}={','.join(named)}", *rest]
     return f"{command} {shlex.join(arguments)}".strip()
 
 

@@ -39,7 +39,7 @@ class Options:
     regularities: str | None = None
     """channel, weight. Default: the config's."""
     methods: str | None = None
-    """priced, paper. Default: the config's."""
+    """priced, paper, width, magnitude, admm. Default: the config's."""
     epochs: int | None = None
     """Epochs of each run. Default: the config's."""
     data_dir: str | None = None
@@ -127,12 +127,7 @@ def _train(run: Config, cores: set[int]) -> int:
     """One run in a process of its own, on these cores; what it prints goes to log.txt."""
     folder = Path(str(run.workdir))
     folder.mkdir(parents=True, exist_ok=True)
-    default = configs.suited(run.dataset)
-    flags = [
-        f"--{field.name.replace('_', '-')}={getattr(run, field.name)}"
-        for field in dataclasses.fields(run)
-        if getattr(run, field.name) != getattr(default, field.name) or field.name == "dataset"
-    ]
+    flags = configs.flags(run, configs.suited(run.dataset))
     command = [sys.executable, "-m", "irp_jax.cli.train", *flags]
     with open(folder / "log.txt", "a") as log:
         log.write("$ " + shlex.join(["bin/train", *flags]) + "\n")

@@ -46,7 +46,7 @@ def run_picture(results: Results, path: Path) -> None:
     if frozen is not None:
         left.axvline(frozen - 1, color=INK["cost"], linewidth=0.8)
         left.annotate(" masks frozen,\n network cut small", (frozen - 1, 2), fontsize=8)
-    left.set(xlabel="epoch", ylabel="%", ylim=(0, 103), title="learned together, on budget exactly")
+    left.set(xlabel="epoch", ylabel="%", ylim=(0, 103), title=_headline(results))
     left.legend(frameon=False, fontsize=8)
     positions = range(len(layers))
     right.bar(
@@ -60,6 +60,12 @@ def run_picture(results: Results, path: Path) -> None:
     )
     right.legend(frameon=False, fontsize=8)
     _save(figure, path)
+
+
+def _headline(results: Results) -> str:
+    """What the run did, in a few words."""
+    words = {"priced": "learned together, on budget exactly", "paper": "as published"}
+    return words.get(results["method"], f"baseline: {results['method']}")
 
 
 def budget_picture(results: Sequence[Results], path: Path) -> None:
@@ -107,6 +113,36 @@ def _save(figure: Any, path: Path) -> None:
         raise UserError(f"cannot write {path} ({error}): give a writable .svg or .png") from error
     finally:
         plt.close(figure)
+
+
+def cost_picture(report: Results, path: Path) -> None:
+    """What an attack costs: seconds against one setting at a time, a line for each library.
+
+    Args:
+        report: of `python -m benchmarks.pgd --costs`.
+        path: .svg or .png to write.
+    """
+    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for one in report["costs"]:
+        lines = panels.setdefault(one["varied"], {})
+        lines.setdefault(one["side"], []).append((one["value"], one["seconds"]))
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(11, 3.6), layout="constrained", squeeze=False
+    )
+    for axis, (varied, lines) in zip(axes[0], panels.items(), strict=True):
+        for side, points in lines.items():
+            values, seconds = zip(*points, strict=True)
+            ours = side == "irp_jax"
+            axis.plot(
+                values, seconds, "o-", label=side, markersize=3, linewidth=2.2 if ours else 1.0,
+                color=INK["kept"] if ours else None,
+            )  # fmt: skip
+        axis.set(xscale="log", yscale="log", xlabel=varied, ylabel="seconds")
+        axis.set_xticks(values, [str(value) for value in values])
+        axis.minorticks_off()
+        axis.legend(frameon=False, fontsize=8)
+    figure.suptitle(f"PGD on {report['network']}", fontsize=10)
+    _save(figure, path)
 
 
 def adversarial_picture(

@@ -18,12 +18,14 @@ HEAD = (
     "method",
     "masks",
     "budget",
+    "defence",
     "runs",
     "natural %",
     "PGD-10 %",
     "MACs left",
     "params left",
     "epochs",
+    "passes",
     "minutes",
 )
 
@@ -40,8 +42,16 @@ def _what(one: Results) -> tuple:
     config = {key: value for key, value in one["config"].items() if key != "seed"}
     return (
         one["dataset"], one["model"], one["budget"]["kind"], one["method"], config["regularity"],
+        defense(one),
         parse_budget(config["budget"]), json.dumps(config, sort_keys=True),
     )  # fmt: skip
+
+
+def defense(one: Results) -> str:
+    """The defence a run ended with; "attack" is what results of one-step defences called it."""
+    config = one["config"]
+    asked = config.get("defense") or config.get("attack", "rs-fgsm").replace("rs-fgsm", "fgsm-rs")
+    return one.get("defense", asked)
 
 
 def row(runs: list[Results]) -> list[str]:
@@ -61,12 +71,14 @@ def row(runs: list[Results]) -> list[str]:
         first["method"],
         first["config"]["regularity"],
         first["config"]["budget"] + (" params" if first["budget"]["kind"] == "params" else ""),
+        defense(first),
         str(len(runs)),
         spread([r["accuracy"]["natural"] for r in runs], 1, 100),
         spread([r["accuracy"]["pgd"] for r in runs], 1, 100),
         spread([r["cost"]["macs_ratio"] for r in runs], 4),
         spread([r["cost"]["params_ratio"] for r in runs], 4),
         str(first["epochs"]),
+        spread([r.get("passes_per_image", 2.0 * r["epochs"]) for r in runs], 0),
         spread([r["wall_time_s"] for r in runs], 1, 1 / 60),
     ]
 
@@ -85,4 +97,33 @@ def markdown(results: Iterable[Results]) -> str:
     """The same in Markdown."""
     lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
     lines += ["| " + " | ".join(row(runs)) + " |" for runs in groups(results)]
+    return "\n".join(lines) + "\n"
+
+
+def beside(report: Results) -> str:
+    """Networks attacked here and by others, in Markdown: a line for each network and side.
+
+    Args:
+        report: of `python -m benchmarks.autoattack` or `python -m benchmarks.pgd`.
+    """
+    networks = report["networks"]
+    attacks = list(networks[0]["irp_jax"]["accuracy"])
+    head = ["network", "images", "epsilon", "natural %", "by", *(f"{a} %" for a in attacks)]
+    head += ["seconds", "of which slice by slice"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for network in networks:
+        facts = [
+            f"{network['model']} on {network['dataset']}, {network['macs_ratio']:.3g} of MACs, "
+            f"{network['defense']}",
+            str(network["images"]),
+            f"{network['epsilon']:.3g}",
+            f"{100 * network['natural']:.1f}",
+        ]
+        for side, found in network.items():
+            if not isinstance(found, dict):
+                continue
+            cells = [f"{100 * found['accuracy'][name]:.1f}" for name in attacks]
+            slices = " + ".join(f"{seconds:.0f}" for seconds in found["slices"])
+            line = [*facts, side, *cells, f"{found['total']:.0f}", slices]
+            lines.append("| " + " | ".join(line) + " |")
     return "\n".join(lines) + "\n"

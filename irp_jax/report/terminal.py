@@ -70,7 +70,7 @@ class Terminal:
         self.note(
             f"{config.model} on {config.dataset}: {plan.epochs} epochs of {plan.steps_per_epoch} "
             f"steps, budget {config.budget} of {config.cost} ({plan.ratio:.4f} of dense), "
-            f"masks frozen after epoch {plan.freeze_epoch}; the first step compiles"
+            f"{_cut_when(plan)}; the first step compiles"
         )
         self.note(" ".join(f"{title:>8}" for title, _, _ in COLUMNS))
         self._open("training", plan.steps, done)
@@ -84,10 +84,16 @@ class Terminal:
             self._forecast(images_per_s)
         if self._bar is not None and self._task is not None:
             text = (
-                f"loss {metrics['loss']:.3f} FGSM {metrics['fgsm_accuracy']:.1%} {self._probed}"
+                f"loss {metrics['loss']:.3f} train {metrics['train_accuracy']:.1%} {self._probed}"
                 f"cost {metrics['cost_ratio']:.3f}>{self._plan.ratio:.3f} {images_per_s:.0f} img/s"
             )
             self._bar.update(self._task, completed=self._done, facts=text)
+
+    def back_to(self, done: int) -> None:
+        """The run has gone back to where `done` steps were done."""
+        self._done, self._segments = done, 0
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done)
 
     def _forecast(self, images_per_s: float) -> None:
         """Says what the run will take; a slim network is taken to cost its ratio, or half."""
@@ -141,6 +147,13 @@ class Terminal:
         )  # fmt: skip
         self._task = self._bar.add_task(title, total=total, completed=done, facts="compiling")
         self._bar.start()
+
+
+def _cut_when(plan: Plan) -> str:
+    """When the network becomes a small one, in a few words."""
+    if plan.freeze_epoch == 0:
+        return "cut small from the start"
+    return f"masks frozen after epoch {plan.freeze_epoch}"
 
 
 def layer_table(rows: list[dict[str, Any]]) -> Table:

@@ -1,5 +1,8 @@
 """One optimiser over {"weights", "masks"}: SGD on the weights, a budget rule on the masks."""
 
+from collections.abc import Callable, Sequence
+
+import jax.numpy as jnp
 import optax
 
 
@@ -44,3 +47,52 @@ def one_cycle(peak: float, steps: int, warm_up: float = 0.4) -> optax.Schedule:
         ],
         [turn],
     )
+
+
+def cosine(peak: float, steps: int) -> optax.Schedule:
+    """Learning rate `peak` -> 0 along half a cosine (Loshchilov & Hutter 2017, equation 5)."""
+
+    def rate(step):
+        return 0.5 * peak * (1.0 + jnp.cos(jnp.pi * jnp.minimum(step / steps, 1.0)))
+
+    return rate
+
+
+def piecewise(peak: float, steps: int) -> optax.Schedule:
+    """`peak`, a tenth of it from half of the steps on, a hundredth from three quarters on.
+
+    The piecewise decay of Rice, Wong & Kolter (2020, section 3).
+    """
+    return optax.piecewise_constant_schedule(
+        peak, {max(1, steps // 2): 0.1, max(2, steps * 3 // 4): 0.1}
+    )
+
+
+SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
+    "cyclic": one_cycle,
+    "cosine": cosine,
+    "piecewise": piecewise,
+}
+"""(peak, steps) -> learning rate over steps, by their names on the command line."""
+
+
+def restarted(
+    schedule: Callable[[float, int], optax.Schedule],
+    peak: float,
+    starts: Sequence[int],
+    stop: int,
+    later: float = 1.0,
+) -> optax.Schedule:
+    """The same schedule for each stage of a run.
+
+    Args:
+        schedule: of one stage, in `SCHEDULES`.
+        peak: of the first stage.
+        starts: first steps of the stages, ascending, the first 0.
+        stop: steps of all.
+        later: peak of the later stages, relative to the first's.
+    """
+    lengths = [b - a for a, b in zip(starts, [*starts[1:], stop], strict=True)]
+    peaks = [peak, *[peak * later] * (len(lengths) - 1)]
+    cycles = [schedule(top, steps) for top, steps in zip(peaks, lengths, strict=True)]
+    return optax.join_schedules(cycles, list(starts[1:]))

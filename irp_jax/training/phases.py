@@ -1,4 +1,4 @@
-"""The two phases of a run: masks are learned, then frozen, and the network is cut down to them."""
+"""The two phases of a run: up to where masks are frozen and the network is cut, and from there."""
 
 import dataclasses
 import math
@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from irp_jax.config import Config, parse_budget
+from irp_jax.config import BASELINES, Config, parse_budget
 from irp_jax.errors import UserError
 from irp_jax.models import Architecture
-from irp_jax.pruning import budget, cost, masks, slim
-from irp_jax.training.optimizer import one_cycle, partitioned
+from irp_jax.pruning import admm, budget, cost, magnitude, masks, slim, uniform
+from irp_jax.training.optimizer import SCHEDULES, partitioned, restarted
 from irp_jax.training.step import TrainState
 
 SEGMENT = 50
@@ -30,6 +30,7 @@ class Plan:
         segments: compiled calls an epoch is split into, all of the same number of steps, so that
             one program serves all and the progress bar moves.
         freeze_epoch: epochs completed when masks are frozen.
+        stages: epochs completed when a stage begins, and with it a cycle of the learning rate.
         limit: budget in MACs or parameters.
         target: the budget as the user gave it: a fraction, or MACs or parameters.
         ratio: budget as a fraction of the dense cost.
@@ -42,6 +43,7 @@ class Plan:
     limit: int
     target: float
     ratio: float
+    stages: tuple[int, ...] = (0,)
 
     @property
     def steps(self) -> int:
@@ -68,7 +70,11 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
     amount, absolute = parse_budget(config.budget)
     kind, regularity = _kind(config), _regularity(config)
     dense = getattr(cost.total(architecture), kind)
-    least = getattr(cost.least(architecture, regularity), kind)
+    smallest = cost.least(architecture, regularity)
+    if config.method in BASELINES:  # which have no floors
+        one_each = dict.fromkeys(masks.units(architecture, regularity), 1)
+        smallest = cost.total(architecture, one_each)
+    least = getattr(smallest, kind)
     limit = math.floor(amount if absolute else amount * dense)
     if limit < least:
         possible = (
@@ -82,7 +88,7 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
         raise UserError(
             f"budget {config.budget} is more than the whole network: it has {dense:,} {kind}"
         )
-    freeze = epochs if config.method == "paper" else math.ceil(config.ramp_stop * epochs)
+    stages = _stages(config)
     steps = images // config.batch_size
     shortest = math.ceil(steps / SEGMENT)
     segments = min(range(shortest, 2 * shortest + 1), key=lambda count: (steps % count, count))
@@ -90,28 +96,73 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
         epochs=epochs,
         steps_per_epoch=steps // segments * segments,
         segments=segments,
-        freeze_epoch=min(max(freeze, 1), epochs),
+        freeze_epoch=_freeze_epoch(config, stages),
         limit=limit,
         target=limit if absolute else amount,
         ratio=limit / dense,
+        stages=stages,
     )
+
+
+def _stages(config: Config) -> tuple[int, ...]:
+    """When the learning rate starts anew: where the published baselines load one run into the next.
+
+    Robust ADMM trains 200 epochs densely, 200 with ADMM and 200 what is left, a third each, which
+    is the default; magnitude pruning has ADMM's share for fine-tuning.
+    """
+    ends = [config.pretraining, config.pretraining + config.admm_stage]
+    ends = ends[: BASELINES.get(config.method, 1) - 1]
+    starts = [0]
+    for index, end in enumerate(ends):
+        left = len(ends) - index  # stages that still need an epoch each
+        starts.append(min(max(round(end * config.epochs), starts[-1] + 1), config.epochs - left))
+    return tuple(starts)
+
+
+def _freeze_epoch(config: Config, stages: tuple[int, ...]) -> int:
+    if config.method in BASELINES:
+        return stages[-1]
+    freeze = 1.0 if config.method == "paper" else config.ramp_stop
+    return min(max(math.ceil(freeze * config.epochs), 1), config.epochs)
 
 
 def optimizer(
     config: Config, plan: Plan, architecture: Architecture, frozen: bool
 ) -> optax.GradientTransformation:
     """SGD with momentum on the weights; on the masks the method's rule, or nothing once frozen."""
-    rate = one_cycle(config.learning_rate, plan.steps)
+    starts = [epoch * plan.steps_per_epoch for epoch in plan.stages]
+    schedule = SCHEDULES[config.schedule]
+    rate = restarted(schedule, config.learning_rate, starts, plan.steps, config.restart_rate)
     weights = optax.chain(
-        optax.add_decayed_weights(config.weight_decay), optax.sgd(rate, momentum=0.9)
+        optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
+        optax.identity() if frozen else _pull(config, plan, architecture),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(rate, momentum=0.9),
     )
     return partitioned(
         weights, optax.set_to_zero() if frozen else _rule(config, plan, architecture)
     )
 
 
+def _pull(config: Config, plan: Plan, architecture: Architecture) -> optax.GradientTransformation:
+    if config.method != "admm":
+        return optax.identity()
+    start, stop = (epoch * plan.steps_per_epoch for epoch in plan.stages[1:])
+    regularity = _regularity(config)
+    return admm.pull(
+        architecture,
+        regularity,
+        uniform.kept(architecture, regularity, _kind(config), plan.limit),
+        rho=config.admm_rho,
+        start=start,
+        interval=math.ceil((stop - start) / config.admm_updates),
+    )
+
+
 def _rule(config: Config, plan: Plan, architecture: Architecture) -> optax.GradientTransformation:
     kind = _kind(config)
+    if config.method in BASELINES:
+        return optax.set_to_zero()
     if config.method == "paper":
         return budget.hinge(
             architecture,
@@ -135,12 +186,15 @@ def initial_state(
     Args:
         variables: the network's initial {"params", "batch_stats"}.
     """
+    learned = config.method not in BASELINES
     params = {
         "weights": variables["params"],
-        "masks": masks.init(architecture, _regularity(config)),
+        "masks": masks.init(architecture, _regularity(config)) if learned else {},
     }
     state = optimizer(config, plan, architecture, frozen=False).init(params)
-    return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), state)
+    batch_stats = variables.get("batch_stats", {})
+    average = {"weights": variables["params"], "batch_stats": batch_stats} if config.ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, state, average)
 
 
 def freeze(
@@ -148,8 +202,10 @@ def freeze(
 ) -> tuple[TrainState, dict[str, int]]:
     """Fixes the masks, on the budget exactly, and cuts the network down to what is kept.
 
-    With method "paper" the masks are taken as they came out. With channel regularity the result has
-    no masks but smaller arrays; with weight regularity it has masks of +-1 and zeros behind them.
+    With method "paper" the masks are taken as they came out; a baseline's are made here, by one
+    keep rate, which for channels may stay a little under the budget. With channel regularity the
+    result has no masks but smaller arrays; with weight regularity it has masks of +-1 and zeros
+    behind them.
 
     Args:
         dense: the architecture before.
@@ -158,15 +214,16 @@ def freeze(
     Returns:
         The state to go on from, on the host, and mask name -> units kept.
     """
-    regularity, kind = _regularity(config), _kind(config)
+    regularity = _regularity(config)
     state = jax.device_get(state)
-    logits = state.params["masks"]
-    if config.method != "paper":
-        logits = budget.project(dense, logits, regularity, kind, plan.limit)
+    logits = _final_masks(config, plan, dense, state.params)
     gates = masks.gates(logits)
+    average = state.average
+    if average is not None:
+        average = {**average, "weights": masks.apply(dense, average["weights"], gates)}
     trees = {
         "weights": state.params["weights"],
-        "momentum": state.optimizer.inner_states["weights"],
+        "momentum": admm.dropped(state.optimizer.inner_states["weights"]),
     }
     # What is hidden is zero from here on, and so is its momentum: it stays zero.
     trees["weights"] = masks.apply(dense, trees["weights"], gates)
@@ -175,27 +232,52 @@ def freeze(
     batch_stats, frozen_logits = state.batch_stats, logits
     if regularity == "channel":
         survivors = slim.surviving(logits)
-        trees, batch_stats = slim.cut(dense, (trees, batch_stats), survivors)
+        trees, batch_stats, average = slim.cut(dense, (trees, batch_stats, average), survivors)
         frozen_logits = {}
         kept = {name: len(indices) for name, indices in survivors.items()}
+        if config.method == "width":
+            trees["weights"] = uniform.rescale(dense, trees["weights"], kept)
+            if average is not None:  # nothing is trained yet
+                average = {**average, "weights": trees["weights"]}
     else:
         kept = {name: int((logit > 0).sum()) for name, logit in logits.items()}
     params = {"weights": trees["weights"], "masks": frozen_logits}
     # Frozen masks have no optimiser state, so its structure is all that is needed of a new one.
     fresh = jax.eval_shape(optimizer(config, plan, dense, frozen=True).init, params)
     inner = {**fresh.inner_states, "weights": trees["momentum"]}
-    frozen = TrainState(state.step, params, batch_stats, fresh._replace(inner_states=inner))
+    frozen = dataclasses.replace(
+        state, params=params, batch_stats=batch_stats, average=average,
+        optimizer=fresh._replace(inner_states=inner),
+    )  # fmt: skip
     return jax.device_get(frozen), kept
+
+
+def _final_masks(config: Config, plan: Plan, dense: Architecture, params: Any) -> dict[str, Any]:
+    """Logits on the host that say by their sign what stays."""
+    regularity, kind = _regularity(config), _kind(config)
+    if config.method == "paper":
+        return params["masks"]
+    if config.method == "priced":
+        return budget.project(dense, params["masks"], regularity, kind, plan.limit)
+    kernels = magnitude.kernels(dense, params["weights"])
+    if config.method == "width":  # any channels will do, if only they are not chosen by their size
+        kernels = jax.tree.map(np.zeros_like, kernels)
+    kept = uniform.kept(dense, regularity, kind, plan.limit)
+    return jax.device_get(magnitude.largest(magnitude.norms(dense, kernels, regularity), kept))
 
 
 def example_state(
     config: Config, plan: Plan, architecture: Architecture, network: dict[str, Any], frozen: bool
 ) -> TrainState:
-    """A state of the right structure and shapes around a restored network, to restore the rest."""
+    """A state of the right structure and shapes around a restored network, to restore the rest.
+
+    What the defence remembers is left out.
+    """
     params = {"weights": network["weights"], "masks": network["masks"]}
     state = jax.eval_shape(optimizer(config, plan, architecture, frozen).init, params)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
-    return TrainState(np.zeros((), np.int32), params, network["batch_stats"], zeros)
+    average = {name: network[name] for name in ("weights", "batch_stats")} if config.ema else None
+    return TrainState(np.zeros((), np.int32), params, network["batch_stats"], zeros, average)
 
 
 def _kind(config: Config) -> cost.Kind:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from irp_jax import checkpoint, files
@@ -17,7 +18,8 @@ from irp_jax.errors import UserError
 from irp_jax.models import Architecture
 from irp_jax.network import network_params
 from irp_jax.pruning import slim, sparse
-from irp_jax.training import phases
+from irp_jax.training import defenses, phases
+from irp_jax.training.overfitting import Health
 from irp_jax.training.phases import Plan
 from irp_jax.training.step import TrainState
 
@@ -44,12 +46,20 @@ class Progress:
         kept: mask name -> units kept once masks are frozen, empty before.
         seconds: of training.
         state: to go on from.
+        defense: name of the defence in force, and its gradient steps where it takes many.
+        passes: forward and backward passes spent so far on each training image, in pairs.
+        retreats: when the guard went back, and to which defence: what results.json says of it.
+        health: what the guard remembers.
     """
 
     epoch: int
     kept: dict[str, int]
     seconds: float
     state: TrainState
+    defense: tuple[str, int]
+    passes: float
+    retreats: tuple[dict[str, Any], ...]
+    health: Health
 
 
 def start(setup: Setup, model: Any) -> Progress:
@@ -59,9 +69,26 @@ def start(setup: Setup, model: Any) -> Progress:
     def init(key: jax.Array) -> TrainState:
         image = jnp.zeros((1, *setup.dataset.image_shape), jnp.float32)
         variables = model.init(key, image, train=False)
-        return phases.initial_state(setup.config, setup.plan, setup.dense, variables)
+        state = phases.initial_state(setup.config, setup.plan, setup.dense, variables)
+        return dataclasses.replace(
+            state, memory=memory_of(setup, defenses.build(*wanted(setup.config)), key)
+        )
 
-    return Progress(epoch=0, kept={}, seconds=0.0, state=init(jax.random.key(setup.config.seed)))
+    return Progress(
+        epoch=0,
+        kept={},
+        seconds=0.0,
+        state=init(jax.random.key(setup.config.seed)),
+        defense=wanted(setup.config),
+        passes=0.0,
+        retreats=(),
+        health=Health(),
+    )
+
+
+def wanted(config: Config) -> tuple[str, int]:
+    """The defence that was asked for."""
+    return config.defense, config.attack_steps
 
 
 def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
@@ -77,29 +104,47 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
         architecture = architecture_now(setup, record["kept"])
         network = network_params(setup.dense, network) | {"batch_stats": network["batch_stats"]}
         state = phases.example_state(setup.config, setup.plan, architecture, network, frozen)
-        return {"step": state.step, "optimizer": state.optimizer}
+        defense = defenses.build(*record["defense"])
+        memory = jax.eval_shape(lambda key: memory_of(setup, defense, key), jax.random.key(0))
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), memory)
+        return _besides(dataclasses.replace(state, memory=zeros))
 
     saved = checkpoint.restore(workdir / "checkpoints", make_training, log, discard=True)
     files.truncate_log(workdir / "metrics.jsonl", saved.epoch if saved else 0)
     if saved is None:
         return None
     log(f"resuming after epoch {saved.epoch}")
-    params = network_params(setup.dense, saved.network)
+    params, rest = network_params(setup.dense, saved.network), saved.training
+    network = {"weights": params["weights"], "batch_stats": saved.network["batch_stats"]}
+    live = rest["live"] or network
     state = TrainState(
-        saved.training["step"], params, saved.network["batch_stats"], saved.training["optimizer"]
+        step=rest["step"],
+        params={"weights": live["weights"], "masks": params["masks"]},
+        batch_stats=live["batch_stats"],
+        optimizer=rest["optimizer"],
+        average=rest["live"] and network,
+        memory=rest["memory"],
     )
     record = saved.record
-    return Progress(epoch=saved.epoch, kept=record["kept"], seconds=record["seconds"], state=state)
+    name, attack_steps = record["defense"]
+    return Progress(
+        epoch=saved.epoch,
+        kept=record["kept"],
+        seconds=record["seconds"],
+        state=state,
+        defense=(name, attack_steps),
+        passes=record["passes"],
+        retreats=tuple(record["retreats"]),
+        health=Health(*record["health"]),
+    )
 
 
 def save(setup: Setup, progress: Progress, workdir: Path) -> None:
     """Writes a checkpoint."""
-    state = progress.state
-    params = jax.device_get(state.params)
-    if progress.kept and params["masks"]:
-        weights = sparse.pack(setup.dense, params["weights"], params["masks"])
-        params = {"weights": weights, "masks": {}}
-    network = {**params, "batch_stats": state.batch_stats}
+    network = jax.device_get(progress.state.network)
+    if progress.kept and network["masks"]:
+        weights = sparse.pack(setup.dense, network["weights"], network["masks"])
+        network = {**network, "weights": weights, "masks": {}}
     record = {
         "config": dataclasses.asdict(setup.config),
         "identity": configs.identity(setup.config),
@@ -107,9 +152,31 @@ def save(setup: Setup, progress: Progress, workdir: Path) -> None:
         "image_shape": list(setup.dataset.image_shape),
         "kept": progress.kept,
         "seconds": progress.seconds,
+        "defense": list(progress.defense),
+        "passes": progress.passes,
+        "retreats": list(progress.retreats),
+        "health": list(progress.health),
     }
-    training = {"step": state.step, "optimizer": state.optimizer}
+    training = _besides(progress.state)
     checkpoint.save(workdir / "checkpoints", progress.epoch, network, training, record)
+
+
+def _besides(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds besides the network that is put to use: None is nothing."""
+    live = {"weights": state.params["weights"], "batch_stats": state.batch_stats}
+    return {
+        "step": state.step,
+        "optimizer": state.optimizer,
+        "live": None if state.average is None else live,
+        "memory": state.memory,
+    }
+
+
+def memory_of(setup: Setup, defense: defenses.Defense, key: jax.Array) -> Any:
+    """What a defence remembers of every training image before its first step."""
+    # A number that no step has, so that no other draw has this key.
+    own = jax.random.fold_in(key, 2**32 - 1)
+    return defense.memory(own, len(setup.dataset.train), setup.dataset.image_shape)
 
 
 def architecture_now(setup: Setup, kept: dict[str, int]) -> Architecture:

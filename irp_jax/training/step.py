@@ -12,11 +12,12 @@ import optax
 from jax.sharding import Mesh
 
 from irp_jax import parallel
-from irp_jax.attacks import FastAttack, Threat, fgsm
+from irp_jax.attacks import Threat
 from irp_jax.data.augment import Augmentation, augment, to_float
 from irp_jax.models import Architecture
 from irp_jax.pruning import cost, masks
-from irp_jax.training.losses import cross_entropy
+from irp_jax.training import average, overfitting
+from irp_jax.training.defenses import Defense, recall
 
 Metrics = dict[str, jax.Array]
 
@@ -31,12 +32,22 @@ class TrainState:
         params: {"weights": parameter tree of the network, "masks": mask name -> logits}.
         batch_stats: running statistics of the network's norms.
         optimizer: state of the optax optimiser.
+        average: {"weights", "batch_stats"}, their moving average; None where none is kept.
+        memory: what the defence remembers of every training image; None where that is nothing.
     """
 
     step: jax.Array | np.ndarray
     params: dict[str, Any]
     batch_stats: Any
     optimizer: Any
+    average: Any = None
+    memory: Any = None
+
+    @property
+    def network(self) -> dict[str, Any]:
+        """{"weights", "masks", "batch_stats"} of the network that is put to use."""
+        live = {"weights": self.params["weights"], "batch_stats": self.batch_stats}
+        return {**(self.average or live), "masks": self.params["masks"]}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,17 +58,21 @@ class Recipe:
         architecture: of the network being trained, as it is now.
         cost_kind: which cost the reported ratio is of.
         threat: what the network is hardened against.
-        attack: the one-step attack that makes the training images.
+        defense: what it is shown, and what is minimised there.
         augmentation: applied before the attack.
         label_smoothing: probability mass taken from the label, in [0, 1).
+        ema: decay of the moving average, in [0, 1), where the state keeps one.
+        guarded: whether the network is probed for catastrophic overfitting after the last step.
     """
 
     architecture: Architecture
     cost_kind: cost.Kind
     threat: Threat
-    attack: FastAttack
+    defense: Defense
     augmentation: Augmentation
     label_smoothing: float
+    ema: float = 0.0
+    guarded: bool = False
 
 
 def train_step(
@@ -68,6 +83,7 @@ def train_step(
     state: TrainState,
     images: jax.Array,
     labels: jax.Array,
+    indices: jax.Array,
 ) -> tuple[TrainState, Metrics]:
     """Attack through the masked network, then one descent step on weights and masks together.
 
@@ -79,45 +95,63 @@ def train_step(
         state: before the step.
         images: (N, H, W, C) uint8.
         labels: (N,) int32.
+        indices: (N,) int32, where in the data set they are; no image twice.
 
     Returns:
-        The state after it, and scalars: loss, FGSM accuracy on this batch, cost ratio.
+        The state after it, and scalars: loss, accuracy on the adversarial images of this batch
+        ("train_accuracy", whatever the attack), cost ratio.
     """
     # A step's keys depend on the run's and its number alone, so a resumed run repeats itself.
     augment_key, attack_key = jax.random.split(jax.random.fold_in(key, state.step))
     images = to_float(augment(augment_key, images, recipe.augmentation))
+    # Cutout moves no pixel, and what is remembered behind the square shall not be lost.
+    moving = dataclasses.replace(recipe.augmentation, cutout=0)
+    seen, store = recall(state.memory, indices, lambda x: augment(augment_key, x, moving))
 
     def masked(params):
         return masks.apply(recipe.architecture, params["weights"], masks.gates(params["masks"]))
 
     weights = masked(state.params)
-    adversarial = fgsm(
+    perturbed = recipe.defense.perturb(
         lambda x: network(weights, state.batch_stats, x, train=True)[0],
         images,
         labels,
         recipe.threat,
-        key=attack_key,
-        attack=recipe.attack,
+        attack_key,
+        seen,
     )
 
     def loss_fn(params):
-        logits, batch_stats = network(masked(params), state.batch_stats, adversarial, train=True)
-        return cross_entropy(logits, labels, recipe.label_smoothing), (logits, batch_stats)
+        weights = masked(params)
 
-    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-        state.params
-    )
+        def forward(x):
+            return network(weights, state.batch_stats, x, train=True)
+
+        return recipe.defense.loss(
+            forward, images, labels, perturbed, smoothing=recipe.label_smoothing
+        )
+
+    (loss, trained), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     kept = masks.kept(masks.gates(params["masks"]))
     metrics = {
         "loss": loss,
-        "fgsm_accuracy": jnp.mean(logits.argmax(-1) == labels, dtype=jnp.float32),
+        "train_accuracy": jnp.mean(trained.logits.argmax(-1) == labels, dtype=jnp.float32),
         "cost_ratio": jnp.asarray(
             cost.ratio(recipe.architecture, recipe.cost_kind, kept), jnp.float32
         ),
     }
-    return TrainState(state.step + 1, params, batch_stats, optimizer_state), metrics
+    latest = {"weights": params["weights"], "batch_stats": trained.batch_stats}
+    after = TrainState(
+        step=state.step + 1,
+        params=params,
+        batch_stats=trained.batch_stats,
+        optimizer=optimizer_state,
+        average=average.follow(state.average, latest, state.step, recipe.ema),
+        memory=store(perturbed.memory),
+    )
+    return after, metrics
 
 
 def compile_steps(
@@ -131,8 +165,10 @@ def compile_steps(
 
     Returns:
         (state, key, images (M, H, W, C) uint8, labels (M,) int32, batches (steps, N) int32 indices)
-        -> (state, metrics of each step, every leaf (steps,)). The state given is donated. The key
-        is an argument, not a constant, so that runs of other seeds find the program compiled.
+        -> (state, metrics of each step, every leaf (steps,)); where `recipe.guarded`, with
+        "probe_pgd" (1,), `overfitting.probe` on images of the last batch. The state given is
+        donated. The key is an argument, not a constant, so that runs of other seeds find the
+        program compiled.
     """
     step = functools.partial(train_step, recipe, network, optimizer)
     split, whole = parallel.batch(mesh), parallel.replicated(mesh)
@@ -142,8 +178,33 @@ def compile_steps(
     def steps(state, key, images, labels, batches):
         def body(state, batch):
             batch = jax.lax.with_sharding_constraint(batch, split)
-            return step(key, state, images[batch], labels[batch])
+            return step(key, state, images[batch], labels[batch], batch)
 
-        return jax.lax.scan(body, state, batches)
+        state, metrics = jax.lax.scan(body, state, batches)
+        if recipe.guarded:
+            some = batches[-1, : overfitting.images_of(batches.shape[1], mesh.size)]
+            some = jax.lax.with_sharding_constraint(some, split)
+            pgd = _probe(recipe, network, key, state, to_float(images[some]), labels[some])
+            metrics["probe_pgd"] = pgd[None]
+        return state, metrics
 
     return steps
+
+
+def _probe(
+    recipe: Recipe,
+    network: Callable,
+    key: jax.Array,
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+) -> jax.Array:
+    """`overfitting.probe` of the network as it learns, not of its average; in inference mode."""
+    gates = masks.gates(state.params["masks"])
+    weights = masks.apply(recipe.architecture, state.params["weights"], gates)
+
+    def logits_fn(x):
+        return network(weights, state.batch_stats, x, train=False)[0]
+
+    own = jax.random.fold_in(jax.random.fold_in(key, state.step), 2**32 - 1)
+    return overfitting.probe(logits_fn, images, labels, recipe.threat, own)

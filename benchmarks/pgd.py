@@ -1,0 +1,258 @@
+"""PGD with restarts here and in foolbox (JAX), torchattacks and cleverhans (PyTorch).
+
+    pip install foolbox torchattacks cleverhans
+    python -m benchmarks.pgd --checkpoints=runs/a,runs/b
+    python -m benchmarks.pgd --checkpoints=runs/a --costs --out=results/bench_pgd_costs.json
+
+The same weights, images, radius, step length and number of cores. Each side is used as its
+documentation has it: foolbox repeats the whole batch, torchattacks drops what has fallen after a
+restart, and so does the loop that cleverhans leaves to its users. JAX's sides share the devices.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from jax.tree_util import Partial
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import side_by_side
+from benchmarks.side_by_side import Found, Side, Subject
+from irp_jax import attacks, files, parallel
+from irp_jax.cli.run import main, parse, publishable
+from irp_jax.errors import UserError
+
+RIVALS = ("foolbox", "torchattacks", "cleverhans")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Compare PGD with other libraries' on networks trained here."""
+
+    checkpoints: str
+    """Runs, separated by commas; residual networks only."""
+    steps: int = 50
+    """Of each restart."""
+    restarts: int = 10
+    """Independent runs for each image."""
+    images: int | None = None
+    """How many; test images first, then training images. Default: the test split."""
+    epsilon: float | None = None
+    """L-inf radius. Default: what each network was trained for."""
+    batch_size: int = 256
+    """Images attacked at once, on all sides."""
+    slices: int = 2
+    """How many parts the images are attacked in, the sides taking turns."""
+    costs: bool = False
+    """Vary images, steps and restarts one at a time instead, on the first network."""
+    data_dir: str | None = None
+    """Where the data set lies."""
+    out: str = "results/bench_pgd.json"
+    """Where the figures go."""
+
+
+def bench(arguments: list[str]) -> None:
+    """Attacks every network by every library, prints a table, and writes it."""
+    options = parse(Options, arguments, "python -m benchmarks.pgd")
+    for name in ("steps", "restarts", "images", "batch_size", "slices"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    missing = [name for name in RIVALS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"not installed: pip install {' '.join(missing)}")
+    torch.set_num_threads(parallel.cores())
+    console = Console(highlight=False, soft_wrap=True)
+    commit = files.commit()
+    common = {
+        "environment": side_by_side.environment(),
+        "command": publishable("python -m benchmarks.pgd", arguments),
+        "commit": commit,
+        "batch_size": options.batch_size,
+    }
+    if options.costs:
+        subject = _load(options, options.checkpoints.split(",")[0], console)
+        costs = _costs(options, subject, console)
+        files.write_json(Path(options.out), {"costs": costs, "network": subject.name} | common)
+        console.print(f"written to {options.out}")
+        return
+    rows: list[dict[str, Any]] = []
+    for checkpoint in options.checkpoints.split(","):
+        subject = _load(options, checkpoint, console)
+        sides = _sides(options, subject)
+        rows.append(side_by_side.compare(subject, sides, options.slices, console.print))
+        show(rows, options, console)
+        settings = {"steps": options.steps, "restarts": options.restarts}
+        files.write_json(Path(options.out), {"networks": rows} | settings | common)
+    console.print(f"written to {options.out}")
+
+
+def _load(options: Options, checkpoint: str, console: Console) -> Subject:
+    return side_by_side.load(
+        checkpoint, images=options.images, epsilon=options.epsilon, data_dir=options.data_dir,
+        say=console.print,
+    )  # fmt: skip
+
+
+def _sides(options: Options, subject: Subject) -> Mapping[str, Side]:
+    listed = [attacks.Pgd(gradient_steps=options.steps, restarts=options.restarts)]
+    twin = side_by_side.twin(subject)
+    rivals = {
+        "foolbox": _foolbox(options, subject),
+        "torchattacks": _torchattacks(options, subject, twin),
+        "cleverhans": _cleverhans(options, subject, twin),
+    }
+    ours = functools.partial(side_by_side.assess, subject, listed, options.batch_size)
+    return {"irp_jax": ours} | {
+        name: functools.partial(_in_batches, attack, options.batch_size)
+        for name, attack in rivals.items()
+    }
+
+
+Attack = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Images (B, H, W, C) and labels (B,) -> (B,) bool: which still stand."""
+
+
+def _in_batches(attack: Attack, size: int, images: np.ndarray, labels: np.ndarray) -> Found:
+    began = time.perf_counter()
+    standing = 0
+    for first in range(0, len(images), size):
+        part = slice(first, first + size)
+        standing += int(attack(images[part], labels[part]).sum())
+    seconds = time.perf_counter() - began
+    return Found(
+        images=len(images), standing={"pgd": standing}, seconds={"pgd": seconds}, total=seconds
+    )
+
+
+def _foolbox(options: Options, subject: Subject) -> Attack:
+    import foolbox
+
+    devices = parallel.mesh(parallel.usable_devices(options.batch_size))
+    variables = jax.device_put(subject.net.variables, parallel.replicated(devices))
+    network = jax.jit(Partial(subject.net.apply, variables))
+    model = foolbox.JAXModel(network, bounds=(0, 1), data_format="channels_last")
+    attack = foolbox.attacks.LinfPGD(
+        abs_stepsize=subject.epsilon * attacks.STEP_RATIO, steps=options.steps, random_start=True
+    ).repeat(options.restarts)
+
+    def run(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        spread = parallel.batch(devices) if len(images) % devices.size == 0 else None
+        x, y = jax.device_put((images, labels), spread)
+        _, _, fallen = attack(model, x, y, epsilons=subject.epsilon)
+        return ~np.asarray(fallen)
+
+    return run
+
+
+def _torchattacks(options: Options, subject: Subject, twin: torch.nn.Module) -> Attack:
+    import torchattacks
+
+    step = subject.epsilon * attacks.STEP_RATIO
+    runs = [
+        torchattacks.PGD(twin, eps=subject.epsilon, alpha=step, steps=options.steps)
+        for _ in range(options.restarts)
+    ]
+    attack = torchattacks.MultiAttack(runs) if len(runs) > 1 else runs[0]
+
+    def run(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        x, y = side_by_side.tensors(images, labels)
+        torch.manual_seed(0)
+        with torch.no_grad():
+            right = twin(x).argmax(1) == y
+        found = attack(x[right], y[right])
+        with torch.no_grad():
+            right[right.clone()] = twin(found).argmax(1) == y[right]
+        return right.numpy()
+
+    return run
+
+
+def _cleverhans(options: Options, subject: Subject, twin: torch.nn.Module) -> Attack:
+    from cleverhans.torch.attacks.projected_gradient_descent import projected_gradient_descent
+
+    step = subject.epsilon * attacks.STEP_RATIO
+
+    def run(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        x, y = side_by_side.tensors(images, labels)
+        with torch.no_grad():
+            right = twin(x).argmax(1) == y
+        torch.manual_seed(0)
+        for _ in range(options.restarts):
+            if not right.any():
+                break
+            found = projected_gradient_descent(
+                twin, x[right], subject.epsilon, step, options.steps, np.inf,
+                clip_min=0.0, clip_max=1.0, y=y[right], sanity_checks=False,
+            )  # fmt: skip
+            with torch.no_grad():
+                right[right.clone()] = twin(found).argmax(1) == y[right]
+        return right.numpy()
+
+    return run
+
+
+BASE = {"images": 256, "steps": 20, "restarts": 2}
+VARIED = {
+    "images": (64, 128, 256, 512, 1024),
+    "steps": (5, 10, 20, 40, 80),
+    "restarts": (1, 2, 4, 8),
+}
+
+
+def _costs(options: Options, subject: Subject, console: Console) -> list[dict[str, Any]]:
+    """Seconds of each side as one number varies and the others stay at `BASE`."""
+    found = []
+    for varied, values in VARIED.items():
+        for value in values:
+            settings = BASE | {varied: value}
+            count = settings["images"]
+            some = dataclasses.replace(
+                subject, images=subject.images[:count], labels=subject.labels[:count]
+            )
+            if len(some.images) < count:
+                continue
+            sides = _sides(
+                dataclasses.replace(
+                    options, steps=settings["steps"], restarts=settings["restarts"]
+                ),
+                some,
+            )
+            for name, side in sides.items():
+                if name in ("irp_jax", "foolbox"):
+                    side(some.images, some.labels)  # compiles
+                result = side(some.images, some.labels)
+                console.print(f"{varied} {value}: {name} {result.total:.1f} s")
+                found.append(
+                    {"varied": varied, "value": value, "side": name, "seconds": result.total}
+                    | settings
+                )  # fmt: skip
+    return found
+
+
+def show(rows: list[dict[str, Any]], options: Options, console: Console) -> None:
+    """A line for each side on each network."""
+    title = f"PGD-{options.steps} with {options.restarts} restarts, L-inf"
+    table = Table(title=title)
+    for name in ("network", "library", "accuracy", "s", "x slower"):
+        table.add_column(name, justify="left" if name in ("network", "library") else "right")
+    for row in rows:
+        for name in ("irp_jax", *RIVALS):
+            seconds = row[name]["total"]
+            table.add_row(
+                row["checkpoint"], name, f"{row[name]['accuracy']['pgd']:.2%}", f"{seconds:.1f}",
+                f"{seconds / row['irp_jax']['total']:.2f}",
+            )  # fmt: skip
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main(bench)

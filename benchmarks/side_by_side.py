@@ -1,0 +1,211 @@
+"""One trained network attacked by several programs in turn: the same weights, images and radius."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import torch
+from jax.tree_util import Partial
+
+from benchmarks import torch_resnet
+from irp_jax import attacks, data, models, network, parallel
+from irp_jax.errors import UserError
+
+AGREEMENT = 1e-4
+"""Largest difference of logits that still counts as the same network."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Subject:
+    """A network, what it is attacked on, and how far.
+
+    Attributes:
+        name: of the run.
+        net: the network.
+        images: (N, H, W, C) float32 in [0, 1].
+        labels: (N,) int32.
+        epsilon: L-inf radius.
+    """
+
+    name: str
+    net: network.Network
+    images: np.ndarray
+    labels: np.ndarray
+    epsilon: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Found:
+    """What one side made of one slice of the images.
+
+    Attributes:
+        images: how many there were.
+        standing: attack name -> how many still stood after it.
+        seconds: attack name -> wall time.
+        total: wall time of everything.
+    """
+
+    images: int
+    standing: dict[str, int]
+    seconds: dict[str, float]
+    total: float
+
+
+Side = Callable[[np.ndarray, np.ndarray], Found]
+"""Attacks (N, H, W, C) images with (N,) labels."""
+
+
+def load(
+    checkpoint: str,
+    *,
+    images: int | None,
+    epsilon: float | None,
+    data_dir: str | None,
+    say: Callable[[str], None],
+) -> Subject:
+    """A run of bin/train with its data.
+
+    Args:
+        checkpoint: the run's folder.
+        images: how many; test images first, then training images. None: the test split.
+        epsilon: L-inf radius; None: what the network was trained for.
+        data_dir: where the data set lies.
+        say: told of damaged checkpoints.
+    """
+    net = network.load(checkpoint, say)
+    held = data.load(
+        net.config.dataset, data_dir=data_dir or net.config.data_dir, validation_fraction=0.0
+    )
+    pixels = np.concatenate([held.test.images, held.train.images])
+    labels = np.concatenate([held.test.labels, held.train.labels])
+    count = len(held.test.images) if images is None else images
+    if count > len(pixels):
+        raise UserError(f"--images={count}: {net.config.dataset} has {len(pixels)}")
+    return Subject(
+        name=Path(checkpoint).name,
+        net=net,
+        images=pixels[:count].astype(np.float32) / np.float32(255),
+        labels=labels[:count].astype(np.int32),
+        epsilon=net.config.epsilon if epsilon is None else epsilon,
+    )
+
+
+def twin(subject: Subject, *, masked: bool = False) -> torch.nn.Module:
+    """The network in PyTorch, images (N, C, H, W); it is made sure that it has the same logits.
+
+    Args:
+        subject: of a residual network.
+        masked: whether as tools that only mask leave it: the arrays of the dense network, with
+            zeros for the channels that are gone.
+    """
+    net = subject.net
+    model = models.build(net.config.model, len(net.class_names), net.config.width)
+    if not isinstance(model, models.ResNet):
+        raise UserError(f"there is no PyTorch twin of {net.config.model}: choose a resnet")
+    variables = jax.device_get(net.variables)
+    if masked:
+        image = jax.ShapeDtypeStruct((1, *net.image_shape), np.float32)
+        init = functools.partial(model.init, train=False)
+        dense = jax.eval_shape(init, jax.random.key(0), image)
+        variables = jax.tree.map(_fill, variables, dense)
+    other = torch_resnet.build(
+        model.blocks, model.widths, variables["params"], statistics=variables["batch_stats"]
+    )
+    some = subject.images[:256]
+    apart = float(np.abs(torch_resnet.logits(other, some) - logits(subject, some)).max())
+    if apart > AGREEMENT:
+        raise UserError(f"the PyTorch copy of {subject.name} differs by {apart:.2g} in its logits")
+    return torch_resnet.Contiguous(other).eval()
+
+
+def _fill(array: np.ndarray, dense: jax.ShapeDtypeStruct) -> np.ndarray:
+    """The array in the dense shape, zeros behind: channels that nothing reads and nothing fills."""
+    more = [(0, full - left) for full, left in zip(dense.shape, array.shape, strict=True)]
+    return np.pad(array, more)
+
+
+def tensors(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images (N, H, W, C) and labels as the twin takes them: (N, C, H, W) in that order, int64."""
+    pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64))
+
+
+def logits(subject: Subject, images: np.ndarray) -> np.ndarray:
+    """(N, K), by the network as it is here."""
+    ours = Partial(subject.net.apply, subject.net.variables)
+    return attacks.predict(ours, images, batch_size=min(256, len(images)))
+
+
+def assess(
+    subject: Subject,
+    listed: Sequence[attacks.Attack],
+    batch_size: int,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    look_first: bool = False,
+) -> Found:
+    """The side of this package."""
+    began = time.perf_counter()
+    batch_size = min(batch_size, len(images))
+    devices = parallel.mesh(parallel.usable_devices(batch_size))
+    net = subject.net
+    report = attacks.assess(
+        Partial(net.apply, jax.device_put(net.variables, parallel.replicated(devices))),
+        images, labels, listed, threat=attacks.linf(subject.epsilon), batch_size=batch_size,
+        mesh=devices, look_first=look_first,
+    )  # fmt: skip
+    standing = {name: round(share * len(images)) for name, share in report.accuracy.items()}
+    return Found(
+        images=len(images), standing=standing, seconds=dict(report.seconds),
+        total=time.perf_counter() - began,
+    )  # fmt: skip
+
+
+def compare(
+    subject: Subject, sides: Mapping[str, Side], slices: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Cuts the images into slices; on each, the sides take turns.
+
+    The order is turned around from slice to slice, so that a machine whose speed drifts favours
+    nobody. The first slice pays for compilation, where there is any.
+    """
+    found: dict[str, list[Found]] = {name: [] for name in sides}
+    for number, part in enumerate(np.array_split(np.arange(len(subject.images)), slices)):
+        turn = list(sides)
+        for name in turn if number % 2 == 0 else reversed(turn):
+            say(f"{subject.name}: slice {number + 1} of {slices}, {len(part)} images, {name}")
+            found[name].append(sides[name](subject.images[part], subject.labels[part]))
+    config = subject.net.config
+    right = logits(subject, subject.images).argmax(-1) == subject.labels
+    return {
+        "checkpoint": subject.name,
+        "model": config.model,
+        "dataset": config.dataset,
+        "defense": config.defense,
+        "macs_ratio": subject.net.cost["macs_ratio"],
+        "images": len(subject.images),
+        "epsilon": subject.epsilon,
+        "natural": float(right.mean()),
+    } | {name: _sum(parts) for name, parts in found.items()}
+
+
+def _sum(slices: list[Found]) -> dict[str, Any]:
+    images = sum(found.images for found in slices)
+    names = slices[0].standing
+    return {
+        "accuracy": {n: sum(found.standing[n] for found in slices) / images for n in names},
+        "seconds": {n: sum(found.seconds[n] for found in slices) for n in names},
+        "total": sum(found.total for found in slices),
+        "slices": [found.total for found in slices],
+    }
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the versions, PyTorch's too."""
+    return parallel.describe() | {"torch": torch.__version__, "threads": torch.get_num_threads()}

@@ -1,0 +1,77 @@
+"""Climbing a loss on a batch as a whole, as attacks inside a training step do.
+
+The attacks of `irp_jax.attacks` take images one by one. A network in training mode normalises over
+its batch, so here the network sees all of it; starts, steps and projections stay each image's own.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from irp_jax.attacks import LogitsFn, Threat, cross_entropy, project, random_start, steepest
+
+
+def starts(threat: Threat, key: jax.Array, images: jax.Array) -> jax.Array:
+    """Points drawn uniformly from the ball around each image, clipped to the pixel box.
+
+    Args:
+        threat: the ball.
+        key: image i draws from `fold_in(key, i)`, as in `attacks.fgsm`.
+        images: (N, H, W, C) float32 in [0, 1].
+
+    Returns:
+        (N, H, W, C) float32 in [0, 1].
+    """
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(images.shape[0]))
+    return jax.vmap(random_start, (None, 0, 0))(threat, keys, images)
+
+
+def input_gradient(logits_fn: LogitsFn, images: jax.Array, labels: jax.Array) -> jax.Array:
+    """Gradient of the summed cross-entropy in the images, (N, H, W, C).
+
+    Through the statistics of the batch an image's gradient depends a little on the other images.
+    """
+
+    def total(images: jax.Array) -> jax.Array:
+        return jnp.sum(jax.vmap(cross_entropy)(logits_fn(images), labels))
+
+    return jax.grad(total)(images)
+
+
+def step(
+    threat: Threat, current: jax.Array, images: jax.Array, gradient: jax.Array, length: float
+) -> jax.Array:
+    """One step of steepest ascent, brought back into the ball and the pixel box.
+
+    Args:
+        threat: the ball.
+        current: (N, H, W, C), where the step starts.
+        images: (N, H, W, C), the centres of the balls.
+        gradient: (N, H, W, C), of what is climbed.
+        length: of the step, in units of epsilon.
+    """
+    directions = jax.vmap(steepest, (None, 0))(threat, gradient)
+    ahead = current + length * threat.epsilon * directions
+    return jax.vmap(project, (None, 0, 0))(threat, ahead, images)
+
+
+def ascend(
+    gradient: Callable[[jax.Array], jax.Array],
+    threat: Threat,
+    start: jax.Array,
+    images: jax.Array,
+    *,
+    steps: int,
+    length: float,
+) -> jax.Array:
+    """Many steps, each along the gradient where it stands; see `step` for the arguments.
+
+    Args:
+        gradient: (N, H, W, C) images -> gradient of what is climbed, same shape.
+    """
+
+    def body(_: jax.Array, current: jax.Array) -> jax.Array:
+        return step(threat, current, images, gradient(current), length)
+
+    return jax.lax.fori_loop(0, steps, body, start)

@@ -1,0 +1,275 @@
+"""The epochs of a run: train, freeze on the way, watch for overfitting, save."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from irp_jax import attacks, data, evaluation, files, parallel
+from irp_jax.config import Config
+from irp_jax.errors import UserError
+from irp_jax.models import Architecture
+from irp_jax.network import cost_report, deployed
+from irp_jax.training import defenses, overfitting, phases
+from irp_jax.training.overfitting import Health
+from irp_jax.training.phases import Plan
+from irp_jax.training.progress import Progress, Setup, architecture_now, save
+from irp_jax.training.reporter import Reporter
+from irp_jax.training.step import Metrics, Recipe, TrainState, compile_steps
+
+PROBE_IMAGES = 256
+"""Held-out images on which accuracies are followed during training."""
+
+
+def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -> Progress:
+    """All epochs that are left.
+
+    Args:
+        setup: of the run.
+        progress: where it stands.
+        workdir: where checkpoints and the log of epochs go.
+        reporter: is told how it goes.
+
+    Raises:
+        UserError: the loss is not finite any more.
+    """
+    config, plan, whole = setup.config, setup.plan, parallel.replicated(setup.mesh)
+    train_set = setup.dataset.train
+    images, labels = parallel.place((train_set.images, train_set.labels), whole)
+    probe_images, probe_labels = _probe_set(setup)
+    key = parallel.place(jax.random.key(config.seed), whole)
+    reporter.begin(config, plan, progress.epoch * plan.steps_per_epoch)
+    progress = dataclasses.replace(progress, state=parallel.place(progress.state, whole))
+    saved_at, saved_epoch, steps = time.monotonic(), progress.epoch, None
+    healthy = progress
+    while True:
+        if progress.epoch >= plan.freeze_epoch and not progress.kept:
+            frozen, kept = phases.freeze(config, plan, setup.dense, progress.state)
+            frozen = parallel.place(frozen, whole)
+            progress = dataclasses.replace(progress, kept=kept, state=frozen)
+            reporter.note(_frozen_note(setup, kept))
+            saved_at, saved_epoch, steps = -float("inf"), -1, None
+        if progress.epoch == plan.epochs:
+            break
+        architecture = architecture_now(setup, progress.kept)
+        if steps is None:
+            optimizer = phases.optimizer(config, plan, architecture, frozen=bool(progress.kept))
+            recipe = _recipe(setup, architecture, progress)
+            steps = compile_steps(recipe, setup.network, optimizer, setup.mesh)
+        if recipe.guarded and not progress.health.suspicious:
+            # The state sent is donated: to come back to it takes a copy. No defence that is gone
+            # on with remembers anything of the images.
+            copy = _copied(dataclasses.replace(progress.state, memory=None))
+            healthy = dataclasses.replace(progress, state=copy)
+
+        began = time.monotonic()
+        batches = _batches(config, plan, len(train_set), progress.epoch)
+        send = functools.partial(steps, key=key, images=images, labels=labels)
+        ratio = _ratio(setup, progress.kept)
+        trained = _epoch(send, progress.state, progress.health, batches, ratio, reporter)
+        seconds = time.monotonic() - began
+        if not np.isfinite(trained.metrics["loss"]).all():
+            raise UserError(
+                f"training diverged in epoch {progress.epoch + 1}: give a smaller --learning-rate "
+                f"than {config.learning_rate:g} (the checkpoints in {workdir} are from before)"
+            )
+        share = len(trained.metrics["loss"]) / plan.steps_per_epoch
+        progress = dataclasses.replace(
+            progress, epoch=progress.epoch + 1, seconds=progress.seconds + seconds,
+            state=trained.state, health=trained.health,
+            passes=progress.passes + share * recipe.defense.passes,
+        )  # fmt: skip
+        if trained.health.alarming:
+            progress, steps = _retreat(healthy, progress, reporter), None
+            files.truncate_log(workdir / "metrics.jsonl", progress.epoch)
+            reporter.back_to(progress.epoch * plan.steps_per_epoch)
+            continue
+        state = trained.state
+        accuracies = evaluation.probe(
+            setup.apply, deployed(architecture, state.network, state.network["batch_stats"]),
+            probe_images, probe_labels, attacks.linf(config.epsilon), key=key,
+        )  # fmt: skip
+        row = _row(setup, progress, trained.metrics, accuracies, seconds)
+        files.append_log(workdir / "metrics.jsonl", row)
+        reporter.epoch(row)
+        # Only what the guard would go back to is saved: a resumed run has to find it there.
+        due = time.monotonic() - saved_at > config.checkpoint_every
+        if due and progress.epoch < plan.epochs and not progress.health.suspicious:
+            save(setup, progress, workdir)
+            saved_at, saved_epoch = time.monotonic(), progress.epoch
+    if progress.epoch != saved_epoch:
+        save(setup, progress, workdir)
+    return progress
+
+
+@jax.jit
+def _copied(state: TrainState) -> TrainState:
+    return jax.tree.map(jnp.copy, state)
+
+
+def _retreat(healthy: Progress, now: Progress, reporter: Reporter) -> Progress:
+    """Where to go on after an alarm.
+
+    Args:
+        healthy: the last state above suspicion.
+        now: the run as it is, whose time and passes are spent all the same.
+        reporter: is told.
+
+    Returns:
+        `healthy` with a stronger defence.
+    """
+    rung = overfitting.stronger(*now.defense)
+    assert rung is not None, "a defence with nothing stronger is not guarded"
+    title = f"{rung[0]}, {rung[1]} steps" if rung[0] in ("pgd", "trades") else rung[0]
+    reporter.note(
+        f"catastrophic overfitting in epoch {now.epoch}: {now.health.trained:.1%} of the training "
+        f"images right under {now.defense[0]}, {now.health.pgd:.1%} under PGD; back to the end of "
+        f"epoch {healthy.epoch}, going on with {title}"
+    )
+    event = {
+        "epoch": now.epoch, "back_to": healthy.epoch, "trained": now.health.trained,
+        "pgd": now.health.pgd, "from": list(now.defense), "to": list(rung),
+    }  # fmt: skip
+    return dataclasses.replace(
+        healthy,
+        defense=rung,
+        seconds=now.seconds,
+        passes=now.passes,
+        retreats=(*now.retreats, event),
+    )
+
+
+class _Trained(NamedTuple):
+    """An epoch's outcome: metrics of all its steps, on the host, each leaf (steps,)."""
+
+    state: TrainState
+    metrics: Metrics
+    health: Health
+
+
+def _epoch(
+    send: Callable,
+    state: TrainState,
+    health: Health,
+    batches: np.ndarray,
+    ratio: float | None,
+    reporter: Reporter,
+) -> _Trained:
+    """One epoch, segment after segment; cut short by an alarm.
+
+    Args:
+        send: (state, batches of a segment) -> state, metrics.
+        state: before the epoch.
+        health: before the epoch.
+        batches: (segments, steps, N) int32.
+        ratio: what is left of the cost once masks are frozen.
+        reporter: told of each segment.
+    """
+    fetched: list[Metrics] = []
+    sent_at = time.monotonic()
+
+    def fetch(metrics: Metrics) -> None:
+        nonlocal sent_at, health
+        found = jax.device_get(metrics)
+        if ratio is not None:
+            found = {**found, "cost_ratio": np.full_like(found["cost_ratio"], ratio)}
+        fetched.append(found)
+        # What an alarm has been raised about stays as it was then.
+        if "probe_pgd" in found and not health.alarming:
+            health = health.after(
+                float(found["probe_pgd"][-1]), float(found["train_accuracy"].mean())
+            )
+        now = time.monotonic()
+        rate = batches.shape[1] * batches.shape[2] / (now - sent_at)
+        sent_at = now
+        latest = {name: float(values[-1]) for name, values in fetched[-1].items()}
+        reporter.progress(batches.shape[1], rate, latest)
+
+    pending = None
+    for segment in batches:
+        if health.alarming:
+            break
+        state, metrics = send(state, batches=segment)
+        if pending is not None:  # fetched one segment late: the device never waits for the host
+            fetch(pending)
+        pending = metrics
+    assert pending is not None
+    fetch(pending)
+    metrics = jax.tree.map(lambda *parts: np.concatenate(parts), *fetched)
+    return _Trained(state, metrics, health)
+
+
+def _recipe(setup: Setup, architecture: Architecture, progress: Progress) -> Recipe:
+    config = setup.config
+    augmentation = data.default_augmentation(config.dataset, setup.dataset.image_shape)
+    return Recipe(
+        architecture=architecture,
+        cost_kind="params" if config.cost == "params" else "macs",
+        threat=attacks.linf(config.epsilon),
+        defense=defenses.build(*progress.defense),
+        augmentation=dataclasses.replace(augmentation, cutout=config.cutout),
+        label_smoothing=config.label_smoothing,
+        ema=config.ema,
+        guarded=config.guard and overfitting.stronger(*progress.defense) is not None,
+    )
+
+
+def _batches(config: Config, plan: Plan, images: int, epoch: int) -> np.ndarray:
+    """The epoch's image indices, (segments, steps, batch) int32: a permutation by seed and epoch.
+
+    What does not fill a batch or a segment is left to other epochs.
+    """
+    order = np.random.default_rng((config.seed, epoch)).permutation(images).astype(np.int32)
+    used = order[: plan.steps_per_epoch * config.batch_size]
+    return used.reshape(plan.segments, -1, config.batch_size)
+
+
+def _probe_set(setup: Setup) -> Any:
+    """Held-out images, split over the devices; training images where none are held out."""
+    devices, held_out = setup.mesh.size, setup.dataset.validation
+    split = held_out if len(held_out) >= devices else setup.dataset.train
+    count = min(PROBE_IMAGES, len(split)) // devices * devices
+    # Evenly spaced, since a user's images may be sorted by class.
+    some = split.take(np.linspace(0, len(split) - 1, count).astype(np.int64))
+    return parallel.place((some.images, some.labels), parallel.batch(setup.mesh))
+
+
+def _row(
+    setup: Setup, progress: Progress, metrics: Metrics, probe: evaluation.Probe, seconds: float
+) -> dict[str, Any]:
+    """The epoch's line in metrics.jsonl."""
+    probed = {"probe_pgd": progress.health.pgd} if "probe_pgd" in metrics else {}
+    return {
+        "epoch": progress.epoch,
+        "defense": progress.defense[0],
+        "loss": float(metrics["loss"].mean()),
+        "train_accuracy": float(metrics["train_accuracy"].mean()),
+        "natural": float(probe.natural),
+        "fgsm": float(probe.fgsm),
+        "pgd": float(probe.pgd),
+        **probed,
+        "cost_ratio": float(metrics["cost_ratio"][-1]),
+        "frozen": bool(progress.kept),
+        "images_per_s": round(len(metrics["loss"]) * setup.config.batch_size / seconds, 1),
+        "seconds": round(progress.seconds, 2),
+    }
+
+
+def _ratio(setup: Setup, kept: dict[str, int]) -> float | None:
+    """What is left of the cost once masks are frozen."""
+    return cost_report(setup.dense, kept)[f"{setup.config.cost}_ratio"] if kept else None
+
+
+def _frozen_note(setup: Setup, kept: dict[str, int]) -> str:
+    report = cost_report(setup.dense, kept)
+    return (
+        f"masks frozen: {report['macs'] / 1e6:.2f}M of {report['dense_macs'] / 1e6:.2f}M MACs "
+        f"({report['macs_ratio']:.1%}), "
+        f"{report['params']:,} of {report['dense_params']:,} parameters"
+    )

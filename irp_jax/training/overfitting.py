@@ -1,0 +1,127 @@
+"""The guard against catastrophic overfitting: what it measures, what alarms it, what is stronger.
+
+Training on attacks of one step may learn to fool that step: within part of an epoch accuracy under
+it soars while accuracy under several steps goes to nothing (Wong, Rice & Kolter 2020, section 5.4;
+Andriushchenko & Flammarion 2020). So accuracy under several steps is measured on training images at
+the end of every compiled segment. When it has lost half of its best while accuracy under the attack
+trained on has not fallen, `epochs.train` goes back to the last state that was above suspicion, and
+on with a stronger defence.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from irp_jax.attacks import LogitsFn, Threat, cross_entropy
+from irp_jax.training.defenses.ascent import starts, step
+
+IMAGES = 64
+"""Images of a segment's last batch that are attacked: 3 % of the work of 50 steps of N-FGSM."""
+
+STEPS, LENGTH = 5, 0.5
+"""Gradient steps of the probe, and the length of each in units of epsilon."""
+
+ALARM, SUSPICION = 0.5, 0.75
+"""Shares of the best PGD accuracy, below which it counts as lost and as doubtful."""
+
+GAP = 0.12
+"""Nor is it either if less than this below the best: four standard deviations of such a share."""
+
+KEPT = 0.9
+"""A network that lost so much under the attack it trains on is losing ground, not cheating."""
+
+
+class Health(NamedTuple):
+    """What the guard remembers from segment to segment; accuracies in [0, 1].
+
+    Attributes:
+        last_pgd: of the segment before, since one probe alone may be chance; None at the beginning.
+        last_trained: accuracy under the attack trained on, likewise.
+        pgd, trained: means over the last two segments.
+        best_pgd: the highest `pgd` so far.
+        best_trained: `trained` at that time.
+    """
+
+    last_pgd: float | None = None
+    last_trained: float = 0.0
+    pgd: float = 0.0
+    trained: float = 0.0
+    best_pgd: float = 0.0
+    best_trained: float = 0.0
+
+    def after(self, pgd: float, trained: float) -> "Health":
+        """What is remembered after a segment with these accuracies."""
+        if self.last_pgd is None:
+            return Health(last_pgd=pgd, last_trained=trained)
+        mean = (self.last_pgd + pgd) / 2, (self.last_trained + trained) / 2
+        best = max((self.best_pgd, self.best_trained), mean)
+        return Health(pgd, trained, *mean, *best)
+
+    def _below(self, share: float) -> bool:
+        lost = self.pgd < share * self.best_pgd and self.best_pgd - self.pgd > GAP
+        return lost and self.trained > KEPT * self.best_trained
+
+    @property
+    def alarming(self) -> bool:
+        """Whether the network has come to fool the attack that it is trained on."""
+        return self._below(ALARM)
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether it may be about to: not a state to go back to."""
+        return self._below(SUSPICION)
+
+
+def images_of(batch: int, devices: int) -> int:
+    """How many images of a batch are probed: about `IMAGES`, split evenly over the devices."""
+    return min(max(IMAGES // devices, 1), batch // devices) * devices
+
+
+def probe(
+    logits_fn: LogitsFn, images: jax.Array, labels: jax.Array, threat: Threat, key: jax.Array
+) -> jax.Array:
+    """Accuracy under PGD, () float32: an image is lost if any point on the way fools the network.
+
+    Args:
+        logits_fn: the network in inference mode: images (N, H, W, C) -> logits (N, K).
+        images: (N, H, W, C) float32 in [0, 1].
+        labels: (N,) integer.
+        threat: the ball.
+        key: of the random start.
+    """
+
+    def look(current: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = logits_fn(current)
+        return jnp.sum(jax.vmap(cross_entropy)(logits, labels)), logits.argmax(-1) == labels
+
+    def ascend(_: jax.Array, so_far: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        current, standing = so_far
+        gradient, right = jax.grad(look, has_aux=True)(current)
+        return step(threat, current, images, gradient, LENGTH), standing & right
+
+    begin = starts(threat, key, images), jnp.ones(labels.shape, bool)
+    last, standing = jax.lax.fori_loop(0, STEPS, ascend, begin)
+    return jnp.mean(standing & look(last)[1], dtype=jnp.float32)
+
+
+def stronger(name: str, attack_steps: int) -> tuple[str, int] | None:
+    """What to go on with when a defence has failed.
+
+    N-FGSM after attacks that start closer to the image, for it costs the same; after everything
+    else of one step, three steps, which have to be fooled all at once; then ten.
+
+    Args:
+        name: of the defence.
+        attack_steps: its gradient steps, where it takes many.
+
+    Returns:
+        The name and steps of a stronger one; None where there is none, or no defence was wanted.
+    """
+    if name == "none":
+        return None
+    if name in ("fgsm", "fgsm-rs"):
+        return "n-fgsm", attack_steps
+    if name in ("pgd", "trades"):
+        return (name, 10) if attack_steps < 10 else None
+    return "pgd", 3

@@ -1,0 +1,85 @@
+"""A network, images and settings for the tests of defences and of what training carries along."""
+
+import types
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from pruning_nets import quick_jit
+
+from irp_jax import attacks, models, parallel
+from irp_jax.config import Config
+from irp_jax.data import Augmentation
+from irp_jax.models import Conv, Dense, Norm
+from irp_jax.network import inference
+from irp_jax.training import phases, progress
+from irp_jax.training.defenses import build
+from irp_jax.training.step import Recipe
+
+
+class Net(nn.Module):
+    """A convolution, a norm and a dense layer: all that a second derivative can go through."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.relu(Norm("a")(Conv(16, None, "a")(images), train))
+        return Dense(3, "a", None)(jnp.square(x).mean((1, 2)))
+
+
+NETWORK = models.forward(Net())
+DENSE = models.describe(Net(), (6, 6, 2))
+THREAT = attacks.linf(8 / 255)
+PIXELS = np.random.default_rng(0).integers(0, 256, (24, 6, 6, 2), dtype=np.uint8)
+IMAGES = PIXELS / np.float32(255)
+LABELS = (np.arange(24) % 3).astype(np.int32)
+KEY = jax.random.key(3)
+CONFIG = Config(budget="0.3", epochs=4, batch_size=8, learning_rate=0.05, ramp_stop=0.5)
+
+
+def initial():
+    """What `Net` starts from, on the host."""
+    init = quick_jit(lambda key: Net().init(key, jnp.zeros((1, 6, 6, 2)), train=False))
+    return jax.device_get(init(jax.random.key(0)))
+
+
+def forward(variables, weights=None):
+    weights = variables["params"] if weights is None else weights
+    return lambda x: NETWORK(weights, variables["batch_stats"], x, train=True)
+
+
+def logits(variables):
+    return lambda x: forward(variables)(x)[0]
+
+
+def perturb(defense, logits_fn, images=IMAGES, labels=LABELS, memory=None):
+    memory = memory or defense.memory(KEY, len(images), images.shape[1:])
+    rows = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), memory)
+    attack = quick_jit(lambda *args: defense.perturb(logits_fn, *args, THREAT, KEY, rows))
+    return jax.device_get(attack(images, labels))
+
+
+def recipe(name, architecture=DENSE):
+    return Recipe(
+        architecture=architecture, cost_kind="macs", threat=THREAT,
+        defense=build(name, attack_steps=2), label_smoothing=0.0, ema=0.9,
+        augmentation=Augmentation(crop_padding=1, flip=True, cutout=2),
+    )  # fmt: skip
+
+
+def make_setup(config, dataset=PIXELS):
+    return progress.Setup(
+        config=config,
+        plan=phases.plan(config, DENSE, len(dataset)),
+        dataset=types.SimpleNamespace(
+            train=dataset, image_shape=dataset.shape[1:], class_names=("a", "b", "c")
+        ),
+        dense=DENSE, network=NETWORK, apply=inference(NETWORK), mesh=parallel.mesh(2),
+    )  # fmt: skip
+
+
+def assert_equal(one, two):
+    assert jax.tree.structure(one) == jax.tree.structure(two)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)

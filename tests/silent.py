@@ -1,0 +1,27 @@
+"""A reporter that shows nothing and remembers."""
+
+
+class Silent:
+    """A reporter that remembers."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.rows: list[dict] = []
+
+    def note(self, message):
+        self.notes.append(message)
+
+    def begin(self, config, plan, done): ...
+
+    def progress(self, steps, images_per_s, metrics): ...
+
+    def back_to(self, done): ...
+
+    def epoch(self, row):
+        self.rows.append(row)
+
+    def attacking(self, name, standing): ...
+
+    def evaluating(self, done, total, standing): ...
+
+    def end(self, results): ...

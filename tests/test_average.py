@@ -1,0 +1,136 @@
+"""What training carries along or is told by options: averages, clipping, schedules."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from defense_nets import (
+    CONFIG,
+    DENSE,
+    PIXELS,
+    Net,
+    assert_equal,
+    initial,
+    make_setup,
+)
+
+from irp_jax import config as configs
+from irp_jax.errors import UserError
+from irp_jax.training import average, phases, progress
+from irp_jax.training.optimizer import SCHEDULES
+from irp_jax.training.step import TrainState
+
+SETTINGS = (("channel", 0.0), ("channel", 0.9), ("weight", 0.9))
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return initial()
+
+
+def test_the_average_follows_by_hand():
+    state, latest = {"w": jnp.array([0.0, 8.0])}, {"w": jnp.array([10.0, 8.0])}
+    first = average.follow(state, latest, jnp.int32(0), 0.5)
+    np.testing.assert_allclose(first["w"], [9.0, 8.0], rtol=1e-6)  # keeps 1 / 10
+    late = average.follow(first, latest, jnp.int32(1000), 0.75)
+    np.testing.assert_allclose(late["w"], [9.25, 8.0], rtol=1e-6)
+    assert average.follow(None, latest, jnp.int32(0), 0.5) is None
+
+
+def _distinct(state):
+    """A state in which no two arrays are equal, so that a mix-up shows."""
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        if leaf.dtype == np.int32:
+            return leaf
+        if leaf.dtype == np.int8:
+            return rng.integers(-127, 128, leaf.shape).astype(np.int8)
+        return rng.normal(size=leaf.shape).astype(leaf.dtype)
+
+    return jax.tree.map(draw, jax.device_get(state))
+
+
+@pytest.mark.parametrize(("regularity", "ema"), SETTINGS)
+def test_the_freeze_cuts_the_average_too_and_what_is_saved_comes_back(
+    regularity, ema, tmp_path, quick_compile
+):
+    config = dataclasses.replace(CONFIG, regularity=regularity, ema=ema, defense="fgsm-mep")
+    fixed = make_setup(config)
+    begun = progress.start(fixed, Net())
+    state = _distinct(begun.state)
+    frozen, kept = phases.freeze(config, fixed.plan, DENSE, state)
+    assert_equal(frozen.memory, state.memory)
+    used = frozen.network
+    shapes = [
+        [a.shape for a in jax.tree.leaves(t)] for t in (used["weights"], frozen.params["weights"])
+    ]
+    assert shapes[0] == shapes[1]
+    kernel = np.asarray(used["weights"]["Conv_0"]["kernel"])
+    source = (state.average or {"weights": state.params["weights"]})["weights"]["Conv_0"]["kernel"]
+    if regularity == "channel":
+        assert kernel.shape[-1] == kept["a"] < 16
+        assert {*map(tuple, kernel.reshape(18, -1).T)} < {*map(tuple, source.reshape(18, -1).T)}
+        stats = used["batch_stats"]["Norm_0"]["mean"]
+        assert set(stats) < set(
+            (state.average or {"batch_stats": state.batch_stats})["batch_stats"]["Norm_0"]["mean"]
+        )
+    else:
+        hidden = np.asarray(frozen.params["masks"]["Conv_0"]) < 0
+        assert hidden.any()
+        np.testing.assert_array_equal(kernel, np.where(hidden, 0, source))
+
+    progress.save(fixed, dataclasses.replace(begun, epoch=2, kept=kept, state=frozen), tmp_path)
+    resumed = progress.resume(fixed, tmp_path, print)
+    assert_equal(resumed.state, frozen)
+
+
+def test_without_options_a_state_holds_no_more_than_it_did(variables):
+    plan = phases.plan(CONFIG, DENSE, len(PIXELS))
+    state = phases.initial_state(CONFIG, plan, DENSE, variables)
+    assert isinstance(state, TrainState)
+    assert (state.average, state.memory) == (None, None)
+    assert state.network["weights"] is state.params["weights"]
+
+
+def test_a_gradient_longer_than_the_clip_is_shortened_and_no_other(variables, quick_compile):
+    config = dataclasses.replace(CONFIG, clip=2.0, weight_decay=0.0, method="magnitude")
+    config = dataclasses.replace(config, schedule="cosine", learning_rate=0.5)
+    plan = phases.plan(config, DENSE, len(PIXELS))
+    state = phases.initial_state(config, plan, DENSE, variables)
+    optimizer = phases.optimizer(config, plan, DENSE, frozen=False)
+    for size, expected in ((1.0, None), (1e3, 2.0)):
+        gradients = optax.tree_utils.tree_ones_like(state.params)
+        scale = size / optax.tree_utils.tree_norm(gradients)
+        gradients = optax.tree_utils.tree_scale(scale, gradients)
+        updates, _ = optimizer.update(gradients, state.optimizer, state.params)
+        length = optax.tree_utils.tree_norm(updates["weights"])
+        assert length == pytest.approx(0.5 * (expected or size), rel=1e-5)
+
+
+def test_schedules_at_known_steps():
+    cyclic, cosine, piecewise = (SCHEDULES[n](0.2, 100) for n in ("cyclic", "cosine", "piecewise"))
+    assert [cyclic(s) for s in (0, 40, 70, 100)] == pytest.approx([0, 0.2, 0.1, 0], abs=1e-6)
+    assert [cosine(s) for s in (0, 50, 100)] == pytest.approx([0.2, 0.1, 0], abs=1e-6)
+    assert [piecewise(s) for s in (0, 49, 50, 74, 75, 99)] == pytest.approx(
+        [0.2, 0.2, 0.02, 0.02, 0.002, 0.002]
+    )
+    assert np.isfinite([SCHEDULES[n](0.2, 1)(0) for n in SCHEDULES]).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"defense": "trade"}, "trades"),
+        ({"attack_steps": 0}, "--attack-steps must be at least 1"),
+        ({"ema": 1.0}, r"--ema must be in \[0, 1\)"),
+        ({"clip": -1.0}, "--clip must be 0 or more"),
+        ({"schedule": "cosin"}, "cosine"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        configs.check(dataclasses.replace(CONFIG, **change))

@@ -1,0 +1,277 @@
+"""The baselines: one keep rate, the narrow start, the largest units, whole runs."""
+
+import dataclasses
+import functools
+import math
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from baseline_nets import SHAPE, Net, described, random_weights, variables
+from pruning_nets import quick_jit
+from scipy import stats
+
+from irp_jax import checkpoint, evaluation, models, network
+from irp_jax import config as configs
+from irp_jax.config import Config
+from irp_jax.errors import UserError
+from irp_jax.pruning import cost, magnitude, masks, uniform
+from irp_jax.training import loop, phases
+from irp_jax.training.optimizer import one_cycle, restarted
+
+
+def begun(config, net, seed=0):
+    """The dense architecture, the plan for 96 images and the state before the first step."""
+    dense = described(net)
+    plan = phases.plan(config, dense, 96)
+    state = quick_jit(functools.partial(phases.initial_state, config, plan, dense))
+    return dense, plan, state(variables(net, seed))
+
+
+# ---- one rate for all --------------------------------------------------------------------------
+
+
+def test_the_largest_common_factor_within_the_budget_counted_by_hand():
+    dense = described(Net())
+    # c channels twice: 9 * 64 * c to read the image, 9 * 64 * c * c, and 3 * c for the logits.
+    # 41,496 with 8, 51,867 with 9, 156,720 with 16.
+    for limit, channels in ((41_496, 8), (51_866, 8), (51_867, 9), (156_720, 16), (1_155, 1)):
+        assert uniform.kept(dense, "channel", "macs", limit) == {"a": channels, "b": channels}
+
+
+@pytest.mark.parametrize("kind", ["macs", "params"])
+@pytest.mark.parametrize("budget", [0.05, 0.31, 0.9])
+def test_no_larger_factor_fits_and_none_is_skipped(kind, budget):
+    dense = described(Net(a=10, b=24))
+    limit = math.floor(budget * getattr(cost.total(dense), kind))
+    # Counts change where a size times the factor is a half.
+    halves = {(j + 0.5) / size + 1e-9 for size in (10, 24) for j in range(size)}
+    counts = [{"a": max(1, round(10 * f)), "b": max(1, round(24 * f))} for f in {0.0, *halves}]
+    fitting = [c for c in counts if getattr(cost.total(dense, c), kind) <= limit]
+    best = max(fitting, key=lambda c: getattr(cost.total(dense, c), kind))
+    assert uniform.kept(dense, "channel", kind, limit) == best
+
+
+def test_the_narrowed_network_is_the_one_that_is_built_narrow():
+    dense = models.describe(models.build("resnet8", 10), SHAPE)
+    kept = uniform.kept(dense, "channel", "macs", cost.total(dense).macs // 5)
+    factor = kept["stage3"] / 64
+    narrow = models.describe(models.build("resnet8", 10, factor), SHAPE)
+    assert kept == dict(narrow.groups)
+    assert cost.total(dense, kept) == cost.total(narrow)
+
+
+@pytest.mark.parametrize("kind", ["macs", "params"])
+def test_weights_are_fine_enough_to_spend_the_budget(kind):
+    dense = described(Net(a=12, b=30))
+    limit = getattr(cost.total(dense), kind) // 4
+    kept = uniform.kept(dense, "weight", kind, limit)
+    spent = getattr(cost.total(dense, kept), kind)
+    assert 0.99 * limit <= spent <= limit
+    rates = [kept[layer.name] / layer.weights for layer in masks.maskable(dense)]
+    assert max(rates) - min(rates) <= 1 / 100
+
+
+# ---- width scaling -----------------------------------------------------------------------------
+
+
+def test_the_cut_start_is_a_draw_from_the_narrow_networks_distribution():
+    wide, config = Net(64, 96, classes=40), Config(method="width", budget="0.2", batch_size=32)
+    dense, plan, state = begun(config, wide)
+    assert state.params["masks"] == {} and plan.freeze_epoch == 0
+    frozen, kept = phases.freeze(config, plan, dense, state)
+    assert 0.95 * plan.limit <= cost.total(dense, kept).macs <= plan.limit
+    narrow = variables(Net(kept["a"], kept["b"], classes=40), seed=1)["params"]
+    found = frozen.params["weights"]
+    assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, narrow)
+    for name in ("first", "second", "classifier"):
+        ours, theirs = (np.ravel(tree[name]["kernel"]) for tree in (found, narrow))
+        assert np.std(ours) == pytest.approx(np.std(theirs), rel=0.12)
+        assert stats.ks_2samp(ours, theirs).pvalue > 0.05
+        uncut = np.ravel(variables(wide)["params"][name]["kernel"])
+        assert name == "first" or stats.ks_2samp(uncut, theirs).pvalue < 1e-3
+    assert np.all(found["norm2"]["scale"] == 1) and np.all(found["norm2"]["bias"] == 0)
+
+
+# ---- magnitude ---------------------------------------------------------------------------------
+
+
+def test_norms_take_all_layers_that_write_a_channel():
+    dense, weights = described(Net(4, 3, skip=True)), random_weights(Net(4, 3, skip=True), 0)
+    kernels = magnitude.kernels(dense, weights)
+    assert set(kernels) == {"first", "third", "second"}
+    found = magnitude.norms(dense, kernels, "channel")
+    first, third, second = (weights[n]["kernel"] for n in ("first", "third", "second"))
+    for c in range(4):
+        square = np.sum(first[:, :, :, c] ** 2) + np.sum(third[:, :, :, c] ** 2)
+        assert found["a"][c] == pytest.approx(math.sqrt(square), rel=1e-5)
+    for c in range(3):
+        assert found["b"][c] == pytest.approx(np.linalg.norm(second[:, :, :, c]), rel=1e-5)
+    single = magnitude.norms(dense, kernels, "weight")
+    np.testing.assert_array_equal(single["third"], np.abs(third))
+
+
+def test_the_largest_stay_and_of_equals_the_first():
+    scores = {"x": jnp.array([0.5, 2.0, 2.0, 1.0]), "y": jnp.array([[0.0, 3.0], [1.0, 0.0]])}
+    found = magnitude.largest(scores, {"x": 1, "y": 3})
+    assert found["x"].tolist() == [-1, 1, -1, -1]
+    assert found["y"].tolist() == [[1, 1], [1, -1]]
+
+
+@pytest.mark.parametrize("regularity", ["channel", "weight"])
+@pytest.mark.parametrize("method", ["magnitude", "admm"])
+def test_the_weakest_go_at_one_rate_and_the_rest_is_untouched(method, regularity):
+    net = Net(a=8, b=16)
+    config = Config(method=method, regularity=regularity, budget="0.3", batch_size=32, epochs=6)
+    dense, plan, state = begun(config, net)
+    weights = random_weights(net, 1)
+    state = dataclasses.replace(state, params={"weights": weights, "masks": {}})
+    frozen, kept = phases.freeze(config, plan, dense, state)
+    assert kept == uniform.kept(dense, regularity, "macs", plan.limit)
+    left = frozen.params["weights"]
+    if regularity == "channel":
+        a, b = (
+            np.sort(np.argsort(-np.sqrt(np.sum(weights[n]["kernel"] ** 2, (0, 1, 2))))[:count])
+            for n, count in (("first", kept["a"]), ("second", kept["b"]))
+        )
+        assert len(a) < 8 and len(b) / 16 == pytest.approx(len(a) / 8, abs=0.07)
+        np.testing.assert_array_equal(
+            left["second"]["kernel"], weights["second"]["kernel"][:, :, a][..., b]
+        )
+        np.testing.assert_array_equal(
+            left["classifier"]["kernel"], weights["classifier"]["kernel"][b]
+        )
+    else:
+        for name in ("first", "second"):
+            size = np.abs(weights[name]["kernel"])
+            stays = size >= np.sort(size, axis=None)[-kept[name]]
+            expected = np.where(stays, weights[name]["kernel"], 0.0)
+            np.testing.assert_array_equal(left[name]["kernel"], expected)
+            np.testing.assert_array_equal(frozen.params["masks"][name] > 0, stays)
+    optimizer = phases.optimizer(config, plan, dense, frozen=True)
+    fresh = jax.eval_shape(optimizer.init, frozen.params)
+    assert jax.tree.structure(frozen.optimizer) == jax.tree.structure(fresh)
+
+
+# ---- stages ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "stages", "freeze"),
+    [
+        ({"method": "priced"}, (0,), 2),
+        ({"method": "width"}, (0,), 0),
+        ({"method": "magnitude"}, (0, 3), 3),
+        ({"method": "magnitude", "pretraining": 0.99}, (0, 8), 8),
+        ({"method": "admm"}, (0, 3, 6), 6),
+        ({"method": "admm", "pretraining": 0.01, "admm_stage": 0.01}, (0, 1, 2), 2),
+        ({"method": "admm", "pretraining": 0.98, "admm_stage": 0.01}, (0, 7, 8), 8),
+    ],
+)
+def test_stages_have_an_epoch_each_at_least(change, stages, freeze):
+    config = Config(budget="0.3", epochs=9, batch_size=32, **change)
+    configs.check(config)
+    plan = phases.plan(config, described(Net()), 96)
+    assert (plan.stages, plan.freeze_epoch) == (stages, freeze)
+
+
+def test_the_learning_rate_starts_anew_with_each_stage():
+    whole, alone = restarted(one_cycle, 0.2, [0], 50), one_cycle(0.2, 50)
+    assert [float(whole(s)) for s in range(50)] == [float(alone(s)) for s in range(50)]
+    rate = restarted(one_cycle, 0.2, [0, 10, 30], 40, later=0.5)
+    values = [float(rate(s)) for s in range(41)]
+    assert [values[0], values[10], values[30]] == [0, 0, 0]
+    assert values[4] == pytest.approx(0.2)
+    assert values[18] == pytest.approx(0.1)
+    assert values[34] == pytest.approx(0.1)
+    assert max(values) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "width", "regularity": "weight"}, "--regularity=channel"),
+        ({"method": "admm", "epochs": 2}, "at least 3"),
+        ({"method": "magnitude", "epochs": 1}, "at least 2"),
+        ({"method": "admm", "pretraining": 0.7}, "below 1"),
+        ({"method": "magnitude", "pretraining": 1.0}, "below 1"),
+        ({"admm_rho": 0.0}, "positive"),
+        ({"admm_updates": 0}, "at least 1"),
+        ({"restart_rate": -1.0}, "positive"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        configs.check(Config(**change))
+
+
+# ---- whole runs --------------------------------------------------------------------------------
+
+
+class Reporter:
+    """Says nothing; ends the run like a kill would at the end of the epoch given, before saving."""
+
+    def __init__(self, stop=None):
+        self.stop = stop
+
+    def epoch(self, row):
+        if row["epoch"] == self.stop:
+            raise KeyboardInterrupt
+
+    def __getattr__(self, name):
+        return lambda *arguments: None
+
+
+@pytest.fixture
+def quick_runs(monkeypatch, quick_compile):
+    """Runs of a tiny network that nobody attacks: the attacks would take most time to compile."""
+    report = mock.Mock(natural=0.5, robust=0.25)
+    monkeypatch.setitem(models.MODELS, "resnet8", lambda classes, scale: Net(8, 8, classes))
+    monkeypatch.setattr(evaluation, "probe", lambda *args, **kwargs: evaluation.Probe(0, 0, 0))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *args, **kwargs: report)
+
+
+def configured(folder, method, regularity):
+    return dataclasses.replace(
+        configs.suited("digits", Config(model="resnet8", budget="0.3", ema=0.9)),
+        method=method, regularity=regularity, epochs=6, batch_size=256, checkpoint_every=0.0,
+        admm_rho=0.1, admm_updates=3, defense="none", workdir=str(folder),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "regularity"),
+    [("width", "channel"), ("magnitude", "weight"), ("admm", "channel"), ("admm", "weight")],
+)
+def test_runs_are_on_budget_and_a_killed_one_ends_alike(quick_runs, tmp_path, method, regularity):
+    config = configured(tmp_path / "whole", method, regularity)
+    results = loop.run(config, Reporter(), "bin/train")
+    share, unused = results["cost"]["macs_ratio"], results["budget"]["unused"]
+    assert results["method"] == method
+    assert share <= 0.3
+    assert unused == pytest.approx(1 - share / 0.3, abs=1e-3)
+    assert unused < (0.25 if regularity == "channel" else 0.005)  # eight channels are coarse
+    pruned = {"width": 0, "magnitude": 2, "admm": 4}[method]
+    assert [row["frozen"] for row in results["history"]] == [e > pruned for e in range(1, 7)]
+    ratios = [row["cost_ratio"] for row in results["history"]]
+    assert ratios == pytest.approx([share if e > pruned else 1.0 for e in range(1, 7)])
+    loaded = network.load(config.workdir, print)
+    assert loaded.cost == results["cost"]
+    weights = jax.tree.leaves(loaded.variables["params"])
+    assert sum(np.count_nonzero(leaf) for leaf in weights) <= results["cost"]["params"]
+    if (method, regularity) != ("admm", "weight"):
+        return
+
+    killed = dataclasses.replace(config, workdir=str(tmp_path / "killed"))
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(killed, Reporter(stop=4), "bin/train")
+    # Within ADMM: after 15 steps, five an epoch; Z and U are of step 14, those of 18 to come.
+    saved = checkpoint.restore(tmp_path / "killed" / "checkpoints", None, print)
+    assert saved.epoch == 3
+    again = loop.run(killed, Reporter(), "bin/train")
+    assert [row["loss"] for row in again["history"]] == [row["loss"] for row in results["history"]]
+    ends = [checkpoint.restore(tmp_path / name / "checkpoints", None, print).network
+            for name in ("whole", "killed")]  # fmt: skip
+    assert checkpoint.digest(ends[0]) == checkpoint.digest(ends[1])
