@@ -14,7 +14,7 @@ from irp_jax.data import Augmentation
 from irp_jax.models import Conv, Dense, Norm
 from irp_jax.network import inference
 from irp_jax.training import phases, progress
-from irp_jax.training.defenses import build
+from irp_jax.training.defenses import Batch, Choice, build
 from irp_jax.training.step import Recipe
 
 
@@ -55,14 +55,14 @@ def logits(variables):
 def perturb(defense, logits_fn, images=IMAGES, labels=LABELS, memory=None):
     memory = memory or defense.memory(KEY, len(images), images.shape[1:])
     rows = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), memory)
-    attack = quick_jit(lambda *args: defense.perturb(logits_fn, *args, THREAT, KEY, rows))
+    attack = quick_jit(lambda x, y: defense.perturb(logits_fn, Batch(x, y, THREAT, KEY, rows)))
     return jax.device_get(attack(images, labels))
 
 
 def recipe(name, architecture=DENSE):
     return Recipe(
         architecture=architecture, cost_kind="macs", threat=THREAT,
-        defense=build(name, attack_steps=2), label_smoothing=0.0, ema=0.9,
+        defense=build(Choice(name, 2)), label_smoothing=0.0, ema=0.9,
         augmentation=Augmentation(crop_padding=1, flip=True, cutout=2),
     )  # fmt: skip
 

@@ -29,7 +29,7 @@ from pruning_nets import quick_jit
 
 from irp_jax import parallel
 from irp_jax.training import losses, phases, progress
-from irp_jax.training.defenses import DEFENSES, build
+from irp_jax.training.defenses import DEFENSES, Batch, Choice, build
 from irp_jax.training.defenses.gradalign import misalignment
 from irp_jax.training.overfitting import Health
 from irp_jax.training.step import compile_steps
@@ -71,7 +71,7 @@ def test_attacks_of_many_steps_find_worse_images_than_attacks_of_one(variables, 
 
 
 def test_pgd_steps_along_the_sign_over_the_batch_as_a_whole(variables):
-    begun, ended = (perturb(build("pgd", attack_steps=n), logits(variables)) for n in (6, 8))
+    begun, ended = (perturb(build(Choice("pgd", n)), logits(variables)) for n in (6, 8))
 
     @quick_jit
     @jax.grad
@@ -94,21 +94,22 @@ def test_attacks_of_one_step_are_those_they_are_built_on(perturbed):
 
 @pytest.mark.parametrize("name", DEFENSES)
 def test_passes_are_as_many_as_the_network_is_asked_for(name):
-    defense, calls = build(name, attack_steps=1), []  # of one step: a loop is traced once
+    defense, calls = build(Choice(name, 1)), []  # of one step: a loop is traced once
 
     def linear(images):
         calls.append(images)
         return images.reshape(len(images), -1)[:, :3], {}
 
     def step(images, labels, memory):
-        perturbed = defense.perturb(lambda x: linear(x)[0], images, labels, THREAT, KEY, memory)
-        return defense.loss(linear, images, labels, perturbed, smoothing=0.0)[0]
+        batch = Batch(images, labels, THREAT, KEY, memory)
+        perturbed = defense.perturb(lambda x: linear(x)[0], batch)
+        return defense.loss(linear, batch, perturbed)[0]
 
     memory = jax.tree.map(lambda m: m.astype(jnp.float32), defense.memory(KEY, 24, (6, 6, 2)))
     jax.eval_shape(step, IMAGES, LABELS, memory)
     # A gradient that is differentiated counts twice; TRADES asks once without going back.
     assert len(calls) == defense.passes + {"gradalign": -1, "trades": 1}.get(name, 0)
-    more = build(name, attack_steps=4).passes - defense.passes
+    more = build(Choice(name, 4)).passes - defense.passes
     assert more == (3 if name in ("pgd", "trades") else 0)
 
 
@@ -198,7 +199,8 @@ def test_losses_and_their_gradients_are_those_of_a_copy_in_pytorch(name, variabl
     @quick_jit
     @jax.value_and_grad
     def ours(weights):
-        return defense.loss(forward(variables, weights), IMAGES, LABELS, found, smoothing=0.1)[0]
+        batch = Batch(IMAGES, LABELS, THREAT, KEY, smoothing=0.1)
+        return defense.loss(forward(variables, weights), batch, found)[0]
 
     value, gradients = ours(variables["params"])
     expected, theirs = torch_loss(name, torch, variables, found)
@@ -213,7 +215,7 @@ def test_gradalign_s_second_derivative_by_finite_differences(variables, perturbe
     def term(weights):
         with_term, without = (
             dataclasses.replace(defense, weight=w).loss(
-                forward(variables, weights), IMAGES, LABELS, found, smoothing=0.0
+                forward(variables, weights), Batch(IMAGES, LABELS, THREAT, KEY), found
             )[0]
             for w in (1.0, 0.0)
         )
@@ -265,7 +267,7 @@ def test_training_compiles_once_repeats_itself_and_resumes(
     assert_equal(run(begun)[0], first)
 
     so_far = progress.Progress(
-        epoch=1, kept={}, seconds=1.0, state=first, defense=(name, 10), passes=2.0,
+        epoch=1, kept={}, seconds=1.0, state=first, defense=Choice(name, 10), passes=2.0, images=8,
         retreats=({"epoch": 1, "to": [name, 10]},), health=Health().after(0.25, 0.5),
     )  # fmt: skip
     progress.save(fixed, so_far, tmp_path)

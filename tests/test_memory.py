@@ -83,9 +83,10 @@ def test_a_remembered_perturbation_meets_the_pixels_it_was_made_for(variables):
     """In the training step itself: what memory and image have in common stays in its place."""
 
     class Spy(Mep):
-        def perturb(self, logits_fn, images, labels, threat, key, memory):
-            shown = jnp.rint(255 * images)
-            return Perturbed(images, images, Prior(shown, memory.start - shown))
+        def perturb(self, logits_fn, batch):
+            shown = jnp.rint(255 * batch.images)
+            missed = batch.memory.start - shown
+            return Perturbed(batch.images, batch.images, Prior(shown, missed))
 
     config = dataclasses.replace(CONFIG, method="paper")
     plan = phases.plan(config, DENSE, len(PIXELS))

@@ -14,7 +14,7 @@ from irp_jax import attacks, checkpoint
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.training import epochs, loop, overfitting
-from irp_jax.training.defenses import DEFENSES, Pgd
+from irp_jax.training.defenses import DEFENSES, Batch, Choice, Pgd
 from irp_jax.training.overfitting import Health
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -95,8 +95,8 @@ def test_it_is_suspicious_before_it_alarms():
 
 @pytest.mark.parametrize("name", sorted(DEFENSES))
 def test_there_is_an_end_to_getting_stronger(name):
-    rungs, rung = [], (name, 10)
-    while (rung := overfitting.stronger(*rung)) is not None:
+    rungs, rung = [], Choice(name, 10)
+    while (rung := rung.stronger) is not None:
         assert rung not in rungs
         rungs.append(rung)
     assert all(to in DEFENSES for to, _ in rungs)
@@ -107,7 +107,8 @@ def test_there_is_an_end_to_getting_stronger(name):
 def test_few_steps_reach_as_far_as_many():
     reach = {}
     for steps in (1, 2, 3, 5, 10, 20):
-        found = Pgd(steps=steps).perturb(steady, GREY, ZEROS, THREAT, jax.random.key(0), None)
+        batch = Batch(GREY, ZEROS, THREAT, jax.random.key(0))
+        found = Pgd(steps=steps).perturb(steady, batch)
         reach[steps] = float(jnp.abs(found.adversarial - GREY).mean() / THREAT.epsilon)
     assert min(reach.values()) > 0.85
 

@@ -7,10 +7,10 @@ the result is brought back into the ball. `FAST_ATTACKS` lists the published cho
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
+from irp_jax.attacks.batch import input_gradient, starts, step
 from irp_jax.attacks.losses import LogitsFn, Loss, cross_entropy
-from irp_jax.attacks.threat import Threat, clip_to_box, project, random_start, steepest
+from irp_jax.attacks.threat import Threat
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,22 +71,9 @@ def fgsm(
         (N, H, W, C) float32 in [0, 1], through which no gradient flows. No further than epsilon
         from `images` if `attack.project_ball`, else than (start_scale + step_scale) * epsilon.
     """
-    starts = images
+    begin = images
     if attack.start_scale > 0:
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(images.shape[0]))
-        starts = jax.vmap(random_start, (None, 0, 0, None))(
-            threat, keys, images, attack.start_scale
-        )
-
-    # The batch is differentiated as one, not image by image under vmap: a network in training mode
-    # normalises over the batch, and a batch of one would be a different network.
-    def total_loss(perturbed: jax.Array) -> jax.Array:
-        return jnp.sum(jax.vmap(loss)(logits_fn(perturbed), labels))
-
-    directions = jax.vmap(steepest, (None, 0))(threat, jax.grad(total_loss)(starts))
-    stepped = starts + attack.step_scale * threat.epsilon * directions
-    if attack.project_ball:
-        perturbed = jax.vmap(project, (None, 0, 0))(threat, stepped, images)
-    else:
-        perturbed = clip_to_box(stepped)
-    return jax.lax.stop_gradient(perturbed)
+        begin = starts(threat, key, images, attack.start_scale)
+    gradient = input_gradient(logits_fn, begin, labels, loss)
+    centres = images if attack.project_ball else None
+    return jax.lax.stop_gradient(step(threat, begin, centres, gradient, attack.step_scale))

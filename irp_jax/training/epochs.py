@@ -16,7 +16,7 @@ from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.models import Architecture
 from irp_jax.network import cost_report, deployed
-from irp_jax.training import defenses, overfitting, phases
+from irp_jax.training import defenses, phases
 from irp_jax.training.overfitting import Health
 from irp_jax.training.phases import Plan
 from irp_jax.training.progress import Progress, Setup, architecture_now, save
@@ -79,11 +79,12 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
                 f"training diverged in epoch {progress.epoch + 1}: give a smaller --learning-rate "
                 f"than {config.learning_rate:g} (the checkpoints in {workdir} are from before)"
             )
-        share = len(trained.metrics["loss"]) / plan.steps_per_epoch
+        taken = len(trained.metrics["loss"])
         progress = dataclasses.replace(
             progress, epoch=progress.epoch + 1, seconds=progress.seconds + seconds,
             state=trained.state, health=trained.health,
-            passes=progress.passes + share * recipe.defense.passes,
+            passes=progress.passes + taken / plan.steps_per_epoch * recipe.defense.passes,
+            images=progress.images + taken * config.batch_size,
         )  # fmt: skip
         if trained.health.alarming:
             progress, steps = _retreat(healthy, progress, reporter), None
@@ -124,13 +125,12 @@ def _retreat(healthy: Progress, now: Progress, reporter: Reporter) -> Progress:
     Returns:
         `healthy` with a stronger defence.
     """
-    rung = overfitting.stronger(*now.defense)
+    rung = now.defense.stronger
     assert rung is not None, "a defence with nothing stronger is not guarded"
-    title = f"{rung[0]}, {rung[1]} steps" if rung[0] in ("pgd", "trades") else rung[0]
     reporter.note(
         f"catastrophic overfitting in epoch {now.epoch}: {now.health.trained:.1%} of the training "
-        f"images right under {now.defense[0]}, {now.health.pgd:.1%} under PGD; back to the end of "
-        f"epoch {healthy.epoch}, going on with {title}"
+        f"images right under {now.defense}, {now.health.pgd:.1%} under PGD; back to the end of "
+        f"epoch {healthy.epoch}, going on with {rung}"
     )
     event = {
         "epoch": now.epoch, "back_to": healthy.epoch, "trained": now.health.trained,
@@ -141,6 +141,7 @@ def _retreat(healthy: Progress, now: Progress, reporter: Reporter) -> Progress:
         defense=rung,
         seconds=now.seconds,
         passes=now.passes,
+        images=now.images,
         retreats=(*now.retreats, event),
     )
 
@@ -212,11 +213,11 @@ def _recipe(setup: Setup, architecture: Architecture, progress: Progress) -> Rec
         architecture=architecture,
         cost_kind="params" if config.cost == "params" else "macs",
         threat=attacks.linf(config.epsilon),
-        defense=defenses.build(*progress.defense),
+        defense=defenses.build(progress.defense),
         augmentation=dataclasses.replace(augmentation, cutout=config.cutout),
         label_smoothing=config.label_smoothing,
         ema=config.ema,
-        guarded=config.guard and overfitting.stronger(*progress.defense) is not None,
+        guarded=config.guard and progress.defense.stronger is not None,
     )
 
 
@@ -247,7 +248,7 @@ def _row(
     probed = {"probe_pgd": progress.health.pgd} if "probe_pgd" in metrics else {}
     return {
         "epoch": progress.epoch,
-        "defense": progress.defense[0],
+        "defense": progress.defense.name,
         "loss": float(metrics["loss"].mean()),
         "train_accuracy": float(metrics["train_accuracy"].mean()),
         "natural": float(probe.natural),

@@ -92,7 +92,6 @@ def _evaluate(setup: Setup, progress: Progress, reporter: Reporter) -> dict[str,
     seconds = time.monotonic() - began
     plan, left = setup.plan, cost_report(setup.dense, progress.kept)
     unused = round(1 - left[config.cost] / plan.limit, 6)
-    trained = plan.epochs * plan.steps_per_epoch * config.batch_size
     return {
         "model": config.model,
         "dataset": config.dataset,
@@ -103,11 +102,11 @@ def _evaluate(setup: Setup, progress: Progress, reporter: Reporter) -> dict[str,
         "accuracy": {"natural": report.natural, "pgd": report.robust},
         "attack": spec.describe() | {"images": len(test.images)},
         "epochs": plan.epochs,
-        "defense": progress.defense[0],
+        "defense": progress.defense.name,
         "passes_per_image": round(progress.passes, 3),
         "retreats": list(progress.retreats),
         "wall_time_s": round(progress.seconds + seconds, 1),
-        "images_per_s": round(trained / progress.seconds, 1),
+        "images_per_s": round(progress.images / progress.seconds, 1),
         "config": configs.identity(config),
         "kept": progress.kept,
     }

@@ -1,4 +1,4 @@
-"""The guard against catastrophic overfitting: what it measures, what alarms it, what is stronger.
+"""The guard against catastrophic overfitting: what it measures, and what alarms it.
 
 Training on attacks of one step may learn to fool that step: within part of an epoch accuracy under
 it soars while accuracy under several steps goes to nothing (Wong, Rice & Kolter 2020, section 5.4;
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from irp_jax.attacks import LogitsFn, Threat, cross_entropy
-from irp_jax.training.defenses.ascent import starts, step
+from irp_jax.attacks.batch import starts, step
 
 IMAGES = 64
 """Images of a segment's last batch that are attacked: 3 % of the work of 50 steps of N-FGSM."""
@@ -103,25 +103,3 @@ def probe(
     begin = starts(threat, key, images), jnp.ones(labels.shape, bool)
     last, standing = jax.lax.fori_loop(0, STEPS, ascend, begin)
     return jnp.mean(standing & look(last)[1], dtype=jnp.float32)
-
-
-def stronger(name: str, attack_steps: int) -> tuple[str, int] | None:
-    """What to go on with when a defence has failed.
-
-    N-FGSM after attacks that start closer to the image, for it costs the same; after everything
-    else of one step, three steps, which have to be fooled all at once; then ten.
-
-    Args:
-        name: of the defence.
-        attack_steps: its gradient steps, where it takes many.
-
-    Returns:
-        The name and steps of a stronger one; None where there is none, or no defence was wanted.
-    """
-    if name == "none":
-        return None
-    if name in ("fgsm", "fgsm-rs"):
-        return "n-fgsm", attack_steps
-    if name in ("pgd", "trades"):
-        return (name, 10) if attack_steps < 10 else None
-    return "pgd", 3

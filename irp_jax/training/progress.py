@@ -19,6 +19,7 @@ from irp_jax.models import Architecture
 from irp_jax.network import network_params
 from irp_jax.pruning import slim, sparse
 from irp_jax.training import defenses, phases
+from irp_jax.training.defenses import Choice
 from irp_jax.training.overfitting import Health
 from irp_jax.training.phases import Plan
 from irp_jax.training.step import TrainState
@@ -46,8 +47,10 @@ class Progress:
         kept: mask name -> units kept once masks are frozen, empty before.
         seconds: of training.
         state: to go on from.
-        defense: name of the defence in force, and its gradient steps where it takes many.
-        passes: forward and backward passes spent so far on each training image, in pairs.
+        defense: the one in force.
+        passes: forward and backward passes spent so far on each training image, in pairs; not
+            counting the guard's probes.
+        images: how often an image was trained on, in epochs that the guard undid as well.
         retreats: when the guard went back, and to which defence: what results.json says of it.
         health: what the guard remembers.
     """
@@ -56,39 +59,35 @@ class Progress:
     kept: dict[str, int]
     seconds: float
     state: TrainState
-    defense: tuple[str, int]
+    defense: Choice
     passes: float
+    images: int
     retreats: tuple[dict[str, Any], ...]
     health: Health
 
 
 def start(setup: Setup, model: Any) -> Progress:
     """The beginning of a run: the network initialised from its seed."""
+    wanted = Choice(setup.config.defense, setup.config.attack_steps)
 
     @jax.jit
     def init(key: jax.Array) -> TrainState:
         image = jnp.zeros((1, *setup.dataset.image_shape), jnp.float32)
         variables = model.init(key, image, train=False)
         state = phases.initial_state(setup.config, setup.plan, setup.dense, variables)
-        return dataclasses.replace(
-            state, memory=memory_of(setup, defenses.build(*wanted(setup.config)), key)
-        )
+        return dataclasses.replace(state, memory=memory_of(setup, defenses.build(wanted), key))
 
     return Progress(
         epoch=0,
         kept={},
         seconds=0.0,
         state=init(jax.random.key(setup.config.seed)),
-        defense=wanted(setup.config),
+        defense=wanted,
         passes=0.0,
+        images=0,
         retreats=(),
         health=Health(),
     )
-
-
-def wanted(config: Config) -> tuple[str, int]:
-    """The defence that was asked for."""
-    return config.defense, config.attack_steps
 
 
 def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
@@ -104,7 +103,7 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
         architecture = architecture_now(setup, record["kept"])
         network = network_params(setup.dense, network) | {"batch_stats": network["batch_stats"]}
         state = phases.example_state(setup.config, setup.plan, architecture, network, frozen)
-        defense = defenses.build(*record["defense"])
+        defense = defenses.build(Choice(*record["defense"]))
         memory = jax.eval_shape(lambda key: memory_of(setup, defense, key), jax.random.key(0))
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), memory)
         return _besides(dataclasses.replace(state, memory=zeros))
@@ -126,14 +125,14 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
         memory=rest["memory"],
     )
     record = saved.record
-    name, attack_steps = record["defense"]
     return Progress(
         epoch=saved.epoch,
         kept=record["kept"],
         seconds=record["seconds"],
         state=state,
-        defense=(name, attack_steps),
+        defense=Choice(*record["defense"]),
         passes=record["passes"],
+        images=record["images"],
         retreats=tuple(record["retreats"]),
         health=Health(*record["health"]),
     )
@@ -154,6 +153,7 @@ def save(setup: Setup, progress: Progress, workdir: Path) -> None:
         "seconds": progress.seconds,
         "defense": list(progress.defense),
         "passes": progress.passes,
+        "images": progress.images,
         "retreats": list(progress.retreats),
         "health": list(progress.health),
     }

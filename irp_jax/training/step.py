@@ -15,9 +15,10 @@ from irp_jax import parallel
 from irp_jax.attacks import Threat
 from irp_jax.data.augment import Augmentation, augment, to_float
 from irp_jax.models import Architecture
+from irp_jax.network import deployed, inference
 from irp_jax.pruning import cost, masks
 from irp_jax.training import average, overfitting
-from irp_jax.training.defenses import Defense, recall
+from irp_jax.training.defenses import Batch, Defense, recall
 
 Metrics = dict[str, jax.Array]
 
@@ -112,24 +113,16 @@ def train_step(
         return masks.apply(recipe.architecture, params["weights"], masks.gates(params["masks"]))
 
     weights = masked(state.params)
-    perturbed = recipe.defense.perturb(
-        lambda x: network(weights, state.batch_stats, x, train=True)[0],
-        images,
-        labels,
-        recipe.threat,
-        attack_key,
-        seen,
-    )
+    batch = Batch(images, labels, recipe.threat, attack_key, seen, recipe.label_smoothing)
+
+    def forward(weights, x):
+        return network(weights, state.batch_stats, x, train=True)
+
+    perturbed = recipe.defense.perturb(lambda x: forward(weights, x)[0], batch)
 
     def loss_fn(params):
         weights = masked(params)
-
-        def forward(x):
-            return network(weights, state.batch_stats, x, train=True)
-
-        return recipe.defense.loss(
-            forward, images, labels, perturbed, smoothing=recipe.label_smoothing
-        )
+        return recipe.defense.loss(functools.partial(forward, weights), batch, perturbed)
 
     (loss, trained), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
@@ -200,11 +193,7 @@ def _probe(
     labels: jax.Array,
 ) -> jax.Array:
     """`overfitting.probe` of the network as it learns, not of its average; in inference mode."""
-    gates = masks.gates(state.params["masks"])
-    weights = masks.apply(recipe.architecture, state.params["weights"], gates)
-
-    def logits_fn(x):
-        return network(weights, state.batch_stats, x, train=False)[0]
-
+    variables = deployed(recipe.architecture, state.params, state.batch_stats)
+    logits_fn = functools.partial(inference(network), variables)
     own = jax.random.fold_in(jax.random.fold_in(key, state.step), 2**32 - 1)
     return overfitting.probe(logits_fn, images, labels, recipe.threat, own)

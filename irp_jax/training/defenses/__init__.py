@@ -2,9 +2,10 @@
 
 import dataclasses
 
+from irp_jax.training.defenses.choice import Choice
 from irp_jax.training.defenses.clean import Clean
 from irp_jax.training.defenses.consistency import Consistency
-from irp_jax.training.defenses.defense import Defense, Forward, Perturbed, Trained
+from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
 from irp_jax.training.defenses.fast import Fast
 from irp_jax.training.defenses.gradalign import GradAlign
 from irp_jax.training.defenses.memory import recall
@@ -29,19 +30,18 @@ DEFENSES: dict[str, Defense] = {
 """By their names on the command line, each with its paper's settings."""
 
 
-def build(name: str, attack_steps: int) -> Defense:
-    """A defence by its name.
-
-    Args:
-        name: in `DEFENSES`.
-        attack_steps: gradient steps of those that take many.
-    """
-    defense = DEFENSES[name]
-    return dataclasses.replace(defense, steps=attack_steps) if isinstance(defense, Pgd) else defense
+def build(choice: Choice) -> Defense:
+    """The defence that was chosen."""
+    defense = DEFENSES[choice.name]
+    if isinstance(defense, Pgd | Trades):
+        return dataclasses.replace(defense, steps=choice.steps)
+    return defense
 
 
 __all__ = [
     "DEFENSES",
+    "Batch",
+    "Choice",
     "Clean",
     "Consistency",
     "Defense",

@@ -1,19 +1,17 @@
 """FGSM training with an attack's start and its end held to the same answer."""
 
 import dataclasses
-from typing import Any
 
 import jax
 
-from irp_jax.attacks import FAST_ATTACKS, LogitsFn, Threat
-from irp_jax.training.defenses.ascent import input_gradient, starts, step
-from irp_jax.training.defenses.clean import Clean
-from irp_jax.training.defenses.defense import Forward, Perturbed, Trained
+from irp_jax.attacks import FAST_ATTACKS, LogitsFn
+from irp_jax.attacks.batch import input_gradient, starts, step
+from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
 from irp_jax.training.losses import cross_entropy, squared_distance
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Consistency(Clean):
+class Consistency(Defense):
     """CE(FGSM-RS) + weight |f(end of the attack) - f(start of the attack)|^2.
 
     The regulariser of Jia et al. 2022 ("Prior-guided adversarial initialization for fast
@@ -33,33 +31,32 @@ class Consistency(Clean):
         """One for the attack, two to learn from its start and its end."""
         return 3.0
 
-    def perturb(
-        self,
-        logits_fn: LogitsFn,
-        images: jax.Array,
-        labels: jax.Array,
-        threat: Threat,
-        key: jax.Array,
-        memory: Any,
-    ) -> Perturbed:
+    def perturb(self, logits_fn: LogitsFn, batch: Batch) -> Perturbed:
         """FGSM-RS; the reference is its start."""
-        start = starts(threat, key, images)
-        gradient = input_gradient(logits_fn, start, labels)
+        start = starts(batch.threat, batch.key, batch.images)
+        gradient = input_gradient(logits_fn, start, batch.labels)
         length = FAST_ATTACKS["fgsm-rs"].step_scale
-        return Perturbed(step(threat, start, images, gradient, length), start)
+        return Perturbed(step(batch.threat, start, batch.images, gradient, length), start)
 
     def loss(
-        self,
-        forward: Forward,
-        images: jax.Array,
-        labels: jax.Array,
-        perturbed: Perturbed,
-        *,
-        smoothing: float,
+        self, forward: Forward, batch: Batch, perturbed: Perturbed
     ) -> tuple[jax.Array, Trained]:
         """See the class."""
-        start, _ = forward(perturbed.reference)
-        logits, batch_stats = forward(perturbed.adversarial)
-        apart = squared_distance(logits, start)
-        loss = cross_entropy(logits, labels, smoothing) + self.weight * apart
-        return loss, Trained(logits, batch_stats)
+        return consistent(forward, batch, perturbed, self.weight)
+
+
+def consistent(
+    forward: Forward, batch: Batch, perturbed: Perturbed, weight: float
+) -> tuple[jax.Array, Trained]:
+    """See `Consistency`: the loss, and what the network made of the batch.
+
+    Args:
+        forward, batch: as for `Defense.loss`.
+        perturbed: its reference is where the attack started.
+        weight: of the second term.
+    """
+    start, _ = forward(perturbed.reference)
+    logits, batch_stats = forward(perturbed.adversarial)
+    apart = squared_distance(logits, start)
+    loss = cross_entropy(logits, batch.labels, batch.smoothing) + weight * apart
+    return loss, Trained(logits, batch_stats)

@@ -1,15 +1,38 @@
 """What every defence has: a way to perturb a batch, and a loss to descend on what comes out."""
 
+import abc
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 
 from irp_jax.attacks import LogitsFn, Threat
+from irp_jax.training.losses import cross_entropy
 
 Forward = Callable[[jax.Array], tuple[jax.Array, Any]]
 """The network in training mode, weights given: images (N, H, W, C) -> logits (N, K), its new
 running statistics."""
+
+
+class Batch(NamedTuple):
+    """What a step learns from.
+
+    Attributes:
+        images: (N, H, W, C) float32 in [0, 1], augmented.
+        labels: (N,) int32.
+        threat: the ball to be robust in.
+        key: of this step.
+        memory: of these images: every leaf (N, H, W, C) float32, cropped and mirrored as they are.
+        smoothing: probability mass taken from the label, in [0, 1).
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    threat: Threat
+    key: jax.Array
+    memory: Any = None
+    smoothing: float = 0.0
 
 
 class Perturbed(NamedTuple):
@@ -38,22 +61,23 @@ class Trained(NamedTuple):
     batch_stats: Any
 
 
-class Defense(Protocol):
-    """How a network is hardened; a frozen dataclass, so that it can be compiled in.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Defense(abc.ABC):
+    """How a network is hardened; frozen, so that it can be compiled in.
 
     Attributes:
         name: what it is called on the command line.
-        passes: forward and backward passes per image and step, in pairs: what it costs.
     """
 
-    @property
-    def name(self) -> str: ...
+    name: str
 
     @property
-    def passes(self) -> float: ...
+    @abc.abstractmethod
+    def passes(self) -> float:
+        """Forward and backward passes per image and step, in pairs: what it costs."""
 
     def memory(self, key: jax.Array, count: int, shape: tuple[int, int, int]) -> Any:
-        """What is remembered of every training image at the start of a run, None for nothing.
+        """What is remembered of every training image at the start of a run; here, nothing.
 
         Args:
             key: of the run.
@@ -61,48 +85,30 @@ class Defense(Protocol):
             shape: (H, W, C) of an image.
 
         Returns:
-            A pytree of integer arrays (M, H, W, C), of dtypes as small as they can be.
+            A pytree of integer arrays (M, H, W, C), of dtypes as small as they can be, or None.
         """
-        ...
+        return None
 
-    def perturb(
-        self,
-        logits_fn: LogitsFn,
-        images: jax.Array,
-        labels: jax.Array,
-        threat: Threat,
-        key: jax.Array,
-        memory: Any,
-    ) -> Perturbed:
+    @abc.abstractmethod
+    def perturb(self, logits_fn: LogitsFn, batch: Batch) -> Perturbed:
         """Attacks a batch through the network as it is.
 
         Args:
             logits_fn: the network in training mode: images (N, H, W, C) -> logits (N, K). Its
                 norms see the batch as a whole.
-            images: (N, H, W, C) float32 in [0, 1], augmented.
-            labels: (N,) int32.
-            threat: the ball to be robust in.
-            key: of this step.
-            memory: of these images: every leaf (N, H, W, C) float32, cropped and mirrored as the
-                images are.
+            batch: to be attacked.
         """
-        ...
 
     def loss(
-        self,
-        forward: Forward,
-        images: jax.Array,
-        labels: jax.Array,
-        perturbed: Perturbed,
-        *,
-        smoothing: float,
+        self, forward: Forward, batch: Batch, perturbed: Perturbed
     ) -> tuple[jax.Array, Trained]:
-        """What is descended, () float32, and what the network made of the batch.
+        """What is descended, () float32, and what the network made of the batch; here,
+        cross-entropy on the adversarial images.
 
         Args:
             forward: the network, differentiable in its weights and masks.
-            images, labels: as for `perturb`.
-            perturbed: what it returned.
-            smoothing: probability mass taken from the label, in [0, 1).
+            batch: as given to `perturb`.
+            perturbed: what that returned.
         """
-        ...
+        logits, batch_stats = forward(perturbed.adversarial)
+        return cross_entropy(logits, batch.labels, batch.smoothing), Trained(logits, batch_stats)

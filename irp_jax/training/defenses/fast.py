@@ -1,17 +1,13 @@
 """Training on attacks of one gradient step."""
 
 import dataclasses
-from typing import Any
 
-import jax
-
-from irp_jax.attacks import FAST_ATTACKS, LogitsFn, Threat, fgsm
-from irp_jax.training.defenses.clean import Clean
-from irp_jax.training.defenses.defense import Perturbed
+from irp_jax.attacks import FAST_ATTACKS, LogitsFn, fgsm
+from irp_jax.training.defenses.defense import Batch, Defense, Perturbed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Fast(Clean):
+class Fast(Defense):
     """Cross-entropy on images one gradient step away.
 
     Attributes:
@@ -24,15 +20,8 @@ class Fast(Clean):
         """One for the attack, one to learn from it."""
         return 2.0
 
-    def perturb(
-        self,
-        logits_fn: LogitsFn,
-        images: jax.Array,
-        labels: jax.Array,
-        threat: Threat,
-        key: jax.Array,
-        memory: Any,
-    ) -> Perturbed:
+    def perturb(self, logits_fn: LogitsFn, batch: Batch) -> Perturbed:
         """See `Defense`."""
         attack = FAST_ATTACKS[self.name]
+        images, labels, threat, key, *_ = batch
         return Perturbed(fgsm(logits_fn, images, labels, threat, key=key, attack=attack))

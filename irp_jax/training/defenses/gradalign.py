@@ -1,20 +1,18 @@
 """FGSM training of a network whose input gradient is held steady over the ball."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from irp_jax.attacks import LogitsFn, Threat
-from irp_jax.training.defenses.ascent import input_gradient, starts, step
-from irp_jax.training.defenses.clean import Clean
-from irp_jax.training.defenses.defense import Forward, Perturbed, Trained
+from irp_jax.attacks import LogitsFn
+from irp_jax.attacks.batch import input_gradient, starts, step
+from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
 from irp_jax.training.losses import cross_entropy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GradAlign(Clean):
+class GradAlign(Defense):
     """CE(FGSM) + weight (1 - cos of the gradients at x and at a random neighbour).
 
     Andriushchenko & Flammarion 2020, section 5. A step of length epsilon finds the worst image of
@@ -34,36 +32,22 @@ class GradAlign(Clean):
         """One for the attack, one to learn from it, two for a gradient that is differentiated."""
         return 4.0
 
-    def perturb(
-        self,
-        logits_fn: LogitsFn,
-        images: jax.Array,
-        labels: jax.Array,
-        threat: Threat,
-        key: jax.Array,
-        memory: Any,
-    ) -> Perturbed:
+    def perturb(self, logits_fn: LogitsFn, batch: Batch) -> Perturbed:
         """FGSM without a random start; the reference is its gradient and a random neighbour."""
+        images, labels, threat, key, *_ = batch
         gradient = input_gradient(logits_fn, images, labels)
         adversarial = step(threat, images, images, gradient, 1.0)
         return Perturbed(adversarial, (gradient, starts(threat, key, images)))
 
     def loss(
-        self,
-        forward: Forward,
-        images: jax.Array,
-        labels: jax.Array,
-        perturbed: Perturbed,
-        *,
-        smoothing: float,
+        self, forward: Forward, batch: Batch, perturbed: Perturbed
     ) -> tuple[jax.Array, Trained]:
         """See the class."""
         gradient, neighbours = perturbed.reference
-        beside = input_gradient(lambda x: forward(x)[0], neighbours, labels)
+        beside = input_gradient(lambda x: forward(x)[0], neighbours, batch.labels)
         logits, batch_stats = forward(perturbed.adversarial)
-        loss = cross_entropy(logits, labels, smoothing) + self.weight * misalignment(
-            gradient, beside
-        )
+        entropy = cross_entropy(logits, batch.labels, batch.smoothing)
+        loss = entropy + self.weight * misalignment(gradient, beside)
         return loss, Trained(logits, batch_stats)
 
 

@@ -1,15 +1,15 @@
 """FGSM training whose attack on an image starts from what earlier attacks on it found."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from irp_jax.attacks import LogitsFn, Threat, clip_to_box
-from irp_jax.training.defenses.ascent import input_gradient, step
-from irp_jax.training.defenses.consistency import Consistency
-from irp_jax.training.defenses.defense import Perturbed
+from irp_jax.attacks import LogitsFn, clip_to_box
+from irp_jax.attacks.batch import input_gradient, step
+from irp_jax.training.defenses.consistency import consistent
+from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
 
 LEVELS = 127
 """A remembered perturbation is a whole number of steps of epsilon / LEVELS."""
@@ -32,7 +32,7 @@ class Prior(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Mep(Consistency):
+class Mep(Defense):
     """FGSM-MEP: the start is the momentum of earlier perturbations (Jia et al. 2022).
 
     With g the gradient at the start d, and m the momentum: the adversarial image is one step along
@@ -47,11 +47,18 @@ class Mep(Consistency):
     theirs the smoothed one (they train with 0.44 of label smoothing). For the L-inf ball.
 
     Attributes:
+        weight: of the distance between the answers at the start and the end of the attack.
         decay: of the momentum, in [0, 1): the paper's mu.
     """
 
     name: str = "fgsm-mep"
+    weight: float = 10.0
     decay: float = 0.3
+
+    @property
+    def passes(self) -> float:
+        """One for the attack, two to learn from its start and its end."""
+        return 3.0
 
     def memory(self, key: jax.Array, count: int, shape: tuple[int, int, int]) -> Prior:
         """See `Defense`: two bytes a pixel and channel, 307 MB for CIFAR-10."""
@@ -59,16 +66,9 @@ class Mep(Consistency):
         start = jnp.where(corners, jnp.int8(LEVELS), jnp.int8(-LEVELS))
         return Prior(start, jnp.zeros((count, *shape), jnp.int8))
 
-    def perturb(
-        self,
-        logits_fn: LogitsFn,
-        images: jax.Array,
-        labels: jax.Array,
-        threat: Threat,
-        key: jax.Array,
-        memory: Any,
-    ) -> Perturbed:
+    def perturb(self, logits_fn: LogitsFn, batch: Batch) -> Perturbed:
         """See `Defense`; the reference is the start."""
+        images, labels, threat, _, memory, _ = batch
         level = threat.epsilon / LEVELS
         start = clip_to_box(images + level * memory.start)
         gradient = input_gradient(logits_fn, start, labels)
@@ -79,3 +79,9 @@ class Mep(Consistency):
         roots = jnp.sign(momentum) * ROOTS * jnp.sqrt(jnp.abs(momentum))
         prior = Prior(jnp.rint(following / level), jnp.rint(jnp.clip(roots, -LEVELS, LEVELS)))
         return Perturbed(step(threat, start, images, gradient, 1.0), start, prior)
+
+    def loss(
+        self, forward: Forward, batch: Batch, perturbed: Perturbed
+    ) -> tuple[jax.Array, Trained]:
+        """See `consistent`."""
+        return consistent(forward, batch, perturbed, self.weight)

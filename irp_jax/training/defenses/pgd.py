@@ -1,14 +1,12 @@
 """Training on attacks of many gradient steps."""
 
 import dataclasses
-from typing import Any
 
 import jax
 
-from irp_jax.attacks import FAST_ATTACKS, STEP_RATIO, LogitsFn, Threat
-from irp_jax.training.defenses.ascent import ascend, input_gradient, starts
-from irp_jax.training.defenses.clean import Clean
-from irp_jax.training.defenses.defense import Perturbed
+from irp_jax.attacks import FAST_ATTACKS, STEP_RATIO, LogitsFn
+from irp_jax.attacks.batch import ascend, input_gradient, starts
+from irp_jax.training.defenses.defense import Batch, Defense, Perturbed
 
 
 def length(steps: int) -> float:
@@ -17,7 +15,7 @@ def length(steps: int) -> float:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pgd(Clean):
+class Pgd(Defense):
     """Cross-entropy on the last image of projected gradient ascent (Madry et al. 2018).
 
     The saddle point problem of their equation 2.1, its inner maximum sought as in section 2.1, from
@@ -35,16 +33,9 @@ class Pgd(Clean):
         """One a step, one to learn from it."""
         return self.steps + 1.0
 
-    def perturb(
-        self,
-        logits_fn: LogitsFn,
-        images: jax.Array,
-        labels: jax.Array,
-        threat: Threat,
-        key: jax.Array,
-        memory: Any,
-    ) -> Perturbed:
+    def perturb(self, logits_fn: LogitsFn, batch: Batch) -> Perturbed:
         """See `Defense`."""
+        images, labels, threat, key, *_ = batch
 
         def gradient(current: jax.Array) -> jax.Array:
             return input_gradient(logits_fn, current, labels)

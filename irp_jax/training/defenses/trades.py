@@ -1,19 +1,18 @@
 """Training on two terms: accuracy on the images, and the same answer all over the ball."""
 
 import dataclasses
-from typing import Any
 
 import jax
 
-from irp_jax.attacks import LogitsFn, Threat, clip_to_box
-from irp_jax.training.defenses.ascent import ascend
-from irp_jax.training.defenses.defense import Forward, Perturbed, Trained
-from irp_jax.training.defenses.pgd import Pgd, length
+from irp_jax.attacks import LogitsFn, clip_to_box
+from irp_jax.attacks.batch import ascend
+from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
+from irp_jax.training.defenses.pgd import length
 from irp_jax.training.losses import cross_entropy, divergence
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Trades(Pgd):
+class Trades(Defense):
     """CE(clean) + beta KL(clean || adversarial) (Zhang et al. 2019, algorithm 1).
 
     The attack climbs the same divergence. It starts beside the image, since at the image itself
@@ -21,11 +20,13 @@ class Trades(Pgd):
     here, as everywhere in training, the norms take the statistics of the batch.
 
     Attributes:
+        steps: gradient steps of the attack.
         beta: weight of the divergence: the paper's 1 / lambda, 6 on CIFAR-10.
         start_deviation: standard deviation of the start, in pixel units of [0, 1].
     """
 
     name: str = "trades"
+    steps: int = 10
     beta: float = 6.0
     start_deviation: float = 1e-3
 
@@ -34,40 +35,28 @@ class Trades(Pgd):
         """One a step, two to learn from both images."""
         return self.steps + 2.0
 
-    def perturb(
-        self,
-        logits_fn: LogitsFn,
-        images: jax.Array,
-        labels: jax.Array,
-        threat: Threat,
-        key: jax.Array,
-        memory: Any,
-    ) -> Perturbed:
+    def perturb(self, logits_fn: LogitsFn, batch: Batch) -> Perturbed:
         """See `Defense`."""
+        images = batch.images
         clean = logits_fn(images)
-        noise = jax.random.normal(key, images.shape, images.dtype)
+        noise = jax.random.normal(batch.key, images.shape, images.dtype)
 
         def total(current: jax.Array) -> jax.Array:
             return images.shape[0] * divergence(clean, logits_fn(current))
 
         start = clip_to_box(images + self.start_deviation * noise)
-        found = ascend(
-            jax.grad(total), threat, start, images, steps=self.steps, length=length(self.steps)
+        far = length(self.steps)
+        return Perturbed(
+            ascend(jax.grad(total), batch.threat, start, images, steps=self.steps, length=far)
         )
-        return Perturbed(found)
 
     def loss(
-        self,
-        forward: Forward,
-        images: jax.Array,
-        labels: jax.Array,
-        perturbed: Perturbed,
-        *,
-        smoothing: float,
+        self, forward: Forward, batch: Batch, perturbed: Perturbed
     ) -> tuple[jax.Array, Trained]:
         """Both terms; the running statistics follow clean and adversarial images alike."""
-        clean, clean_stats = forward(images)
+        clean, clean_stats = forward(batch.images)
         adversarial, adversarial_stats = forward(perturbed.adversarial)
-        loss = cross_entropy(clean, labels, smoothing) + self.beta * divergence(clean, adversarial)
+        entropy = cross_entropy(clean, batch.labels, batch.smoothing)
+        loss = entropy + self.beta * divergence(clean, adversarial)
         both = jax.tree.map(lambda a, b: 0.5 * (a + b), clean_stats, adversarial_stats)
         return loss, Trained(adversarial, both)

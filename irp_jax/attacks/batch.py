@@ -1,7 +1,8 @@
 """Climbing a loss on a batch as a whole, as attacks inside a training step do.
 
-The attacks of `irp_jax.attacks` take images one by one. A network in training mode normalises over
-its batch, so here the network sees all of it; starts, steps and projections stay each image's own.
+The other attacks take images one by one. A network in training mode normalises over its batch:
+image by image under vmap it would be a different network. So here it sees the batch as a whole;
+starts, steps and projections stay each image's own.
 """
 
 from collections.abc import Callable
@@ -9,50 +10,60 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from irp_jax.attacks import LogitsFn, Threat, cross_entropy, project, random_start, steepest
+from irp_jax.attacks.losses import LogitsFn, Loss, cross_entropy
+from irp_jax.attacks.threat import Threat, clip_to_box, project, random_start, steepest
 
 
-def starts(threat: Threat, key: jax.Array, images: jax.Array) -> jax.Array:
+def starts(threat: Threat, key: jax.Array, images: jax.Array, scale: float = 1.0) -> jax.Array:
     """Points drawn uniformly from the ball around each image, clipped to the pixel box.
 
     Args:
         threat: the ball.
-        key: image i draws from `fold_in(key, i)`, as in `attacks.fgsm`.
+        key: image i draws from `fold_in(key, i)`.
         images: (N, H, W, C) float32 in [0, 1].
+        scale: of the ball that is drawn from, in units of epsilon.
 
     Returns:
         (N, H, W, C) float32 in [0, 1].
     """
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(images.shape[0]))
-    return jax.vmap(random_start, (None, 0, 0))(threat, keys, images)
+    return jax.vmap(random_start, (None, 0, 0, None))(threat, keys, images, scale)
 
 
-def input_gradient(logits_fn: LogitsFn, images: jax.Array, labels: jax.Array) -> jax.Array:
-    """Gradient of the summed cross-entropy in the images, (N, H, W, C).
+def input_gradient(
+    logits_fn: LogitsFn, images: jax.Array, labels: jax.Array, loss: Loss = cross_entropy
+) -> jax.Array:
+    """Gradient of the summed loss in the images, (N, H, W, C).
 
     Through the statistics of the batch an image's gradient depends a little on the other images.
     """
 
     def total(images: jax.Array) -> jax.Array:
-        return jnp.sum(jax.vmap(cross_entropy)(logits_fn(images), labels))
+        return jnp.sum(jax.vmap(loss)(logits_fn(images), labels))
 
     return jax.grad(total)(images)
 
 
 def step(
-    threat: Threat, current: jax.Array, images: jax.Array, gradient: jax.Array, length: float
+    threat: Threat,
+    current: jax.Array,
+    images: jax.Array | None,
+    gradient: jax.Array,
+    length: float,
 ) -> jax.Array:
     """One step of steepest ascent, brought back into the ball and the pixel box.
 
     Args:
         threat: the ball.
         current: (N, H, W, C), where the step starts.
-        images: (N, H, W, C), the centres of the balls.
+        images: (N, H, W, C), the centres of the balls; None for a step that may leave its ball.
         gradient: (N, H, W, C), of what is climbed.
         length: of the step, in units of epsilon.
     """
     directions = jax.vmap(steepest, (None, 0))(threat, gradient)
     ahead = current + length * threat.epsilon * directions
+    if images is None:
+        return clip_to_box(ahead)
     return jax.vmap(project, (None, 0, 0))(threat, ahead, images)
 
 
