@@ -50,7 +50,7 @@ def save(folder: Path, epoch: int, network: Any, training: Any, record: dict[str
         folder: the run's checkpoint folder.
         epoch: epochs completed; later than those of all checkpoints there.
         network: {"weights", "batch_stats", "masks"}.
-        training: any pytree of arrays.
+        training: any pytree of arrays; None leaves the item out: a network that is trained.
         record: JSON-able.
 
     Raises:
@@ -58,18 +58,16 @@ def save(folder: Path, epoch: int, network: Any, training: Any, record: dict[str
     """
     network, training = jax.tree.map(np.asarray, (network, training))
     record = {**record, "sha256": {"network": digest(network), "training": digest(training)}}
+    items = {
+        "network": ocp.args.StandardSave(network),
+        "record": ocp.args.JsonSave(record),
+    }
+    if training is not None:
+        items["training"] = ocp.args.StandardSave(jax.tree.leaves(training))
     try:
         _check_space(folder, (network, training))
         with _manager(folder) as manager:
-            written = manager.save(
-                epoch,
-                force=True,
-                args=ocp.args.Composite(
-                    network=ocp.args.StandardSave(network),
-                    training=ocp.args.StandardSave(jax.tree.leaves(training)),
-                    record=ocp.args.JsonSave(record),
-                ),
-            )
+            written = manager.save(epoch, force=True, args=ocp.args.Composite(**items))
             manager.wait_until_finished()
             if not written:
                 raise OSError("it was refused")

@@ -293,7 +293,19 @@ def load(path: str) -> Config:
     """The `config` of a Python file in configs/, given by path or by name.
 
     Raises:
-        UserError: no such file, or it defines no `config`.
+        UserError: no such file, or it does not define one `config`.
+    """
+    found = load_all(path)
+    if len(found) > 1:
+        raise UserError(f"{path} defines {len(found)} runs: give it to bin/sweep")
+    return found[0]
+
+
+def load_all(path: str) -> list[Config]:
+    """The `config` of such a file, or its list of `configs`.
+
+    Raises:
+        UserError: no such file, or it defines neither.
     """
     import runpy
 
@@ -305,12 +317,16 @@ def load(path: str) -> Config:
     if not file.is_file():
         raise UserError(f"no file {path}: --config takes a path or one of {', '.join(options)}")
     try:
-        config = runpy.run_path(str(file)).get("config")
+        defined = runpy.run_path(str(file))
     except Exception as error:  # whatever the user's file raises
         raise UserError(f"{path} cannot be run ({type(error).__name__}: {error})") from error
-    if not isinstance(config, Config):
-        raise UserError(f"{path} defines no `config`: it must hold config = Config(...)")
-    return config
+    found = defined.get("configs", [defined.get("config")])
+    if not isinstance(found, list) or not found or not all(isinstance(c, Config) for c in found):
+        raise UserError(
+            f"{path} defines no `config`: it must hold config = Config(...), or a list of them "
+            f"as configs"
+        )
+    return found
 
 
 def from_json(fields: dict[str, Any]) -> Config:

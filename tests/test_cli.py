@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from irp_jax.cli import evaluate, report, run, sweep, train
+from irp_jax.cli import evaluate, publish, report, run, sweep, train
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 
@@ -78,6 +78,11 @@ def test_an_unwritable_workdir_is_refused(capsys, monkeypatch, tmp_path):
         (report.report, ["nowhere"], "no results in nowhere"),
         (sweep.sweep, ["--seeds=a"], "whole numbers"),
         (sweep.sweep, ["--budgets=16"], "did you mean 0.16"),
+        (sweep.sweep, ["--attacks=pgd-0"], "steps must be at least 1"),
+        (sweep.sweep, ["--attacks=autoatack"], "autoattack"),
+        (sweep.sweep, ["--images=0"], "at least 1"),
+        (train.train, ["--config=comparison"], "bin/sweep"),
+        (publish.publish, ["--run=nowhere", "--into=there"], "no checkpoint in nowhere"),
     ],
 )
 def test_the_other_commands_refuse_alike(capsys, monkeypatch, tmp_path, command, arguments, said):

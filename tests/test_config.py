@@ -1,6 +1,7 @@
 """Every flag is checked before anything is loaded; errors name the value and the way out."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -15,9 +16,12 @@ def test_the_default_is_valid():
     configs.check(Config())
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10", "poster_004m", "poster_016m", "published"])
+@pytest.mark.parametrize(
+    "name", sorted(p.stem for p in (Path(__file__).parent.parent / "configs").glob("*.py"))
+)
 def test_configs_in_the_folder_are_valid(name):
-    configs.check(configs.load(name))
+    for config in configs.load_all(name):
+        configs.check(config)
 
 
 @pytest.mark.parametrize(

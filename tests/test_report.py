@@ -31,7 +31,8 @@ def result(seed, pgd, budget=0.16):
         "cost": {"macs": 16, "dense_macs": 100, "macs_ratio": budget, "params": 20,
                  "dense_params": 100, "params_ratio": 0.2},
         "accuracy": {"natural": 0.99, "pgd": pgd}, "epochs": 4,
-        "attack": {"name": "pgd", "norm": "linf", "epsilon": 0.1, "steps": 10, "restarts": 1},
+        "attack": {"name": "pgd", "norm": "linf", "epsilon": 0.1, "steps": 10, "restarts": 1,
+                   "images": 360},
         "wall_time_s": 120.0, "config": {"regularity": "channel", "budget": str(budget)},
         "history": [ROW, {**ROW, "epoch": 2}], "layers": [LAYER],
     }  # fmt: skip
@@ -39,12 +40,25 @@ def result(seed, pgd, budget=0.16):
 
 def test_seeds_are_averaged_and_their_range_is_shown():
     runs = [result(1, 0.92), result(0, 0.90), result(0, 0.5, budget=0.5)]
-    first, second = tables.groups(runs)
+    first, _ = tables.groups(runs)
     assert [r["seed"] for r in first] == [0, 1]
-    assert "91.0 (90.0-92.0)" in tables.row(first)
-    assert "50.0" in tables.row(second)
+    titles, (averaged, alone) = tables.lines(runs)
+    shown = titles.index("PGD-10 %")
+    assert (averaged[shown], alone[shown]) == ("91.0 (90.0-92.0)", "50.0")
+    assert "AutoAttack %" not in titles
     assert tables.markdown(runs).count("\n") == 4
     assert tables.summary(runs).row_count == 2
+
+
+def test_attacks_that_not_every_run_has_seen_have_a_column_and_say_on_how_many_images():
+    attacked = result(0, 0.9)
+    for name, accuracy, images in (("autoattack", 0.85, 360), ("pgd-50-10", 0.88, 100)):
+        attacked["accuracy"][name] = accuracy
+        attacked.setdefault("attacks", {})[name] = {"attack": {"images": images}}
+    titles, (first, second) = tables.lines([attacked, result(0, 0.5, budget=0.5)])
+    cells = dict(zip(titles, zip(first, second, strict=True), strict=True))
+    assert cells["AutoAttack %"] == ("85.0", "")
+    assert cells["PGD-50-10 %"] == ("88.0 of 100", "")
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png"])

@@ -1,9 +1,10 @@
-"""bin/sweep: the same run over budgets, seeds, regularities and methods."""
+"""bin/sweep: many runs, each trained, attacked and collected; given again, it goes on."""
 
 import dataclasses
 import itertools
+import json
+import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -11,9 +12,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
+from typing import Any
 
 from irp_jax import config as configs
 from irp_jax import files, parallel
+from irp_jax.attacks import AttackSpec
 from irp_jax.cli.run import main, parse
 from irp_jax.config import Config
 from irp_jax.errors import UserError
@@ -25,29 +28,35 @@ from irp_jax.report.terminal import plain_console
 class Options:
     """Every combination of the lists, as runs of bin/train; run again to resume.
 
-    A list is written with commas: --seeds=0,1,2.
+    A list is written with commas: --seeds=0,1,2. A run whose results are collected already is not
+    run again.
     """
 
     config: str = "digits"
-    """Config of all runs: a name in configs/ or PATH.py."""
+    """Config of all runs: a name in configs/ or PATH.py, which may define a list of `configs`."""
     models: str | None = None
     """Models. Default: the config's."""
     budgets: str | None = None
     """Budgets. Default: the config's."""
-    seeds: str = "0"
-    """Seeds."""
+    seeds: str | None = None
+    """Seeds. Default: the config's."""
     regularities: str | None = None
     """channel, weight. Default: the config's."""
     methods: str | None = None
     """priced, paper, width, magnitude, admm. Default: the config's."""
     epochs: int | None = None
     """Epochs of each run. Default: the config's."""
+    attacks: str | None = None
+    """What each trained network is attacked with besides PGD-10: autoattack, pgd-50-10 (50 steps,
+    10 restarts), or another attack of bin/evaluate."""
+    images: int | None = None
+    """Only the first so many test images for those."""
     data_dir: str | None = None
     """Where the data set lies."""
     workdir: str = "runs"
     """Each run gets a folder in it."""
     results: str | None = None
-    """Also collect the runs' results.json here, one file a run."""
+    """Also collect the runs' results here, one JSON file a run."""
     jobs: int = 0
     """Runs at a time, each on cores of its own. Default: one a core on a CPU, else one."""
 
@@ -55,13 +64,10 @@ class Options:
 def sweep(arguments: list[str]) -> None:
     """Runs what is missing, then prints the table of all."""
     options = parse(Options, arguments, "bin/sweep")
-    base = configs.load(options.config)
-    base = dataclasses.replace(
-        base,
-        epochs=base.epochs if options.epochs is None else options.epochs,
-        data_dir=options.data_dir,
-    )
-    runs = list(_runs(base, options))
+    wanted = {name: _flags(name) for name in (options.attacks or "").split(",") if name}
+    if options.images is not None and options.images < 1:
+        raise UserError(f"--images must be at least 1, got {options.images}")
+    runs = list(_runs(options))
     console = plain_console()
     jobs = options.jobs or (1 if parallel.has_accelerator() else parallel.cores())
     if jobs < 1:
@@ -70,71 +76,143 @@ def sweep(arguments: list[str]) -> None:
     cores = parallel.core_numbers()
     for job in range(jobs):
         shares.put(set(cores[job::jobs] or cores))
-    began, failed = time.monotonic(), []
+    began = time.monotonic()
 
-    def one(numbered: tuple[int, Config]) -> None:
+    def one(numbered: tuple[int, Config]) -> dict[str, Any] | None:
         number, run = numbered
-        share = shares.get()
-        try:
-            status = _train(run, share)
-        finally:
-            shares.put(share)
-        if status:
-            failed.append(str(run.workdir))
+        found, word = _collected(run, wanted, options), "was done"
+        if found is None:
+            share = shares.get()
+            try:
+                done = _train(run, share) and all(
+                    _attack(run, name, flags, options, share) for name, flags in wanted.items()
+                )
+            finally:
+                shares.put(share)
+            found, word = (_collect(run, wanted, options), "done") if done else (None, "failed")
         elapsed = time.monotonic() - began
-        word = "failed" if status else "done"
         console.print(f"[{number}/{len(runs)}] {run.workdir} {word}, {elapsed:.0f} s", markup=False)
+        return found
 
     with ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(one, enumerate(runs, start=1)))
-    rows = []
-    for run in runs:
-        if str(run.workdir) in failed:
-            continue
-        found = files.read_json(Path(str(run.workdir)) / "results.json")
-        if found is not None:
-            rows.append(found)
-            if options.results is not None:
-                target = Path(options.results) / f"{Path(str(run.workdir)).name}.json"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(Path(str(run.workdir)) / "results.json", target)
-    console.print(summary(rows))
+        found = list(pool.map(one, enumerate(runs, start=1)))
+    console.print(summary(results for results in found if results is not None))
+    failed = [run.workdir for run, results in zip(runs, found, strict=True) if results is None]
     if failed:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed, see log.txt in {failed[0]}")
 
 
-def _runs(base: Config, options: Options) -> Iterator[Config]:
-    def split(text: str | None, fallback: str) -> list[str]:
-        return [part.strip() for part in text.split(",")] if text else [fallback]
-
-    for method, regularity, model, budget, seed in itertools.product(
-        split(options.methods, base.method),
-        split(options.regularities, base.regularity),
-        split(options.models, base.model),
-        split(options.budgets, base.budget),
-        split(options.seeds, "0"),
-    ):
-        if not seed.isdigit():
-            raise UserError(f"--seeds takes whole numbers, got {seed!r}")
-        run = dataclasses.replace(
-            base, method=method, regularity=regularity, model=model, budget=budget, seed=int(seed)
-        )
-        configs.check(run)
-        yield dataclasses.replace(run, workdir=str(Path(options.workdir) / configs.run_name(run)))
+def _flags(attack: str) -> list[str]:
+    """What to type after bin/evaluate for an attack as it is named here: pgd-50-10, autoattack."""
+    parts = re.fullmatch(r"(pgd|cw)-(\d+)(?:-(\d+))?", attack)
+    if parts is None:
+        AttackSpec(name=attack)  # type: ignore[arg-type]  # the check of the name
+        return [f"--attack={attack}"]
+    name, steps, restarts = parts[1], int(parts[2]), int(parts[3] or 1)
+    AttackSpec(name=name, steps=steps, restarts=restarts)  # type: ignore[arg-type]
+    return [f"--attack={name}", f"--steps={steps}", f"--restarts={restarts}"]
 
 
-def _train(run: Config, cores: set[int]) -> int:
-    """One run in a process of its own, on these cores; what it prints goes to log.txt."""
+def _runs(options: Options) -> Iterator[Config]:
+    """The configs times the lists, checked."""
+
+    def split(text: str | None, fallback: Any) -> list[str]:
+        return [part.strip() for part in text.split(",")] if text else [str(fallback)]
+
+    for base in configs.load_all(options.config):
+        for method, regularity, model, budget, seed in itertools.product(
+            split(options.methods, base.method),
+            split(options.regularities, base.regularity),
+            split(options.models, base.model),
+            split(options.budgets, base.budget),
+            split(options.seeds, base.seed),
+        ):
+            if not seed.isdigit():
+                raise UserError(f"--seeds takes whole numbers, got {seed!r}")
+            run = dataclasses.replace(
+                base, method=method, regularity=regularity, model=model, budget=budget,
+                seed=int(seed), data_dir=options.data_dir,
+                epochs=base.epochs if options.epochs is None else options.epochs,
+            )  # fmt: skip
+            configs.check(run)
+            folder = Path(options.workdir) / configs.run_name(run)
+            yield dataclasses.replace(run, workdir=str(folder))
+
+
+def _train(run: Config, cores: set[int]) -> bool:
+    flags = configs.flags(run, configs.suited(run.dataset))
+    return _call(run, "train", flags, cores)
+
+
+def _attack(run: Config, name: str, flags: list[str], options: Options, cores: set[int]) -> bool:
+    """Whether the trained network was attacked; the figures are in its folder then."""
+    target = _attacked(run, name, options)
+    if target.exists():
+        return True
+    places = [f"--checkpoint={run.workdir}", f"--out={target}"]
+    places += [f"--data-dir={run.data_dir}"] if run.data_dir is not None else []
+    places += [f"--images={options.images}"] if options.images is not None else []
+    return _call(run, "evaluate", [*places, *flags], cores)
+
+
+def _attacked(run: Config, name: str, options: Options) -> Path:
+    count = "" if options.images is None else f"-{options.images}"
+    return Path(str(run.workdir)) / f"{name}{count}.json"
+
+
+def _call(run: Config, command: str, flags: list[str], cores: set[int]) -> bool:
+    """A command in a process of its own, on these cores; what it prints goes to log.txt."""
     folder = Path(str(run.workdir))
     folder.mkdir(parents=True, exist_ok=True)
-    flags = configs.flags(run, configs.suited(run.dataset))
-    command = [sys.executable, "-m", "irp_jax.cli.train", *flags]
     with open(folder / "log.txt", "a") as log:
-        log.write("$ " + shlex.join(["bin/train", *flags]) + "\n")
+        log.write("$ " + shlex.join([f"bin/{command}", *flags]) + "\n")
         log.flush()
-        return subprocess.call(
-            command, stdout=log, stderr=log, preexec_fn=lambda: parallel.stay_on(cores)
+        return not subprocess.call(
+            [sys.executable, "-m", f"irp_jax.cli.{command}", *flags],
+            stdout=log, stderr=log, preexec_fn=lambda: parallel.stay_on(cores),
+        )  # fmt: skip
+
+
+def _collect(run: Config, wanted: dict[str, list[str]], options: Options) -> dict[str, Any]:
+    """The run's results, with every attack's under `accuracy` and `attacks`; written if asked."""
+    results = files.read_json(Path(str(run.workdir)) / "results.json")
+    results["attacks"] = {}
+    for name, flags in wanted.items():
+        found = files.read_json(_attacked(run, name, options))
+        attack = flags[0].partition("=")[2]
+        results["accuracy"][name] = found["accuracy"][attack]
+        taken = (
+            "command",
+            "attack",
+            "accuracy",
+            "wall_time_s",
+            "warnings",
+            "environment",
+            "commit",
         )
+        results["attacks"][name] = {key: found[key] for key in taken}
+    if options.results is not None:
+        files.write_json(_target(run, options.results), results)
+    return results
+
+
+def _collected(
+    run: Config, wanted: dict[str, list[str]], options: Options
+) -> dict[str, Any] | None:
+    """What an earlier sweep collected of this very run; None if that is not all there."""
+    if options.results is None:
+        return None
+    found = files.read_json(_target(run, options.results))
+    same = json.loads(json.dumps(configs.identity(run)))
+    if found is None or found["config"] != same:
+        return None
+    attacked = {name: attack["attack"]["images"] for name, attack in found["attacks"].items()}
+    enough = found["attack"]["images"] if options.images is None else options.images
+    return found if all(attacked.get(name, 0) >= enough for name in wanted) else None
+
+
+def _target(run: Config, folder: str) -> Path:
+    return Path(folder) / f"{Path(str(run.workdir)).name}.json"
 
 
 if __name__ == "__main__":

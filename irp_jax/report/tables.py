@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from statistics import mean
 from typing import Any
 
@@ -11,23 +11,6 @@ from rich.table import Table
 from irp_jax.config import parse_budget
 
 Results = dict[str, Any]
-
-HEAD = (
-    "data",
-    "model",
-    "method",
-    "masks",
-    "budget",
-    "defence",
-    "runs",
-    "natural %",
-    "PGD-10 %",
-    "MACs left",
-    "params left",
-    "epochs",
-    "passes",
-    "minutes",
-)
 
 
 def groups(results: Iterable[Results]) -> list[list[Results]]:
@@ -54,50 +37,79 @@ def defense(one: Results) -> str:
     return one.get("defense", asked)
 
 
-def row(runs: list[Results]) -> list[str]:
-    """One line: means over the seeds, with the range where there are several."""
-    first = runs[0]
+def _spread(values: Iterable[float], digits: int, scale: float = 1.0) -> str:
+    """The mean, with the range where there is one."""
+    scaled = [value * scale for value in values]
+    text = f"{mean(scaled):.{digits}f}"
+    if max(scaled) - min(scaled) >= 0.5 * 10**-digits:
+        text += f" ({min(scaled):.{digits}f}-{max(scaled):.{digits}f})"
+    return text
 
-    def spread(values: list[float], digits: int, scale: float = 1.0) -> str:
-        scaled = [value * scale for value in values]
-        text = f"{mean(scaled):.{digits}f}"
-        if len(scaled) > 1 and max(scaled) - min(scaled) >= 0.5 * 10**-digits:
-            text += f" ({min(scaled):.{digits}f}-{max(scaled):.{digits}f})"
+
+def _under(attack: str) -> Callable[[list[Results]], str]:
+    """Accuracy under an attack that not every run has seen; how many images, if not all."""
+
+    def cell(runs: list[Results]) -> str:
+        found = [r for r in runs if attack in r["accuracy"]]
+        if not found:
+            return ""
+        images = {r["attacks"][attack]["attack"]["images"] for r in found}
+        text = _spread([r["accuracy"][attack] for r in found], 1, 100)
+        if images != {r["attack"]["images"] for r in found}:
+            text += " of " + "-".join(f"{n:,}" for n in sorted({min(images), max(images)}))
         return text
 
-    return [
-        first["dataset"],
-        first["model"],
-        first["method"],
-        first["config"]["regularity"],
-        first["config"]["budget"] + (" params" if first["budget"]["kind"] == "params" else ""),
-        defense(first),
-        str(len(runs)),
-        spread([r["accuracy"]["natural"] for r in runs], 1, 100),
-        spread([r["accuracy"]["pgd"] for r in runs], 1, 100),
-        spread([r["cost"]["macs_ratio"] for r in runs], 4),
-        spread([r["cost"]["params_ratio"] for r in runs], 4),
-        str(first["epochs"]),
-        spread([r.get("passes_per_image", 2.0 * r["epochs"]) for r in runs], 0),
-        spread([r["wall_time_s"] for r in runs], 1, 1 / 60),
-    ]
+    return cell
+
+
+COLUMNS: dict[str, Callable[[list[Results]], str]] = {
+    "data": lambda runs: runs[0]["dataset"],
+    "model": lambda runs: runs[0]["model"],
+    "method": lambda runs: runs[0]["method"],
+    "masks": lambda runs: runs[0]["config"]["regularity"],
+    "budget": lambda runs: (
+        runs[0]["config"]["budget"] + (" params" if runs[0]["budget"]["kind"] == "params" else "")
+    ),
+    "defence": lambda runs: defense(runs[0]),
+    "runs": lambda runs: str(len(runs)),
+    "natural %": lambda runs: _spread([r["accuracy"]["natural"] for r in runs], 1, 100),
+    "PGD-10 %": lambda runs: _spread([r["accuracy"]["pgd"] for r in runs], 1, 100),
+    "PGD-50-10 %": _under("pgd-50-10"),
+    "AutoAttack %": _under("autoattack"),
+    "MACs left": lambda runs: _spread([r["cost"]["macs_ratio"] for r in runs], 4),
+    "params left": lambda runs: _spread([r["cost"]["params_ratio"] for r in runs], 4),
+    "epochs": lambda runs: str(runs[0]["epochs"]),
+    "passes": lambda runs: _spread([r.get("passes_per_image", 2.0 * r["epochs"]) for r in runs], 0),
+    "minutes": lambda runs: _spread([r["wall_time_s"] for r in runs], 1, 1 / 60),
+}
+"""Title -> what it shows of runs that differ in the seed alone."""
+
+
+def lines(results: Iterable[Results]) -> tuple[list[str], list[list[str]]]:
+    """Titles, and a line of cells for each set of seeds; columns without an entry are left out."""
+    grouped = groups(results)
+    columns = {title: [cell(runs) for runs in grouped] for title, cell in COLUMNS.items()}
+    shown = {title: cells for title, cells in columns.items() if any(cells)}
+    return list(shown), [list(line) for line in zip(*shown.values(), strict=True)]
 
 
 def summary(results: Iterable[Results]) -> Table:
     """All runs as a terminal table, one line per set of seeds."""
+    titles, rows = lines(results)
     table = Table(title="results")
-    for title in HEAD:
+    for title in titles:
         table.add_column(title, justify="right")
-    for runs in groups(results):
-        table.add_row(*row(runs))
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
 def markdown(results: Iterable[Results]) -> str:
     """The same in Markdown."""
-    lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
-    lines += ["| " + " | ".join(row(runs)) + " |" for runs in groups(results)]
-    return "\n".join(lines) + "\n"
+    titles, rows = lines(results)
+    written = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
+    written += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(written) + "\n"
 
 
 def beside(report: Results) -> str:
@@ -110,7 +122,7 @@ def beside(report: Results) -> str:
     attacks = list(networks[0]["irp_jax"]["accuracy"])
     head = ["network", "images", "epsilon", "natural %", "by", *(f"{a} %" for a in attacks)]
     head += ["seconds", "of which slice by slice"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    written = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for network in networks:
         facts = [
             f"{network['model']} on {network['dataset']}, {network['macs_ratio']:.3g} of MACs, "
@@ -125,5 +137,5 @@ def beside(report: Results) -> str:
             cells = [f"{100 * found['accuracy'][name]:.1f}" for name in attacks]
             slices = " + ".join(f"{seconds:.0f}" for seconds in found["slices"])
             line = [*facts, side, *cells, f"{found['total']:.0f}", slices]
-            lines.append("| " + " | ".join(line) + " |")
-    return "\n".join(lines) + "\n"
+            written.append("| " + " | ".join(line) + " |")
+    return "\n".join(written) + "\n"
