@@ -97,6 +97,8 @@ class Config:
     """Peak learning rate of the later stages, relative to the first (magnitude, admm)."""
     validation: float = 0.02
     """Fraction of the training images held out."""
+    train_images: int = 0
+    """How many of the rest to learn from, in the classes' proportions; 0 is all."""
     seed: int = 0
     """Of every random choice."""
     workdir: str | None = None
@@ -153,6 +155,7 @@ def check(config: Config) -> None:
         ("batch_size", 1),
         ("seed", 0),
         ("cutout", 0),
+        ("train_images", 0),
         ("attack_steps", 1),
         ("admm_updates", 1),
     ):

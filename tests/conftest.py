@@ -1,5 +1,16 @@
 """Conditions under which every test runs: two CPU devices and no silent change of dtype."""
 
+import atexit
+import os
+import shutil
+import tempfile
+
+# A program that several tests compile, or processes they start, is compiled once. The first process
+# makes the folder, before JAX is imported; those it starts inherit the variable.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="irp_jax-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
 import jax
 import pytest
 from hypothesis import settings

@@ -11,14 +11,14 @@ from irp_jax.errors import UserError
 from irp_jax.training.defenses import DEFENSES
 from irp_jax.training.optimizer import SCHEDULES
 
+FOLDER = Path(__file__).parent.parent / "configs"
+
 
 def test_the_default_is_valid():
     configs.check(Config())
 
 
-@pytest.mark.parametrize(
-    "name", sorted(p.stem for p in (Path(__file__).parent.parent / "configs").glob("*.py"))
-)
+@pytest.mark.parametrize("name", sorted(p.stem for p in FOLDER.glob("*.py")))
 def test_configs_in_the_folder_are_valid(name):
     for config in configs.load_all(name):
         configs.check(config)
@@ -70,6 +70,7 @@ def test_bad_fractions_are_refused(text):
         ("epochs", 0, "at least 1"),
         ("batch_size", 0, "at least 1"),
         ("seed", -1, "at least 0"),
+        ("train_images", -1, "at least 0"),
         ("learning_rate", float("nan"), "positive"),
         ("width", 0.0, "positive"),
         ("validation", 1.0, r"\[0, 1\)"),

@@ -5,7 +5,14 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from irp_jax.data.arrays import Split, hold_out, stratified_indices, validation_size
+from irp_jax.data.arrays import (
+    Dataset,
+    Split,
+    hold_out,
+    limited,
+    stratified_indices,
+    validation_size,
+)
 from irp_jax.errors import UserError
 
 
@@ -55,3 +62,17 @@ def test_validation_fraction_out_of_range(fraction):
 def test_validation_must_leave_something_to_train_on():
     with pytest.raises(UserError, match="leaves none of the 2"):
         validation_size(0.9, 2)
+
+
+def test_fewer_training_images_keep_the_proportions_and_the_other_splits():
+    labels = np.repeat(np.arange(3), [60, 30, 10]).astype(np.int32)
+    split = Split(images=np.arange(100, dtype=np.uint8).reshape(-1, 1, 1, 1), labels=labels)
+    whole = Dataset(
+        name="x", train=split, validation=split.take(np.arange(5)), test=split,
+        class_names=("a", "b", "c"),
+    )  # fmt: skip
+    fewer = limited(whole, 20)
+    assert np.bincount(fewer.train.labels).tolist() == [12, 6, 2]
+    assert fewer.validation is whole.validation and fewer.test is whole.test
+    with pytest.raises(UserError, match="has 100"):
+        limited(whole, 101)

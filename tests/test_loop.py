@@ -28,11 +28,9 @@ TINY = dataclasses.replace(TINY, epochs=4, ramp_stop=0.5, batch_size=256)
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """Processes of this file share compiled programs, as a user's runs do."""
+def environment():
     return os.environ | {
         "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("xla")),
     }  # fmt: skip
 
 

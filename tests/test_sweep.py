@@ -1,6 +1,7 @@
 """Many runs, attacked, collected and handed on, by the commands that users type."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -29,10 +30,12 @@ def sweep(folder, *flags):
     command = [sys.executable, "-m", "irp_jax.cli.sweep", "--config=mine.py", "--results=results"]
     done = subprocess.run(
         [*command, "--attacks=pgd-3-2,fgsm", "--jobs=1", *flags],
-        cwd=folder, capture_output=True, text=True, timeout=300,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu",
-             "JAX_COMPILATION_CACHE_DIR": str(folder / "xla")},
-    )  # fmt: skip
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

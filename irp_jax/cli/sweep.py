@@ -206,7 +206,9 @@ def _collected(
     same = json.loads(json.dumps(configs.identity(run)))
     if found is None or found["config"] != same:
         return None
-    attacked = {name: attack["attack"]["images"] for name, attack in found["attacks"].items()}
+    attacked = {
+        name: attack["attack"]["images"] for name, attack in found.get("attacks", {}).items()
+    }
     enough = found["attack"]["images"] if options.images is None else options.images
     return found if all(attacked.get(name, 0) >= enough for name in wanted) else None
 

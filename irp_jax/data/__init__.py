@@ -3,7 +3,7 @@
 The only package that imports TensorFlow Datasets, scikit-learn and PIL.
 """
 
-from irp_jax.data.arrays import Dataset, Split
+from irp_jax.data.arrays import Dataset, Split, limited
 from irp_jax.data.augment import Augmentation, augment, to_float
 from irp_jax.data.load import DATASETS, DatasetEntry, check_name, default_augmentation, load
 
@@ -16,6 +16,7 @@ __all__ = [
     "augment",
     "check_name",
     "default_augmentation",
+    "limited",
     "load",
     "to_float",
 ]

@@ -103,6 +103,21 @@ def hold_out(split: Split, count: int) -> tuple[Split, Split]:
     return split.take(kept), split.take(held)
 
 
+def limited(dataset: Dataset, count: int) -> Dataset:
+    """The data set with `count` of its training images, stratified, see `stratified_indices`.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    if count > len(dataset.train):
+        raise UserError(
+            f"{count:,} training images are wanted of {dataset.name}, but it has "
+            f"{len(dataset.train):,}: give --train-images at most that, or 0 for all"
+        )
+    chosen = stratified_indices(dataset.train.labels, count)
+    return dataclasses.replace(dataset, train=dataset.train.take(chosen))
+
+
 def validation_size(fraction: float, train_size: int) -> int:
     """Returns how many training images the validation split takes.
 

@@ -39,6 +39,8 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
     dataset = data.load(
         config.dataset, data_dir=config.data_dir, validation_fraction=config.validation
     )
+    if config.train_images:
+        dataset = data.limited(dataset, config.train_images)
     model = models.build(config.model, dataset.num_classes, config.width)
     dense = models.describe(model, dataset.image_shape)
     plan = phases.plan(config, dense, len(dataset.train))
