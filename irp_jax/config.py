@@ -323,8 +323,10 @@ def load_all(path: str) -> list[Config]:
         defined = runpy.run_path(str(file))
     except Exception as error:  # whatever the user's file raises
         raise UserError(f"{path} cannot be run ({type(error).__name__}: {error})") from error
-    found = defined.get("configs", [defined.get("config")])
-    if not isinstance(found, list) or not found or not all(isinstance(c, Config) for c in found):
+    found = defined.get("configs")
+    if not isinstance(found, list):  # a module of this name may have been imported
+        found = [defined.get("config")]
+    if not found or not all(isinstance(config, Config) for config in found):
         raise UserError(
             f"{path} defines no `config`: it must hold config = Config(...), or a list of them "
             f"as configs"

@@ -1,13 +1,13 @@
 """A trained network to hand on: its checkpoint without what training needed, and a model card."""
 
 import json
-import re
+import shlex
+import shutil
 import textwrap
 from pathlib import Path
 from typing import Any
 
-from irp_jax import checkpoint, files, network
-from irp_jax.config import LOCAL
+from irp_jax import checkpoint, files
 from irp_jax.errors import UserError
 
 
@@ -33,42 +33,64 @@ def publish(run: Path, results: Path, into: Path, log: checkpoint.Log) -> None:
     record = saved.record
     if found["config"] != record["identity"] or saved.epoch != found["epochs"]:
         raise UserError(f"{results} is not of the finished run in {run}")
+    if found["wall_time_s"] != (files.read_json(run / "results.json") or {}).get("wall_time_s"):
+        raise UserError(f"{results} is of another training than the one in {run}")
     if into.exists():
         raise UserError(f"{into} exists: remove it first, or choose another name")
-    # Places on the machine that trained are nobody else's business.
-    anywhere = {**record["config"], **dict.fromkeys(("workdir", "data_dir"))}
-    record = {**record, "config": anywhere}
-    checkpoint.save(into / "checkpoints", saved.epoch, saved.network, None, record)
-    net = network.load(str(into), log)
-    size = sum(p.stat().st_size for p in (into / "checkpoints").rglob("*") if p.is_file())
-    card = _card(found, into, results, size, net.class_names)
-    files.write_whole(into / "README.md", lambda file: file.write(card.encode()))
+    # Places on the machine that trained are nobody else's business, and this is no run to resume.
+    dataset = _public(record["config"]["dataset"])
+    config = {**record["config"], "workdir": None, "data_dir": None, "dataset": dataset}
+    record = {**record, "config": config, "identity": None}
+    unfinished = into.with_name(f".{into.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        checkpoint.save(unfinished / "checkpoints", saved.epoch, saved.network, None, record)
+        card = _card(found, into, unfinished, record["class_names"])
+        files.write_whole(unfinished / "README.md", lambda file: file.write(card.encode()))
+        unfinished.rename(into)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _card(
-    found: dict[str, Any], into: Path, results: Path, size: int, class_names: tuple[str, ...]
-) -> str:
-    config, cost = found["config"], found["cost"]
+def _public(dataset: str) -> str:
+    """A data set's name; of a user's file, the file's name."""
+    return Path(dataset).name if dataset.endswith(".npz") else dataset
+
+
+def _card(found: dict[str, Any], into: Path, folder: Path, class_names: list[str]) -> str:
+    """The model card, Markdown.
+
+    Args:
+        found: results of the run.
+        into: where readers find the network.
+        folder: where it lies now.
+        class_names: one per logit.
+    """
+    config, cost = {**found["config"], "dataset": _public(found["dataset"])}, found["cost"]
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     radius = f"{round(config['epsilon'] * 255, 2):g}/255"
-    plain = f"bin/evaluate --checkpoint={into}"
+    place = f"--checkpoint={into.name if into.is_absolute() else into}"
+    plain = ["bin/evaluate", place]
+    if config["dataset"].endswith(".npz"):
+        plain.append(f"--dataset={config['dataset']}")
     tested, accuracy = found["attack"]["images"], found["accuracy"]
     measured = [
-        ("no attack", accuracy["natural"], tested, f"{plain} --attack=none"),
+        ("no attack", accuracy["natural"], tested, [*plain, "--attack=none"]),
         ("PGD-10", accuracy["pgd"], tested, plain),
     ]
     for name, other in found.get("attacks", {}).items():
-        command = re.sub(r"--checkpoint=\S+", f"--checkpoint={into}", other["command"])
-        measured.append((name, accuracy[name], other["attack"]["images"], command))
+        words = [w for w in shlex.split(other["command"])[1:] if not w.startswith("--checkpoint")]
+        measured.append((name, accuracy[name], other["attack"]["images"], [*plain, *words]))
     rows = "\n".join(
-        f"| {name} | {100 * share:.2f} | {images:,} | `{command}` |"
+        f"| {name} | {100 * share:.2f} | {images:,} | `{shlex.join(command)}` |"
         for name, share, images, command in measured
     )
     what = (
-        f"{found['model']} for {found['dataset']}, cut to {cost['macs_ratio']:.1%} of its "
-        f"operations and {cost['params_ratio']:.1%} of its parameters while it was trained to "
-        f"withstand attacks: {cost['macs']:,} multiply-accumulates per image, {cost['params']:,} "
-        f"parameters, {size / 1000:.0f} kB as it lies here. It tells apart "
-        f"{', '.join(class_names)}."
+        f"{found['model']} for {config['dataset']}, cut to {cost['macs_ratio']:.1%} of its "
+        f"operations and {cost['params_ratio']:.1%} of its parameters (method {found['method']}) "
+        f"and trained with the defence {found['defense']}: {cost['macs']:,} multiply-accumulates "
+        f"per image, {cost['params']:,} parameters, {size / 1000:.0f} kB as it lies here. It tells "
+        f"apart {', '.join(class_names)}."
     )
     attacks = (
         f"Attacks are L-inf of radius {radius}. PGD starts at random and steps by a quarter of the "
@@ -77,15 +99,14 @@ def _card(
     training = (
         f"{found['epochs']} epochs, {found['passes_per_image']:g} forward and backward passes per "
         f"training image, {found['wall_time_s'] / 60:.0f} minutes on {_hardware(found)}, commit "
-        f"{(found['commit'] or 'unknown')[:12]}. All figures: {results.name}."
+        f"{found['commit'] or 'unknown'}."
     )
     limits = (
         "Robust within this radius and norm only, and only as far as the table says: larger "
         "perturbations, other norms, rotations, patches and changes of light were not trained "
-        f"against. It knows images of {found['dataset']} alone. Research: not for decisions that "
+        f"against. It knows images of {config['dataset']} alone. Research: not for decisions that "
         "matter."
     )
-    settings = {key: value for key, value in config.items() if key not in LOCAL}
     parts = [
         f"# {into.name}",
         _filled(what),
@@ -93,13 +114,13 @@ def _card(
         _filled(attacks),
         f"## Training\n\n    {found['command']}\n\n{_filled(training)}",
         f"## Limits\n\n{_filled(limits)}",
-        f"## Settings\n\n```json\n{json.dumps(settings, indent=2)}\n```",
+        f"## Settings\n\n```json\n{json.dumps(config, indent=2)}\n```",
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def _filled(text: str) -> str:
-    return textwrap.fill(text, 100)
+    return textwrap.fill(text, 100, break_on_hyphens=False, break_long_words=False)
 
 
 def _hardware(found: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ import tempfile
 # makes the folder, before JAX is imported; those it starts inherit the variable.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="irp_jax-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 import jax

@@ -45,7 +45,7 @@ def test_seeds_are_averaged_and_their_range_is_shown():
     titles, (averaged, alone) = tables.lines(runs)
     shown = titles.index("PGD-10 %")
     assert (averaged[shown], alone[shown]) == ("91.0 (90.0-92.0)", "50.0")
-    assert "AutoAttack %" not in titles
+    assert "autoattack %" not in titles
     assert tables.markdown(runs).count("\n") == 4
     assert tables.summary(runs).row_count == 2
 
@@ -57,8 +57,8 @@ def test_attacks_that_not_every_run_has_seen_have_a_column_and_say_on_how_many_i
         attacked.setdefault("attacks", {})[name] = {"attack": {"images": images}}
     titles, (first, second) = tables.lines([attacked, result(0, 0.5, budget=0.5)])
     cells = dict(zip(titles, zip(first, second, strict=True), strict=True))
-    assert cells["AutoAttack %"] == ("85.0", "")
-    assert cells["PGD-50-10 %"] == ("88.0 of 100", "")
+    assert cells["autoattack %"] == ("85.0", "")
+    assert cells["pgd-50-10 %"] == ("88.0, 100 images", "")
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from irp_jax.cli import publish, report
+from irp_jax.cli import evaluate, publish, report, train
 from irp_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -93,10 +94,20 @@ def test_a_network_is_handed_on_with_a_card_that_says_what_it_does(swept, monkey
     card = (folder / "zoo" / "small" / "README.md").read_text()
     found = json.loads(results.read_text())
     assert f"{100 * found['accuracy']['pgd-3-2']:.2f} | 40 | `bin/evaluate" in card
-    assert "--checkpoint=zoo/small --attack=pgd --steps=3 --restarts=2" in card
+    assert "--checkpoint=zoo/small --dataset=data.npz --attack=pgd --steps=3" in card
     assert f"{found['cost']['params']:,} parameters" in card
     published = b"".join(p.read_bytes() for p in Path("zoo").rglob("*") if p.is_file())
-    assert str(run).encode() not in published, "no place on this machine"
+    assert str(folder).encode() not in published, "no place on this machine"
+    (command,) = [line.split("`")[1] for line in card.splitlines() if "pgd-3-2" in line]
+    evaluate.evaluate([*shlex.split(command)[1:], "--out=again.json"])
+    assert (
+        json.loads(Path("again.json").read_text())["accuracy"]["pgd"]
+        == (found["accuracy"]["pgd-3-2"])
+    )
+    before = sorted(Path("zoo").rglob("*"))
+    with pytest.raises(UserError, match="another run"):
+        train.train([*shlex.split(found["command"])[1:], "--workdir=zoo/small"])
+    assert set(before) <= set(Path("zoo").rglob("*")), "what is handed on is not a run to resume"
     with pytest.raises(UserError, match="exists"):
         publish.publish([f"--run={run}", "--into=zoo/small"])
     other = sorted((folder / "results").iterdir())[1]

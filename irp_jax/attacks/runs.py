@@ -19,6 +19,10 @@ ROUNDING = 1e-5
 """How far a sum of many pixels may be off in float32, relative to itself."""
 LAST_BIT = 2e-7
 """How far a pixel may be off."""
+AHEAD = 8
+"""Steps that a loop in Python may be ahead of a CPU. XLA lets 32 programs be under way on a device
+and holds up a launch beyond that in one of its threads, of which there is one a core. If the others
+wait for that very device to join a sum, nothing moves, and after 40 s XLA ends the process."""
 
 
 class Batch(NamedTuple):
@@ -111,15 +115,17 @@ def steps(network: Partial, attack: Attack, batch: Batch, count: jax.Array) -> B
 
 
 def advance(network: Partial, attack: Attack, batch: Batch, count: int) -> Batch:
-    """Takes `count` steps of the runs that are not over; nothing is waited for.
+    """Takes `count` steps of the runs that are not over; the last `AHEAD` are not waited for.
 
     On a CPU the loop is here and not in `lax`: XLA lays out the gradients of convolutions well
     there only outside a loop, and is 8 to 25 times slower inside (jax-ml/jax issue 12868).
     """
     if jax.default_backend() != "cpu":
         return steps(network, attack, batch, jnp.int32(count))
-    for _ in range(count):
+    for taken in range(1, count + 1):
         batch = step(network, attack, batch)
+        if taken % AHEAD == 0:
+            jax.block_until_ready(batch.number)
     return batch
 
 

@@ -64,10 +64,13 @@ class Options:
 def sweep(arguments: list[str]) -> None:
     """Runs what is missing, then prints the table of all."""
     options = parse(Options, arguments, "bin/sweep")
-    wanted = {name: _flags(name) for name in (options.attacks or "").split(",") if name}
+    names = [name.strip() for name in (options.attacks or "").split(",")]
+    wanted = {name: _flags(name) for name in names if name}
     if options.images is not None and options.images < 1:
         raise UserError(f"--images must be at least 1, got {options.images}")
-    runs = list(_runs(options))
+    if options.images is not None and not wanted:
+        raise UserError("--images is for --attacks: give some, for instance --attacks=autoattack")
+    runs = list({run.workdir: run for run in _runs(options)}.values())
     console = plain_console()
     jobs = options.jobs or (1 if parallel.has_accelerator() else parallel.cores())
     if jobs < 1:
@@ -104,6 +107,11 @@ def sweep(arguments: list[str]) -> None:
 
 def _flags(attack: str) -> list[str]:
     """What to type after bin/evaluate for an attack as it is named here: pgd-50-10, autoattack."""
+    if attack in ("pgd", "none"):
+        raise UserError(
+            "PGD-10 and natural accuracy are always measured: give steps and restarts, as in "
+            "--attacks=pgd-50-10, or another attack"
+        )
     parts = re.fullmatch(r"(pgd|cw)-(\d+)(?:-(\d+))?", attack)
     if parts is None:
         AttackSpec(name=attack)  # type: ignore[arg-type]  # the check of the name
@@ -131,7 +139,7 @@ def _runs(options: Options) -> Iterator[Config]:
                 raise UserError(f"--seeds takes whole numbers, got {seed!r}")
             run = dataclasses.replace(
                 base, method=method, regularity=regularity, model=model, budget=budget,
-                seed=int(seed), data_dir=options.data_dir,
+                seed=int(seed), data_dir=options.data_dir or base.data_dir,
                 epochs=base.epochs if options.epochs is None else options.epochs,
             )  # fmt: skip
             configs.check(run)
@@ -157,12 +165,12 @@ def _attack(run: Config, name: str, flags: list[str], options: Options, cores: s
 
 def _attacked(run: Config, name: str, options: Options) -> Path:
     count = "" if options.images is None else f"-{options.images}"
-    return Path(str(run.workdir)) / f"{name}{count}.json"
+    return configs.workdir(run) / f"{name}{count}.json"
 
 
 def _call(run: Config, command: str, flags: list[str], cores: set[int]) -> bool:
     """A command in a process of its own, on these cores; what it prints goes to log.txt."""
-    folder = Path(str(run.workdir))
+    folder = configs.workdir(run)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "log.txt", "a") as log:
         log.write("$ " + shlex.join([f"bin/{command}", *flags]) + "\n")
@@ -175,8 +183,12 @@ def _call(run: Config, command: str, flags: list[str], cores: set[int]) -> bool:
 
 def _collect(run: Config, wanted: dict[str, list[str]], options: Options) -> dict[str, Any]:
     """The run's results, with every attack's under `accuracy` and `attacks`; written if asked."""
-    results = files.read_json(Path(str(run.workdir)) / "results.json")
+    results = files.read_json(configs.workdir(run) / "results.json")
     results["attacks"] = {}
+    before = None if options.results is None else files.read_json(_target(run, options.results))
+    if before is not None and before["wall_time_s"] == results["wall_time_s"]:  # the same training
+        results["attacks"] = before.get("attacks", {})
+        results["accuracy"] = before["accuracy"]
     for name, flags in wanted.items():
         found = files.read_json(_attacked(run, name, options))
         attack = flags[0].partition("=")[2]
@@ -209,12 +221,13 @@ def _collected(
     attacked = {
         name: attack["attack"]["images"] for name, attack in found.get("attacks", {}).items()
     }
-    enough = found["attack"]["images"] if options.images is None else options.images
+    whole = found["attack"]["images"]
+    enough = min(options.images or whole, whole)
     return found if all(attacked.get(name, 0) >= enough for name in wanted) else None
 
 
 def _target(run: Config, folder: str) -> Path:
-    return Path(folder) / f"{Path(str(run.workdir)).name}.json"
+    return Path(folder) / f"{configs.workdir(run).name}.json"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator
 
 from irp_jax.errors import UserError
 from irp_jax.report.tables import Results, groups
@@ -127,8 +128,9 @@ def cost_picture(report: Results, path: Path) -> None:
         lines = panels.setdefault(one["varied"], {})
         lines.setdefault(one["side"], []).append((one["value"], one["seconds"]))
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(11, 3.6), layout="constrained", squeeze=False
+        1, len(panels), figsize=(11, 3.6), layout="constrained", squeeze=False, sharey=True
     )
+    axes[0, 0].set_ylabel("seconds")
     for axis, (varied, lines) in zip(axes[0], panels.items(), strict=True):
         for side, points in lines.items():
             values, seconds = zip(*points, strict=True)
@@ -137,10 +139,12 @@ def cost_picture(report: Results, path: Path) -> None:
                 values, seconds, "o-", label=side, markersize=3, linewidth=2.2 if ours else 1.0,
                 color=INK["kept"] if ours else None,
             )  # fmt: skip
-        axis.set(xscale="log", yscale="log", xlabel=varied, ylabel="seconds")
+        axis.set(xscale="log", yscale="log", xlabel=varied)
         axis.set_xticks(values, [str(value) for value in values])
         axis.minorticks_off()
-        axis.legend(frameon=False, fontsize=8)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+    axes[0, 0].legend(frameon=False, fontsize=8)
     figure.suptitle(f"PGD on {report['network']}", fontsize=10)
     _save(figure, path)
 

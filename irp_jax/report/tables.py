@@ -46,20 +46,16 @@ def _spread(values: Iterable[float], digits: int, scale: float = 1.0) -> str:
     return text
 
 
-def _under(attack: str) -> Callable[[list[Results]], str]:
-    """Accuracy under an attack that not every run has seen; how many images, if not all."""
-
-    def cell(runs: list[Results]) -> str:
-        found = [r for r in runs if attack in r["accuracy"]]
-        if not found:
-            return ""
-        images = {r["attacks"][attack]["attack"]["images"] for r in found}
-        text = _spread([r["accuracy"][attack] for r in found], 1, 100)
-        if images != {r["attack"]["images"] for r in found}:
-            text += " of " + "-".join(f"{n:,}" for n in sorted({min(images), max(images)}))
-        return text
-
-    return cell
+def _under(attack: str, runs: list[Results]) -> str:
+    """Accuracy under an attack, of how many images and runs where that is not all of them."""
+    found = [r for r in runs if attack in r.get("attacks", {})]
+    if not found:
+        return ""
+    text = _spread([r["accuracy"][attack] for r in found], 1, 100)
+    images = [r["attacks"][attack]["attack"]["images"] for r in found]
+    if images != [r["attack"]["images"] for r in found]:
+        text += f", {min(images):,} images"
+    return text + (f", {len(found)} runs" if len(found) < len(runs) else "")
 
 
 COLUMNS: dict[str, Callable[[list[Results]], str]] = {
@@ -74,8 +70,6 @@ COLUMNS: dict[str, Callable[[list[Results]], str]] = {
     "runs": lambda runs: str(len(runs)),
     "natural %": lambda runs: _spread([r["accuracy"]["natural"] for r in runs], 1, 100),
     "PGD-10 %": lambda runs: _spread([r["accuracy"]["pgd"] for r in runs], 1, 100),
-    "PGD-50-10 %": _under("pgd-50-10"),
-    "AutoAttack %": _under("autoattack"),
     "MACs left": lambda runs: _spread([r["cost"]["macs_ratio"] for r in runs], 4),
     "params left": lambda runs: _spread([r["cost"]["params_ratio"] for r in runs], 4),
     "epochs": lambda runs: str(runs[0]["epochs"]),
@@ -86,11 +80,18 @@ COLUMNS: dict[str, Callable[[list[Results]], str]] = {
 
 
 def lines(results: Iterable[Results]) -> tuple[list[str], list[list[str]]]:
-    """Titles, and a line of cells for each set of seeds; columns without an entry are left out."""
+    """Titles, and a line of cells for each set of seeds; a column for every attack."""
     grouped = groups(results)
-    columns = {title: [cell(runs) for runs in grouped] for title, cell in COLUMNS.items()}
-    shown = {title: cells for title, cells in columns.items() if any(cells)}
-    return list(shown), [list(line) for line in zip(*shown.values(), strict=True)]
+    attacks = list(
+        dict.fromkeys(name for runs in grouped for r in runs for name in r.get("attacks", {}))
+    )
+    columns: dict[str, list[str]] = {}
+    for title, cell in COLUMNS.items():
+        columns[title] = [cell(runs) for runs in grouped]
+        if title == "PGD-10 %":
+            for name in attacks:
+                columns[f"{name} %"] = [_under(name, runs) for runs in grouped]
+    return list(columns), [list(line) for line in zip(*columns.values(), strict=True)]
 
 
 def summary(results: Iterable[Results]) -> Table:
