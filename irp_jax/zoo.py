@@ -45,6 +45,8 @@ def publish(run: Path, results: Path, into: Path, log: checkpoint.Log) -> None:
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         checkpoint.save(unfinished / "checkpoints", saved.epoch, saved.network, None, record)
+        for mark in unfinished.rglob("commit_success.txt"):  # orbax writes there where it was
+            mark.unlink()
         card = _card(found, into, unfinished, record["class_names"])
         files.write_whole(unfinished / "README.md", lambda file: file.write(card.encode()))
         unfinished.rename(into)
