@@ -12,10 +12,14 @@ restart, and so does the loop that cleverhans leaves to its users. JAX's sides s
 import dataclasses
 import functools
 import importlib.util
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+# foolbox queues up more programs than XLA has threads for, see docs/design.md on devices.
+os.environ.setdefault("PJRT_NPROC", str(2 * (os.cpu_count() or 1)))
 
 import jax
 import numpy as np
