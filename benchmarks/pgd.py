@@ -6,20 +6,16 @@
 
 The same weights, images, radius, step length and number of cores. Each side is used as its
 documentation has it: foolbox repeats the whole batch, torchattacks drops what has fallen after a
-restart, and so does the loop that cleverhans leaves to its users. JAX's sides share the devices.
+restart, and so does the loop that cleverhans leaves to its users.
 """
 
 import dataclasses
 import functools
 import importlib.util
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-# foolbox queues up more programs than XLA has threads for, see docs/design.md on devices.
-os.environ.setdefault("PJRT_NPROC", str(2 * (os.cpu_count() or 1)))
 
 import jax
 import numpy as np
@@ -140,17 +136,16 @@ def _in_batches(attack: Attack, size: int, images: np.ndarray, labels: np.ndarra
 def _foolbox(options: Options, subject: Subject) -> Attack:
     import foolbox
 
-    devices = parallel.mesh(parallel.usable_devices(options.batch_size))
-    variables = jax.device_put(subject.net.variables, parallel.replicated(devices))
-    network = jax.jit(Partial(subject.net.apply, variables))
+    # One device with XLA's own threads: an eager loop queues up more programs than XLA has threads
+    # for when they are spread over several, and hangs (docs/design.md on devices).
+    network = jax.jit(Partial(subject.net.apply, subject.net.variables))
     model = foolbox.JAXModel(network, bounds=(0, 1), data_format="channels_last")
     attack = foolbox.attacks.LinfPGD(
         abs_stepsize=subject.epsilon * attacks.STEP_RATIO, steps=options.steps, random_start=True
     ).repeat(options.restarts)
 
     def run(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        spread = parallel.batch(devices) if len(images) % devices.size == 0 else None
-        x, y = jax.device_put((images, labels), spread)
+        x, y = jax.device_put((images, labels))
         _, _, fallen = attack(model, x, y, epsilons=subject.epsilon)
         return ~np.asarray(fallen)
 
