@@ -47,8 +47,8 @@ class Options:
     slices: int = 2
     """How many parts the images are attacked in, the sides taking turns."""
     masked: bool = False
-    """Let the official code also attack the network as tools that only mask leave it: the arrays of
-    the dense one, with zeros."""
+    """Let the official code attack the network as tools that only mask leave it: the arrays of the
+    dense one, with zeros."""
     data_dir: str | None = None
     """Where the data set lies."""
     out: str = "results/bench_autoattack.json"
@@ -98,13 +98,9 @@ def _compare(options: Options, checkpoint: str, console: Console) -> dict[str, A
         side_by_side.assess, subject, listed, options.batch_size, look_first=True
     )
     theirs = functools.partial(_official, options, subject.epsilon)
-    sides: dict[str, Side] = {
-        "irp_jax": ours,
-        "official": functools.partial(theirs, side_by_side.twin(subject)),
-    }
-    if options.masked:
-        full = side_by_side.twin(subject, masked=True)
-        sides["official_masked"] = functools.partial(theirs, full)
+    rival = "official, masked" if options.masked else "official"
+    twin = side_by_side.twin(subject, masked=options.masked)
+    sides: dict[str, Side] = {"irp_jax": ours, rival: functools.partial(theirs, twin)}
     return side_by_side.compare(subject, sides, options.slices, console.print)
 
 
@@ -146,18 +142,16 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
     table = Table(title="AutoAttack standard, L-inf: irp_jax and the official PyTorch code")
     for title in ("network", "after", "irp_jax", "official", "points apart", "s", "s official"):
         table.add_column(title, justify="left" if title in ("network", "after") else "right")
-    table.add_column("s official, masked", justify="right")
     for row in rows:
-        ours, theirs = row["irp_jax"], row["official"]
-        masked = row.get("official_masked", {"seconds": {}})
+        ours, theirs = (row[side] for side in row if side.startswith(("irp_jax", "official")))
         for name, accuracy in ours["accuracy"].items():
             other = theirs["accuracy"][name]
             table.add_row(
                 row["checkpoint"], name, f"{accuracy:.2%}", f"{other:.2%}",
                 f"{100 * (accuracy - other):+.2f}",
-                *(_seconds(side["seconds"].get(name)) for side in (ours, theirs, masked)),
+                *(_seconds(side["seconds"].get(name)) for side in (ours, theirs)),
             )  # fmt: skip
-        totals = (_seconds(side.get("total")) for side in (ours, theirs, masked))
+        totals = (_seconds(side.get("total")) for side in (ours, theirs))
         table.add_row(row["checkpoint"], "all", "", "", "", *totals)
     console.print(table)
 
