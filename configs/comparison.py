@@ -2,8 +2,9 @@
 
     bin/sweep --config=comparison --jobs=1 --attacks=pgd-50-10 --images=1000 --results=results
 
-Epochs are chosen so that each run takes about half an hour of two CPU cores (a small network's
-epoch is a fast one), and width scaling runs a second time at the epochs of `priced`.
+Epochs are an estimate of what takes each method about half an hour on two CPU cores (a small
+network's epoch is a fast one); width scaling runs a second time at the epochs of `priced`. Not run
+yet.
 """
 
 from irp_jax.config import Config

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
-from typing import Any
+from typing import Any, cast
 
 from irp_jax import config as configs
 from irp_jax import files, parallel
-from irp_jax.attacks import AttackSpec
+from irp_jax.attacks import AttackName, AttackSpec
 from irp_jax.cli.run import main, parse
 from irp_jax.config import Config
 from irp_jax.errors import UserError
@@ -114,10 +114,10 @@ def _flags(attack: str) -> list[str]:
         )
     parts = re.fullmatch(r"(pgd|cw)-(\d+)(?:-(\d+))?", attack)
     if parts is None:
-        AttackSpec(name=attack)  # type: ignore[arg-type]  # the check of the name
+        AttackSpec(name=cast(AttackName, attack))  # checks the name
         return [f"--attack={attack}"]
     name, steps, restarts = parts[1], int(parts[2]), int(parts[3] or 1)
-    AttackSpec(name=name, steps=steps, restarts=restarts)  # type: ignore[arg-type]
+    AttackSpec(name=cast(AttackName, name), steps=steps, restarts=restarts)
     return [f"--attack={name}", f"--steps={steps}", f"--restarts={restarts}"]
 
 
