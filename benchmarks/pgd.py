@@ -28,7 +28,7 @@ from benchmarks import side_by_side
 from benchmarks.side_by_side import Found, Side, Subject
 from irp_jax import attacks, files, parallel
 from irp_jax.cli.run import main, parse, publishable
-from irp_jax.errors import UserError
+from irp_jax.errors import UserError, unknown
 
 RIVALS = ("foolbox", "torchattacks", "cleverhans")
 
@@ -51,6 +51,11 @@ class Options:
     """Images attacked at once, on all sides."""
     slices: int = 2
     """How many parts the images are attacked in, the sides taking turns."""
+    rivals: str = ",".join(RIVALS)
+    """Which other libraries, separated by commas."""
+    masked: bool = False
+    """Let PyTorch attack the network as tools that only mask leave it: the arrays of the dense one,
+    with zeros."""
     costs: bool = False
     """Vary images, steps and restarts one at a time instead, on the first network."""
     data_dir: str | None = None
@@ -66,7 +71,11 @@ def bench(arguments: list[str]) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    missing = [name for name in RIVALS if importlib.util.find_spec(name) is None]
+    wanted = options.rivals.split(",")
+    for name in wanted:
+        if name not in RIVALS:
+            raise unknown("library", name, RIVALS)
+    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"not installed: pip install {' '.join(missing)}")
     torch.set_num_threads(parallel.cores())
@@ -90,7 +99,9 @@ def bench(arguments: list[str]) -> None:
         sides = _sides(options, subject)
         rows.append(side_by_side.compare(subject, sides, options.slices, console.print))
         show(rows, options, console)
-        settings = {"steps": options.steps, "restarts": options.restarts}
+        settings = {
+            "steps": options.steps, "restarts": options.restarts, "masked": options.masked
+        }  # fmt: skip
         files.write_json(Path(options.out), {"networks": rows} | settings | common)
     console.print(f"written to {options.out}")
 
@@ -104,12 +115,13 @@ def _load(options: Options, checkpoint: str, console: Console) -> Subject:
 
 def _sides(options: Options, subject: Subject) -> Mapping[str, Side]:
     listed = [attacks.Pgd(gradient_steps=options.steps, restarts=options.restarts)]
-    twin = side_by_side.twin(subject)
-    rivals = {
-        "foolbox": _foolbox(options, subject),
-        "torchattacks": _torchattacks(options, subject, twin),
-        "cleverhans": _cleverhans(options, subject, twin),
+    twin = side_by_side.twin(subject, masked=options.masked)
+    makers: dict[str, Callable[[], Attack]] = {
+        "foolbox": lambda: _foolbox(options, subject),
+        "torchattacks": lambda: _torchattacks(options, subject, twin),
+        "cleverhans": lambda: _cleverhans(options, subject, twin),
     }
+    rivals = {name: makers[name]() for name in options.rivals.split(",")}
     ours = functools.partial(side_by_side.assess, subject, listed, options.batch_size)
     return {"irp_jax": ours} | {
         name: functools.partial(_in_batches, attack, options.batch_size)
@@ -244,7 +256,7 @@ def show(rows: list[dict[str, Any]], options: Options, console: Console) -> None
     for name in ("network", "library", "accuracy", "s", "x slower"):
         table.add_column(name, justify="left" if name in ("network", "library") else "right")
     for row in rows:
-        for name in ("irp_jax", *RIVALS):
+        for name in ("irp_jax", *options.rivals.split(",")):
             seconds = row[name]["total"]
             table.add_row(
                 row["checkpoint"], name, f"{row[name]['accuracy']['pgd']:.2%}", f"{seconds:.1f}",

