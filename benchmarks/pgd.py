@@ -63,6 +63,10 @@ class Options:
     out: str = "results/bench_pgd.json"
     """Where the figures go."""
 
+    @property
+    def libraries(self) -> list[str]:
+        return self.rivals.split(",")
+
 
 def bench(arguments: list[str]) -> None:
     """Attacks every network by every library, prints a table, and writes it."""
@@ -71,11 +75,10 @@ def bench(arguments: list[str]) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    wanted = options.rivals.split(",")
-    for name in wanted:
+    for name in options.libraries:
         if name not in RIVALS:
             raise unknown("library", name, RIVALS)
-    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+    missing = [name for name in options.libraries if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"not installed: pip install {' '.join(missing)}")
     torch.set_num_threads(parallel.cores())
@@ -99,9 +102,7 @@ def bench(arguments: list[str]) -> None:
         sides = _sides(options, subject)
         rows.append(side_by_side.compare(subject, sides, options.slices, console.print))
         show(rows, options, console)
-        settings = {
-            "steps": options.steps, "restarts": options.restarts, "masked": options.masked
-        }  # fmt: skip
+        settings = {"steps": options.steps, "restarts": options.restarts}
         files.write_json(Path(options.out), {"networks": rows} | settings | common)
     console.print(f"written to {options.out}")
 
@@ -121,7 +122,8 @@ def _sides(options: Options, subject: Subject) -> Mapping[str, Side]:
         "torchattacks": lambda: _torchattacks(options, subject, twin),
         "cleverhans": lambda: _cleverhans(options, subject, twin),
     }
-    rivals = {name: makers[name]() for name in options.rivals.split(",")}
+    masked = {name: f"{name}, masked" for name in ("torchattacks", "cleverhans") if options.masked}
+    rivals = {masked.get(name, name): makers[name]() for name in options.libraries}
     ours = functools.partial(side_by_side.assess, subject, listed, options.batch_size)
     return {"irp_jax": ours} | {
         name: functools.partial(_in_batches, attack, options.batch_size)
@@ -256,10 +258,12 @@ def show(rows: list[dict[str, Any]], options: Options, console: Console) -> None
     for name in ("network", "library", "accuracy", "s", "x slower"):
         table.add_column(name, justify="left" if name in ("network", "library") else "right")
     for row in rows:
-        for name in ("irp_jax", *options.rivals.split(",")):
-            seconds = row[name]["total"]
+        for name, found in row.items():
+            if not isinstance(found, dict):
+                continue
+            seconds = found["total"]
             table.add_row(
-                row["checkpoint"], name, f"{row[name]['accuracy']['pgd']:.2%}", f"{seconds:.1f}",
+                row["checkpoint"], name, f"{found['accuracy']['pgd']:.2%}", f"{seconds:.1f}",
                 f"{seconds / row['irp_jax']['total']:.2f}",
             )  # fmt: skip
     console.print(table)

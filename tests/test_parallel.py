@@ -117,6 +117,15 @@ def test_a_mesh_of_devices_that_are_not_there_is_refused(count: int) -> None:
         parallel.mesh(count)
 
 
+@given(height=st.integers(1, 600), width=st.integers(1, 600))
+def test_images_attacked_at_once_fit_a_core_and_all_devices(height: int, width: int) -> None:
+    mesh = parallel.mesh()
+    count = parallel.attacked_at_once(mesh, height, width)
+    each = count // mesh.size
+    assert count % mesh.size == 0 and 8 <= each <= 256
+    assert each == 8 or each * height * width <= parallel.CACHED_PIXELS
+
+
 def test_place_splits_batches_and_copies_parameters() -> None:
     mesh = parallel.mesh()
     images = np.arange(12, dtype=np.uint8).reshape(4, 3)

@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -13,6 +14,8 @@ from irp_jax.errors import UserError
 from irp_jax.report import plots, tables
 from irp_jax.report.terminal import Terminal
 from irp_jax.training.phases import Plan
+
+RESULTS = Path(__file__).parent.parent / "results"
 
 ROW = {
     "epoch": 1, "loss": 1.5, "train_accuracy": 0.4, "natural": 0.5, "fgsm": 0.4, "pgd": 0.3,
@@ -117,3 +120,11 @@ def test_a_benchmark_becomes_a_table_and_a_picture(tmp_path, capsys):
     assert (tmp_path / "costs.svg").stat().st_size > 1000
     with pytest.raises(UserError, match="--plot"):
         command.report([str(file)])
+
+
+def test_a_run_that_changed_its_defence_says_so():
+    named = {
+        path.stem: tables.defense(json.loads(path.read_text()))
+        for path in (RESULTS / "guard").glob("*.json")
+    }
+    assert named == {"fgsm-rs-guard": "fgsm-rs, then n-fgsm", "fgsm-rs-no-guard": "fgsm-rs"}

@@ -31,8 +31,13 @@ def _what(one: Results) -> tuple:
 
 
 def defense(one: Results) -> str:
-    """The defence a run ended with; "attack" is what results of one-step defences called it."""
+    """The defence of a run, and the one it ended with if the guard took a stronger one.
+
+    "attack" is what results of one-step defences called it.
+    """
     config = one["config"]
+    if one.get("retreats"):
+        return f"{one['retreats'][0]['from'][0]}, then {one['defense']}"
     asked = config.get("defense") or config.get("attack", "rs-fgsm").replace("rs-fgsm", "fgsm-rs")
     return one.get("defense", asked)
 
