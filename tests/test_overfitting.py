@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from defense_nets import CONFIG, IMAGES, Net, make_setup
 from silent import Silent
 
 from irp_jax import attacks, checkpoint
 from irp_jax import config as configs
 from irp_jax.config import Config
-from irp_jax.training import epochs, loop, overfitting
+from irp_jax.training import epochs, loop, overfitting, progress
 from irp_jax.training.defenses import DEFENSES, Batch, Choice, Pgd
 from irp_jax.training.overfitting import Health
 
@@ -84,6 +85,19 @@ def test_losing_ground_under_both_attacks_is_no_alarm():
     assert [any(follow(h)) for h in (falling, cheating, once, near_chance)] == [
         False, True, False, False,
     ]  # fmt: skip
+
+
+def test_a_second_look_confirms_a_collapse_and_forgets_bad_luck():
+    alarming = Health()
+    for pgd, trained in [(0.4, 0.5), (0.4, 0.5), (0.1, 0.6), (0.1, 0.6)]:
+        alarming = alarming.after(pgd, trained)
+    assert alarming.alarming
+    assert alarming.after_second_look(0.4, 0.05) == alarming
+    lucky = alarming.after_second_look(0.25, 0.2)
+    assert not lucky.alarming and not lucky.suspicious
+    # The best that was chance is forgotten: the same bad luck again is no alarm, a collapse is.
+    assert not lucky.after(0.15, 0.6).after(0.15, 0.6).alarming
+    assert lucky.after(0.02, 0.6).after(0.02, 0.6).alarming
 
 
 def test_it_is_suspicious_before_it_alarms():
@@ -160,10 +174,15 @@ def test_a_run_that_alarms_climbs_the_ladder_and_resumes_to_the_same(
     assert digests[0] == digests[1]
 
 
-@pytest.mark.parametrize("alarmed_at", [2, 3, 5, None])
-def test_an_epoch_is_cut_short_by_an_alarm_and_by_nothing_else(alarmed_at):
+@pytest.mark.parametrize("confirmed", [True, False])
+@pytest.mark.parametrize("alarmed_at", [2, 3, 5, 7, None])
+def test_an_epoch_is_cut_short_by_a_confirmed_alarm_and_by_nothing_else(alarmed_at, confirmed):
     """Segments that stop being healthy: the alarm stands, whatever the last one shows."""
-    sent = []
+    sent, looks = [], []
+
+    def look(state, health):
+        looks.append(state)
+        return health if confirmed else health.after_second_look(0.5, 0.5)
 
     def send(state, batches):
         good = alarmed_at is None or len(sent) + 1 < alarmed_at
@@ -177,11 +196,42 @@ def test_an_epoch_is_cut_short_by_an_alarm_and_by_nothing_else(alarmed_at):
 
     batches = np.zeros((8, 4, 2), np.int32)
     health = Health().after(0.5, 0.6).after(0.5, 0.6)
-    trained = epochs._epoch(send, 0, health, batches, None, Silent())
-    assert trained.health.alarming == (alarmed_at is not None)
+    trained = epochs._epoch(send, 0, health, batches, None, Silent(), look)
+    stopped = alarmed_at is not None and confirmed
+    assert trained.health.alarming == stopped
     # Two bad probes, and the segment that was under way when the second was looked at.
-    assert len(sent) == (8 if alarmed_at is None else alarmed_at + 2)
+    assert len(sent) == (min(alarmed_at + 2, 8) if stopped else 8)
+    assert looks[:1] == ([min(alarmed_at + 2, 8)] if alarmed_at else [])
+    assert len(looks) == 1 if stopped else len(looks) <= 4
     assert len(trained.metrics["loss"]) == 4 * len(sent)
+
+
+@pytest.mark.parametrize("collapsed", [True, False])
+def test_a_second_look_attacks_the_state_above_suspicion_and_the_present_one(collapsed):
+    setup = make_setup(CONFIG)
+    healthy = progress.start(setup, Net())
+    labels = setup.apply(
+        {"params": healthy.state.params["weights"], "batch_stats": healthy.state.batch_stats},
+        IMAGES,
+    ).argmax(-1)
+    alarming = Health(pgd=0.1, trained=0.6, best_pgd=0.5, best_trained=0.5)
+    flip = -1.0 if collapsed else 1.0
+    weights = jax.tree.map(lambda leaf: flip * leaf, healthy.state.params["weights"])
+    state = dataclasses.replace(healthy.state, params={**healthy.state.params, "weights": weights})
+    reporter = Silent()
+    after = epochs._second_look(
+        setup,
+        healthy,
+        {},
+        jnp.asarray(IMAGES),
+        labels,
+        jax.random.key(0),
+        reporter,
+        state,
+        alarming,
+    )
+    assert after.alarming == collapsed
+    assert len(reporter.notes) == (0 if collapsed else 1)
 
 
 def test_the_guard_can_be_left_out(tmp_path, quick_compile):

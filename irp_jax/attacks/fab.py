@@ -240,17 +240,27 @@ def move_to_hyperplane(
 def _level(full_at: jax.Array, slope: jax.Array, wanted: jax.Array) -> jax.Array:
     """The level t at which sum(slope * min(t, full_at)) is `wanted`; high enough if none is.
 
-    In t the sum is concave and piecewise linear: the lowest of the lines that its pieces lie on.
-    So the level is the highest of those at which a line reaches `wanted`.
+    In t the sum is concave and piecewise linear: the lowest of the lines that its pieces lie on. So
+    the level is the highest of those at which a line reaches `wanted`, and going to where the line
+    of the present piece reaches it leads there from below, in some ten rounds. Sorting all pixels,
+    as the authors do, takes a CPU longer than the network's own gradient.
     """
-    order = jnp.argsort(full_at, axis=None)
-    slope = slope.ravel()[order]
-    filled = slope * full_at.ravel()[order]
-    before = jnp.cumsum(filled) - filled
-    rising = jnp.cumsum(slope[::-1])[::-1]
-    levels = (wanted - before) / jnp.maximum(rising, _smallest(rising))
-    # Not infinite, which times a weight of zero would be no number.
-    return jnp.clip(jnp.max(levels), 0.0, jnp.finfo(levels.dtype).max)
+
+    def reach(level: jax.Array) -> jax.Array:
+        full = full_at <= level
+        filled = jnp.sum(jnp.where(full, slope * full_at, 0.0))
+        rising = jnp.sum(jnp.where(full, 0.0, slope))
+        further = (wanted - filled) / jnp.maximum(rising, _smallest(rising))
+        # Not infinite, which times a weight of zero would be no number.
+        return jnp.clip(further, 0.0, jnp.finfo(further.dtype).max)
+
+    def rises(levels: tuple[jax.Array, jax.Array]) -> jax.Array:
+        before, now = levels
+        return now > before
+
+    start = jnp.zeros_like(wanted)
+    before, now = jax.lax.while_loop(rises, lambda to: (to[1], reach(to[1])), (start, reach(start)))
+    return jnp.maximum(before, now)
 
 
 def _largest_first(room: jax.Array, weight: jax.Array, wanted: jax.Array) -> jax.Array:

@@ -72,7 +72,10 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         batches = _batches(config, plan, len(train_set), progress.epoch)
         send = functools.partial(steps, key=key, images=images, labels=labels)
         ratio = _ratio(setup, progress.kept)
-        trained = _epoch(send, progress.state, progress.health, batches, ratio, reporter)
+        look = functools.partial(
+            _second_look, setup, healthy, progress.kept, probe_images, probe_labels, key, reporter
+        )
+        trained = _epoch(send, progress.state, progress.health, batches, ratio, reporter, look)
         seconds = time.monotonic() - began
         if not np.isfinite(trained.metrics["loss"]).all():
             raise UserError(
@@ -112,6 +115,45 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
 @jax.jit
 def _copied(state: TrainState) -> TrainState:
     return jax.tree.map(jnp.copy, state)
+
+
+def _second_look(
+    setup: Setup,
+    healthy: Progress,
+    kept: dict[str, int],
+    images: jax.Array,
+    labels: jax.Array,
+    key: jax.Array,
+    reporter: Reporter,
+    state: TrainState,
+    health: Health,
+) -> Health:
+    """Looks into an alarm: the last state above suspicion and the present one, on the same images.
+
+    Args:
+        setup: of the run.
+        healthy: the run when it was last above suspicion.
+        kept: of the present state.
+        images, labels: to be attacked, as `_probe_set` has them.
+        key: of the attack.
+        reporter: told of a false alarm.
+        state: the present one, after the segment that raised the alarm or the one behind it.
+        health: what is remembered now.
+    """
+
+    def measure(state: TrainState, kept: dict[str, int]) -> float:
+        variables = deployed(architecture_now(setup, kept), state.params, state.batch_stats)
+        threat = attacks.linf(setup.config.epsilon)
+        return float(evaluation.probe(setup.apply, variables, images, labels, threat, key=key).pgd)
+
+    before, now = measure(healthy.state, healthy.kept), measure(state, kept)
+    after = health.after_second_look(before, now)
+    if not after.alarming:
+        reporter.note(
+            f"PGD accuracy seemed to collapse and did not: {now:.1%} on {len(images)} images, "
+            f"{before:.1%} at the end of epoch {healthy.epoch}"
+        )
+    return after
 
 
 def _retreat(healthy: Progress, now: Progress, reporter: Reporter) -> Progress:
@@ -161,8 +203,9 @@ def _epoch(
     batches: np.ndarray,
     ratio: float | None,
     reporter: Reporter,
+    look: Callable[[TrainState, Health], Health],
 ) -> _Trained:
-    """One epoch, segment after segment; cut short by an alarm.
+    """One epoch, segment after segment; cut short by an alarm that a second look confirms.
 
     Args:
         send: (state, batches of a segment) -> state, metrics.
@@ -171,6 +214,7 @@ def _epoch(
         batches: (segments, steps, N) int32.
         ratio: what is left of the cost once masks are frozen.
         reporter: told of each segment.
+        look: what an alarm is made of on a closer look.
     """
     fetched: list[Metrics] = []
     sent_at = time.monotonic()
@@ -192,16 +236,21 @@ def _epoch(
         latest = {name: float(values[-1]) for name, values in fetched[-1].items()}
         reporter.progress(batches.shape[1], rate, latest)
 
-    pending = None
+    pending, confirmed = None, False
     for segment in batches:
         if health.alarming:
-            break
+            health = look(state, health)
+            confirmed = health.alarming
+            if confirmed:
+                break
         state, metrics = send(state, batches=segment)
         if pending is not None:  # fetched one segment late: the device never waits for the host
             fetch(pending)
         pending = metrics
     assert pending is not None
     fetch(pending)
+    if health.alarming and not confirmed:
+        health = look(state, health)
     metrics = jax.tree.map(lambda *parts: np.concatenate(parts), *fetched)
     return _Trained(state, metrics, health)
 

@@ -4,8 +4,9 @@ Training on attacks of one step may learn to fool that step: within part of an e
 it soars while accuracy under several steps goes to nothing (Wong, Rice & Kolter 2020, section 5.4;
 Andriushchenko & Flammarion 2020). So accuracy under several steps is measured on training images at
 the end of every compiled segment. When it has lost half of its best while accuracy under the attack
-trained on has not fallen, `epochs.train` goes back to the last state that was above suspicion, and
-on with a stronger defence.
+trained on has not fallen, that state and the last one above suspicion are attacked on more images
+than a probe has; if it has lost half there too, `epochs.train` goes back to the other, and on with
+a stronger defence.
 """
 
 from typing import NamedTuple
@@ -71,6 +72,19 @@ class Health(NamedTuple):
     def suspicious(self) -> bool:
         """Whether it may be about to: not a state to go back to."""
         return self._below(SUSPICION)
+
+    def after_second_look(self, before: float, now: float) -> "Health":
+        """What is remembered once an alarm has been looked into: alarming only if it was true.
+
+        The best of many probes is a lucky one, so an unlucky pair of them may raise an alarm.
+
+        Args:
+            before: accuracy under PGD of the last state above suspicion.
+            now: that of the present state, on the same images and from the same starts.
+        """
+        if now < ALARM * before:
+            return self
+        return self._replace(last_pgd=now, pgd=now, best_pgd=max(before, now))
 
 
 def images_of(batch: int, devices: int) -> int:
