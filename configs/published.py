@@ -17,5 +17,7 @@ config = Config(
     defense="fgsm-rs",
     guard=False,
     epochs=116,
+    schedule="cyclic",
+    learning_rate=0.2,
     hinge_strength=1.0,
 )

@@ -63,10 +63,10 @@ class Config:
     """Passes over the training images."""
     batch_size: int = 128
     """Images per step, over all devices."""
-    learning_rate: float = 0.2
+    learning_rate: float = 0.1
     """Peak of the schedule."""
-    schedule: str = "cyclic"
-    """How the learning rate moves: cyclic (up and down), cosine (down) or piecewise (two drops)."""
+    schedule: str = "cosine"
+    """How the learning rate moves: cosine (down), cyclic (up and down) or piecewise (two drops)."""
     clip: float = 0.0
     """Longest gradient of all weights together; 0 is off."""
     ema: float = 0.0
@@ -111,8 +111,11 @@ SUITED: dict[str, dict[str, Any]] = {
     "mnist": {"epsilon": 0.3, "epochs": 15},
     "fashion_mnist": {"epsilon": 0.1, "epochs": 20},
     "svhn_cropped": {"learning_rate": 0.05, "epochs": 20},
-    "digits": {"epsilon": 0.1, "epochs": 60, "validation": 0.1, "defense": "fgsm-rs"},
-}
+    "digits": {
+        "epsilon": 0.1, "epochs": 60, "validation": 0.1, "defense": "fgsm-rs",
+        "schedule": "cyclic", "learning_rate": 0.2,
+    },
+}  # fmt: skip
 """Settings that suit a data set better than `Config`'s own, which are CIFAR-10's."""
 
 

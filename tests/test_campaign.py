@@ -181,8 +181,50 @@ def test_a_state_file_of_something_else_is_refused(tmp_path):
         run(batch_size=8, state_file=file)
     with pytest.raises(UserError, match="cannot write"):
         standings.write(
-            tmp_path / "state.npz" / "x", standings.at_first(IMAGES, LABELS > 0), "", LABELS
-        )
+            tmp_path / "state.npz" / "x", standings.at_first(IMAGES, LABELS > 0), "",
+            standings.Answers(LABELS, IMAGES),
+        )  # fmt: skip
+
+
+def test_a_network_of_the_same_answers_and_other_gradients_is_another(tmp_path):
+    """As the one is whose gradient passes straight through what the other quantises."""
+    file = tmp_path / "state.npz"
+
+    def stepped(images):
+        return NET(jnp.round(images * 16) / 16)
+
+    def straight_through(images):
+        coarse = images + jax.lax.stop_gradient(jnp.round(images * 16) / 16 - images)
+        return NET(coarse)
+
+    settings = {"threat": THREAT, "batch_size": 8, "look_first": False, "state_file": file}
+    attacks.assess(stepped, IMAGES, LABELS, LIST[:1], **settings)
+    with pytest.raises(UserError, match="another network"):
+        attacks.assess(straight_through, IMAGES, LABELS, LIST[:1], **settings)
+
+
+def test_a_loss_without_a_name_cannot_be_known_again(tmp_path):
+    nameless = attacks.Pgd(loss=lambda logits, label: -logits[label])
+    with pytest.raises(UserError, match="has no name"):
+        attacks.assess(
+            NET, IMAGES, LABELS, [nameless], threat=THREAT, look_first=False,
+            state_file=tmp_path / "state.npz",
+        )  # fmt: skip
+
+
+def test_a_network_trained_further_is_not_taken_for_what_it_was():
+    weights = np.random.default_rng(0).normal(size=(IMAGES[0].size, 3)).astype(np.float32)
+
+    def network(images):
+        return images.reshape(len(images), -1) @ weights
+
+    def natural():
+        return attacks.assess(network, IMAGES, labels, [], threat=THREAT).natural
+
+    labels = np.asarray(network(IMAGES)).argmax(-1)
+    assert natural() == 1.0
+    weights *= -1
+    assert natural() == 0.0
 
 
 def test_what_fell_in_a_smaller_ball_is_not_attacked_again():

@@ -96,8 +96,17 @@ def test_a_second_look_confirms_a_collapse_and_forgets_bad_luck():
     lucky = alarming.after_second_look(0.25, 0.2)
     assert not lucky.alarming and not lucky.suspicious
     # The best that was chance is forgotten: the same bad luck again is no alarm, a collapse is.
-    assert not lucky.after(0.15, 0.6).after(0.15, 0.6).alarming
+    assert not lucky.after(0.16, 0.6).after(0.16, 0.6).alarming
     assert lucky.after(0.02, 0.6).after(0.02, 0.6).alarming
+
+
+def test_a_second_look_is_not_fooled_by_a_state_that_had_learnt_nothing_yet():
+    """The last state above suspicion may be from the start of the run, or of a steep epoch."""
+    alarming = Health()
+    for pgd, trained in [(0.35, 0.4), (0.35, 0.4), (0.0, 0.6), (0.0, 0.6)]:
+        alarming = alarming.after(pgd, trained)
+    for before in (0.0, 0.08, 0.16):
+        assert alarming.after_second_look(before, 0.05).alarming
 
 
 def test_it_is_suspicious_before_it_alarms():

@@ -71,6 +71,8 @@ def test_pictures_are_drawn(tmp_path, suffix):
     plots.budget_picture(runs, tmp_path / f"budget.{suffix}")
     assert (tmp_path / "new" / f"run.{suffix}").stat().st_size > 5000
     assert (tmp_path / f"budget.{suffix}").stat().st_size > 5000
+    plots.curves_picture(runs, tmp_path / f"curves.{suffix}")
+    assert (tmp_path / f"curves.{suffix}").stat().st_size > 5000
     with pytest.raises(UserError, match="cannot write"):
         plots.run_picture(copy.deepcopy(runs[0]), tmp_path / "picture.unknown")
 

@@ -40,7 +40,8 @@ def test_probabilities_are_flagged():
 
 
 def test_vanishing_gradients_are_flagged():
-    assert "zero at 12 of 12" in warnings_of(lambda x: 1e4 * NET(x))
+    sure = warnings_of(lambda x: 1e4 * NET(x))
+    assert "zero at 12 of 12" in sure and "scale its logits down" in sure
     assert "gradients are masked" in warnings_of(lambda x: NET(jnp.round(x * 8) / 8))
 
 
@@ -67,6 +68,14 @@ def test_a_network_that_changes_its_mind_is_refused():
 
     with pytest.raises(UserError, match="not deterministic"):
         attacks.assess(fickle, IMAGES, np.zeros_like(LABELS), QUICK, threat=THREAT)
+
+
+def test_numbers_drawn_while_tracing_are_found():
+    def network(images):
+        return NET(images) + np.random.default_rng().normal(size=10).astype(np.float32)
+
+    with pytest.raises(UserError, match="not deterministic"):
+        warnings_of(network)
 
 
 def test_square_that_beats_the_white_box_is_flagged():
@@ -108,6 +117,36 @@ def test_bad_networks_and_settings():
         attacks.autoattack(NET, IMAGES, LABELS, threat=THREAT, version="standart")
     with pytest.raises(UserError, match="batch size 0"):
         attacks.autoattack(NET, IMAGES, LABELS, threat=THREAT, batch_size=0)
+    with pytest.raises(UserError, match="cannot be compiled by JAX"):
+        attacks.autoattack(lambda x: np.asarray(x)[:, 0, 0], IMAGES, LABELS, threat=THREAT)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"threat": 8 / 255}, r"attacks\.linf\(8 / 255\)"),
+        ({"attacks": QUICK[0]}, "must be a list"),
+        ({"attacks": ["pgd"]}, "'pgd' is no attack"),
+        ({"seed": 2**40}, "seed must be in"),
+        ({"labels": LABELS.astype(np.uint64) + 2**32}, "labels must name classes"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_in_one_line(change, message):
+    given = {"attacks": QUICK, "labels": LABELS, "threat": THREAT, **change}
+    with pytest.raises(UserError, match=message) as caught:
+        attacks.assess(NET, IMAGES, **given)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_calls_back_to_python_can_be_attacked_blindly_and_not_otherwise():
+    def calls_back(x):
+        shape = jax.ShapeDtypeStruct((len(x), 10), jnp.float32)
+        return jax.pure_callback(lambda x: np.asarray(NET(x)), shape, x)
+
+    blind = (attacks.Square(steps=2),)
+    assert "only Square sees through" in warnings_of(calls_back, blind)
+    with pytest.raises(UserError, match="no gradient of the callback"):
+        warnings_of(calls_back)
 
 
 def test_a_network_that_mixes_its_batch_is_flagged():

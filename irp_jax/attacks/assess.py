@@ -14,10 +14,14 @@ from irp_jax import parallel
 from irp_jax.attacks import inputs, sanity, standings
 from irp_jax.attacks.attack import Attack
 from irp_jax.attacks.campaign import Watch, campaign
-from irp_jax.attacks.losses import LogitsFn
+from irp_jax.attacks.losses import LogitsFn, margin
+from irp_jax.attacks.square import Square
 from irp_jax.attacks.standings import Standings
 from irp_jax.attacks.threat import Threat, check_epsilon, distance
 from irp_jax.errors import UserError
+
+KNOWN_BY = 8
+"""Images by whose gradients a state file knows its network."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,8 +72,9 @@ def assess(
 
     Args:
         logits_fn: any JAX function images (B, H, W, C) float32 -> logits (B, K), each row of which
-            depends on its own image alone (inference mode). Give a `jax.tree_util.Partial` of a
-            function and its variables to compile once for many sets of variables.
+            depends on its own image alone (inference mode). A function is compiled anew in every
+            call; give a `jax.tree_util.Partial` of a function and its variables to compile once for
+            many calls and sets of variables.
         images: (N, H, W, C), uint8 or float in [0, 1].
         labels: (N,) integers in [0, K).
         attacks: in order, with different names; none at all measures natural accuracy.
@@ -90,13 +95,14 @@ def assess(
             value and what to give instead.
     """
     watch = watch or Watch()
+    inputs.check_call(attacks, threat, seed)
     names = [attack.name for attack in attacks]
     if len(set(names)) < len(names):
         raise UserError(f"attacks must have different names, got {', '.join(names)}")
     images, labels = inputs.check_set(images, labels)
     batch_size = inputs.check_batch_size(batch_size, 1 if mesh is None else mesh.size, len(images))
     check_epsilon(threat.norm, float(threat.epsilon))
-    network = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+    network = inputs.as_network(logits_fn)
     inputs.check_network(network, (batch_size, *images.shape[1:]))
     logits = predict(network, images, batch_size=batch_size, mesh=mesh)
     inputs.check_logits(logits, labels)
@@ -110,9 +116,11 @@ def assess(
     if look_first:
         some = slice(0, batch_size)
         averaged = bool(attacks) and all(getattr(each, "eot", 1) > 1 for each in attacks)
+        blind = all(isinstance(each, Square) for each in attacks)
         sanity.before(
-            network, images[some], labels[some], logits[some], averaged=averaged, warn=warn
-        )
+            network, images[some], labels[some], logits[some],
+            averaged=averaged, blind=blind, warn=warn,
+        )  # fmt: skip
     right = logits.argmax(-1) == labels
     at = _begin(images, right, threat, known)
     save: Callable[[Standings], None] = _forget
@@ -120,10 +128,11 @@ def assess(
     if state_file is not None:
         path = Path(state_file)
         name = standings.identity(images, labels, (*attacks, threat, seed))
-        saved = standings.read(path, name, logits)
+        answers = standings.Answers(logits, _slopes(network, images, labels))
+        saved = standings.read(path, name, answers)
 
         def save(at: Standings) -> None:
-            standings.write(path, at, name, logits)
+            standings.write(path, at, name, answers)
 
     at = campaign(
         network, images, labels, logits, saved or at, attacks, threat,
@@ -146,6 +155,14 @@ def assess(
         seconds=dict(zip(names, at.seconds, strict=True)),
         warnings=tuple(warnings),
     )
+
+
+def _slopes(network: Partial, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Gradients of the margin at a few images, (B, H, W, C); none where JAX has none."""
+    try:
+        return np.asarray(sanity.gradient(network, margin, images[:KNOWN_BY], labels[:KNOWN_BY]))
+    except (ValueError, TypeError, NotImplementedError):  # of a callback to Python
+        return np.zeros((0, *images.shape[1:]), np.float32)
 
 
 def _forget(at: Standings) -> None:

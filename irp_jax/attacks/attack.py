@@ -114,7 +114,7 @@ def judge(
 
     def total(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         logits = logits_fn(x)
-        values = jax.vmap(loss)(logits, problem.label, *more)
+        values = jax.vmap(loss)(logits, problem.label, *more).astype(x.dtype)
         return values.sum(), (values, logits)
 
     gradient, (values, logits) = jax.grad(total, has_aux=True)(images)
@@ -136,7 +136,7 @@ def look(
 ) -> Attacked:
     """`judge` without the gradient: one forward pass."""
     logits = logits_fn(images)
-    values = jax.vmap(loss)(logits, problem.label, *more)
+    values = jax.vmap(loss)(logits, problem.label, *more).astype(images.dtype)
     return Attacked(images, ~jax.vmap(is_correct)(logits, problem.label), values)
 
 

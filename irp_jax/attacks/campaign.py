@@ -27,6 +27,7 @@ from jax.tree_util import Partial
 from irp_jax import parallel
 from irp_jax.attacks import runs
 from irp_jax.attacks.attack import Attack, Problem
+from irp_jax.attacks.inputs import as_network
 from irp_jax.attacks.losses import LogitsFn
 from irp_jax.attacks.standings import Standings
 from irp_jax.attacks.threat import Threat
@@ -98,7 +99,7 @@ def campaign(
     watch = watch or Watch()
     order = _ranking(logits, labels)
     places = _Places(images, labels, order, threat, seed, batch_size, mesh)
-    network = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+    network = as_network(logits_fn)
     for index, attack in enumerate(list_of_attacks):
         if index < at.finished:
             continue

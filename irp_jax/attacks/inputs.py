@@ -1,12 +1,14 @@
 """What is asked of images, labels and logits before anything is attacked."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.tree_util import Partial
 
+from irp_jax.attacks.threat import Threat
 from irp_jax.errors import UserError
 
 
@@ -47,7 +49,23 @@ def check_set(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
             f"labels must be integers of shape ({len(images)},), one an image, got "
             f"{labels.dtype} of shape {labels.shape}"
         )
+    highest = int(labels.max())
+    if highest > np.iinfo(np.int32).max:
+        raise UserError(f"labels must name classes of the network, got {highest}")
     return images, labels.astype(np.int32)
+
+
+def check_call(attacks: Any, threat: Any, seed: Any) -> None:
+    """Raises UserError unless these are a list of attacks, a threat and a seed."""
+    if not isinstance(threat, Threat):
+        raise UserError(f"threat must be a ball, got {threat!r}: give attacks.linf(8 / 255)")
+    if not isinstance(attacks, Sequence) or isinstance(attacks, str):
+        raise UserError(f"attacks must be a list, got {attacks!r}: give for instance [Pgd()]")
+    for attack in attacks:
+        if not all(hasattr(attack, part) for part in ("name", "steps", "runs", "start", "step")):
+            raise UserError(f"{attack!r} is no attack: give for instance Pgd(gradient_steps=20)")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed must be in 0 .. 2^32 - 1, got {seed}")
 
 
 def check_batch_size(batch_size: int, devices: int, images: int) -> int:
@@ -64,6 +82,16 @@ def check_batch_size(batch_size: int, devices: int, images: int) -> int:
     return min(batch_size, math.ceil(images / devices) * devices)
 
 
+def as_network(logits_fn: Any) -> Partial:
+    """The network as compiled programs take it.
+
+    What a plain function closes over becomes part of the programs. They are kept by the function's
+    identity; a new one for each call, so that a network trained further in the meantime is not
+    taken for what it was. A `Partial` carries its variables along and is compiled once.
+    """
+    return logits_fn if isinstance(logits_fn, Partial) else Partial(lambda x: logits_fn(x))
+
+
 @jax.jit
 def ask(network: Partial, images: jax.Array) -> jax.Array:
     """What the network says, traced once for each shape."""
@@ -72,7 +100,13 @@ def ask(network: Partial, images: jax.Array) -> jax.Array:
 
 def check_network(logits_fn: Partial, shape: tuple[int, ...]) -> None:
     """Raises UserError unless images of that shape give one float array (B, K >= 2)."""
-    answer = jax.eval_shape(ask, logits_fn, jax.ShapeDtypeStruct(shape, np.float32))
+    try:
+        answer = jax.eval_shape(ask, logits_fn, jax.ShapeDtypeStruct(shape, np.float32))
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        raise UserError(
+            "logits_fn cannot be compiled by JAX: use jax.numpy inside, no NumPy, float() or if on "
+            f"values ({str(error).splitlines()[0]})"
+        ) from error
     count = shape[0]
     if (
         not isinstance(answer, jax.ShapeDtypeStruct)

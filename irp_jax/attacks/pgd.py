@@ -79,7 +79,7 @@ def _judge(
 ) -> tuple[jax.Array, jax.Array]:
     """The loss at one image, and whether the network gets it wrong."""
     logits = logits_fn(image[None])[0]
-    return loss(logits, label), ~is_correct(logits, label)
+    return loss(logits, label).astype(image.dtype), ~is_correct(logits, label)
 
 
 def _keep_worse(worst: Attacked, new: Attacked) -> Attacked:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from irp_jax.attacks.attack import Attack, Problem, where
+from irp_jax.attacks.inputs import as_network
 from irp_jax.attacks.losses import LogitsFn, is_correct
 from irp_jax.attacks.threat import Threat, distance
 
@@ -56,7 +57,7 @@ def once(
     Returns:
         The attack's final state; `.worst` is what it found, on the device.
     """
-    network = logits_fn if isinstance(logits_fn, Partial) else Partial(logits_fn)
+    network = as_network(logits_fn)
     batch = begin(network, attack, images, labels, key, threat)
     return advance(network, attack, batch, attack.steps).state
 

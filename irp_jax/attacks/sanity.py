@@ -33,6 +33,7 @@ def before(
     logits: np.ndarray,
     *,
     averaged: bool,
+    blind: bool,
     warn: Warn,
 ) -> None:
     """Looks at the network before it is attacked.
@@ -43,12 +44,15 @@ def before(
         labels: (B,) int32.
         logits: (B, K), what the network said before to the same images.
         averaged: whether the attacks to come average gradients over many passes.
+        blind: whether they do without gradients.
         warn: told every reason for doubt.
 
     Raises:
-        UserError: the network answers differently when asked again, and gradients are not averaged.
+        UserError: the network answers differently when asked again, and gradients are not averaged;
+            or attacks want gradients that JAX cannot take.
     """
-    again = np.asarray(ask(network, images))
+    # Traced anew: a number that NumPy draws inside is a constant of the program it is traced into.
+    again = np.asarray(jax.jit(lambda network, images: network(images))(network, images))
     apart = float(np.abs(again - logits).max())
     if apart > 1e-3 * max(1.0, float(np.abs(logits).max())) and not averaged:
         raise UserError(
@@ -70,6 +74,15 @@ def before(
     calls_back = any("callback" in name for name in primitives)
     if calls_back:
         warn("the network calls back to Python: no gradient passes there, only Square sees through")
+        try:
+            differentiate = functools.partial(_without_gradient, network, margin)
+            jax.eval_shape(differentiate, images, labels)
+        except (ValueError, TypeError, NotImplementedError) as error:
+            if not blind:
+                raise UserError(
+                    "JAX has no gradient of the callback in logits_fn: attack with [Square()] "
+                    "alone, or give the callback a jax.custom_vjp"
+                ) from error
     alike = np.asarray(ask(network, np.repeat(images[:1], len(images), axis=0)))
     if np.abs(alike[0] - logits[0]).max() > 1e-3 * max(1.0, float(np.abs(logits).max())):
         warn(
@@ -84,16 +97,22 @@ def before(
     if calls_back:
         return
     right = logits.argmax(-1) == labels
-    for name, loss in (("cross-entropy", cross_entropy), ("margin", margin)):
-        still = np.asarray(_without_gradient(network, loss, images, labels))
-        count = int((still & right).sum())
-        if count:
-            warn(
-                f"the gradient of the {name} loss is zero at {count} of {int(right.sum())} images: "
-                "gradients are masked, and only Square and transfer from a smooth copy of the "
-                "network can be trusted"
-            )
-            break
+    flat = {
+        loss: int((np.asarray(_without_gradient(network, loss, images, labels)) & right).sum())
+        for loss in (cross_entropy, margin)
+    }
+    if flat[margin]:
+        warn(
+            f"the gradient of the margin is zero at {flat[margin]} of {int(right.sum())} images: "
+            "gradients are masked, and only Square and transfer from a smooth copy of the "
+            "network can be trusted"
+        )
+    elif flat[cross_entropy]:
+        warn(
+            f"the gradient of the cross-entropy loss is zero at {flat[cross_entropy]} of "
+            f"{int(right.sum())} images, where the network is too sure of itself: scale its logits "
+            "down, or trust attacks on other losses only (apgd-t, fab-t, square)"
+        )
 
 
 def after(accuracy: Mapping[str, float], warn: Warn) -> None:
@@ -110,12 +129,18 @@ def after(accuracy: Mapping[str, float], warn: Warn) -> None:
 
 
 @functools.partial(jax.jit, static_argnums=1)
+def gradient(network: Partial, loss: Callable, images: jax.Array, labels: jax.Array) -> jax.Array:
+    """(B, H, W, C), of the loss of each image."""
+    return jax.grad(lambda x: jax.vmap(loss)(network(x), labels).sum())(images)
+
+
+@functools.partial(jax.jit, static_argnums=1)
 def _without_gradient(
     network: Partial, loss: Callable, images: jax.Array, labels: jax.Array
 ) -> jax.Array:
     """(B,) bool: where the gradient of the loss is zero or not a number."""
-    gradient = jax.grad(lambda x: jax.vmap(loss)(network(x), labels).sum())(images)
-    return ~(jnp.abs(gradient).sum(axis=(1, 2, 3)) > 0)
+    slopes = gradient(network, loss, images, labels)
+    return ~(jnp.abs(slopes).sum(axis=(1, 2, 3)) > 0)
 
 
 def _primitives(jaxpr: Any) -> Iterator[str]:

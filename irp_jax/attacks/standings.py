@@ -5,12 +5,33 @@ import hashlib
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from irp_jax import files
 from irp_jax.errors import UserError
+
+
+class Answers(NamedTuple):
+    """What tells one network from another.
+
+    Attributes:
+        logits: (N, K) of the clean images.
+        gradients: (B, H, W, C), of the margin of the first few. Two networks may answer alike and
+            differ here, as one that quantises does from one whose gradient passes straight through.
+    """
+
+    logits: np.ndarray
+    gradients: np.ndarray
+
+
+def _close(saved: np.ndarray | None, answer: np.ndarray) -> bool:
+    """Equal to the rounding of the network, which another batch size or device may move."""
+    if saved is None or saved.shape != answer.shape:
+        return False
+    largest = float(np.abs(answer).max(initial=0.0))
+    return np.allclose(saved, answer, rtol=0, atol=1e-3 * largest + 1e-30, equal_nan=True)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,23 +92,33 @@ def identity(images: np.ndarray, labels: np.ndarray, settings: Sequence[Any]) ->
 
 
 def _facts(value: Any) -> Any:
-    """What a setting consists of, the same in every process: functions by their names."""
+    """What a setting consists of, the same in every process: functions by their names.
+
+    Raises:
+        UserError: a function has no name of its own, by which to know it again.
+    """
     if dataclasses.is_dataclass(value):
         fields = {f.name: _facts(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return type(value).__qualname__, fields
     if callable(value):
-        return value.__module__, value.__qualname__
+        name = getattr(value, "__qualname__", "")
+        if not name or "<" in name:
+            raise UserError(
+                f"{value!r} has no name that a state file could know it by: define it at the top "
+                "of a module, or leave out state_file"
+            )
+        return value.__module__, name
     return value
 
 
-def write(path: Path, at: Standings, name: str, logits: np.ndarray) -> None:
+def write(path: Path, at: Standings, name: str, answers: Answers) -> None:
     """Writes the file whole or not at all.
 
     Args:
         path: .npz file.
         at: the standings.
         name: the campaign's `identity`.
-        logits: (N, K) of the clean images, by which the network is known again.
+        answers: by which the network is known again.
 
     Raises:
         UserError: it cannot be written.
@@ -97,12 +128,11 @@ def write(path: Path, at: Standings, name: str, logits: np.ndarray) -> None:
         "standing_after": np.array(at.standing_after, np.int64),
         "seconds": np.array(at.seconds, np.float64),
     }
-    files.write_whole(
-        path, lambda file: np.savez(file, identity=np.array(name), logits=logits, **arrays)
-    )
+    arrays |= {"identity": np.array(name), **answers._asdict()}
+    files.write_whole(path, lambda file: np.savez(file, **arrays))
 
 
-def read(path: Path, name: str, logits: np.ndarray) -> Standings | None:
+def read(path: Path, name: str, answers: Answers) -> Standings | None:
     """The standings of the campaign of that `identity` and network; None where there is no file.
 
     Raises:
@@ -125,8 +155,8 @@ def read(path: Path, name: str, logits: np.ndarray) -> Standings | None:
         )
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged ({error}): remove it to start anew") from error
-    tolerance = 1e-3 * max(1.0, float(np.abs(logits).max()))
-    if found != name or not np.allclose(arrays["logits"], logits, rtol=0, atol=tolerance):
+    alike = all(_close(arrays.get(part), answer) for part, answer in answers._asdict().items())
+    if found != name or not alike:
         raise UserError(
             f"{path} belongs to an evaluation with other images, attacks or another network: "
             "remove it, or choose another file"

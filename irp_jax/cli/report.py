@@ -26,6 +26,8 @@ class Options:
     benchmark, between lines named after its file."""
     plot: str | None = None
     """Draw to this .svg or .png: accuracy against cost, or, for one file, that run or benchmark."""
+    curves: str | None = None
+    """Draw to this .svg or .png: accuracy over the minutes of training, a line a run."""
 
 
 def report(arguments: list[str]) -> None:
@@ -46,6 +48,11 @@ def report(arguments: list[str]) -> None:
         plots.run_picture(runs[0], Path(options.plot))
     elif options.plot is not None:
         plots.budget_picture(runs, Path(options.plot))
+    if options.curves is not None:
+        traced = [one for one in runs if "history" in one]
+        if not traced:
+            raise UserError(f"no run in {place} has its epochs on record: leave out --curves")
+        plots.curves_picture(traced, Path(options.curves))
     if options.into is not None:
         _insert(Path(options.into), "results", markdown(runs))
     if options.markdown:
@@ -61,8 +68,8 @@ def _benchmark(options: Options, place: Path, found: dict[str, Any]) -> None:
             raise UserError(f"{place} is a benchmark of costs: give --plot=FILE.svg to draw it")
         plots.cost_picture(found, Path(options.plot))
         return
-    if options.plot is not None:
-        raise UserError(f"{place} is a table of networks: leave out --plot")
+    if options.plot is not None or options.curves is not None:
+        raise UserError(f"{place} is a table of networks: leave out --plot and --curves")
     if options.into is not None:
         _insert(Path(options.into), place.stem, beside(found))
     else:

@@ -102,6 +102,28 @@ def budget_picture(results: Sequence[Results], path: Path) -> None:
     _save(figure, path)
 
 
+def curves_picture(results: Sequence[Results], path: Path) -> None:
+    """Accuracy in training against the minutes it took, one line a run.
+
+    Args:
+        results: runs on one data set that hold `history`; their accuracies are of the same few
+            held-out images, so that lines wander by some points.
+        path: .svg or .png to write.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", sharex=True)
+    for axis, (key, label) in zip(
+        axes, (("natural", "natural accuracy, %"), ("pgd", "PGD-10 accuracy, %")), strict=True
+    ):
+        for one in results:
+            minutes = [row["seconds"] / 60 for row in one["history"]]
+            values = [100 * row[key] for row in one["history"]]
+            label_one = f"{one['method']}, {one['epochs']} epochs, {_left(one):.3f} left"
+            axis.plot(minutes, values, "o-", markersize=3, label=label_one)
+        axis.set(xlabel="minutes of training", ylabel=label)
+    axes[0].legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
 def _left(results: Results) -> float:
     return results["cost"][f"{results['budget']['kind']}_ratio"]
 

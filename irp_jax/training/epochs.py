@@ -43,6 +43,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
     train_set = setup.dataset.train
     images, labels = parallel.place((train_set.images, train_set.labels), whole)
     probe_images, probe_labels = _probe_set(setup)
+    seen_images, seen_labels = _some(setup, train_set)
     key = parallel.place(jax.random.key(config.seed), whole)
     reporter.begin(config, plan, progress.epoch * plan.steps_per_epoch)
     progress = dataclasses.replace(progress, state=parallel.place(progress.state, whole))
@@ -73,7 +74,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         send = functools.partial(steps, key=key, images=images, labels=labels)
         ratio = _ratio(setup, progress.kept)
         look = functools.partial(
-            _second_look, setup, healthy, progress.kept, probe_images, probe_labels, key, reporter
+            _second_look, setup, healthy, progress.kept, seen_images, seen_labels, key, reporter
         )
         trained = _epoch(send, progress.state, progress.health, batches, ratio, reporter, look)
         seconds = time.monotonic() - began
@@ -134,7 +135,7 @@ def _second_look(
         setup: of the run.
         healthy: the run when it was last above suspicion.
         kept: of the present state.
-        images, labels: to be attacked, as `_probe_set` has them.
+        images, labels: training images to be attacked, more than a probe has.
         key: of the attack.
         reporter: told of a false alarm.
         state: the present one, after the segment that raised the alarm or the one behind it.
@@ -282,8 +283,13 @@ def _batches(config: Config, plan: Plan, images: int, epoch: int) -> np.ndarray:
 
 def _probe_set(setup: Setup) -> Any:
     """Held-out images, split over the devices; training images where none are held out."""
-    devices, held_out = setup.mesh.size, setup.dataset.validation
-    split = held_out if len(held_out) >= devices else setup.dataset.train
+    held_out = setup.dataset.validation
+    return _some(setup, held_out if len(held_out) >= setup.mesh.size else setup.dataset.train)
+
+
+def _some(setup: Setup, split: Any) -> Any:
+    """A few hundred images of a split and their labels, split over the devices."""
+    devices = setup.mesh.size
     count = min(PROBE_IMAGES, len(split)) // devices * devices
     # Evenly spaced, since a user's images may be sorted by class.
     some = split.take(np.linspace(0, len(split) - 1, count).astype(np.int64))

@@ -82,9 +82,12 @@ class Health(NamedTuple):
             before: accuracy under PGD of the last state above suspicion.
             now: that of the present state, on the same images and from the same starts.
         """
-        if now < ALARM * before:
+        # Not `before` alone: at the start of an epoch in which much was learned it was low. Of the
+        # best, which may be luck, as much as is above suspicion.
+        reference = max(before, SUSPICION * self.best_pgd)
+        if now < ALARM * reference:
             return self
-        return self._replace(last_pgd=now, pgd=now, best_pgd=max(before, now))
+        return self._replace(last_pgd=now, pgd=now, best_pgd=max(reference, now))
 
 
 def images_of(batch: int, devices: int) -> int:
