@@ -242,8 +242,9 @@ def _level(full_at: jax.Array, slope: jax.Array, wanted: jax.Array) -> jax.Array
 
     In t the sum is concave and piecewise linear: the lowest of the lines that its pieces lie on. So
     the level is the highest of those at which a line reaches `wanted`, and going to where the line
-    of the present piece reaches it leads there from below, in some ten rounds. Sorting all pixels,
-    as the authors do, takes a CPU longer than the network's own gradient.
+    of the present piece reaches it leads there from below, in some ten rounds, which the images of
+    a batch end together. Sorting all pixels, as the authors do, takes a CPU longer than the
+    gradient of a small network.
     """
 
     def reach(level: jax.Array) -> jax.Array:
