@@ -128,7 +128,9 @@ def evaluate(arguments: list[str]) -> None:
         apart = _save_adversarial(
             Path(options.save_adversarial), net, images, labels, reports[-1], mesh
         )
-        terminal.note(f"adversarial images written to {options.save_adversarial}")
+        picture = Path(options.save_adversarial).with_suffix(".png")
+        drawn = f", some drawn in {picture}" if picture.exists() else ""
+        terminal.note(f"adversarial images written to {options.save_adversarial}{drawn}")
         if apart:
             terminal.warn(f"{apart} of them look different to the network in batches of this size")
     for spec in specs:  # all is written: there is nothing left to go on from

@@ -109,7 +109,15 @@ def curves_picture(results: Sequence[Results], path: Path) -> None:
         results: runs on one data set that hold `history`; their accuracies are of the same few
             held-out images, so that lines wander by some points.
         path: .svg or .png to write.
+
+    Raises:
+        UserError: there are more runs than colours.
     """
+    most = len(plt.rcParams["axes.prop_cycle"])
+    if len(results) > most:
+        raise UserError(
+            f"curves of {len(results)} runs cannot be told apart: give a folder of at most {most}"
+        )
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", sharex=True)
     for axis, (key, label) in zip(
         axes, (("natural", "natural accuracy, %"), ("pgd", "PGD-10 accuracy, %")), strict=True
