@@ -64,7 +64,7 @@ def report(arguments: list[str]) -> None:
 def _benchmark(options: Options, place: Path, found: dict[str, Any]) -> None:
     """Shows one benchmark's figures: a picture of costs, or a table of networks."""
     if "costs" in found:
-        if options.plot is None:
+        if options.plot is None or options.curves is not None:
             raise UserError(f"{place} is a benchmark of costs: give --plot=FILE.svg to draw it")
         plots.cost_picture(found, Path(options.plot))
         return
