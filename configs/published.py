@@ -16,6 +16,7 @@ config = Config(
     method="paper",
     defense="fgsm-rs",
     guard=False,
+    epsilon_warmup=0.0,
     epochs=116,
     schedule="cyclic",
     learning_rate=0.2,

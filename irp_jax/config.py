@@ -24,6 +24,7 @@ DEFENSES = (
 )  # fmt: skip
 SCHEDULES = ("cyclic", "cosine", "piecewise")
 REGULARITIES = ("channel", "weight")
+MEASURED_ON = ("test", "validation")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,8 @@ class Config:
     """Multiplies every channel count of the model."""
     epsilon: float = 8 / 255
     """L-inf radius to be robust against, in pixels of [0, 1]; may be written 8/255."""
+    epsilon_warmup: float = 0.2
+    """Fraction of training in which the radius trained against grows to that from nothing."""
     defense: str = "n-fgsm"
     """What makes the network robust. One gradient step an image: n-fgsm, fgsm-rs (as published),
     fgsm, fgsm-consistency, fgsm-mep (remembers perturbations), gradalign. Many: pgd, trades. Or
@@ -97,6 +100,9 @@ class Config:
     """Peak learning rate of the later stages, relative to the first (magnitude, admm)."""
     validation: float = 0.02
     """Fraction of the training images held out."""
+    evaluate_on: str = "test"
+    """What the final accuracies are measured on: test, or validation, the images held out, when
+    settings are being chosen."""
     train_images: int = 0
     """How many of the rest to learn from, in the classes' proportions; 0 is all."""
     seed: int = 0
@@ -112,8 +118,8 @@ SUITED: dict[str, dict[str, Any]] = {
     "fashion_mnist": {"epsilon": 0.1, "epochs": 20},
     "svhn_cropped": {"learning_rate": 0.05, "epochs": 20},
     "digits": {
-        "epsilon": 0.1, "epochs": 60, "validation": 0.1, "defense": "fgsm-rs",
-        "schedule": "cyclic", "learning_rate": 0.2,
+        "epsilon": 0.1, "epsilon_warmup": 0.0, "epochs": 60, "validation": 0.1,
+        "defense": "fgsm-rs", "schedule": "cyclic", "learning_rate": 0.2,
     },
 }  # fmt: skip
 """Settings that suit a data set better than `Config`'s own, which are CIFAR-10's."""
@@ -146,6 +152,7 @@ def check(config: Config) -> None:
         ("regularity", config.regularity, REGULARITIES),
         ("defense", config.defense, DEFENSES),
         ("schedule", config.schedule, SCHEDULES),
+        ("evaluate_on", config.evaluate_on, MEASURED_ON),
     ):
         if value not in options:
             raise unknown(kind, value, options)
@@ -170,7 +177,7 @@ def check(config: Config) -> None:
     ):  # fmt: skip
         if not 0 < getattr(config, name) < math.inf:
             raise UserError(f"{_flag(name)} must be positive, got {getattr(config, name):g}")
-    for name in ("label_smoothing", "validation", "ema"):
+    for name in ("label_smoothing", "validation", "ema", "epsilon_warmup"):
         if not 0 <= getattr(config, name) < 1:
             raise UserError(f"{_flag(name)} must be in [0, 1), got {getattr(config, name):g}")
     for name in ("weight_decay", "checkpoint_every", "clip"):

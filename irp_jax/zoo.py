@@ -21,8 +21,8 @@ def publish(run: Path, results: Path, into: Path, log: checkpoint.Log) -> None:
         log: told of damaged checkpoints that are passed over.
 
     Raises:
-        UserError: the run has no checkpoint or is not finished, the results are not of this run,
-            or `into` exists.
+        UserError: the run has no checkpoint or is not finished, its figures are not of test images,
+            the results are not of this run, or `into` exists.
     """
     saved = checkpoint.restore(run / "checkpoints", None, log)
     if saved is None:
@@ -31,6 +31,8 @@ def publish(run: Path, results: Path, into: Path, log: checkpoint.Log) -> None:
     if found is None or not {"config", "defense", "passes_per_image"} <= set(found):
         raise UserError(f"{results} is no results of a run of this version: give its results.json")
     record = saved.record
+    if found["config"].get("evaluate_on") == "validation":
+        raise UserError(f"{run} was not evaluated on test images: a card gives figures of those")
     if found["config"] != record["identity"] or saved.epoch != found["epochs"]:
         raise UserError(f"{results} is not of the finished run in {run}")
     if found["wall_time_s"] != (files.read_json(run / "results.json") or {}).get("wall_time_s"):

@@ -74,6 +74,8 @@ def test_bad_fractions_are_refused(text):
         ("learning_rate", float("nan"), "positive"),
         ("width", 0.0, "positive"),
         ("validation", 1.0, r"\[0, 1\)"),
+        ("epsilon_warmup", 1.0, r"\[0, 1\)"),
+        ("evaluate_on", "tests", "validation"),
         ("ramp_stop", 0.01, "start < stop"),
     ],
 )

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from silent import Silent
@@ -21,6 +22,7 @@ from irp_jax.config import Config
 from irp_jax.data import load
 from irp_jax.errors import UserError
 from irp_jax.training import loop
+from irp_jax.zoo import publish
 
 ROOT = Path(__file__).parent.parent
 TINY = configs.suited("digits", Config(model="resnet8", budget="0.3", checkpoint_every=0.0))
@@ -173,6 +175,21 @@ def test_the_published_method_runs_through_the_same_door(tmp_path):
     assert 0 < results["cost"]["macs_ratio"] <= 1
 
 
+def test_settings_can_be_chosen_without_a_look_at_the_test_images(tmp_path):
+    config = dataclasses.replace(
+        TINY, epochs=1, validation=0.2, evaluate_on="validation", workdir=str(tmp_path / "run")
+    )
+    results = loop.run(config, Silent(), "bin/train")
+    held_out = load("digits", validation_fraction=0.2).validation
+    assert results["attack"]["images"] == len(held_out)
+    net = network.load(config.workdir, print)
+    right = net.apply(net.variables, jnp.asarray(held_out.images / np.float32(255))).argmax(-1)
+    natural = float((right == held_out.labels).mean())
+    assert results["accuracy"]["natural"] == pytest.approx(natural, abs=0.003)
+    with pytest.raises(UserError, match="not evaluated on test images"):
+        publish(Path(config.workdir), tmp_path / "run" / "results.json", tmp_path / "zoo", print)
+
+
 def test_a_workdir_of_another_run_is_refused_and_untouched(finished):
     config, _, _ = finished
     before = {p: p.stat().st_mtime_ns for p in Path(config.workdir).rglob("*") if p.is_file()}
@@ -189,6 +206,7 @@ def test_a_workdir_of_another_run_is_refused_and_untouched(finished):
         ({"budget": "0.1k", "cost": "params"}, "least possible is 0.0"),
         ({"budget": "5M", "cost": "params"}, "more than the whole network"),
         ({"batch_size": 9999}, "larger than"),
+        ({"evaluate_on": "validation", "validation": 0.0}, "--validation above 0"),
     ],
 )
 def test_what_cannot_be_done_leaves_nothing_behind(tmp_path, change, message):

@@ -143,6 +143,11 @@ def _runs(options: Options) -> Iterator[Config]:
                 epochs=base.epochs if options.epochs is None else options.epochs,
             )  # fmt: skip
             configs.check(run)
+            if options.attacks and run.evaluate_on != "test":
+                raise UserError(
+                    f"--attacks attacks test images: leave it out for runs that are evaluated on "
+                    f"{run.evaluate_on}"
+                )
             folder = Path(options.workdir) / configs.run_name(run)
             yield dataclasses.replace(run, workdir=str(folder))
 

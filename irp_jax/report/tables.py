@@ -64,7 +64,10 @@ def _under(attack: str, runs: list[Results]) -> str:
 
 
 COLUMNS: dict[str, Callable[[list[Results]], str]] = {
-    "data": lambda runs: runs[0]["dataset"],
+    "data": lambda runs: (
+        runs[0]["dataset"]
+        + (", held out" if runs[0]["config"].get("evaluate_on") == "validation" else "")
+    ),
     "model": lambda runs: runs[0]["model"],
     "method": lambda runs: runs[0]["method"],
     "masks": lambda runs: runs[0]["config"]["regularity"],

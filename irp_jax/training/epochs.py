@@ -17,6 +17,7 @@ from irp_jax.errors import UserError
 from irp_jax.models import Architecture
 from irp_jax.network import cost_report, deployed
 from irp_jax.training import defenses, phases
+from irp_jax.training.curriculum import threat_at
 from irp_jax.training.overfitting import Health
 from irp_jax.training.phases import Plan
 from irp_jax.training.progress import Progress, Setup, architecture_now, save
@@ -142,9 +143,10 @@ def _second_look(
         health: what is remembered now.
     """
 
+    threat = threat_at(attacks.linf(setup.config.epsilon), int(state.step), setup.plan.warm_up)
+
     def measure(state: TrainState, kept: dict[str, int]) -> float:
         variables = deployed(architecture_now(setup, kept), state.params, state.batch_stats)
-        threat = attacks.linf(setup.config.epsilon)
         return float(evaluation.probe(setup.apply, variables, images, labels, threat, key=key).pgd)
 
     before, now = measure(healthy.state, healthy.kept), measure(state, kept)
@@ -266,6 +268,7 @@ def _recipe(setup: Setup, architecture: Architecture, progress: Progress) -> Rec
         defense=defenses.build(progress.defense),
         augmentation=dataclasses.replace(augmentation, cutout=config.cutout),
         label_smoothing=config.label_smoothing,
+        warm_up=setup.plan.warm_up,
         ema=config.ema,
         guarded=config.guard and progress.defense.stronger is not None,
     )

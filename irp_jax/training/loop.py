@@ -41,6 +41,10 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
     )
     if config.train_images:
         dataset = data.limited(dataset, config.train_images)
+    if config.evaluate_on == "validation" and not len(dataset.validation):
+        raise UserError(
+            "--evaluate-on=validation needs images held out: give a --validation above 0"
+        )
     model = models.build(config.model, dataset.num_classes, config.width)
     dense = models.describe(model, dataset.image_shape)
     plan = phases.plan(config, dense, len(dataset.train))
@@ -77,16 +81,17 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
 
 
 def _evaluate(setup: Setup, progress: Progress, reporter: Reporter) -> dict[str, Any]:
-    """Natural and PGD accuracy of the deployed network on the test split, and the run's facts."""
+    """Natural and PGD accuracy of the deployed network, and the run's facts."""
     config, network = setup.config, progress.state.network
     spec = evaluation.AttackSpec(epsilon=config.epsilon)
     architecture = architecture_now(setup, progress.kept)
     variables = deployed(architecture, network, network["batch_stats"])
-    test = setup.dataset.test
+    measured = getattr(setup.dataset, config.evaluate_on)
     began = time.monotonic()
     report = evaluation.evaluate(
-        setup.apply, variables, test.images, test.labels, spec,
-        batch_size=parallel.attacked_at_once(setup.mesh, *test.images.shape[1:3]), mesh=setup.mesh,
+        setup.apply, variables, measured.images, measured.labels, spec,
+        batch_size=parallel.attacked_at_once(setup.mesh, *setup.dataset.image_shape[:2]),
+        mesh=setup.mesh,
         watch=attacks.Watch(
             begin=reporter.attacking, progress=reporter.evaluating, warn=reporter.note
         ),
@@ -102,7 +107,7 @@ def _evaluate(setup: Setup, progress: Progress, reporter: Reporter) -> dict[str,
         "budget": {"kind": config.cost, "target": plan.target, "unused": unused},
         "cost": left,
         "accuracy": {"natural": report.natural, "pgd": report.robust},
-        "attack": spec.describe() | {"images": len(test.images)},
+        "attack": spec.describe() | {"images": len(measured)},
         "epochs": plan.epochs,
         "defense": progress.defense.name,
         "passes_per_image": round(progress.passes, 3),

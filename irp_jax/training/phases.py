@@ -34,6 +34,7 @@ class Plan:
         limit: budget in MACs or parameters.
         target: the budget as the user gave it: a fraction, or MACs or parameters.
         ratio: budget as a fraction of the dense cost.
+        warm_up: steps in which the radius trained against grows to the full one.
     """
 
     epochs: int
@@ -44,6 +45,7 @@ class Plan:
     target: float
     ratio: float
     stages: tuple[int, ...] = (0,)
+    warm_up: int = 0
 
     @property
     def steps(self) -> int:
@@ -92,15 +94,17 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
     steps = images // config.batch_size
     shortest = math.ceil(steps / SEGMENT)
     segments = min(range(shortest, 2 * shortest + 1), key=lambda count: (steps % count, count))
+    steps_per_epoch = steps // segments * segments
     return Plan(
         epochs=epochs,
-        steps_per_epoch=steps // segments * segments,
+        steps_per_epoch=steps_per_epoch,
         segments=segments,
         freeze_epoch=_freeze_epoch(config, stages),
         limit=limit,
         target=limit if absolute else amount,
         ratio=limit / dense,
         stages=stages,
+        warm_up=round(config.epsilon_warmup * epochs * steps_per_epoch),
     )
 
 

@@ -18,6 +18,7 @@ from irp_jax.models import Architecture
 from irp_jax.network import deployed, inference
 from irp_jax.pruning import cost, masks
 from irp_jax.training import average, overfitting
+from irp_jax.training.curriculum import threat_at
 from irp_jax.training.defenses import Batch, Defense, recall
 
 Metrics = dict[str, jax.Array]
@@ -59,6 +60,7 @@ class Recipe:
         architecture: of the network being trained, as it is now.
         cost_kind: which cost the reported ratio is of.
         threat: what the network is hardened against.
+        warm_up: steps in which its radius grows from nothing.
         defense: what it is shown, and what is minimised there.
         augmentation: applied before the attack.
         label_smoothing: probability mass taken from the label, in [0, 1).
@@ -72,6 +74,7 @@ class Recipe:
     defense: Defense
     augmentation: Augmentation
     label_smoothing: float
+    warm_up: int = 0
     ema: float = 0.0
     guarded: bool = False
 
@@ -113,7 +116,8 @@ def train_step(
         return masks.apply(recipe.architecture, params["weights"], masks.gates(params["masks"]))
 
     weights = masked(state.params)
-    batch = Batch(images, labels, recipe.threat, attack_key, seen, recipe.label_smoothing)
+    threat = threat_at(recipe.threat, state.step, recipe.warm_up)
+    batch = Batch(images, labels, threat, attack_key, seen, recipe.label_smoothing)
 
     def forward(weights, x):
         return network(weights, state.batch_stats, x, train=True)
@@ -192,8 +196,10 @@ def _probe(
     images: jax.Array,
     labels: jax.Array,
 ) -> jax.Array:
-    """`overfitting.probe` of the network as it learns, not of its average; in inference mode."""
+    """`overfitting.probe` of the network as it learns, not of its average; in inference mode and at
+    the radius that it is trained at by now."""
     variables = deployed(recipe.architecture, state.params, state.batch_stats)
     logits_fn = functools.partial(inference(network), variables)
     own = jax.random.fold_in(jax.random.fold_in(key, state.step), 2**32 - 1)
-    return overfitting.probe(logits_fn, images, labels, recipe.threat, own)
+    threat = threat_at(recipe.threat, state.step, recipe.warm_up)
+    return overfitting.probe(logits_fn, images, labels, threat, own)
