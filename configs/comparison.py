@@ -8,7 +8,7 @@ an epoch of a small network is a fast one, so a method that is small early gets 
 scaling runs a second time, at the epochs of `priced`.
 
 So few epochs want small batches, more steps with them, and a long ramp, in which the large network
-has learnt something before it is cut. Chosen on held-out images (results/choices).
+has learnt something before it is cut. Chosen on held-out images (results/choices_short_runs.json).
 """
 
 import dataclasses

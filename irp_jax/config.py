@@ -51,7 +51,7 @@ class Config:
     """Multiplies every channel count of the model."""
     epsilon: float = 8 / 255
     """L-inf radius to be robust against, in pixels of [0, 1]; may be written 8/255."""
-    epsilon_warmup: float = 0.2
+    epsilon_warmup: float = 0.4
     """Fraction of training in which the radius trained against grows to that from nothing."""
     defense: str = "n-fgsm"
     """What makes the network robust. One gradient step an image: n-fgsm, fgsm-rs (as published),
