@@ -87,6 +87,22 @@ def test_losing_ground_under_both_attacks_is_no_alarm():
     ]  # fmt: skip
 
 
+def test_what_was_reached_at_a_smaller_radius_hides_no_collapse():
+    """As the radius grows both accuracies fall; then the attack trained on is fooled."""
+    growth = [(0.5 - 0.005 * n, 0.6 - 0.007 * n) for n in range(50)]
+    collapse = [(0.02, 0.35)] * 3
+    for growing, alarmed in ((True, True), (False, False)):
+        health, alarms = Health(), []
+        for pgd, trained in growth:
+            health = health.after(pgd, trained, growing=growing)
+            alarms.append(health.alarming)
+        assert not any(alarms)
+        for pgd, trained in collapse:
+            health = health.after(pgd, trained)
+            alarms.append(health.alarming)
+        assert any(alarms) == alarmed
+
+
 def test_a_second_look_confirms_a_collapse_and_forgets_bad_luck():
     alarming = Health()
     for pgd, trained in [(0.4, 0.5), (0.4, 0.5), (0.1, 0.6), (0.1, 0.6)]:
@@ -205,7 +221,7 @@ def test_an_epoch_is_cut_short_by_a_confirmed_alarm_and_by_nothing_else(alarmed_
 
     batches = np.zeros((8, 4, 2), np.int32)
     health = Health().after(0.5, 0.6).after(0.5, 0.6)
-    trained = epochs._epoch(send, 0, health, batches, None, Silent(), look)
+    trained = epochs._epoch(send, 0, health, batches, None, 0, Silent(), look)
     stopped = alarmed_at is not None and confirmed
     assert trained.health.alarming == stopped
     # Two bad probes, and the segment that was under way when the second was looked at.

@@ -77,7 +77,10 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         look = functools.partial(
             _second_look, setup, healthy, progress.kept, seen_images, seen_labels, key, reporter
         )
-        trained = _epoch(send, progress.state, progress.health, batches, ratio, reporter, look)
+        growing = plan.warm_up - progress.epoch * plan.steps_per_epoch
+        trained = _epoch(
+            send, progress.state, progress.health, batches, ratio, growing, reporter, look
+        )
         seconds = time.monotonic() - began
         if not np.isfinite(trained.metrics["loss"]).all():
             raise UserError(
@@ -205,6 +208,7 @@ def _epoch(
     health: Health,
     batches: np.ndarray,
     ratio: float | None,
+    growing: int,
     reporter: Reporter,
     look: Callable[[TrainState, Health], Health],
 ) -> _Trained:
@@ -216,6 +220,7 @@ def _epoch(
         health: before the epoch.
         batches: (segments, steps, N) int32.
         ratio: what is left of the cost once masks are frozen.
+        growing: steps of it and later epochs in which the radius still grows; 0 or less is none.
         reporter: told of each segment.
         look: what an alarm is made of on a closer look.
     """
@@ -230,9 +235,11 @@ def _epoch(
         fetched.append(found)
         # What an alarm has been raised about stays as it was then.
         if "probe_pgd" in found and not health.alarming:
+            done = len(fetched) * batches.shape[1]
             health = health.after(
-                float(found["probe_pgd"][-1]), float(found["train_accuracy"].mean())
-            )
+                float(found["probe_pgd"][-1]), float(found["train_accuracy"].mean()),
+                growing=done <= growing,
+            )  # fmt: skip
         now = time.monotonic()
         rate = batches.shape[1] * batches.shape[2] / (now - sent_at)
         sent_at = now

@@ -32,6 +32,10 @@ GAP = 0.12
 KEPT = 0.9
 """A network that lost so much under the attack it trains on is losing ground, not cheating."""
 
+FADING = 0.93
+"""What is left of the best, segment by segment, while the radius trained against still grows: what
+was reached at a smaller radius is soon no measure any more."""
+
 
 class Health(NamedTuple):
     """What the guard remembers from segment to segment; accuracies in [0, 1].
@@ -51,12 +55,18 @@ class Health(NamedTuple):
     best_pgd: float = 0.0
     best_trained: float = 0.0
 
-    def after(self, pgd: float, trained: float) -> "Health":
-        """What is remembered after a segment with these accuracies."""
+    def after(self, pgd: float, trained: float, *, growing: bool = False) -> "Health":
+        """What is remembered after a segment.
+
+        Args:
+            pgd, trained: accuracies in it.
+            growing: whether the radius still grows.
+        """
         if self.last_pgd is None:
             return Health(last_pgd=pgd, last_trained=trained)
         mean = (self.last_pgd + pgd) / 2, (self.last_trained + trained) / 2
-        best = max((self.best_pgd, self.best_trained), mean)
+        fading = FADING if growing else 1.0
+        best = max((fading * self.best_pgd, fading * self.best_trained), mean)
         return Health(pgd, trained, *mean, *best)
 
     def _below(self, share: float) -> bool:
