@@ -7,8 +7,9 @@ Epochs are what takes each method some 25 minutes on two CPU cores, by its image
 an epoch of a small network is a fast one, so a method that is small early gets more of them. Width
 scaling runs a second time, at the epochs of `priced`.
 
-So few epochs want small batches, more steps with them, and a long ramp, in which the large network
-has learnt something before it is cut. Chosen on held-out images (results/choices_short_runs.json).
+So few epochs want small batches, more steps with them, and a long warm-up of the radius: chosen on
+held-out images (results/choices_short_runs.json). The ramp is a long one, so that masks are learned at
+the full radius and the large network has learnt something before it is cut.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ SHORT = Config(
 
 
 def runs(budget: str) -> list[Config]:
-    """In-train pruning first, then width scaling at its epochs, then all others."""
+    """In-train pruning first, then width scaling at the same epochs, then all others."""
     epochs = EPOCHS[budget]
     plan = list(epochs.items())
     plan.insert(1, ("width", epochs["priced"]))

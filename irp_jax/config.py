@@ -24,7 +24,7 @@ DEFENSES = (
 )  # fmt: skip
 SCHEDULES = ("cyclic", "cosine", "piecewise")
 REGULARITIES = ("channel", "weight")
-MEASURED_ON = ("test", "validation")
+EVALUATED_ON = ("test", "validation")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,8 +51,9 @@ class Config:
     """Multiplies every channel count of the model."""
     epsilon: float = 8 / 255
     """L-inf radius to be robust against, in pixels of [0, 1]; may be written 8/255."""
-    epsilon_warmup: float = 0.4
-    """Fraction of training in which the radius trained against grows to that from nothing."""
+    epsilon_warmup: float = 0.1
+    """Fraction of training (magnitude, admm: of the first stage) over which the radius trained
+    against grows linearly to --epsilon; 0 is off."""
     defense: str = "n-fgsm"
     """What makes the network robust. One gradient step an image: n-fgsm, fgsm-rs (as published),
     fgsm, fgsm-consistency, fgsm-mep (remembers perturbations), gradalign. Many: pgd, trades. Or
@@ -101,8 +102,9 @@ class Config:
     validation: float = 0.02
     """Fraction of the training images held out."""
     evaluate_on: str = "test"
-    """What the final accuracies are measured on: test, or validation, the images held out, when
-    settings are being chosen."""
+    """What the final accuracies are measured on: test, or validation, the images held out, while
+    settings are being chosen. Part of what a run is: figures on test images take a run of their
+    own."""
     train_images: int = 0
     """How many of the rest to learn from, in the classes' proportions; 0 is all."""
     seed: int = 0
@@ -152,7 +154,7 @@ def check(config: Config) -> None:
         ("regularity", config.regularity, REGULARITIES),
         ("defense", config.defense, DEFENSES),
         ("schedule", config.schedule, SCHEDULES),
-        ("evaluate_on", config.evaluate_on, MEASURED_ON),
+        ("evaluate_on", config.evaluate_on, EVALUATED_ON),
     ):
         if value not in options:
             raise unknown(kind, value, options)
@@ -187,6 +189,11 @@ def check(config: Config) -> None:
         raise UserError(
             f"--ramp-start and --ramp-stop must satisfy 0 <= start < stop < 1, got "
             f"{config.ramp_start:g} and {config.ramp_stop:g}"
+        )
+    if config.evaluate_on == "validation" and not config.validation:
+        raise UserError(
+            "--evaluate-on=validation needs images held out, got --validation=0: give 0.02 for one "
+            "in fifty, or --evaluate-on=test"
         )
     if config.method == "magnitude" and config.pretraining >= 1:
         raise UserError(

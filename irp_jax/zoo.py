@@ -31,10 +31,13 @@ def publish(run: Path, results: Path, into: Path, log: checkpoint.Log) -> None:
     if found is None or not {"config", "defense", "passes_per_image"} <= set(found):
         raise UserError(f"{results} is no results of a run of this version: give its results.json")
     record = saved.record
-    if found["config"].get("evaluate_on") == "validation":
-        raise UserError(f"{run} was not evaluated on test images: a card gives figures of those")
     if found["config"] != record["identity"] or saved.epoch != found["epochs"]:
         raise UserError(f"{results} is not of the finished run in {run}")
+    if record["config"].get("evaluate_on") == "validation":
+        raise UserError(
+            f"{results} is of held-out images, and a card gives figures of test images: train with "
+            f"--evaluate-on=test"
+        )
     if found["wall_time_s"] != (files.read_json(run / "results.json") or {}).get("wall_time_s"):
         raise UserError(f"{results} is of another training than the one in {run}")
     if into.exists():

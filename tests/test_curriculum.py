@@ -1,16 +1,31 @@
 """The radius grows to the one asked for, and what is trained on keeps to it."""
 
 import dataclasses
+import types
 
 import jax.numpy as jnp
 import pytest
-from defense_nets import CONFIG, IMAGES, KEY, LABELS, NETWORK, THREAT, initial, make_setup, recipe
+from defense_nets import (
+    CONFIG,
+    DENSE,
+    IMAGES,
+    KEY,
+    LABELS,
+    NETWORK,
+    THREAT,
+    initial,
+    make_setup,
+    recipe,
+)
+from silent import Silent
 
 from irp_jax.data import Augmentation
+from irp_jax.training import epochs as epochs_module
 from irp_jax.training import phases
-from irp_jax.training.curriculum import threat_at
-from irp_jax.training.defenses import Trained
+from irp_jax.training.curriculum import growths, threat_at
+from irp_jax.training.defenses import Choice, Trained
 from irp_jax.training.defenses.fast import Fast
+from irp_jax.training.overfitting import Health
 from irp_jax.training.step import train_step
 
 
@@ -20,11 +35,44 @@ def test_the_radius_at_known_steps():
     assert threat_at(THREAT, 0, 0) is THREAT
 
 
-def test_a_plan_counts_the_steps_of_the_warm_up():
-    config = dataclasses.replace(CONFIG, epsilon_warmup=0.5)
-    plan = make_setup(config).plan
-    assert plan.warm_up == round(0.5 * plan.steps) > 0
-    assert make_setup(dataclasses.replace(CONFIG, epsilon_warmup=0.0)).plan.warm_up == 0
+def test_the_growth_of_all_segments_is_the_whole():
+    assert growths(0, 3, 4, 10) == pytest.approx([0.4, 0.4, 0.2])
+    assert growths(8, 2, 4, 10) == pytest.approx([0.2, 0.0])
+    assert growths(0, 2, 4, 0) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("method", "epochs"), [("priced", 8), ("paper", 8), ("width", 8), ("magnitude", 2), ("admm", 2)]
+)
+def test_the_radius_is_the_full_one_before_a_second_stage(method, epochs):
+    config = dataclasses.replace(
+        CONFIG, method=method, epochs=8, epsilon_warmup=0.5, pretraining=0.25, admm_stage=0.25
+    )
+    setup = make_setup(config)
+    plan = setup.plan
+    assert plan.epsilon_steps == 0.5 * epochs * plan.steps_per_epoch
+    # What the plan says is what is compiled.
+    begun = types.SimpleNamespace(defense=Choice("n-fgsm", 10))
+    assert epochs_module._recipe(setup, DENSE, begun).epsilon_steps == plan.epsilon_steps
+
+
+def test_the_guard_measures_at_the_radius_of_the_time(monkeypatch):
+    setup = make_setup(dataclasses.replace(CONFIG, epsilon_warmup=0.5))
+    half = setup.plan.epsilon_steps // 2
+    radii = []
+
+    def probe(apply, variables, images, labels, threat, *, key):
+        radii.append(float(threat.epsilon))
+        return types.SimpleNamespace(pgd=0.3)
+
+    monkeypatch.setattr(epochs_module.evaluation, "probe", probe)
+    state = phases.initial_state(setup.config, setup.plan, DENSE, initial())
+    now = dataclasses.replace(state, step=jnp.int32(half - 1))
+    healthy = types.SimpleNamespace(state=state, kept={}, epoch=0)
+    epochs_module._second_look(
+        setup, healthy, {}, IMAGES, LABELS, KEY, Silent(), now, Health(0.1, 0.1)
+    )
+    assert radii == pytest.approx([setup.config.epsilon / 2] * 2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +92,7 @@ def test_a_step_attacks_within_the_radius_of_its_time(step, share, quick_compile
     plan = make_setup(CONFIG).plan
     base = recipe("fgsm")
     how = dataclasses.replace(
-        base, defense=Ruler(), warm_up=10, ema=0.0, augmentation=Augmentation()
+        base, defense=Ruler(), epsilon_steps=10, ema=0.0, augmentation=Augmentation()
     )
     config = dataclasses.replace(CONFIG, ema=0.0)
     state = phases.initial_state(config, plan, base.architecture, initial())

@@ -26,7 +26,7 @@ from irp_jax.zoo import publish
 
 ROOT = Path(__file__).parent.parent
 TINY = configs.suited("digits", Config(model="resnet8", budget="0.3", checkpoint_every=0.0))
-TINY = dataclasses.replace(TINY, epochs=4, ramp_stop=0.5, batch_size=256)
+TINY = dataclasses.replace(TINY, epochs=4, ramp_stop=0.5, batch_size=256, epsilon_warmup=0.6)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_settings_can_be_chosen_without_a_look_at_the_test_images(tmp_path):
     right = net.apply(net.variables, jnp.asarray(held_out.images / np.float32(255))).argmax(-1)
     natural = float((right == held_out.labels).mean())
     assert results["accuracy"]["natural"] == pytest.approx(natural, abs=0.003)
-    with pytest.raises(UserError, match="not evaluated on test images"):
+    with pytest.raises(UserError, match="train with --evaluate-on=test"):
         publish(Path(config.workdir), tmp_path / "run" / "results.json", tmp_path / "zoo", print)
 
 
@@ -206,7 +206,7 @@ def test_a_workdir_of_another_run_is_refused_and_untouched(finished):
         ({"budget": "0.1k", "cost": "params"}, "least possible is 0.0"),
         ({"budget": "5M", "cost": "params"}, "more than the whole network"),
         ({"batch_size": 9999}, "larger than"),
-        ({"evaluate_on": "validation", "validation": 0.0}, "--validation above 0"),
+        ({"evaluate_on": "validation", "validation": 0.0}, "got --validation=0"),
     ],
 )
 def test_what_cannot_be_done_leaves_nothing_behind(tmp_path, change, message):

@@ -57,9 +57,15 @@ def follow(history):
 
 
 def recorded(path):
-    """(PGD, attack trained on) epoch by epoch of a run in results/."""
+    """(PGD, attack trained on) epoch by epoch of a run in results/.
+
+    PGD of the guard's own probe where there is one: its radius is that of the attack.
+    """
     rows = json.loads(path.read_text())["history"]
-    return [(row["pgd"], row.get("train_accuracy", row.get("train_fgsm"))) for row in rows]
+    return [
+        (row.get("probe_pgd", row["pgd"]), row.get("train_accuracy", row.get("train_fgsm")))
+        for row in rows
+    ]
 
 
 def test_it_alarms_in_the_collapse_that_was_recorded():
@@ -87,20 +93,29 @@ def test_losing_ground_under_both_attacks_is_no_alarm():
     ]  # fmt: skip
 
 
-def test_what_was_reached_at_a_smaller_radius_hides_no_collapse():
+@pytest.mark.parametrize("segments", [4, 50])
+def test_what_was_reached_at_a_smaller_radius_hides_no_collapse(segments):
     """As the radius grows both accuracies fall; then the attack trained on is fooled."""
-    growth = [(0.5 - 0.005 * n, 0.6 - 0.007 * n) for n in range(50)]
-    collapse = [(0.02, 0.35)] * 3
-    for growing, alarmed in ((True, True), (False, False)):
-        health, alarms = Health(), []
-        for pgd, trained in growth:
-            health = health.after(pgd, trained, growing=growing)
-            alarms.append(health.alarming)
-        assert not any(alarms)
-        for pgd, trained in collapse:
-            health = health.after(pgd, trained)
-            alarms.append(health.alarming)
-        assert any(alarms) == alarmed
+    health = Health()
+    for n in range(segments):
+        done = n / segments
+        health = health.after(0.5 - 0.25 * done, 0.6 - 0.3 * done, growth=1 / segments)
+        assert not health.suspicious
+    for _ in range(3):
+        health = health.after(0.02, 0.42)
+    assert health.alarming
+
+
+@pytest.mark.parametrize("duration", [1, 5, 20])
+@pytest.mark.parametrize("level", [0.2, 0.3, 0.5])
+def test_a_collapse_while_the_radius_grows_is_noticed(level, duration):
+    health = Health()
+    for _ in range(10):
+        health = health.after(level, 1.2 * level, growth=1 / 50)
+    for n in range(duration + 4):
+        left = max(0.0, 1 - (n + 1) / duration)
+        health = health.after(level * left, (1.8 - 0.6 * left) * level, growth=1 / 50)
+    assert health.alarming
 
 
 def test_a_second_look_confirms_a_collapse_and_forgets_bad_luck():
@@ -221,7 +236,7 @@ def test_an_epoch_is_cut_short_by_a_confirmed_alarm_and_by_nothing_else(alarmed_
 
     batches = np.zeros((8, 4, 2), np.int32)
     health = Health().after(0.5, 0.6).after(0.5, 0.6)
-    trained = epochs._epoch(send, 0, health, batches, None, 0, Silent(), look)
+    trained = epochs._epoch(send, 0, health, batches, None, [0.0] * 8, Silent(), look)
     stopped = alarmed_at is not None and confirmed
     assert trained.health.alarming == stopped
     # Two bad probes, and the segment that was under way when the second was looked at.

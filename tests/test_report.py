@@ -53,6 +53,19 @@ def test_seeds_are_averaged_and_their_range_is_shown():
     assert tables.summary(runs).row_count == 2
 
 
+def test_figures_of_held_out_images_say_so(tmp_path, monkeypatch):
+    held_out = result(0, 0.9)
+    held_out["config"]["evaluate_on"] = "validation"
+    both = [held_out, result(0, 0.8)]
+    titles, rows = tables.lines(both)
+    assert [row[titles.index("data")] for row in rows] == ["digits, held out", "digits"]
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, _: drawn.append(figure))
+    plots.budget_picture(both, tmp_path / "both.svg")
+    lines = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    assert sorted(line.endswith("held out") for line in lines) == [False, True]
+
+
 def test_attacks_that_not_every_run_has_seen_have_a_column_and_say_on_how_many_images():
     attacked = result(0, 0.9)
     for name, accuracy, images in (("autoattack", 0.85, 360), ("pgd-50-10", 0.88, 100)):

@@ -13,6 +13,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from irp_jax.cli import evaluate, publish, report, train
+from irp_jax.cli import sweep as sweep_command
 from irp_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -83,6 +84,17 @@ def test_what_is_collected_is_not_run_again_and_what_is_missing_is(swept):
     assert again["accuracy"] == removed["accuracy"]
     shutil.rmtree(folder / "runs")
     shutil.move(folder / "elsewhere", folder / "runs")
+
+
+def test_attacks_on_test_images_are_not_for_runs_that_choose_settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "from irp_jax.config import Config\n"
+        "config = Config(dataset='digits', evaluate_on='validation')\n"
+    )
+    with pytest.raises(UserError, match="evaluated on validation"):
+        sweep_command.sweep(["--config=mine.py", "--attacks=fgsm"])
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
 
 
 def test_a_network_is_handed_on_with_a_card_that_says_what_it_does(swept, monkeypatch, capsys):

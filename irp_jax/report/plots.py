@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.ticker import LogLocator
 
 from irp_jax.errors import UserError
-from irp_jax.report.tables import Results, groups
+from irp_jax.report.tables import Results, groups, measured_on
 
 INK = {
     "dense": "#c9ced6",
@@ -77,13 +77,15 @@ def budget_picture(results: Sequence[Results], path: Path) -> None:
         path: .svg or .png to write.
     """
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", sharex=True)
-    lines: dict[tuple, list[list[Results]]] = {}
+    lines: dict[tuple[str, str], list[list[Results]]] = {}
     for runs in groups(results):
-        lines.setdefault((runs[0]["method"], runs[0]["config"]["regularity"]), []).append(runs)
+        kind = f"{runs[0]['method']}, {runs[0]['config']['regularity']} masks"
+        lines.setdefault((measured_on(runs[0]), kind), []).append(runs)
+    several = len({data for data, _ in lines}) > 1
     for axis, (key, label) in zip(
         axes, (("natural", "natural accuracy, %"), ("pgd", "PGD-10 accuracy, %")), strict=True
     ):
-        for (method, regularity), sets in lines.items():
+        for (data, kind), sets in lines.items():
             x = [mean(_left(r) for r in runs) for runs in sets]
             values = [[100 * r["accuracy"][key] for r in runs] for runs in sets]
             y = [mean(v) for v in values]
@@ -95,7 +97,7 @@ def budget_picture(results: Sequence[Results], path: Path) -> None:
             axis.errorbar(
                 [x[i] for i in order], [y[i] for i in order],
                 [[side[i] for i in order] for side in error],
-                marker="o", markersize=4, capsize=2, label=f"{method}, {regularity} masks",
+                marker="o", markersize=4, capsize=2, label=f"{kind}, {data}" if several else kind,
             )  # fmt: skip
         axis.set(xlabel="cost left, fraction of dense", ylabel=label)
     axes[0].legend(frameon=False, fontsize=8)

@@ -30,6 +30,12 @@ def _what(one: Results) -> tuple:
     )  # fmt: skip
 
 
+def measured_on(one: Results) -> str:
+    """The data set, and whether the accuracies are of its held-out images, not of test images."""
+    held_out = one.get("config", {}).get("evaluate_on") == "validation"
+    return f"{one['dataset']}, held out" if held_out else one["dataset"]
+
+
 def defense(one: Results) -> str:
     """The defence of a run, and the one it ended with if the guard took a stronger one.
 
@@ -64,10 +70,7 @@ def _under(attack: str, runs: list[Results]) -> str:
 
 
 COLUMNS: dict[str, Callable[[list[Results]], str]] = {
-    "data": lambda runs: (
-        runs[0]["dataset"]
-        + (", held out" if runs[0]["config"].get("evaluate_on") == "validation" else "")
-    ),
+    "data": lambda runs: measured_on(runs[0]),
     "model": lambda runs: runs[0]["model"],
     "method": lambda runs: runs[0]["method"],
     "masks": lambda runs: runs[0]["config"]["regularity"],

@@ -15,6 +15,7 @@ from rich.progress import (
 from rich.table import Table
 
 from irp_jax.config import Config
+from irp_jax.report.tables import measured_on
 from irp_jax.training.phases import Plan
 
 COLUMNS = (
@@ -70,7 +71,7 @@ class Terminal:
         self.note(
             f"{config.model} on {config.dataset}: {plan.epochs} epochs of {plan.steps_per_epoch} "
             f"steps, budget {config.budget} of {config.cost} ({plan.ratio:.4f} of dense), "
-            f"{_cut_when(plan)}; the first step compiles"
+            f"{_cut_when(plan)}{_grown_when(plan)}; the first step compiles"
         )
         self.note(" ".join(f"{title:>8}" for title, _, _ in COLUMNS))
         self._open("training", plan.steps, done)
@@ -156,6 +157,13 @@ def _cut_when(plan: Plan) -> str:
     return f"masks frozen after epoch {plan.freeze_epoch}"
 
 
+def _grown_when(plan: Plan) -> str:
+    """When the radius trained against is the full one, if it is not at once."""
+    if not plan.epsilon_steps:
+        return ""
+    return f", the radius grows for {plan.epsilon_steps / plan.steps_per_epoch:.2g} epochs"
+
+
 def layer_table(rows: list[dict[str, Any]]) -> Table:
     """Channels, MACs and parameters left, layer by layer; rows as of `cost.table`."""
     table = Table(title="what is left of each layer")
@@ -221,7 +229,7 @@ def corruption_table(results: dict[str, Any]) -> Table:
 def result_table(results: dict[str, Any]) -> Table:
     """The closing table; results as of results.json."""
     cost, accuracy, attack = results["cost"], results["accuracy"], results["attack"]
-    table = Table(title=f"{results['model']} on {results['dataset']}, seed {results['seed']}")
+    table = Table(title=f"{results['model']} on {measured_on(results)}, seed {results['seed']}")
     titles = [_attack_title(attack) if name == attack["name"] else name for name in accuracy]
     for title in (*titles, "MACs", "params", "epochs", "time"):
         table.add_column(title, justify="right")

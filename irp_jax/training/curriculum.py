@@ -1,12 +1,13 @@
-"""Small perturbations first: the radius trained against grows to the one asked for.
+"""Small perturbations first: the radius trained against grows linearly to the one asked for.
 
-A network that has learnt nothing yet is the easiest to lead astray: within the first epoch of
-training on attacks of one step, at the full radius, it may learn to recognise the step before it
-has learnt to recognise anything else. A linear warm-up of the radius (Pang et al. 2021, "Bag of
-tricks for adversarial training", warm-up on the adversarial intensity) gives it features first.
+At the full radius, training on attacks of one step may overfit to that step within the first epoch
+(docs/design.md). A warm-up of the radius is from Qin et al. 2019 ("Adversarial robustness through
+local linearization"); for training on attacks of many steps Pang et al. 2021 ("Bag of tricks for
+adversarial training") found it to make no difference.
 """
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +15,31 @@ import jax.numpy as jnp
 from irp_jax.attacks import Threat
 
 
-def threat_at(threat: Threat, step: jax.Array | int, warm_up: int) -> Threat:
+def threat_at(threat: Threat, step: jax.Array | int, epsilon_steps: int) -> Threat:
     """What the network is trained against at a step.
 
     Args:
         threat: what it shall be robust against in the end.
         step: () int32, steps taken since the start of the run.
-        warm_up: steps in which the radius grows linearly; at 0 it is the full one throughout.
+        epsilon_steps: steps in which the radius grows; at 0 it is the full one throughout.
 
     Returns:
-        The ball of radius epsilon * min(1, (step + 1) / warm_up), which is never empty.
+        The ball of radius epsilon * min(1, (step + 1) / epsilon_steps), which is never empty.
     """
-    if not warm_up:
+    if not epsilon_steps:
         return threat
-    share = jnp.minimum(1.0, (step + 1) / warm_up)
+    share = jnp.minimum(1.0, (step + 1) / epsilon_steps)
     return dataclasses.replace(threat, epsilon=threat.epsilon * share)
+
+
+def growths(start: int, segments: int, steps: int, epsilon_steps: int) -> list[float]:
+    """How much of the warm-up each of an epoch's segments is, in [0, 1].
+
+    Args:
+        start: steps taken before the epoch.
+        segments: in the epoch.
+        steps: in a segment.
+        epsilon_steps: of the whole warm-up.
+    """
+    ends = [min(start + steps * n, epsilon_steps) for n in range(segments + 1)]
+    return [(b - a) / max(1, epsilon_steps) for a, b in itertools.pairwise(ends)]

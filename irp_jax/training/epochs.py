@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +16,7 @@ from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.models import Architecture
 from irp_jax.network import cost_report, deployed
-from irp_jax.training import defenses, phases
-from irp_jax.training.curriculum import threat_at
+from irp_jax.training import curriculum, defenses, phases
 from irp_jax.training.overfitting import Health
 from irp_jax.training.phases import Plan
 from irp_jax.training.progress import Progress, Setup, architecture_now, save
@@ -77,9 +76,11 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         look = functools.partial(
             _second_look, setup, healthy, progress.kept, seen_images, seen_labels, key, reporter
         )
-        growing = plan.warm_up - progress.epoch * plan.steps_per_epoch
+        growths = curriculum.growths(
+            progress.epoch * plan.steps_per_epoch, *batches.shape[:2], plan.epsilon_steps
+        )
         trained = _epoch(
-            send, progress.state, progress.health, batches, ratio, growing, reporter, look
+            send, progress.state, progress.health, batches, ratio, growths, reporter, look
         )
         seconds = time.monotonic() - began
         if not np.isfinite(trained.metrics["loss"]).all():
@@ -146,7 +147,7 @@ def _second_look(
         health: what is remembered now.
     """
 
-    threat = threat_at(attacks.linf(setup.config.epsilon), int(state.step), setup.plan.warm_up)
+    threat = _threat(setup, int(state.step))
 
     def measure(state: TrainState, kept: dict[str, int]) -> float:
         variables = deployed(architecture_now(setup, kept), state.params, state.batch_stats)
@@ -208,7 +209,7 @@ def _epoch(
     health: Health,
     batches: np.ndarray,
     ratio: float | None,
-    growing: int,
+    growths: Sequence[float],
     reporter: Reporter,
     look: Callable[[TrainState, Health], Health],
 ) -> _Trained:
@@ -220,7 +221,7 @@ def _epoch(
         health: before the epoch.
         batches: (segments, steps, N) int32.
         ratio: what is left of the cost once masks are frozen.
-        growing: steps of it and later epochs in which the radius still grows; 0 or less is none.
+        growths: of the radius, segment by segment (`curriculum.growths`).
         reporter: told of each segment.
         look: what an alarm is made of on a closer look.
     """
@@ -235,10 +236,9 @@ def _epoch(
         fetched.append(found)
         # What an alarm has been raised about stays as it was then.
         if "probe_pgd" in found and not health.alarming:
-            done = len(fetched) * batches.shape[1]
             health = health.after(
                 float(found["probe_pgd"][-1]), float(found["train_accuracy"].mean()),
-                growing=done <= growing,
+                growth=growths[len(fetched) - 1],
             )  # fmt: skip
         now = time.monotonic()
         rate = batches.shape[1] * batches.shape[2] / (now - sent_at)
@@ -275,10 +275,16 @@ def _recipe(setup: Setup, architecture: Architecture, progress: Progress) -> Rec
         defense=defenses.build(progress.defense),
         augmentation=dataclasses.replace(augmentation, cutout=config.cutout),
         label_smoothing=config.label_smoothing,
-        warm_up=setup.plan.warm_up,
+        epsilon_steps=setup.plan.epsilon_steps,
         ema=config.ema,
         guarded=config.guard and progress.defense.stronger is not None,
     )
+
+
+def _threat(setup: Setup, step: int) -> attacks.Threat:
+    """What is trained against at a step."""
+    whole = attacks.linf(setup.config.epsilon)
+    return curriculum.threat_at(whole, step, setup.plan.epsilon_steps)
 
 
 def _batches(config: Config, plan: Plan, images: int, epoch: int) -> np.ndarray:
@@ -320,6 +326,7 @@ def _row(
         "fgsm": float(probe.fgsm),
         "pgd": float(probe.pgd),
         **probed,
+        "epsilon": float(_threat(setup, progress.epoch * setup.plan.steps_per_epoch - 1).epsilon),
         "cost_ratio": float(metrics["cost_ratio"][-1]),
         "frozen": bool(progress.kept),
         "images_per_s": round(len(metrics["loss"]) * setup.config.batch_size / seconds, 1),

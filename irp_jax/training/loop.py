@@ -43,7 +43,8 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
         dataset = data.limited(dataset, config.train_images)
     if config.evaluate_on == "validation" and not len(dataset.validation):
         raise UserError(
-            "--evaluate-on=validation needs images held out: give a --validation above 0"
+            f"--evaluate-on=validation needs images held out, and --validation="
+            f"{config.validation:g} holds out none of {len(dataset.train):,}: give more"
         )
     model = models.build(config.model, dataset.num_classes, config.width)
     dense = models.describe(model, dataset.image_shape)

@@ -32,9 +32,9 @@ GAP = 0.12
 KEPT = 0.9
 """A network that lost so much under the attack it trains on is losing ground, not cheating."""
 
-FADING = 0.93
-"""What is left of the best, segment by segment, while the radius trained against still grows: what
-was reached at a smaller radius is soon no measure any more."""
+FADING = 0.5
+"""What is left of the best by the time the radius trained against has grown to the full one: what
+was reached at a smaller radius is less and less of a measure."""
 
 
 class Health(NamedTuple):
@@ -55,17 +55,17 @@ class Health(NamedTuple):
     best_pgd: float = 0.0
     best_trained: float = 0.0
 
-    def after(self, pgd: float, trained: float, *, growing: bool = False) -> "Health":
+    def after(self, pgd: float, trained: float, *, growth: float = 0.0) -> "Health":
         """What is remembered after a segment.
 
         Args:
             pgd, trained: accuracies in it.
-            growing: whether the radius still grows.
+            growth: how much of the warm-up of the radius it was, in [0, 1].
         """
         if self.last_pgd is None:
             return Health(last_pgd=pgd, last_trained=trained)
         mean = (self.last_pgd + pgd) / 2, (self.last_trained + trained) / 2
-        fading = FADING if growing else 1.0
+        fading = FADING**growth
         best = max((fading * self.best_pgd, fading * self.best_trained), mean)
         return Health(pgd, trained, *mean, *best)
 

@@ -34,7 +34,8 @@ class Plan:
         limit: budget in MACs or parameters.
         target: the budget as the user gave it: a fraction, or MACs or parameters.
         ratio: budget as a fraction of the dense cost.
-        warm_up: steps in which the radius trained against grows to the full one.
+        epsilon_steps: steps in which the radius trained against grows to the full one; all before
+            the second stage.
     """
 
     epochs: int
@@ -45,7 +46,7 @@ class Plan:
     target: float
     ratio: float
     stages: tuple[int, ...] = (0,)
-    warm_up: int = 0
+    epsilon_steps: int = 0
 
     @property
     def steps(self) -> int:
@@ -91,6 +92,7 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
             f"budget {config.budget} is more than the whole network: it has {dense:,} {kind}"
         )
     stages = _stages(config)
+    first = stages[1] if len(stages) > 1 else epochs
     steps = images // config.batch_size
     shortest = math.ceil(steps / SEGMENT)
     segments = min(range(shortest, 2 * shortest + 1), key=lambda count: (steps % count, count))
@@ -104,7 +106,7 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
         target=limit if absolute else amount,
         ratio=limit / dense,
         stages=stages,
-        warm_up=round(config.epsilon_warmup * epochs * steps_per_epoch),
+        epsilon_steps=round(config.epsilon_warmup * first * steps_per_epoch),
     )
 
 

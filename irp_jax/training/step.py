@@ -60,7 +60,7 @@ class Recipe:
         architecture: of the network being trained, as it is now.
         cost_kind: which cost the reported ratio is of.
         threat: what the network is hardened against.
-        warm_up: steps in which its radius grows from nothing.
+        epsilon_steps: steps in which the radius trained against grows to its; 0 is none.
         defense: what it is shown, and what is minimised there.
         augmentation: applied before the attack.
         label_smoothing: probability mass taken from the label, in [0, 1).
@@ -74,7 +74,7 @@ class Recipe:
     defense: Defense
     augmentation: Augmentation
     label_smoothing: float
-    warm_up: int = 0
+    epsilon_steps: int = 0
     ema: float = 0.0
     guarded: bool = False
 
@@ -116,7 +116,7 @@ def train_step(
         return masks.apply(recipe.architecture, params["weights"], masks.gates(params["masks"]))
 
     weights = masked(state.params)
-    threat = threat_at(recipe.threat, state.step, recipe.warm_up)
+    threat = threat_at(recipe.threat, state.step, recipe.epsilon_steps)
     batch = Batch(images, labels, threat, attack_key, seen, recipe.label_smoothing)
 
     def forward(weights, x):
@@ -201,5 +201,5 @@ def _probe(
     variables = deployed(recipe.architecture, state.params, state.batch_stats)
     logits_fn = functools.partial(inference(network), variables)
     own = jax.random.fold_in(jax.random.fold_in(key, state.step), 2**32 - 1)
-    threat = threat_at(recipe.threat, state.step, recipe.warm_up)
+    threat = threat_at(recipe.threat, state.step, recipe.epsilon_steps)
     return overfitting.probe(logits_fn, images, labels, threat, own)

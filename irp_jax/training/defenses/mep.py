@@ -12,7 +12,8 @@ from irp_jax.training.defenses.consistency import consistent
 from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
 
 LEVELS = 127
-"""A remembered perturbation is a whole number of steps of epsilon / LEVELS."""
+"""A remembered perturbation is a whole number of steps of epsilon / LEVELS: a share of the radius,
+with which it grows while that warms up."""
 
 ROOTS = 16.0
 """A remembered momentum is (a whole number / ROOTS)^2, with the number's sign: up to 63."""
