@@ -8,8 +8,8 @@ an epoch of a small network is a fast one, so a method that is small early gets 
 scaling runs a second time, at the epochs of `priced`.
 
 So few epochs want small batches, more steps with them, and a long warm-up of the radius: chosen on
-held-out images (results/choices_short_runs.json). The ramp is a long one, so that masks are learned at
-the full radius and the large network has learnt something before it is cut.
+held-out images (results/choices_short_runs.json). The ramp is a long one, so that masks are learned
+at the full radius and the large network has learnt something before it is cut.
 """
 
 import dataclasses
