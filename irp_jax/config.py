@@ -256,7 +256,7 @@ def parse_budget(text: str | float) -> tuple[float, bool]:
         return number * {"k": 1e3, "M": 1e6, "G": 1e9}[match[2]], True
     if not 0 < number <= 1:
         hint = (
-            f"did you mean {number / 100:g}?"
+            f"did you mean {number / 100:g} ({number:g} %)?"
             if 1 < number <= 100
             else "for instance 0.16, or 0.04M with a suffix"
         )

@@ -38,8 +38,15 @@ def unknown(kind: str, name: str, options: Iterable[str]) -> UserError:
     choices = list(options)
     lowered = {choice.lower(): choice for choice in choices}
     near = difflib.get_close_matches(name.lower(), lowered, n=5, cutoff=0.5)
-    # Of equally near names the one that begins alike: resnet21 is meant to be resnet20.
-    near.sort(key=lambda option: (-_likeness(option, name), -_shared_start(option, name)))
+    # A name that was broken off goes on: apgd is meant to be apgd-ce, not pgd. Of equally near names
+    # the one that begins alike: resnet21 is meant to be resnet20.
+    near.sort(
+        key=lambda option: (
+            not option.startswith(name.lower()),
+            -_likeness(option, name),
+            -_shared_start(option, name),
+        )
+    )
     hint = f"did you mean {lowered[near[0]]!r}? " if near else ""
     return UserError(f"unknown {kind} {name!r}: {hint}(choices: {', '.join(choices)})")
 

@@ -14,6 +14,10 @@ def test_suggests_the_nearest_name(given, nearest):
     assert f"did you mean {nearest!r}?" in str(unknown("model", given, MODELS))
 
 
+def test_a_name_broken_off_goes_on():
+    assert "did you mean 'apgd-ce'?" in str(unknown("attack", "apgd", ["pgd", "apgd-ce", "apgd-t"]))
+
+
 def test_suggests_nothing_where_nothing_is_near_but_lists_all():
     message = str(unknown("model", "zzzz", MODELS))
     assert "did you mean" not in message

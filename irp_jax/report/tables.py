@@ -48,6 +48,15 @@ def defense(one: Results) -> str:
     return one.get("defense", asked)
 
 
+def recipe(one: Results) -> str:
+    """Learning rate, batch size and warm-up of the radius; the first results do not name them all."""
+    config = one["config"]
+    rate = f"{config.get('schedule', 'cyclic')} {config.get('learning_rate', 0.2):g}"
+    warm_up = config.get("epsilon_warmup", 0.0)
+    grown = f", radius over {warm_up:.0%}" if warm_up else ""
+    return f"{rate}, batch {config.get('batch_size', 128)}{grown}"
+
+
 def _spread(values: Iterable[float], digits: int, scale: float = 1.0) -> str:
     """The mean, with the range where there is one."""
     scaled = [value * scale for value in values]
@@ -78,6 +87,7 @@ COLUMNS: dict[str, Callable[[list[Results]], str]] = {
         runs[0]["config"]["budget"] + (" params" if runs[0]["budget"]["kind"] == "params" else "")
     ),
     "defence": lambda runs: defense(runs[0]),
+    "recipe": lambda runs: recipe(runs[0]),
     "runs": lambda runs: str(len(runs)),
     "natural %": lambda runs: _spread([r["accuracy"]["natural"] for r in runs], 1, 100),
     "PGD-10 %": lambda runs: _spread([r["accuracy"]["pgd"] for r in runs], 1, 100),
