@@ -15,7 +15,7 @@ def test_suggests_the_nearest_name(given, nearest):
 
 
 def test_a_name_broken_off_goes_on():
-    assert "did you mean 'apgd-ce'?" in str(unknown("attack", "apgd", ["pgd", "apgd-ce", "apgd-t"]))
+    assert "did you mean 'apgd-t'?" in str(unknown("attack", "apgd", ["pgd", "apgd-ce", "apgd-t"]))
 
 
 def test_suggests_nothing_where_nothing_is_near_but_lists_all():

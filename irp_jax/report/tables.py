@@ -49,7 +49,7 @@ def defense(one: Results) -> str:
 
 
 def recipe(one: Results) -> str:
-    """Learning rate, batch size and warm-up of the radius; the first results do not name them all."""
+    """Learning rate, batch size, warm-up of the radius; the first results do not name them all."""
     config = one["config"]
     rate = f"{config.get('schedule', 'cyclic')} {config.get('learning_rate', 0.2):g}"
     warm_up = config.get("epsilon_warmup", 0.0)
