@@ -11,11 +11,12 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from irp_jax.attacks import Threat
 
 
-def threat_at(threat: Threat, step: jax.Array | int, epsilon_steps: int) -> Threat:
+def threat_at(threat: Threat, step: jax.Array | np.ndarray | int, epsilon_steps: int) -> Threat:
     """What the network is trained against at a step.
 
     Args:

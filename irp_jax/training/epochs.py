@@ -76,8 +76,9 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         look = functools.partial(
             _second_look, setup, healthy, progress.kept, seen_images, seen_labels, key, reporter
         )
+        segments, steps_each = batches.shape[:2]
         growths = curriculum.growths(
-            progress.epoch * plan.steps_per_epoch, *batches.shape[:2], plan.epsilon_steps
+            progress.epoch * plan.steps_per_epoch, segments, steps_each, plan.epsilon_steps
         )
         trained = _epoch(
             send, progress.state, progress.health, batches, ratio, growths, reporter, look
