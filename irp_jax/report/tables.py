@@ -116,13 +116,14 @@ def lines(results: Iterable[Results]) -> tuple[list[str], list[list[str]]]:
 
 
 def summary(results: Iterable[Results]) -> Table:
-    """All runs as a terminal table, one line per set of seeds."""
+    """All runs as a terminal table, one line per set of seeds; without the recipe, a wide column."""
     titles, rows = lines(results)
     table = Table(title="results")
-    for title in titles:
-        table.add_column(title, justify="right")
+    shown = [place for place, title in enumerate(titles) if title != "recipe"]
+    for place in shown:
+        table.add_column(titles[place], justify="right")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(row[place] for place in shown))
     return table
 
 
