@@ -116,7 +116,7 @@ def lines(results: Iterable[Results]) -> tuple[list[str], list[list[str]]]:
 
 
 def summary(results: Iterable[Results]) -> Table:
-    """All runs as a terminal table, one line per set of seeds; without the recipe, a wide column."""
+    """All runs as a terminal table, one line per set of seeds, without the recipe: it is wide."""
     titles, rows = lines(results)
     table = Table(title="results")
     shown = [place for place, title in enumerate(titles) if title != "recipe"]
