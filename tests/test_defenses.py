@@ -248,7 +248,8 @@ def test_training_compiles_once_repeats_itself_and_resumes(
     begun = dataclasses.replace(begun, memory=DEFENSES[name].memory(KEY, 24, (6, 6, 2)))
     optimizer = phases.optimizer(fixed.config, fixed.plan, DENSE, frozen=False)
     whole = parallel.replicated(fixed.mesh)
-    steps = compile_steps(recipe(name), NETWORK, optimizer, fixed.mesh)
+    growing = dataclasses.replace(recipe(name), epsilon_steps=2)  # a radius that is traced
+    steps = compile_steps(growing, NETWORK, optimizer, fixed.mesh)
     images, labels, key = parallel.place((PIXELS, LABELS, KEY), whole)
     batches = np.random.default_rng(0).permutation(24).astype(np.int32).reshape(3, 8)
 
