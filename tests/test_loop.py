@@ -206,7 +206,7 @@ def test_a_workdir_of_another_run_is_refused_and_untouched(finished):
         ({"budget": "0.1k", "cost": "params"}, "least possible is 0.0"),
         ({"budget": "5M", "cost": "params"}, "more than the whole network"),
         ({"batch_size": 9999}, "larger than"),
-        ({"evaluate_on": "validation", "validation": 0.0}, "got --validation=0"),
+        ({"evaluate_on": "validation", "validation": 0.0}, "--validation=0 holds out none of"),
     ],
 )
 def test_what_cannot_be_done_leaves_nothing_behind(tmp_path, change, message):

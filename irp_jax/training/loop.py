@@ -44,7 +44,7 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
     if config.evaluate_on == "validation" and not len(dataset.validation):
         raise UserError(
             f"--evaluate-on=validation needs images held out, and --validation="
-            f"{config.validation:g} holds out none of {len(dataset.train):,}: give more"
+            f"{config.validation:g} holds out none of {len(dataset.train):,}: give 0.1 for a tenth"
         )
     model = models.build(config.model, dataset.num_classes, config.width)
     dense = models.describe(model, dataset.image_shape)
