@@ -1,0 +1,56 @@
+"""Numbers as people write them: budgets and fractions."""
+
+import math
+import re
+
+from irp_jax.errors import UserError
+
+
+def parse_budget(text: str | float) -> tuple[float, bool]:
+    """Reads a budget.
+
+    Args:
+        text: a fraction in (0, 1], or a positive number with a suffix k, M or G.
+
+    Returns:
+        The number, and whether it is absolute (MACs per image or parameters).
+
+    Raises:
+        UserError: says what was given and what could be meant.
+    """
+    match = re.fullmatch(r"([0-9.eE+-]+|nan|inf)([kMG]?)", str(text).strip())
+    try:
+        number = float(match[1]) if match else math.nan
+    except ValueError:
+        number = math.nan
+    if not match or math.isnan(number):
+        raise UserError(
+            f"budget {text!r} is not a number: give a fraction like 0.16 or an amount like 0.04M"
+        )
+    if match[2]:
+        if not 0 < number < math.inf:
+            raise UserError(f"budget must be positive, got {text}: for instance 0.04M")
+        return number * {"k": 1e3, "M": 1e6, "G": 1e9}[match[2]], True
+    if not 0 < number <= 1:
+        hint = (
+            f"did you mean {number / 100:g} ({number:g} %)?"
+            if 1 < number <= 100
+            else "for instance 0.16, or 0.04M with a suffix"
+        )
+        raise UserError(f"budget must be in (0, 1], got {text}: {hint}")
+    return number, False
+
+
+def fraction(text: str) -> float:
+    """Reads a number that may be written as a fraction: "8/255" or "0.03".
+
+    Raises:
+        UserError: it is neither.
+    """
+    parts = text.split("/")
+    try:
+        if len(parts) > 2:
+            raise ValueError
+        return float(parts[0]) / (float(parts[1]) if len(parts) == 2 else 1.0)
+    except (ValueError, ZeroDivisionError):
+        raise UserError(f"{text!r} is not a number: write for instance 0.03 or 8/255") from None

@@ -1,0 +1,87 @@
+"""Every value checked, before anything is loaded or written."""
+
+import math
+
+from irp_jax import attacks
+from irp_jax.config.amounts import parse_budget
+from irp_jax.config.config import (
+    BASELINES,
+    COSTS,
+    DEFENSES,
+    EVALUATED_ON,
+    METHODS,
+    REGULARITIES,
+    SCHEDULES,
+    Config,
+)
+from irp_jax.config.flags import flag
+from irp_jax.data import check_name
+from irp_jax.errors import UserError, unknown
+from irp_jax.models import MODELS
+
+
+def check(config: Config) -> None:
+    """Checks every value.
+
+    Raises:
+        UserError: names the first value that cannot be meant and what to give instead.
+    """
+    check_name(config.dataset)
+    for kind, value, options in (
+        ("model", config.model, MODELS),
+        ("method", config.method, METHODS),
+        ("cost", config.cost, COSTS),
+        ("regularity", config.regularity, REGULARITIES),
+        ("defense", config.defense, DEFENSES),
+        ("schedule", config.schedule, SCHEDULES),
+        ("--evaluate-on", config.evaluate_on, EVALUATED_ON),
+    ):
+        if value not in options:
+            raise unknown(kind, value, options)
+    parse_budget(config.budget)
+    attacks.linf(config.epsilon)
+    if config.seed >= 2**32:
+        raise UserError(f"--seed must be below 2^32, got {config.seed}")
+    for name, least in (
+        ("epochs", BASELINES.get(config.method, 1)),
+        ("batch_size", 1),
+        ("seed", 0),
+        ("cutout", 0),
+        ("train_images", 0),
+        ("attack_steps", 1),
+        ("admm_updates", 1),
+    ):
+        if getattr(config, name) < least:
+            raise UserError(f"{flag(name)} must be at least {least}, got {getattr(config, name)}")
+    for name in (
+        "width", "learning_rate", "hinge_strength", "mask_learning_rate", "pretraining",
+        "admm_stage", "admm_rho", "restart_rate",
+    ):  # fmt: skip
+        if not 0 < getattr(config, name) < math.inf:
+            raise UserError(f"{flag(name)} must be positive, got {getattr(config, name):g}")
+    for name in ("label_smoothing", "validation", "ema", "epsilon_warmup"):
+        if not 0 <= getattr(config, name) < 1:
+            raise UserError(f"{flag(name)} must be in [0, 1), got {getattr(config, name):g}")
+    for name in ("weight_decay", "checkpoint_every", "clip"):
+        if not 0 <= getattr(config, name) < math.inf:
+            raise UserError(f"{flag(name)} must be 0 or more, got {getattr(config, name):g}")
+    if not 0 <= config.ramp_start < config.ramp_stop < 1:
+        raise UserError(
+            f"--ramp-start and --ramp-stop must satisfy 0 <= start < stop < 1, got "
+            f"{config.ramp_start:g} and {config.ramp_stop:g}"
+        )
+    if config.method == "magnitude" and config.pretraining >= 1:
+        raise UserError(
+            f"--pretraining must leave some of training to the pruned network: it must be below 1, "
+            f"got {config.pretraining:g}"
+        )
+    if config.method == "admm" and config.pretraining + config.admm_stage >= 1:
+        raise UserError(
+            f"--pretraining and --admm-stage must leave some of training to the pruned network: "
+            f"together below 1, got {config.pretraining + config.admm_stage:g}"
+        )
+    if config.method == "width" and config.regularity != "channel":
+        raise UserError(
+            f"--method=width makes layers narrower: give --regularity=channel, "
+            f"not {config.regularity}"
+        )

@@ -1,0 +1,130 @@
+"""What a training run is: one frozen dataclass, and the settings that suit a data set."""
+
+import dataclasses
+from typing import Any
+
+BASELINES = {"width": 1, "magnitude": 2, "admm": 3}
+"""Methods that learn no masks but prune once -> stages of training, each at least an epoch."""
+
+METHODS = ("priced", "paper", *BASELINES)
+COSTS = ("macs", "params")
+DEFENSES = (
+    "none", "fgsm", "fgsm-rs", "n-fgsm", "fgsm-consistency", "fgsm-mep", "gradalign", "pgd",
+    "trades",
+)  # fmt: skip
+SCHEDULES = ("cyclic", "cosine", "piecewise")
+REGULARITIES = ("channel", "weight")
+EVALUATED_ON = ("test", "validation")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Train, prune and harden a network in one run."""
+
+    model: str = "resnet20"
+    """resnet8/20/32/44/56/110, resnet18, vgg16 or wrn28_4."""
+    budget: str = "0.16"
+    """What may be left: a fraction of the dense cost (0.16) or an absolute amount (0.04M, 900k)."""
+    cost: str = "macs"
+    """What the budget counts: macs (multiply-accumulates per image) or params."""
+    dataset: str = "cifar10"
+    """cifar10, cifar100, svhn_cropped, mnist, fashion_mnist, digits (no download), or PATH.npz."""
+    data_dir: str | None = None
+    """Where a prepared set or the official archive lies, or shall lie."""
+    method: str = "priced"
+    """How the network is made small: priced (masks learned, the budget met exactly), paper (masks
+    under the constant-b hinge), or a baseline: width (uniformly narrow from the start), magnitude
+    (dense, pruned once, fine-tuned), admm (Robust ADMM)."""
+    regularity: str = "channel"
+    """What is pruned: channel (a small dense network) or weight (a sparse one)."""
+    width: float = 1.0
+    """Multiplies every channel count of the model."""
+    epsilon: float = 8 / 255
+    """L-inf radius to be robust against, in pixels of [0, 1]; may be written 8/255."""
+    epsilon_warmup: float = 0.1
+    """Fraction of training (magnitude, admm: of the first stage) over which the radius trained
+    against grows linearly to --epsilon; 0 is off."""
+    defense: str = "n-fgsm"
+    """What makes the network robust. One gradient step an image: n-fgsm, fgsm-rs (as published),
+    fgsm, fgsm-consistency, fgsm-mep (remembers perturbations), gradalign. Many: pgd, trades. Or
+    none."""
+    guard: bool = True
+    """Whether a network found to overfit its own attack goes back to before and on with a stronger
+    defence."""
+    attack_steps: int = 10
+    """Gradient steps of the attack in training (pgd, trades)."""
+    epochs: int = 30
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images per step, over all devices."""
+    learning_rate: float = 0.1
+    """Peak of the schedule."""
+    schedule: str = "cosine"
+    """How the learning rate moves: cosine (down), cyclic (up and down) or piecewise (two drops)."""
+    clip: float = 0.0
+    """Longest gradient of all weights together; 0 is off."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, which becomes the network; 0 is off."""
+    weight_decay: float = 5e-4
+    """L2 penalty on the weights."""
+    label_smoothing: float = 0.0
+    """Probability mass taken from the label, in [0, 1)."""
+    cutout: int = 0
+    """Side in pixels of a square blackened in each training image; 0 is off."""
+    ramp_start: float = 0.05
+    """When pruning starts, as a fraction of training (priced)."""
+    ramp_stop: float = 0.2
+    """When the budget is reached, masks are frozen and the network is slimmed (priced)."""
+    hinge_strength: float = 1.0
+    """The constant b of the hardware loss (paper)."""
+    mask_learning_rate: float = 0.1
+    """Learning rate of the mask logits (paper)."""
+    pretraining: float = 1 / 3
+    """Fraction of training that the dense network gets first (magnitude, admm)."""
+    admm_stage: float = 1 / 3
+    """Fraction of training that ADMM gets next; the rest is for what it leaves (admm)."""
+    admm_rho: float = 1e-3
+    """Strength of the pull towards the pruned weights (admm)."""
+    admm_updates: int = 10
+    """How often the pruned weights are chosen anew during ADMM (admm)."""
+    restart_rate: float = 1.0
+    """Peak learning rate of the later stages, relative to the first (magnitude, admm)."""
+    validation: float = 0.02
+    """Fraction of the training images held out."""
+    evaluate_on: str = "test"
+    """What the final accuracies are measured on: test, or validation, the images held out, while
+    settings are being chosen. Part of what a run is: figures on test images take a run of their
+    own."""
+    train_images: int = 0
+    """How many of the rest to learn from, in the classes' proportions; 0 is all."""
+    seed: int = 0
+    """Of every random choice."""
+    workdir: str | None = None
+    """Where the run is kept; running the same command again resumes it. Default: runs/<name>."""
+    checkpoint_every: float = 60.0
+    """Seconds between checkpoints, at least; they are taken at the end of an epoch."""
+
+
+SUITED: dict[str, dict[str, Any]] = {
+    "mnist": {"epsilon": 0.3, "epochs": 15},
+    "fashion_mnist": {"epsilon": 0.1, "epochs": 20},
+    "svhn_cropped": {"learning_rate": 0.05, "epochs": 20},
+    "digits": {
+        "epsilon": 0.1, "epsilon_warmup": 0.0, "epochs": 60, "validation": 0.1,
+        "defense": "fgsm-rs", "schedule": "cyclic", "learning_rate": 0.2,
+    },
+}  # fmt: skip
+"""Settings that suit a data set better than `Config`'s own, which are CIFAR-10's."""
+
+
+def suited(dataset: str, base: Config | None = None) -> Config:
+    """A config for a data set, with the settings that suit it.
+
+    Args:
+        dataset: a data set's name or the path of an .npz file.
+        base: where everything else is taken from, and whatever differs from `Config()` stays.
+    """
+    base, usual = base or Config(), Config()
+    settings = SUITED.get(dataset, {})
+    open_to_change = {k: v for k, v in settings.items() if getattr(base, k) == getattr(usual, k)}
+    return dataclasses.replace(base, dataset=dataset, **open_to_change)

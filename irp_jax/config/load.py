@@ -1,0 +1,63 @@
+"""Configs from files: Python ones in configs/, and the JSON beside a checkpoint."""
+
+import dataclasses
+import runpy
+from pathlib import Path
+from typing import Any
+
+from irp_jax.config.config import Config
+from irp_jax.errors import UserError, unknown
+
+
+def load(path: str) -> Config:
+    """The `config` of a Python file in configs/, given by path or by name.
+
+    Raises:
+        UserError: no such file, or it does not define one `config`.
+    """
+    found = load_all(path)
+    if len(found) > 1:
+        raise UserError(f"{path} defines {len(found)} runs: give it to bin/sweep")
+    return found[0]
+
+
+def load_all(path: str) -> list[Config]:
+    """The `config` of such a file, or its list of `configs`.
+
+    Raises:
+        UserError: no such file, or it defines neither.
+    """
+    folder = Path(__file__).parents[2] / "configs"
+    options = {p.stem: p for p in sorted(folder.glob("*.py"))}
+    file = Path(path) if path.endswith(".py") else options.get(path)
+    if file is None:
+        raise unknown("config", path, [*options, "PATH.py"])
+    if not file.is_file():
+        raise UserError(f"no file {path}: --config takes a path or one of {', '.join(options)}")
+    try:
+        defined = runpy.run_path(str(file))
+    except Exception as error:  # whatever the user's file raises
+        raise UserError(f"{path} cannot be run ({type(error).__name__}: {error})") from error
+    found = defined.get("configs")
+    if not isinstance(found, list):  # a module of this name may have been imported
+        found = [defined.get("config")]
+    if not found or not all(isinstance(config, Config) for config in found):
+        raise UserError(
+            f"{path} defines no `config`: it must hold config = Config(...), or a list of them "
+            f"as configs"
+        )
+    return found
+
+
+def from_json(fields: dict[str, Any]) -> Config:
+    """The config written by `dataclasses.asdict`; fields this version does not know are an error.
+
+    Raises:
+        UserError: the fields are not those of a config.
+    """
+    known = {field.name for field in dataclasses.fields(Config)}
+    if extra := set(fields) - known:
+        raise UserError(
+            f"the run's config has unknown fields {sorted(extra)}: it is of another version"
+        )
+    return Config(**fields)
