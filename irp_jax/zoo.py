@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from irp_jax import checkpoint, files
+from irp_jax.config import radius
 from irp_jax.errors import UserError
 
 
@@ -75,7 +76,6 @@ def _card(found: dict[str, Any], into: Path, folder: Path, class_names: list[str
     """
     config, cost = {**found["config"], "dataset": _public(found["dataset"])}, found["cost"]
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    radius = f"{round(config['epsilon'] * 255, 2):g}/255"
     place = f"--checkpoint={into.name if into.is_absolute() else into}"
     plain = ["bin/evaluate", place]
     if config["dataset"].endswith(".npz"):
@@ -100,8 +100,8 @@ def _card(found: dict[str, Any], into: Path, folder: Path, class_names: list[str
         f"apart {', '.join(class_names)}."
     )
     attacks = (
-        f"Attacks are L-inf of radius {radius}. PGD starts at random and steps by a quarter of the "
-        "radius; an image counts as lost if any iterate is misclassified."
+        f"Attacks are L-inf of radius {radius(config['epsilon'])}. PGD starts at random and steps "
+        f"by a quarter of the radius; an image counts as lost if any iterate is misclassified."
     )
     training = (
         f"{found['epochs']} epochs, {found['passes_per_image']:g} forward and backward passes per "

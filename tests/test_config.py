@@ -117,3 +117,8 @@ def test_flags_say_what_differs():
     config = dataclasses.replace(Config(), dataset="digits", guard=False, epsilon=0.5)
     assert configs.flags(config, Config()) == ["--dataset=digits", "--epsilon=0.5", "--no-guard"]
     assert "--guard" in configs.flags(Config())
+
+
+@pytest.mark.parametrize("written", ["8/255", "16/255", "0.1", "0.2", "1/255"])
+def test_a_radius_reads_as_it_is_written(written):
+    assert configs.radius(configs.fraction(written)) == written

@@ -53,6 +53,14 @@ def test_seeds_are_averaged_and_their_range_is_shown():
     assert tables.summary(runs).row_count == 2
 
 
+def test_points_lost_since_the_best_epoch_are_counted():
+    faded = result(0, 0.5)
+    faded["history"] = [{**ROW, "pgd": pgd} for pgd in (0.2, 0.55, 0.5)]
+    titles, [row] = tables.lines([faded])
+    assert row[titles.index("lost")] == "5.0"
+    assert row[titles.index("eps")] == "0.1"
+
+
 def test_figures_of_held_out_images_say_so(tmp_path, monkeypatch):
     held_out = result(0, 0.9)
     held_out["config"]["evaluate_on"] = "validation"

@@ -54,3 +54,10 @@ def fraction(text: str) -> float:
         return float(parts[0]) / (float(parts[1]) if len(parts) == 2 else 1.0)
     except (ValueError, ZeroDivisionError):
         raise UserError(f"{text!r} is not a number: write for instance 0.03 or 8/255") from None
+
+
+def radius(epsilon: float) -> str:
+    """A radius as the field writes it: 0.1, or 8/255 in steps of an 8-bit image."""
+    steps = round(255 * epsilon)
+    whole = math.isclose(steps / 255, epsilon, rel_tol=1e-6)
+    return f"{steps}/255" if whole and round(epsilon, 2) != epsilon else f"{epsilon:g}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from irp_jax.config import parse_budget
+from irp_jax.config import parse_budget, radius
 
 Results = dict[str, Any]
 
@@ -25,8 +25,8 @@ def _what(one: Results) -> tuple:
     config = {key: value for key, value in one["config"].items() if key != "seed"}
     return (
         one["dataset"], one["model"], one["budget"]["kind"], one["method"], config["regularity"],
-        defense(one),
-        parse_budget(config["budget"]), json.dumps(config, sort_keys=True),
+        defense(one), one["attack"]["epsilon"], parse_budget(config["budget"]),
+        json.dumps(config, sort_keys=True),
     )  # fmt: skip
 
 
@@ -78,6 +78,12 @@ def _under(attack: str, runs: list[Results]) -> str:
     return text + (f", {len(found)} runs" if len(found) < len(runs) else "")
 
 
+def _lost(runs: list[Results]) -> str:
+    """How far PGD accuracy of the last epoch is below the best epoch's, in points."""
+    traced = [[epoch["pgd"] for epoch in r["history"]] for r in runs if r.get("history")]
+    return _spread([max(pgd) - pgd[-1] for pgd in traced], 1, 100) if traced else ""
+
+
 COLUMNS: dict[str, Callable[[list[Results]], str]] = {
     "data": lambda runs: measured_on(runs[0]),
     "model": lambda runs: runs[0]["model"],
@@ -86,11 +92,13 @@ COLUMNS: dict[str, Callable[[list[Results]], str]] = {
     "budget": lambda runs: (
         runs[0]["config"]["budget"] + (" params" if runs[0]["budget"]["kind"] == "params" else "")
     ),
+    "eps": lambda runs: radius(runs[0]["attack"]["epsilon"]),
     "defence": lambda runs: defense(runs[0]),
     "recipe": lambda runs: recipe(runs[0]),
     "runs": lambda runs: str(len(runs)),
     "natural %": lambda runs: _spread([r["accuracy"]["natural"] for r in runs], 1, 100),
     "PGD-10 %": lambda runs: _spread([r["accuracy"]["pgd"] for r in runs], 1, 100),
+    "lost": _lost,
     "MACs left": lambda runs: _spread([r["cost"]["macs_ratio"] for r in runs], 4),
     "params left": lambda runs: _spread([r["cost"]["params_ratio"] for r in runs], 4),
     "epochs": lambda runs: str(runs[0]["epochs"]),

@@ -1,0 +1,20 @@
+r"""Does the default ever collapse: every model on digits, twice the radius, 60 epochs.
+
+    bin/sweep --config=steady --results=results/steady
+
+Twice as many images as usual are held out, since what is of interest is how far accuracy under
+attack falls below that of the best epoch ("lost" in the tables), and both are measured there.
+"""
+
+import dataclasses
+
+from irp_jax.config import Config, suited
+from irp_jax.models import MODELS
+
+BASE = dataclasses.replace(suited("digits", Config()), validation=0.2)
+
+configs = [
+    dataclasses.replace(BASE, model=model, epsilon=epsilon)
+    for epsilon in (0.1, 0.2)
+    for model in MODELS
+]
