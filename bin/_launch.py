@@ -47,7 +47,7 @@ def test():
     if arguments:
         execute(python, ["-m", "pytest", *arguments])
     checks = [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]]
-    checks.append(["pytest", "-n", str(min(os.cpu_count() or 1, 8))])
+    checks.append(["pytest", "-n", str(min(os.cpu_count() or 1, 8)), "--dist=loadgroup"])
     failed = []
     for check in checks:
         print("$ " + " ".join(check), flush=True)

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from baseline_nets import Net as Small
 from defense_nets import CONFIG, IMAGES, Net, make_setup
 from silent import Silent
 
-from irp_jax import attacks, checkpoint
+from irp_jax import attacks, checkpoint, models
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.training import epochs, loop, overfitting, progress
@@ -191,6 +192,7 @@ def test_a_run_that_alarms_climbs_the_ladder_and_resumes_to_the_same(
     """With thresholds that whatever has two probes exceeds, every guarded defence is given up."""
     for name, value in (("ALARM", 2.0), ("SUSPICION", 0.0), ("GAP", -1.0), ("KEPT", -1.0)):
         monkeypatch.setattr(overfitting, name, value)
+    monkeypatch.setitem(models.MODELS, "resnet8", lambda classes, scale: Small(8, 8, classes))
     reporter, killed = Silent(), dataclasses.replace(TINY, workdir=str(tmp_path / "killed"))
     results = loop.run(dataclasses.replace(TINY, workdir=str(tmp_path / "run")), reporter, "test")
     assert [tuple(event["to"]) for event in results["retreats"]] == [
@@ -274,7 +276,8 @@ def test_a_second_look_attacks_the_state_above_suspicion_and_the_present_one(col
     assert len(reporter.notes) == (0 if collapsed else 1)
 
 
-def test_the_guard_can_be_left_out(tmp_path, quick_compile):
+def test_the_guard_can_be_left_out(tmp_path, monkeypatch, quick_compile):
+    monkeypatch.setitem(models.MODELS, "resnet8", lambda classes, scale: Small(8, 8, classes))
     config = dataclasses.replace(TINY, epochs=1, ramp_stop=0.9, guard=False, workdir=str(tmp_path))
     reporter = Silent()
     results = loop.run(config, reporter, "test")

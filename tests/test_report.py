@@ -55,7 +55,8 @@ def test_seeds_are_averaged_and_their_range_is_shown():
 
 def test_points_lost_since_the_best_epoch_are_counted():
     faded = result(0, 0.5)
-    faded["history"] = [{**ROW, "pgd": pgd} for pgd in (0.2, 0.55, 0.5)]
+    epochs = [(0.7, False), (0.55, True), (0.5, True)]
+    faded["history"] = [{**ROW, "pgd": pgd, "frozen": frozen} for pgd, frozen in epochs]
     titles, [row] = tables.lines([faded])
     assert row[titles.index("lost")] == "5.0"
     assert row[titles.index("eps")] == "0.1"

@@ -79,8 +79,12 @@ def _under(attack: str, runs: list[Results]) -> str:
 
 
 def _lost(runs: list[Results]) -> str:
-    """How far PGD accuracy of the last epoch is below the best epoch's, in points."""
-    traced = [[epoch["pgd"] for epoch in r["history"]] for r in runs if r.get("history")]
+    """How far PGD accuracy of the last epoch is below the best epoch's, in points.
+
+    Of the epochs since masks were frozen, for what falls before that falls by being pruned.
+    """
+    traced = [[row["pgd"] for row in r.get("history", ()) if row["frozen"]] for r in runs]
+    traced = [pgd for pgd in traced if len(pgd) > 1]
     return _spread([max(pgd) - pgd[-1] for pgd in traced], 1, 100) if traced else ""
 
 
