@@ -1,5 +1,6 @@
 """Plots of results; the only file that draws."""
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
@@ -105,7 +106,9 @@ def budget_picture(results: Sequence[Results], path: Path) -> None:
 
 
 def curves_picture(results: Sequence[Results], path: Path) -> None:
-    """Accuracy in training against the minutes it took, one line a run.
+    """Accuracy in training against the minutes it took: a row a budget, one line a run.
+
+    A method has its colour; its further runs are dashed.
 
     Args:
         results: runs on one data set that hold `history`; their accuracies are of the same few
@@ -113,24 +116,40 @@ def curves_picture(results: Sequence[Results], path: Path) -> None:
         path: .svg or .png to write.
 
     Raises:
-        UserError: there are more runs than colours.
+        UserError: a budget has more runs than there are colours.
     """
-    most = len(plt.rcParams["axes.prop_cycle"])
-    if len(results) > most:
+    colors = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    methods = sorted({one["method"] for one in results})
+    budgets: dict[tuple, list[Results]] = defaultdict(list)
+    for one in results:
+        budgets[one["budget"]["target"], one["budget"]["kind"]].append(one)
+    crowd = max(len(runs) for runs in budgets.values())
+    if crowd > len(colors):
         raise UserError(
-            f"curves of {len(results)} runs cannot be told apart: give a folder of at most {most}"
+            f"curves of {crowd} runs cannot be told apart: give a folder of at most {len(colors)} "
+            f"a budget"
         )
-    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", sharex=True)
-    for axis, (key, label) in zip(
-        axes, (("natural", "natural accuracy, %"), ("pgd", "PGD-10 accuracy, %")), strict=True
-    ):
-        for one in results:
+    figure, rows = plt.subplots(
+        len(budgets), 2, figsize=(11, 3.8 * len(budgets)), layout="constrained", sharex=True,
+        squeeze=False,
+    )  # fmt: skip
+    for axes, (budget, runs) in zip(rows, sorted(budgets.items()), strict=True):
+        seen: Counter[str] = Counter()
+        for one in runs:
             minutes = [row["seconds"] / 60 for row in one["history"]]
-            values = [100 * row[key] for row in one["history"]]
-            label_one = f"{one['method']}, {one['epochs']} epochs, {_left(one):.3f} left"
-            axis.plot(minutes, values, "o-", markersize=3, label=label_one)
-        axis.set(xlabel="minutes of training", ylabel=label)
-    axes[0].legend(frameon=False, fontsize=8)
+            for axis, key in zip(axes, ("natural", "pgd"), strict=True):
+                axis.plot(
+                    minutes, [100 * row[key] for row in one["history"]], marker="o", markersize=3,
+                    color=colors[methods.index(one["method"]) % len(colors)],
+                    linestyle=("-", "--", ":", "-.")[seen[one["method"]] % 4],
+                    label=f"{one['method']}, {one['epochs']} epochs, {_left(one):.3f} left",
+                )  # fmt: skip
+            seen[one["method"]] += 1
+        axes[0].legend(frameon=False, fontsize=8)
+        axes[0].set(ylabel="natural accuracy, %", title=f"budget {budget[0]:,} {budget[1]}")
+        axes[1].set(ylabel="PGD-10 accuracy, %")
+    for axis in rows[-1]:
+        axis.set(xlabel="minutes of training")
     _save(figure, path)
 
 
