@@ -47,7 +47,8 @@ def test():
     if arguments:
         execute(python, ["-m", "pytest", *arguments])
     checks = [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]]
-    checks.append(["pytest", "-n", str(min(os.cpu_count() or 1, 8)), "--dist=loadgroup"])
+    # File by file: what the tests of one share, compiled programs or whole runs, is made once.
+    checks.append(["pytest", "-n", str(min(os.cpu_count() or 1, 8)), "--dist=loadfile"])
     failed = []
     for check in checks:
         print("$ " + " ".join(check), flush=True)

@@ -25,8 +25,7 @@ from irp_jax.training import loop
 from irp_jax.zoo import publish
 
 ROOT = Path(__file__).parent.parent
-# One worker runs them all: what they share, a run by the command line, is made once.
-pytestmark = [pytest.mark.usefixtures("quick_compile"), pytest.mark.xdist_group("loop")]
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 TINY = configs.suited("digits", Config(model="resnet8", budget="0.3", checkpoint_every=0.0))
 TINY = dataclasses.replace(TINY, epochs=4, ramp_stop=0.5, batch_size=256, epsilon_warmup=0.6)

@@ -17,8 +17,7 @@ from irp_jax.cli import sweep as sweep_command
 from irp_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
-# One worker runs them all: what they share, a sweep by the command line, is made once.
-pytestmark = [pytest.mark.usefixtures("quick_compile"), pytest.mark.xdist_group("sweep")]
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 CONFIG = """
 from irp_jax.config import Config
