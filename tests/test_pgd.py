@@ -129,7 +129,7 @@ def test_an_image_that_falls_on_the_way_counts_even_if_the_walk_comes_back():
 def test_robust_accuracy_agrees_with_foolbox(norm, epsilon):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what foolbox's dependencies deprecate is not ours
-        foolbox = pytest.importorskip("foolbox")
+        import foolbox
     variables, test_x, test_y = trained_on_digits()
     images, labels = jnp.asarray(test_x / np.float32(255), jnp.float32), jnp.asarray(test_y)
     net = functools.partial(conv_net, variables)

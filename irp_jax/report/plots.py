@@ -108,7 +108,7 @@ def budget_picture(results: Sequence[Results], path: Path) -> None:
 def curves_picture(results: Sequence[Results], path: Path) -> None:
     """Accuracy in training against the minutes it took: a row a budget, one line a run.
 
-    A method has its colour; its further runs are dashed.
+    A method has its colour, and each of its runs a kind of line.
 
     Args:
         results: runs on one data set that hold `history`; their accuracies are of the same few
@@ -116,18 +116,19 @@ def curves_picture(results: Sequence[Results], path: Path) -> None:
         path: .svg or .png to write.
 
     Raises:
-        UserError: a budget has more runs than there are colours.
+        UserError: a method has more runs of a budget than there are kinds of lines.
     """
+    styles = ("-", "--", ":", "-.")
     colors = plt.rcParams["axes.prop_cycle"].by_key()["color"]
     methods = sorted({one["method"] for one in results})
     budgets: dict[tuple, list[Results]] = defaultdict(list)
     for one in results:
         budgets[one["budget"]["target"], one["budget"]["kind"]].append(one)
-    crowd = max(len(runs) for runs in budgets.values())
-    if crowd > len(colors):
+    crowd = max(max(Counter(one["method"] for one in runs).values()) for runs in budgets.values())
+    if crowd > len(styles):
         raise UserError(
-            f"curves of {crowd} runs cannot be told apart: give a folder of at most {len(colors)} "
-            f"a budget"
+            f"curves of {crowd} runs of one method and budget cannot be told apart: give a folder "
+            f"of at most {len(styles)}"
         )
     figure, rows = plt.subplots(
         len(budgets), 2, figsize=(11, 3.8 * len(budgets)), layout="constrained", sharex=True,
@@ -140,8 +141,8 @@ def curves_picture(results: Sequence[Results], path: Path) -> None:
             for axis, key in zip(axes, ("natural", "pgd"), strict=True):
                 axis.plot(
                     minutes, [100 * row[key] for row in one["history"]], marker="o", markersize=3,
-                    color=colors[methods.index(one["method"]) % len(colors)],
-                    linestyle=("-", "--", ":", "-.")[seen[one["method"]] % 4],
+                    color=colors[methods.index(one["method"])],
+                    linestyle=styles[seen[one["method"]]],
                     label=f"{one['method']}, {one['epochs']} epochs, {_left(one):.3f} left",
                 )  # fmt: skip
             seen[one["method"]] += 1
