@@ -3,6 +3,7 @@
 import dataclasses
 import types
 
+import jax
 import jax.numpy as jnp
 import pytest
 from defense_nets import (
@@ -17,15 +18,14 @@ from defense_nets import (
     make_setup,
     recipe,
 )
-from silent import Silent
 
 from irp_jax.data import Augmentation
 from irp_jax.training import epochs as epochs_module
 from irp_jax.training import phases
-from irp_jax.training.curriculum import growths, threat_at
+from irp_jax.training import step as step_module
+from irp_jax.training.curriculum import threat_at
 from irp_jax.training.defenses import Choice, Trained
 from irp_jax.training.defenses.fast import Fast
-from irp_jax.training.overfitting import Health
 from irp_jax.training.step import train_step
 
 
@@ -33,12 +33,6 @@ def test_the_radius_at_known_steps():
     radii = [float(threat_at(THREAT, step, 4).epsilon) for step in (0, 1, 3, 4, 100)]
     assert radii == pytest.approx([THREAT.epsilon * s for s in (0.25, 0.5, 1, 1, 1)])
     assert threat_at(THREAT, 0, 0) is THREAT
-
-
-def test_the_growth_of_all_segments_is_the_whole():
-    assert growths(0, 3, 4, 10) == pytest.approx([0.4, 0.4, 0.2])
-    assert growths(8, 2, 4, 10) == pytest.approx([0.2, 0.0])
-    assert growths(0, 2, 4, 0) == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -57,22 +51,21 @@ def test_the_radius_is_the_full_one_before_a_second_stage(method, epochs):
 
 
 def test_the_guard_measures_at_the_radius_of_the_time(monkeypatch):
-    setup = make_setup(dataclasses.replace(CONFIG, epsilon_warmup=0.5))
-    half = setup.plan.epsilon_steps // 2
     radii = []
 
-    def probe(apply, variables, images, labels, threat, *, key):
-        radii.append(float(threat.epsilon))
-        return types.SimpleNamespace(pgd=0.3)
+    def probe(logits_fn, images, labels, threat, key):
+        radii.append(threat.epsilon)
+        return jnp.float32(0.3)
 
-    monkeypatch.setattr(epochs_module.evaluation, "probe", probe)
+    monkeypatch.setattr(step_module.overfitting, "probe", probe)
+    setup = make_setup(CONFIG)
     state = phases.initial_state(setup.config, setup.plan, DENSE, initial())
-    now = dataclasses.replace(state, step=jnp.int32(half - 1))
-    healthy = types.SimpleNamespace(state=state, kept={}, epoch=0)
-    epochs_module._second_look(
-        setup, healthy, {}, IMAGES, LABELS, KEY, Silent(), now, Health(0.1, 0.1)
-    )
-    assert radii == pytest.approx([setup.config.epsilon / 2] * 2)
+    how = dataclasses.replace(recipe("n-fgsm"), epsilon_steps=10)
+    with jax.disable_jit():
+        for step in (4, 20):
+            now = dataclasses.replace(state, step=jnp.int32(step))
+            step_module.probe_state(how, NETWORK, KEY, now, IMAGES, LABELS, jnp.arange(8))
+    assert radii == pytest.approx([THREAT.epsilon / 2, THREAT.epsilon])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

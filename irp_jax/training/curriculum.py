@@ -7,7 +7,6 @@ adversarial training") found it to make no difference.
 """
 
 import dataclasses
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -31,16 +30,3 @@ def threat_at(threat: Threat, step: jax.Array | np.ndarray | int, epsilon_steps:
         return threat
     share = jnp.minimum(1.0, (step + 1) / epsilon_steps)
     return dataclasses.replace(threat, epsilon=threat.epsilon * share)
-
-
-def growths(start: int, segments: int, steps: int, epsilon_steps: int) -> list[float]:
-    """How much of the warm-up each of an epoch's segments is, in [0, 1].
-
-    Args:
-        start: steps taken before the epoch.
-        segments: in the epoch.
-        steps: in a segment.
-        epsilon_steps: of the whole warm-up.
-    """
-    ends = [min(start + steps * n, epsilon_steps) for n in range(segments + 1)]
-    return [(b - a) / max(1, epsilon_steps) for a, b in itertools.pairwise(ends)]

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from irp_jax.training.overfitting import Health
 from irp_jax.training.phases import Plan
 from irp_jax.training.progress import Progress, Setup, architecture_now, save
 from irp_jax.training.reporter import Reporter
-from irp_jax.training.step import Metrics, Recipe, TrainState, compile_steps
+from irp_jax.training.step import Metrics, Recipe, TrainState, compile_steps, probe_state
 
 PROBE_IMAGES = 256
 """Held-out images on which accuracies are followed during training."""
@@ -42,8 +42,8 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
     config, plan, whole = setup.config, setup.plan, parallel.replicated(setup.mesh)
     train_set = setup.dataset.train
     images, labels = parallel.place((train_set.images, train_set.labels), whole)
-    probe_images, probe_labels = _probe_set(setup)
-    seen_images, seen_labels = _some(setup, train_set)
+    probe_images, probe_labels, _ = _probe_set(setup)
+    seen = _some(setup, train_set)
     key = parallel.place(jax.random.key(config.seed), whole)
     reporter.begin(config, plan, progress.epoch * plan.steps_per_epoch)
     progress = dataclasses.replace(progress, state=parallel.place(progress.state, whole))
@@ -73,16 +73,8 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         batches = _batches(config, plan, len(train_set), progress.epoch)
         send = functools.partial(steps, key=key, images=images, labels=labels)
         ratio = _ratio(setup, progress.kept)
-        look = functools.partial(
-            _second_look, setup, healthy, progress.kept, seen_images, seen_labels, key, reporter
-        )
-        segments, steps_each = batches.shape[:2]
-        growths = curriculum.growths(
-            progress.epoch * plan.steps_per_epoch, segments, steps_each, plan.epsilon_steps
-        )
-        trained = _epoch(
-            send, progress.state, progress.health, batches, ratio, growths, reporter, look
-        )
+        look = functools.partial(_second_look, recipe, setup.network, key, seen, reporter)
+        trained = _epoch(send, progress.state, progress.health, batches, ratio, reporter, look)
         seconds = time.monotonic() - began
         if not np.isfinite(trained.metrics["loss"]).all():
             raise UserError(
@@ -125,43 +117,35 @@ def _copied(state: TrainState) -> TrainState:
 
 
 def _second_look(
-    setup: Setup,
-    healthy: Progress,
-    kept: dict[str, int],
-    images: jax.Array,
-    labels: jax.Array,
+    recipe: Recipe,
+    network: Callable,
     key: jax.Array,
+    seen: tuple[jax.Array, jax.Array, jax.Array],
     reporter: Reporter,
     state: TrainState,
     health: Health,
 ) -> Health:
-    """Looks into an alarm: the last state above suspicion and the present one, on the same images.
+    """Looks into an alarm: the network is attacked on more images than a probe has.
 
     Args:
-        setup: of the run.
-        healthy: the run when it was last above suspicion.
-        kept: of the present state.
-        images, labels: training images to be attacked, more than a probe has.
-        key: of the attack.
+        recipe, network, key: of the run.
+        seen: training images, their labels and indices, as for `probe_state`.
         reporter: told of a false alarm.
         state: the present one, after the segment that raised the alarm or the one behind it.
         health: what is remembered now.
     """
-
-    threat = _threat(setup, int(state.step))
-
-    def measure(state: TrainState, kept: dict[str, int]) -> float:
-        variables = deployed(architecture_now(setup, kept), state.params, state.batch_stats)
-        return float(evaluation.probe(setup.apply, variables, images, labels, threat, key=key).pgd)
-
-    before, now = measure(healthy.state, healthy.kept), measure(state, kept)
-    after = health.after_second_look(before, now)
-    if not after.alarming:
+    found = jax.device_get(probe_state(recipe, network, key, state, *seen))
+    health = health.after_second_look(_last(found, "probe_pgd"), _last(found, "probe_trained"))
+    if not health.alarming:
         reporter.note(
-            f"PGD accuracy seemed to collapse and did not: {now:.1%} on {len(images)} images, "
-            f"{before:.1%} at the end of epoch {healthy.epoch}"
+            f"PGD accuracy seemed to collapse and did not: {health.pgd:.1%} of {len(seen[0])} "
+            f"training images, {health.trained:.1%} under the attack trained on"
         )
-    return after
+    return health
+
+
+def _last(metrics: Metrics, name: str) -> float:
+    return float(np.ravel(metrics[name])[-1])
 
 
 def _retreat(healthy: Progress, now: Progress, reporter: Reporter) -> Progress:
@@ -210,7 +194,6 @@ def _epoch(
     health: Health,
     batches: np.ndarray,
     ratio: float | None,
-    growths: Sequence[float],
     reporter: Reporter,
     look: Callable[[TrainState, Health], Health],
 ) -> _Trained:
@@ -222,7 +205,6 @@ def _epoch(
         health: before the epoch.
         batches: (segments, steps, N) int32.
         ratio: what is left of the cost once masks are frozen.
-        growths: of the radius, segment by segment (`curriculum.growths`).
         reporter: told of each segment.
         look: what an alarm is made of on a closer look.
     """
@@ -237,14 +219,11 @@ def _epoch(
         fetched.append(found)
         # What an alarm has been raised about stays as it was then.
         if "probe_pgd" in found and not health.alarming:
-            health = health.after(
-                float(found["probe_pgd"][-1]), float(found["train_accuracy"].mean()),
-                growth=growths[len(fetched) - 1],
-            )  # fmt: skip
+            health = health.after(_last(found, "probe_pgd"), _last(found, "probe_trained"))
         now = time.monotonic()
         rate = batches.shape[1] * batches.shape[2] / (now - sent_at)
         sent_at = now
-        latest = {name: float(values[-1]) for name, values in fetched[-1].items()}
+        latest = {name: _last(found, name) for name in found}
         reporter.progress(batches.shape[1], rate, latest)
 
     pending, confirmed = None, False
@@ -305,19 +284,21 @@ def _probe_set(setup: Setup) -> Any:
 
 
 def _some(setup: Setup, split: Any) -> Any:
-    """A few hundred images of a split and their labels, split over the devices."""
+    """A few hundred images of a split, their labels and indices, split over the devices."""
     devices = setup.mesh.size
     count = min(PROBE_IMAGES, len(split)) // devices * devices
     # Evenly spaced, since a user's images may be sorted by class.
-    some = split.take(np.linspace(0, len(split) - 1, count).astype(np.int64))
-    return parallel.place((some.images, some.labels), parallel.batch(setup.mesh))
+    indices = np.linspace(0, len(split) - 1, count).astype(np.int32)
+    some = split.take(indices)
+    return parallel.place((some.images, some.labels, indices), parallel.batch(setup.mesh))
 
 
 def _row(
     setup: Setup, progress: Progress, metrics: Metrics, probe: evaluation.Probe, seconds: float
 ) -> dict[str, Any]:
     """The epoch's line in metrics.jsonl."""
-    probed = {"probe_pgd": progress.health.pgd} if "probe_pgd" in metrics else {}
+    health = progress.health
+    probed = {"probe_trained": health.trained, "probe_pgd": health.pgd}
     return {
         "epoch": progress.epoch,
         "defense": progress.defense.name,
@@ -326,7 +307,7 @@ def _row(
         "natural": float(probe.natural),
         "fgsm": float(probe.fgsm),
         "pgd": float(probe.pgd),
-        **probed,
+        **(probed if "probe_pgd" in metrics else {}),
         "epsilon": float(_threat(setup, progress.epoch * setup.plan.steps_per_epoch - 1).epsilon),
         "cost_ratio": float(metrics["cost_ratio"][-1]),
         "frozen": bool(progress.kept),

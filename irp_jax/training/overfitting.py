@@ -1,12 +1,11 @@
 """The guard against catastrophic overfitting: what it measures, and what alarms it.
 
-Training on attacks of one step may learn to fool that step: within part of an epoch accuracy under
-it soars while accuracy under several steps goes to nothing (Wong, Rice & Kolter 2020, section 5.4;
-Andriushchenko & Flammarion 2020). So accuracy under several steps is measured on training images at
-the end of every compiled segment. When it has lost half of its best while accuracy under the attack
-trained on has not fallen, that state and the last one above suspicion are attacked on more images
-than a probe has; if it has lost half there too, `epochs.train` goes back to the other, and on with
-a stronger defence.
+Training on attacks of one step may learn to fool that step: accuracy under it soars, within part of
+an epoch or from the start of training, while accuracy under several steps is next to nothing (Wong,
+Rice & Kolter 2020, section 5.4; Andriushchenko & Flammarion 2020). So accuracy under several steps
+is measured on training images at the end of every compiled segment. When it is less than half of
+accuracy under the attack trained on, more images than a probe has are attacked; if it is so there
+too, `epochs.train` goes back to the last state above suspicion, and on with a stronger defence.
 """
 
 from typing import NamedTuple
@@ -24,17 +23,11 @@ STEPS, LENGTH = 5, 0.5
 """Gradient steps of the probe, and the length of each in units of epsilon."""
 
 ALARM, SUSPICION = 0.5, 0.75
-"""Shares of the best PGD accuracy, below which it counts as lost and as doubtful."""
+"""Shares of accuracy under the attack trained on: PGD accuracy below the first is cheating, below
+the second doubtful. It is 0.9 of it on average."""
 
 GAP = 0.12
-"""Nor is it either if less than this below the best: four standard deviations of such a share."""
-
-KEPT = 0.9
-"""A network that lost so much under the attack it trains on is losing ground, not cheating."""
-
-FADING = 0.5
-"""What is left of the best by the time the radius trained against has grown to the full one: what
-was reached at a smaller radius is less and less of a measure."""
+"""Nor is it either if less than this below: four standard deviations of a share near chance."""
 
 
 class Health(NamedTuple):
@@ -44,34 +37,21 @@ class Health(NamedTuple):
         last_pgd: of the segment before, since one probe alone may be chance; None at the beginning.
         last_trained: accuracy under the attack trained on, likewise.
         pgd, trained: means over the last two segments.
-        best_pgd: the highest `pgd` so far.
-        best_trained: `trained` at that time.
     """
 
     last_pgd: float | None = None
     last_trained: float = 0.0
     pgd: float = 0.0
     trained: float = 0.0
-    best_pgd: float = 0.0
-    best_trained: float = 0.0
 
-    def after(self, pgd: float, trained: float, *, growth: float = 0.0) -> "Health":
-        """What is remembered after a segment.
-
-        Args:
-            pgd, trained: accuracies in it.
-            growth: how much of the warm-up of the radius it was, in [0, 1].
-        """
+    def after(self, pgd: float, trained: float) -> "Health":
+        """What is remembered after a segment with these accuracies."""
         if self.last_pgd is None:
             return Health(last_pgd=pgd, last_trained=trained)
-        mean = (self.last_pgd + pgd) / 2, (self.last_trained + trained) / 2
-        fading = FADING**growth
-        best = max((fading * self.best_pgd, fading * self.best_trained), mean)
-        return Health(pgd, trained, *mean, *best)
+        return Health(pgd, trained, (self.last_pgd + pgd) / 2, (self.last_trained + trained) / 2)
 
     def _below(self, share: float) -> bool:
-        lost = self.pgd < share * self.best_pgd and self.best_pgd - self.pgd > GAP
-        return lost and self.trained > KEPT * self.best_trained
+        return self.pgd < share * self.trained and self.trained - self.pgd > GAP
 
     @property
     def alarming(self) -> bool:
@@ -83,21 +63,13 @@ class Health(NamedTuple):
         """Whether it may be about to: not a state to go back to."""
         return self._below(SUSPICION)
 
-    def after_second_look(self, before: float, now: float) -> "Health":
+    def after_second_look(self, pgd: float, trained: float) -> "Health":
         """What is remembered once an alarm has been looked into: alarming only if it was true.
 
-        The best of many probes is a lucky one, so an unlucky pair of them may raise an alarm.
-
         Args:
-            before: accuracy under PGD of the last state above suspicion.
-            now: that of the present state, on the same images and from the same starts.
+            pgd, trained: accuracies on more images than a probe has.
         """
-        # Not `before` alone: at the start of an epoch in which much was learned it was low. Of the
-        # best, which may be luck, as much as is above suspicion.
-        reference = max(before, SUSPICION * self.best_pgd)
-        if now < ALARM * reference:
-            return self
-        return self._replace(last_pgd=now, pgd=now, best_pgd=max(reference, now))
+        return Health(pgd, trained, pgd, trained)
 
 
 def images_of(batch: int, devices: int) -> int:
@@ -111,7 +83,7 @@ def probe(
     """Accuracy under PGD, () float32: an image is lost if any point on the way fools the network.
 
     Args:
-        logits_fn: the network in inference mode: images (N, H, W, C) -> logits (N, K).
+        logits_fn: the network: images (N, H, W, C) -> logits (N, K).
         images: (N, H, W, C) float32 in [0, 1].
         labels: (N,) integer.
         threat: the ball.

@@ -15,7 +15,6 @@ from irp_jax import parallel
 from irp_jax.attacks import Threat
 from irp_jax.data.augment import Augmentation, augment, to_float
 from irp_jax.models import Architecture
-from irp_jax.network import deployed, inference
 from irp_jax.pruning import cost, masks
 from irp_jax.training import average, overfitting
 from irp_jax.training.curriculum import threat_at
@@ -163,7 +162,7 @@ def compile_steps(
     Returns:
         (state, key, images (M, H, W, C) uint8, labels (M,) int32, batches (steps, N) int32 indices)
         -> (state, metrics of each step, every leaf (steps,)); where `recipe.guarded`, with
-        "probe_pgd" (1,), `overfitting.probe` on images of the last batch. The state given is
+        those of `probe_state` (1,), on images of the last batch. The state given is
         donated. The key is an argument, not a constant, so that runs of other seeds find the
         program compiled.
     """
@@ -181,25 +180,53 @@ def compile_steps(
         if recipe.guarded:
             some = batches[-1, : overfitting.images_of(batches.shape[1], mesh.size)]
             some = jax.lax.with_sharding_constraint(some, split)
-            pgd = _probe(recipe, network, key, state, to_float(images[some]), labels[some])
-            metrics["probe_pgd"] = pgd[None]
+            found = probe_state(recipe, network, key, state, images[some], labels[some], some)
+            metrics |= {name: value[None] for name, value in found.items()}
         return state, metrics
 
     return steps
 
 
-def _probe(
+@functools.partial(jax.jit, static_argnames=("recipe", "network"))
+def probe_state(
     recipe: Recipe,
     network: Callable,
     key: jax.Array,
     state: TrainState,
     images: jax.Array,
     labels: jax.Array,
-) -> jax.Array:
-    """`overfitting.probe` of the network as it learns, not of its average; in inference mode and at
-    the radius that it is trained at by now."""
-    variables = deployed(recipe.architecture, state.params, state.batch_stats)
-    logits_fn = functools.partial(inference(network), variables)
-    own = jax.random.fold_in(jax.random.fold_in(key, state.step), 2**32 - 1)
+    indices: jax.Array,
+) -> dict[str, jax.Array]:
+    """How the network stands under the attack it is trained on, and how under PGD, at the radius
+    that it is trained at by now.
+
+    The network as it learns, not its average; and in training mode, since running statistics lag
+    behind where it learns fast.
+
+    Args:
+        recipe, network, key, state: as for `train_step`.
+        images: (N, H, W, C) uint8, not augmented.
+        labels: (N,) int32.
+        indices: (N,) int32, where in the data set they are.
+
+    Returns:
+        Accuracies, () float32: "probe_trained" and "probe_pgd".
+    """
+    attack_key, pgd_key = jax.random.split(
+        jax.random.fold_in(jax.random.fold_in(key, state.step), 2**32 - 1)
+    )
+    gates = masks.gates(state.params["masks"])
+    weights = masks.apply(recipe.architecture, state.params["weights"], gates)
+
+    def logits_fn(x):
+        return network(weights, state.batch_stats, x, train=True)[0]
+
     threat = threat_at(recipe.threat, state.step, recipe.epsilon_steps)
-    return overfitting.probe(logits_fn, images, labels, threat, own)
+    images = to_float(images)
+    seen, _ = recall(state.memory, indices, lambda x: x)
+    perturbed = recipe.defense.perturb(logits_fn, Batch(images, labels, threat, attack_key, seen))
+    right = logits_fn(perturbed.adversarial).argmax(-1) == labels
+    return {
+        "probe_trained": jnp.mean(right, dtype=jnp.float32),
+        "probe_pgd": overfitting.probe(logits_fn, images, labels, threat, pgd_key),
+    }
