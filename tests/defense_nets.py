@@ -72,7 +72,7 @@ def make_setup(config, dataset=PIXELS):
         config=config,
         plan=phases.plan(config, DENSE, len(dataset)),
         dataset=types.SimpleNamespace(
-            train=dataset, image_shape=dataset.shape[1:], class_names=("a", "b", "c")
+            train=dataset, image_shape=dataset.shape[1:], class_names=("a", "b", "c"), num_classes=3
         ),
         dense=DENSE, network=NETWORK, apply=inference(NETWORK), mesh=parallel.mesh(2),
     )  # fmt: skip

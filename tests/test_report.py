@@ -149,8 +149,9 @@ def test_a_benchmark_becomes_a_table_and_a_picture(tmp_path, capsys):
 
 
 def test_a_run_that_changed_its_defence_says_so():
-    named = {
-        path.stem: tables.defense(json.loads(path.read_text()))
-        for path in (RESULTS / "guard").glob("*.json")
-    }
-    assert named == {"fgsm-rs-guard": "fgsm-rs, then n-fgsm", "fgsm-rs-no-guard": "fgsm-rs"}
+    runs = [json.loads(path.read_text()) for path in (RESULTS / "guard").glob("*.json")]
+    named = {(run["method"], run["config"]["guard"]): tables.defense(run) for run in runs}
+    assert named == {
+        ("width", True): "fgsm, then pgd", ("width", False): "fgsm",
+        ("priced", True): "fgsm, then pgd", ("priced", False): "fgsm",
+    }  # fmt: skip

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.ticker import LogLocator
 
 from irp_jax.errors import UserError
-from irp_jax.report.tables import Results, groups, measured_on
+from irp_jax.report.tables import Results, defense, groups, measured_on
 
 INK = {
     "dense": "#c9ced6",
@@ -108,7 +108,8 @@ def budget_picture(results: Sequence[Results], path: Path) -> None:
 def curves_picture(results: Sequence[Results], path: Path) -> None:
     """Accuracy in training against the minutes it took: a row a budget, one line a run.
 
-    A method has its colour, and each of its runs a kind of line.
+    A method has its colour, and each of its runs a kind of line. Where runs differ in their
+    defence, the key names it.
 
     Args:
         results: runs on one data set that hold `history`; their accuracies are of the same few
@@ -130,6 +131,7 @@ def curves_picture(results: Sequence[Results], path: Path) -> None:
             f"curves of {crowd} runs of one method and budget cannot be told apart: give a folder "
             f"of at most {len(styles)}"
         )
+    several = len({defense(one) for one in results}) > 1
     figure, rows = plt.subplots(
         len(budgets), 2, figsize=(11, 3.8 * len(budgets)), layout="constrained", sharex=True,
         squeeze=False,
@@ -143,7 +145,8 @@ def curves_picture(results: Sequence[Results], path: Path) -> None:
                     minutes, [100 * row[key] for row in one["history"]], marker="o", markersize=3,
                     color=colors[methods.index(one["method"])],
                     linestyle=styles[seen[one["method"]]],
-                    label=f"{one['method']}, {one['epochs']} epochs, {_left(one):.3f} left",
+                    label=f"{one['method']}, {one['epochs']} epochs, {_left(one):.3f} left"
+                    + (f", {defense(one)}" if several else ""),
                 )  # fmt: skip
             seen[one["method"]] += 1
         axes[0].legend(frameon=False, fontsize=8)

@@ -17,7 +17,7 @@ from irp_jax.errors import UserError
 from irp_jax.models import Architecture
 from irp_jax.network import cost_report, deployed
 from irp_jax.training import curriculum, defenses, phases
-from irp_jax.training.overfitting import Health
+from irp_jax.training.overfitting import PATIENCE, Health
 from irp_jax.training.phases import Plan
 from irp_jax.training.progress import Progress, Setup, architecture_now, save
 from irp_jax.training.reporter import Reporter
@@ -48,7 +48,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
     reporter.begin(config, plan, progress.epoch * plan.steps_per_epoch)
     progress = dataclasses.replace(progress, state=parallel.place(progress.state, whole))
     saved_at, saved_epoch, steps = time.monotonic(), progress.epoch, None
-    healthy = progress
+    healthy: Progress | None = None
     while True:
         if progress.epoch >= plan.freeze_epoch and not progress.kept:
             frozen, kept = phases.freeze(config, plan, setup.dense, progress.state)
@@ -63,7 +63,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
             optimizer = phases.optimizer(config, plan, architecture, frozen=bool(progress.kept))
             recipe = _recipe(setup, architecture, progress)
             steps = compile_steps(recipe, setup.network, optimizer, setup.mesh)
-        if recipe.guarded and not progress.health.suspicious:
+        if recipe.guarded and _is_sound(progress, healthy):
             # The state sent is donated: to come back to it takes a copy. No defence that is gone
             # on with remembers anything of the images.
             copy = _copied(dataclasses.replace(progress.state, memory=None))
@@ -89,6 +89,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
             images=progress.images + taken * config.batch_size,
         )  # fmt: skip
         if trained.health.alarming:
+            assert healthy is not None, "only what is guarded is probed"
             progress, steps = _retreat(healthy, progress, reporter), None
             files.truncate_log(workdir / "metrics.jsonl", progress.epoch)
             reporter.back_to(progress.epoch * plan.steps_per_epoch)
@@ -103,7 +104,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         reporter.epoch(row)
         # Only what the guard would go back to is saved: a resumed run has to find it there.
         due = time.monotonic() - saved_at > config.checkpoint_every
-        if due and progress.epoch < plan.epochs and not progress.health.suspicious:
+        if due and progress.epoch < plan.epochs and _is_sound(progress, healthy):
             save(setup, progress, workdir)
             saved_at, saved_epoch = time.monotonic(), progress.epoch
     if progress.epoch != saved_epoch:
@@ -114,6 +115,16 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
 @jax.jit
 def _copied(state: TrainState) -> TrainState:
     return jax.tree.map(jnp.copy, state)
+
+
+def _is_sound(progress: Progress, healthy: Progress | None) -> bool:
+    """Whether a run is in a state to go back to; `healthy` is the last one that was.
+
+    What a run begins with or resumes from is one.
+    """
+    if healthy is None or not progress.health.suspicious:
+        return True
+    return progress.epoch >= healthy.epoch + PATIENCE
 
 
 def _second_look(
@@ -177,6 +188,7 @@ def _retreat(healthy: Progress, now: Progress, reporter: Reporter) -> Progress:
         passes=now.passes,
         images=now.images,
         retreats=(*now.retreats, event),
+        health=Health(healthy.health.chance),
     )
 
 

@@ -17,41 +17,57 @@ from irp_jax.attacks import LogitsFn, Threat, cross_entropy
 from irp_jax.attacks.batch import starts, step
 
 IMAGES = 64
-"""Images of a segment's last batch that are attacked: 3 % of the work of 50 steps of N-FGSM."""
+"""A segment's last images are attacked: 3 % of the work of 50 steps of N-FGSM in batches of 128."""
 
 STEPS, LENGTH = 5, 0.5
 """Gradient steps of the probe, and the length of each in units of epsilon."""
 
-ALARM, SUSPICION = 0.5, 0.75
+ALARM, SUSPICION = 0.5, 0.7
 """Shares of accuracy under the attack trained on: PGD accuracy below the first is cheating, below
-the second doubtful. It is 0.9 of it on average."""
+the second doubtful."""
 
 GAP = 0.12
 """Nor is it either if less than this below: four standard deviations of a share near chance."""
+
+PATIENCE = 3
+"""Epochs after which what is doubtful, and no worse, is gone on from: a collapse takes less."""
 
 
 class Health(NamedTuple):
     """What the guard remembers from segment to segment; accuracies in [0, 1].
 
     Attributes:
-        last_pgd: of the segment before, since one probe alone may be chance; None at the beginning.
+        chance: accuracy of guessing. A network that has learnt nothing yet is at chance under the
+            attack it trains on and may be far below under PGD: that is no cheating.
+        pgd, trained: means over the last two segments, since one probe alone may be unlucky.
+        last_pgd: of the last one alone; None at the beginning.
         last_trained: accuracy under the attack trained on, likewise.
-        pgd, trained: means over the last two segments.
     """
 
-    last_pgd: float | None = None
-    last_trained: float = 0.0
+    chance: float = 0.0
     pgd: float = 0.0
     trained: float = 0.0
+    last_pgd: float | None = None
+    last_trained: float = 0.0
 
     def after(self, pgd: float, trained: float) -> "Health":
         """What is remembered after a segment with these accuracies."""
         if self.last_pgd is None:
-            return Health(last_pgd=pgd, last_trained=trained)
-        return Health(pgd, trained, (self.last_pgd + pgd) / 2, (self.last_trained + trained) / 2)
+            return self.after_second_look(pgd, trained)
+        mean = (self.last_pgd + pgd) / 2, (self.last_trained + trained) / 2
+        return Health(self.chance, *mean, pgd, trained)
+
+    def after_second_look(self, pgd: float, trained: float) -> "Health":
+        """What is remembered once an alarm has been looked into: alarming only if it was true.
+
+        Args:
+            pgd, trained: accuracies on more images than a probe has.
+        """
+        return Health(self.chance, pgd, trained, pgd, trained)
 
     def _below(self, share: float) -> bool:
-        return self.pgd < share * self.trained and self.trained - self.pgd > GAP
+        parted = self.trained - max(self.pgd, self.chance) > GAP
+        return parted and self.pgd < share * self.trained
 
     @property
     def alarming(self) -> bool:
@@ -63,18 +79,10 @@ class Health(NamedTuple):
         """Whether it may be about to: not a state to go back to."""
         return self._below(SUSPICION)
 
-    def after_second_look(self, pgd: float, trained: float) -> "Health":
-        """What is remembered once an alarm has been looked into: alarming only if it was true.
 
-        Args:
-            pgd, trained: accuracies on more images than a probe has.
-        """
-        return Health(pgd, trained, pgd, trained)
-
-
-def images_of(batch: int, devices: int) -> int:
-    """How many images of a batch are probed: about `IMAGES`, split evenly over the devices."""
-    return min(max(IMAGES // devices, 1), batch // devices) * devices
+def images_of(segment: int, devices: int) -> int:
+    """How many of a segment's images are probed: about `IMAGES`, split evenly over the devices."""
+    return min(max(IMAGES // devices, 1), segment // devices) * devices
 
 
 def probe(

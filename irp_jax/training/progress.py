@@ -86,7 +86,7 @@ def start(setup: Setup, model: Any) -> Progress:
         passes=0.0,
         images=0,
         retreats=(),
-        health=Health(),
+        health=Health(chance=1 / setup.dataset.num_classes),
     )
 
 
@@ -99,6 +99,10 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
     def make_training(network: dict[str, Any], record: dict[str, Any]) -> Any:
         if record["identity"] != configs.identity(setup.config):
             raise UserError(f"{workdir} holds checkpoints of another run: choose another --workdir")
+        if set(record["health"]) != set(Health._fields):
+            raise UserError(
+                f"{workdir} holds checkpoints of another version: choose another --workdir"
+            )
         frozen = bool(record["kept"])
         architecture = architecture_now(setup, record["kept"])
         network = network_params(setup.dense, network) | {"batch_stats": network["batch_stats"]}
@@ -134,7 +138,7 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
         passes=record["passes"],
         images=record["images"],
         retreats=tuple(record["retreats"]),
-        health=Health(*record["health"]),
+        health=Health(**record["health"]),
     )
 
 
@@ -155,7 +159,7 @@ def save(setup: Setup, progress: Progress, workdir: Path) -> None:
         "passes": progress.passes,
         "images": progress.images,
         "retreats": list(progress.retreats),
-        "health": list(progress.health),
+        "health": progress.health._asdict(),
     }
     training = _besides(progress.state)
     checkpoint.save(workdir / "checkpoints", progress.epoch, network, training, record)

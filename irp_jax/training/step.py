@@ -162,7 +162,7 @@ def compile_steps(
     Returns:
         (state, key, images (M, H, W, C) uint8, labels (M,) int32, batches (steps, N) int32 indices)
         -> (state, metrics of each step, every leaf (steps,)); where `recipe.guarded`, with
-        those of `probe_state` (1,), on images of the last batch. The state given is
+        those of `probe_state` (1,), on the last images. The state given is
         donated. The key is an argument, not a constant, so that runs of other seeds find the
         program compiled.
     """
@@ -178,7 +178,7 @@ def compile_steps(
 
         state, metrics = jax.lax.scan(body, state, batches)
         if recipe.guarded:
-            some = batches[-1, : overfitting.images_of(batches.shape[1], mesh.size)]
+            some = batches.ravel()[-overfitting.images_of(batches.size, mesh.size) :]
             some = jax.lax.with_sharding_constraint(some, split)
             found = probe_state(recipe, network, key, state, images[some], labels[some], some)
             metrics |= {name: value[None] for name, value in found.items()}
