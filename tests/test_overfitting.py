@@ -99,21 +99,16 @@ def test_losing_ground_under_both_attacks_is_no_alarm():
 
 
 def test_cheating_from_the_start_is_an_alarm():
-    """PGD accuracy only ever rises, and never keeps up."""
-    assert follow([(0.02, 0.1), (0.05, 0.3), (0.1, 0.5), (0.2, 0.7)]) == [False, False, True, True]
+    """As it was at a radius of 0.3 (results/guard): PGD accuracy never keeps up."""
+    assert any(follow([(0.0, 0.1), (0.0, 0.3), (0.02, 0.4), (0.0, 0.5), (0.1, 0.6)]))
 
 
-def test_knowing_no_better_than_chance_is_no_cheating():
-    """The first epochs of PGD training look so (results/guard), or of training with two classes."""
-    assert not any(follow([(0.0, 0.11), (0.03, 0.14), (0.04, 0.2)]))
-    assert not any(follow([(0.1, 0.5), (0.2, 0.55), (0.2, 0.6)], chance=0.5))
-    assert any(follow([(0.1, 0.8), (0.2, 0.8)], chance=0.5))
-
-
-def test_one_probe_is_measured_by_itself():
-    first = Health(0.1).after(0.4, 0.5)
-    assert (first.pgd, first.trained) == (0.4, 0.5)
-    assert Health(0.1).after(0.0, 0.6).alarming
+def test_a_start_that_catches_up_is_no_cheating():
+    """As residual networks start on digits, or PGD training does, or training with two classes."""
+    assert not any(follow([(0.0, 0.1), (0.17, 0.4), (0.3, 0.5), (0.4, 0.5)]))
+    assert not any(follow([(0.0, 0.11), (0.03, 0.14), (0.02, 0.2), (0.05, 0.25)]))
+    assert not any(follow([(0.3, 0.5), (0.2, 0.55), (0.2, 0.6), (0.1, 0.6)], chance=0.5))
+    assert any(follow([(0.3, 0.8), (0.2, 0.8), (0.2, 0.9)], chance=0.5))
 
 
 def test_a_second_look_confirms_a_collapse_and_forgets_bad_luck():
@@ -249,7 +244,7 @@ def test_a_second_look_attacks_by_both(logits_fn, collapsed):
     state = progress.start(make_setup(CONFIG), Net()).state
     how = dataclasses.replace(recipe("fgsm"), threat=THREAT)
     seen = jnp.full(GREY.shape, 127, jnp.uint8), ZEROS, jnp.arange(len(ZEROS))
-    alarming, reporter = Health(pgd=0.1, trained=0.6), Silent()
+    alarming, reporter = Health(pgd=0.1, trained=0.6, rising=False), Silent()
     health = epochs._second_look(how, network, KEY, seen, reporter, state, alarming)
     assert health.trained > 0.9 and health.alarming == collapsed
     assert len(reporter.notes) == (0 if collapsed else 1)

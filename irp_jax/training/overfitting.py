@@ -23,11 +23,11 @@ STEPS, LENGTH = 5, 0.5
 """Gradient steps of the probe, and the length of each in units of epsilon."""
 
 ALARM, SUSPICION = 0.5, 0.7
-"""Shares of accuracy under the attack trained on: PGD accuracy below the first is cheating, below
-the second doubtful."""
+"""Shares of accuracy under the attack trained on: PGD accuracy below the first is cheating, unless
+it is rising; below the second it is doubtful."""
 
-GAP = 0.12
-"""Nor is it either if less than this below: four standard deviations of a share near chance."""
+GAP = 0.15
+"""Nor is it either if less than this below: four standard deviations of what two probes find."""
 
 PATIENCE = 3
 """Epochs after which what is doubtful, and no worse, is gone on from: a collapse takes less."""
@@ -40,6 +40,8 @@ class Health(NamedTuple):
         chance: accuracy of guessing. A network that has learnt nothing yet is at chance under the
             attack it trains on and may be far below under PGD: that is no cheating.
         pgd, trained: means over the last two segments, since one probe alone may be unlucky.
+        rising: whether `pgd` is higher than it was a segment before. In the first steps of training
+            it rises from far below, and has caught up soon: that is no cheating either.
         last_pgd: of the last one alone; None at the beginning.
         last_trained: accuracy under the attack trained on, likewise.
     """
@@ -47,15 +49,16 @@ class Health(NamedTuple):
     chance: float = 0.0
     pgd: float = 0.0
     trained: float = 0.0
+    rising: bool = True
     last_pgd: float | None = None
     last_trained: float = 0.0
 
     def after(self, pgd: float, trained: float) -> "Health":
         """What is remembered after a segment with these accuracies."""
         if self.last_pgd is None:
-            return self.after_second_look(pgd, trained)
-        mean = (self.last_pgd + pgd) / 2, (self.last_trained + trained) / 2
-        return Health(self.chance, *mean, pgd, trained)
+            return Health(self.chance, pgd, trained, True, pgd, trained)
+        mean_pgd, mean_trained = (self.last_pgd + pgd) / 2, (self.last_trained + trained) / 2
+        return Health(self.chance, mean_pgd, mean_trained, mean_pgd > self.pgd, pgd, trained)
 
     def after_second_look(self, pgd: float, trained: float) -> "Health":
         """What is remembered once an alarm has been looked into: alarming only if it was true.
@@ -63,7 +66,7 @@ class Health(NamedTuple):
         Args:
             pgd, trained: accuracies on more images than a probe has.
         """
-        return Health(self.chance, pgd, trained, pgd, trained)
+        return Health(self.chance, pgd, trained, self.rising, pgd, trained)
 
     def _below(self, share: float) -> bool:
         parted = self.trained - max(self.pgd, self.chance) > GAP
@@ -72,7 +75,7 @@ class Health(NamedTuple):
     @property
     def alarming(self) -> bool:
         """Whether the network has come to fool the attack that it is trained on."""
-        return self._below(ALARM)
+        return not self.rising and self._below(ALARM)
 
     @property
     def suspicious(self) -> bool:
