@@ -3,7 +3,8 @@ r"""Does the default ever collapse: every model on digits, twice the radius, 60 
     bin/sweep --config=steady --results=results/steady
 
 Twice as many images as usual are held out, since what is of interest is how far accuracy under
-attack falls below that of the best epoch ("lost" in the tables), and both are measured there.
+attack falls below that of the best epoch ("lost" in the tables), and both are measured there. Two
+runs at the larger radius have no guard, for comparison.
 """
 
 import dataclasses
@@ -17,4 +18,8 @@ configs = [
     dataclasses.replace(BASE, model=model, epsilon=epsilon)
     for epsilon in (0.1, 0.2)
     for model in MODELS
+]
+configs += [
+    dataclasses.replace(BASE, model=model, epsilon=0.2, guard=False)
+    for model in ("resnet8", "resnet20")
 ]
