@@ -95,6 +95,9 @@ def test_pictures_are_drawn(tmp_path, suffix):
     assert (tmp_path / f"budget.{suffix}").stat().st_size > 5000
     plots.curves_picture(runs, tmp_path / f"curves.{suffix}")
     assert (tmp_path / f"curves.{suffix}").stat().st_size > 5000
+    plots.curves_picture(runs, tmp_path / f"again.{suffix}")
+    again = (tmp_path / f"again.{suffix}").read_bytes()
+    assert again == (tmp_path / f"curves.{suffix}").read_bytes()
     with pytest.raises(UserError, match="curves of 5 runs"):
         plots.curves_picture([result(seed, 0.9) for seed in range(5)], tmp_path / "curves.svg")
     with pytest.raises(UserError, match="cannot write"):

@@ -17,6 +17,9 @@ from matplotlib.ticker import LogLocator
 from irp_jax.errors import UserError
 from irp_jax.report.tables import Results, defense, groups, measured_on
 
+# Names within a file would be random: the same results make the same file.
+plt.rcParams["svg.hashsalt"] = "irp_jax"
+
 INK = {
     "dense": "#c9ced6",
     "kept": "#1f6feb",
