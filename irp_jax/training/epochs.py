@@ -163,7 +163,7 @@ def _retreat(healthy: Progress, now: Progress, reporter: Reporter) -> Progress:
     """Where to go on after an alarm.
 
     Args:
-        healthy: the last state above suspicion.
+        healthy: the last sound state.
         now: the run as it is, whose time and passes are spent all the same.
         reporter: is told.
 

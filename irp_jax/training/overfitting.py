@@ -28,7 +28,7 @@ ALARM, SUSPICION = 0.5, 0.7
 it is rising; below the second it is doubtful."""
 
 GAP = 0.15
-"""Nor is it either if less than this below: four standard deviations of what two probes find."""
+"""Nor is it either if less than this below: nearly four standard deviations of two probes' mean."""
 
 PATIENCE = 3
 """Epochs after which what is doubtful, and no worse, is gone on from: a collapse takes less."""
