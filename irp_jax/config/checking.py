@@ -4,6 +4,7 @@ import math
 
 from irp_jax import attacks
 from irp_jax.config.amounts import parse_budget
+from irp_jax.config.command_line import flag
 from irp_jax.config.config import (
     BASELINES,
     COSTS,
@@ -14,7 +15,6 @@ from irp_jax.config.config import (
     SCHEDULES,
     Config,
 )
-from irp_jax.config.flags import flag
 from irp_jax.data import check_name
 from irp_jax.errors import UserError, unknown
 from irp_jax.models import MODELS
