@@ -161,6 +161,18 @@ def test_probe_agrees_with_evaluate():
     assert float(seen.pgd) == pytest.approx(report.robust, abs=2.5 / N)
 
 
+def test_a_probe_compiles_a_step_once_however_many_devices(caplog):
+    """State that begins alike on all devices, or a radius come back as an array, would be two."""
+    apply = lambda variables, images: dense_net(variables, images)  # noqa: E731
+    split = parallel.batch(parallel.mesh(2))
+    images, labels = parallel.place((IMAGES[:32], LABELS[:32]), split)
+    with jax.log_compiles():
+        for key in map(jax.random.key, range(2)):
+            probe(apply, VARIABLES, images, labels, SPEC.threat, key=key, steps=3)
+    compiled = [record.message.split(" with ")[0] for record in caplog.records]
+    assert compiled.count("Compiling jit(step)") == 2, "one program for FGSM and one for PGD"
+
+
 def test_a_network_that_answers_nan_is_refused():
     with pytest.raises(UserError, match="NaN or infinity for 37 of 37"):
         evaluate(

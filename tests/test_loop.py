@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from baseline_nets import Net as Small
 from silent import Silent
 
-from irp_jax import checkpoint, evaluation, network
+from irp_jax import checkpoint, evaluation, models, network
 from irp_jax import config as configs
 from irp_jax.cli import evaluate as command
 from irp_jax.config import Config
@@ -52,6 +53,12 @@ def finished(tmp_path_factory, environment):
     )
     assert done.returncode == 0, done.stderr
     return config, json.loads((Path(config.workdir) / "results.json").read_text()), done.stdout
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A network that compiles in less time, for what does not depend on which it is."""
+    monkeypatch.setitem(models.MODELS, "resnet8", lambda classes, scale: Small(8, 8, classes))
 
 
 def last(config):
@@ -160,7 +167,7 @@ def test_a_finished_run_is_shown_not_repeated(finished):
     assert results["accuracy"] == finished[1]["accuracy"]
 
 
-def test_weight_masks_leave_zeros_that_are_counted(tmp_path):
+def test_weight_masks_leave_zeros_that_are_counted(tmp_path, small):
     config = dataclasses.replace(TINY, regularity="weight", epochs=2, workdir=str(tmp_path))
     results = loop.run(config, Silent(), "bin/train")
     assert 0.97 * 0.3 <= results["cost"]["macs_ratio"] <= 0.3
@@ -171,14 +178,14 @@ def test_weight_masks_leave_zeros_that_are_counted(tmp_path):
     assert net.cost == results["cost"]
 
 
-def test_the_published_method_runs_through_the_same_door(tmp_path):
+def test_the_published_method_runs_through_the_same_door(tmp_path, small):
     config = dataclasses.replace(TINY, method="paper", epochs=1, workdir=str(tmp_path))
     results = loop.run(config, Silent(), "bin/train")
     assert results["method"] == "paper"
     assert 0 < results["cost"]["macs_ratio"] <= 1
 
 
-def test_settings_can_be_chosen_without_a_look_at_the_test_images(tmp_path):
+def test_settings_can_be_chosen_without_a_look_at_the_test_images(tmp_path, small):
     config = dataclasses.replace(
         TINY, epochs=1, validation=0.2, evaluate_on="validation", workdir=str(tmp_path / "run")
     )

@@ -206,7 +206,7 @@ def _one_attack(
                 held[place] = -1
             if doubtful.any():
                 unverified += int(doubtful.sum())
-                batch = runs.go_on(attack, batch, doubtful)
+                batch = runs.with_threat(runs.go_on(attack, batch, doubtful), places.threat)
             size = places.fitting(len(waiting) + int((held >= 0).sum()))
             if size <= len(held) // 2 and len(held) >= SMALLEST:
                 batch, held = _gather(batch, held, size, places.mesh)
@@ -246,9 +246,7 @@ def _fill(
         blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.state)
         blank = jax.device_put(blank, places.sharding)
         batch = runs.Batch(problem, blank, jnp.zeros_like(problem.number), problem.number < 0)
-    # The radius as the number it was given as: an array of the same value would compile anew.
-    old = batch._replace(problem=batch.problem._replace(threat=places.threat))
-    return runs.restart(network, attack, old, problem, fresh)
+    return runs.with_threat(runs.restart(network, attack, batch, problem, fresh), places.threat)
 
 
 def _gather(
@@ -256,8 +254,7 @@ def _gather(
 ) -> tuple[runs.Batch, np.ndarray]:
     """Moves the places in use to the front of a smaller batch."""
     rows = np.argsort(held < 0, kind="stable")[:size]
-    threat = batch.problem.threat
     smaller = runs.take(runs.without_threat(batch), rows)
     if mesh is not None:
         smaller = jax.device_put(smaller, parallel.batch(mesh))
-    return smaller._replace(problem=smaller.problem._replace(threat=threat)), held[rows]
+    return runs.with_threat(smaller, batch.problem.threat), held[rows]

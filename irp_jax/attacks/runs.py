@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jax.tree_util import Partial
 
 from irp_jax.attacks.attack import Attack, Problem, where
@@ -59,6 +60,12 @@ def once(
     """
     network = as_network(logits_fn)
     batch = begin(network, attack, images, labels, key, threat)
+    split = getattr(images, "sharding", None)  # under a trace it has none
+    if isinstance(split, NamedSharding):
+        # What is the same for all to begin with comes out on every device whole. Left so, the first
+        # step would be a program of its own.
+        batch = jax.device_put(without_threat(batch), split)
+    batch = with_threat(batch, threat)
     return advance(network, attack, batch, attack.steps).state
 
 
@@ -102,6 +109,14 @@ def without_threat(batch: Batch) -> Batch:
     return batch._replace(problem=batch.problem._replace(threat=None))  # type: ignore[arg-type]
 
 
+def with_threat(batch: Batch, threat: Threat) -> Batch:
+    """With the radius as the number it was given as.
+
+    What comes out of a compiled program has it as an array, which would call for another program.
+    """
+    return batch._replace(problem=batch.problem._replace(threat=threat))
+
+
 @functools.partial(jax.jit, static_argnums=1)
 def step(network: Partial, attack: Attack, batch: Batch) -> Batch:
     problem, state, number, running = batch
@@ -121,10 +136,11 @@ def advance(network: Partial, attack: Attack, batch: Batch, count: int) -> Batch
     On a CPU the loop is here and not in `lax`: XLA lays out the gradients of convolutions well
     there only outside a loop, and is 8 to 25 times slower inside (jax-ml/jax issue 12868).
     """
+    threat = batch.problem.threat
     if jax.default_backend() != "cpu":
-        return steps(network, attack, batch, jnp.int32(count))
+        return with_threat(steps(network, attack, batch, jnp.int32(count)), threat)
     for taken in range(1, count + 1):
-        batch = step(network, attack, batch)
+        batch = with_threat(step(network, attack, batch), threat)
         if taken % AHEAD == 0:
             jax.block_until_ready(batch.number)
     return batch
