@@ -12,6 +12,7 @@ it depends on the image, its label and the seed alone, not on the batch it trave
 
 import dataclasses
 import functools
+import math
 import time
 import zlib
 from collections import deque
@@ -36,6 +37,9 @@ GRAIN = 4
 """Batch sizes in use are multiples of the full one's quarter: each costs a compilation."""
 SMALLEST = 128
 """A batch below this size is not made smaller: it would save less than its compilation costs."""
+WORTHWHILE = 2**20
+"""Pixels times steps that a smaller batch has to spare, as many as 100 images of 32 x 32 have in ten
+steps: seconds of a small network on a few cores, and its compilation takes as long."""
 REFILL = 4
 """A batch is filled up once one place in so many is free: to start runs costs all a full pass."""
 LONGEST = 50
@@ -208,7 +212,8 @@ def _one_attack(
                 unverified += int(doubtful.sum())
                 batch = runs.with_threat(runs.go_on(attack, batch, doubtful), places.threat)
             size = places.fitting(len(waiting) + int((held >= 0).sum()))
-            if size <= len(held) // 2 and len(held) >= SMALLEST:
+            spared = (len(held) - size) * attack.steps * math.prod(places.images.shape[1:3])
+            if size <= len(held) // 2 and spared >= WORTHWHILE:
                 batch, held = _gather(batch, held, size, places.mesh)
         now = time.perf_counter()
         left = runs_each - survived[standing]
