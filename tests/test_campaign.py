@@ -114,6 +114,25 @@ def test_same_result_for_any_batch_size_and_device_count(batch_size):
         assert got.accuracy == want.accuracy
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_same_result_when_survivors_move_into_a_smaller_batch(monkeypatch, split):
+    want = run(batch_size=64)  # too little to spare: nothing moves
+    moved = []
+    gather = campaign._gather
+    monkeypatch.setattr(
+        campaign, "_gather", lambda *given: moved.append(given[2]) or gather(*given)
+    )
+    run(batch_size=64)
+    assert moved == []
+    monkeypatch.setattr(campaign, "SMALLEST", 1)
+    monkeypatch.setattr(campaign, "WORTHWHILE", 1)
+    got = run(batch_size=64, mesh=parallel.mesh() if split else None)
+    assert moved, "nothing was moved"
+    np.testing.assert_array_equal(got.standing, want.standing)
+    np.testing.assert_array_equal(got.felled_by, want.felled_by)
+    np.testing.assert_allclose(got.adversarial, want.adversarial, atol=1e-6)
+
+
 def test_what_is_reported_holds():
     report = run(batch_size=8)
     again = np.asarray(NET(report.adversarial).argmax(-1))

@@ -38,8 +38,8 @@ GRAIN = 4
 SMALLEST = 128
 """A batch below this size is not made smaller: it would save less than its compilation costs."""
 WORTHWHILE = 2**20
-"""Pixels times steps that a smaller batch has to spare, as many as 100 images of 32 x 32 have in ten
-steps: seconds of a small network on a few cores, and its compilation takes as long."""
+"""Pixels times steps that a smaller batch has to spare, as of 100 images of 32 x 32 in ten steps:
+seconds of a small network on a few cores, which is what its compilation takes."""
 REFILL = 4
 """A batch is filled up once one place in so many is free: to start runs costs all a full pass."""
 LONGEST = 50
