@@ -116,21 +116,48 @@ def test_same_result_for_any_batch_size_and_device_count(batch_size):
 
 @pytest.mark.parametrize("split", [False, True])
 def test_same_result_when_survivors_move_into_a_smaller_batch(monkeypatch, split):
-    want = run(batch_size=64)  # too little to spare: nothing moves
+    attacked = functools.partial(run, batch_size=64, threat=attacks.linf(0.06))
+    want = attacked()
     moved = []
     gather = campaign._gather
-    monkeypatch.setattr(
-        campaign, "_gather", lambda *given: moved.append(given[2]) or gather(*given)
-    )
-    run(batch_size=64)
-    assert moved == []
+
+    def noted(batch, held, size, mesh):
+        moved.append((len(held), size, int((held >= 0).sum())))
+        return gather(batch, held, size, mesh)
+
+    monkeypatch.setattr(campaign, "_gather", noted)
     monkeypatch.setattr(campaign, "SMALLEST", 1)
+    attacked()
+    assert moved == [], "too little to be spared"
     monkeypatch.setattr(campaign, "WORTHWHILE", 1)
-    got = run(batch_size=64, mesh=parallel.mesh() if split else None)
-    assert moved, "nothing was moved"
+    got = attacked(mesh=parallel.mesh() if split else None)
+    assert moved
+    assert all(0 < survivors <= after <= before // 2 for before, after, survivors in moved)
     np.testing.assert_array_equal(got.standing, want.standing)
     np.testing.assert_array_equal(got.felled_by, want.felled_by)
     np.testing.assert_allclose(got.adversarial, want.adversarial, atol=1e-6)
+
+
+def test_a_step_is_compiled_once_an_attack_and_batch_size(monkeypatch, caplog):
+    """State that is whole on all devices, or a radius come back as an array, would be another."""
+    monkeypatch.setattr(campaign, "SMALLEST", 1)
+    monkeypatch.setattr(campaign, "WORTHWHILE", 1)
+    sizes = []
+    advance = campaign.runs.advance
+
+    def noted(network, attack, batch, count):
+        sizes.append((attack.name, len(batch.number)))
+        return advance(network, attack, batch, count)
+
+    monkeypatch.setattr(campaign.runs, "advance", noted)
+    network = Partial(lambda variables, images: dense_net(variables, images), new_dense_net())
+    with jax.log_compiles():
+        attacks.assess(
+            network, IMAGES, LABELS, LIST, threat=attacks.linf(0.06), batch_size=64,
+            look_first=False, mesh=parallel.mesh(),
+        )  # fmt: skip
+    compiled = [record.message.split(" with ")[0] for record in caplog.records]
+    assert compiled.count("Compiling jit(step)") == len(set(sizes)) > len(LIST)
 
 
 def test_what_is_reported_holds():

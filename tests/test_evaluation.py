@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from attack_nets import dense_net, new_dense_net
+from jax.sharding import NamedSharding, PartitionSpec
 
 from irp_jax import attacks, parallel
 from irp_jax.attacks import AttackSpec
@@ -161,11 +162,13 @@ def test_probe_agrees_with_evaluate():
     assert float(seen.pgd) == pytest.approx(report.robust, abs=2.5 / N)
 
 
-def test_a_probe_compiles_a_step_once_however_many_devices(caplog):
+@pytest.mark.parametrize("spec", [PartitionSpec("data"), PartitionSpec("data", None, None, None)])
+def test_a_probe_compiles_a_step_once_however_many_devices(caplog, spec):
     """State that begins alike on all devices, or a radius come back as an array, would be two."""
     apply = lambda variables, images: dense_net(variables, images)  # noqa: E731
-    split = parallel.batch(parallel.mesh(2))
-    images, labels = parallel.place((IMAGES[:32], LABELS[:32]), split)
+    mesh = parallel.mesh(2)
+    images = parallel.place(IMAGES[:32] / np.float32(255), NamedSharding(mesh, spec))
+    labels = parallel.place(LABELS[:32], parallel.batch(mesh))
     with jax.log_compiles():
         for key in map(jax.random.key, range(2)):
             probe(apply, VARIABLES, images, labels, SPEC.threat, key=key, steps=3)

@@ -95,6 +95,9 @@ def test_pictures_are_drawn(tmp_path, suffix):
     assert (tmp_path / f"budget.{suffix}").stat().st_size > 5000
     plots.curves_picture(runs, tmp_path / f"curves.{suffix}")
     assert (tmp_path / f"curves.{suffix}").stat().st_size > 5000
+    other = {**result(0, 0.7), "dataset": "cifar10"}
+    plots.curves_picture([*runs, other], tmp_path / f"two_sets.{suffix}")
+    assert (tmp_path / f"two_sets.{suffix}").stat().st_size > 5000
     plots.curves_picture(runs, tmp_path / f"again.{suffix}")
     again = (tmp_path / f"again.{suffix}").read_bytes()
     assert again == (tmp_path / f"curves.{suffix}").read_bytes()
@@ -153,8 +156,10 @@ def test_a_benchmark_becomes_a_table_and_a_picture(tmp_path, capsys):
 
 def test_a_run_that_changed_its_defence_says_so():
     runs = [json.loads(path.read_text()) for path in (RESULTS / "guard").glob("*.json")]
-    named = {(run["method"], run["config"]["guard"]): tables.defense(run) for run in runs}
-    assert named == {
-        ("width", True): "fgsm, then pgd", ("width", False): "fgsm",
-        ("priced", True): "fgsm, then pgd", ("priced", False): "fgsm",
-    }  # fmt: skip
+    for run in runs:
+        assert tables.defense(run) == ("fgsm, then pgd" if run["config"]["guard"] else "fgsm")
+    assert {(run["dataset"], run["method"], run["config"]["guard"]) for run in runs} == {
+        (dataset, method, guard)
+        for dataset, method in (("digits", "width"), ("digits", "priced"), ("cifar10", "width"))
+        for guard in (True, False)
+    }

@@ -3,8 +3,8 @@
 A batch is a row of *places*. Each holds one run of one image; when the run ends, the place goes to
 the image's next run or to the next image. An image that has fallen is never attacked again, no
 batch waits for its slowest image, and nothing is compiled twice. An attack's batch is as large as
-fills it evenly from beginning to end; when half of it is no longer needed, the survivors move into
-a smaller one.
+fills it evenly from beginning to end; when half of it is no longer needed and much is still to do,
+the survivors move into a smaller one.
 
 An image's runs follow one another and stop at the first that makes it fall. So what is found for
 it depends on the image, its label and the seed alone, not on the batch it travels in.
@@ -36,9 +36,9 @@ from irp_jax.attacks.threat import Threat
 GRAIN = 4
 """Batch sizes in use are multiples of the full one's quarter: each costs a compilation."""
 SMALLEST = 128
-"""A batch below this size is not made smaller: it would save less than its compilation costs."""
-WORTHWHILE = 2**20
-"""Pixels times steps that a smaller batch has to spare, as of 100 images of 32 x 32 in ten steps:
+"""Given fewer places than these, an attack has batches of one size only."""
+WORTHWHILE = 2**19
+"""Pixels times steps that a smaller batch has to spare, as of 50 images of 32 x 32 in ten steps:
 seconds of a small network on a few cores, which is what its compilation takes."""
 REFILL = 4
 """A batch is filled up once one place in so many is free: to start runs costs all a full pass."""
@@ -212,7 +212,10 @@ def _one_attack(
                 unverified += int(doubtful.sum())
                 batch = runs.with_threat(runs.go_on(attack, batch, doubtful), places.threat)
             size = places.fitting(len(waiting) + int((held >= 0).sum()))
-            spared = (len(held) - size) * attack.steps * math.prod(places.images.shape[1:3])
+            ahead = int((runs_each - survived[standing]).max(initial=0)) * attack.steps
+            if (held >= 0).any():
+                ahead -= int(taken[held >= 0].min())
+            spared = (len(held) - size) * ahead * math.prod(places.images.shape[1:3])
             if size <= len(held) // 2 and spared >= WORTHWHILE:
                 batch, held = _gather(batch, held, size, places.mesh)
         now = time.perf_counter()

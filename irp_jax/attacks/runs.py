@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from irp_jax.attacks.attack import Attack, Problem, where
@@ -60,11 +60,12 @@ def once(
     """
     network = as_network(logits_fn)
     batch = begin(network, attack, images, labels, key, threat)
-    split = getattr(images, "sharding", None)  # under a trace it has none
-    if isinstance(split, NamedSharding):
+    sharding = getattr(images, "sharding", None)  # under a trace it has none
+    if isinstance(sharding, NamedSharding):
         # What is the same for all to begin with comes out on every device whole. Left so, the first
-        # step would be a program of its own.
-        batch = jax.device_put(without_threat(batch), split)
+        # of the steps would be a program of its own.
+        rows = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
+        batch = jax.device_put(without_threat(batch), rows)
     batch = with_threat(batch, threat)
     return advance(network, attack, batch, attack.steps).state
 

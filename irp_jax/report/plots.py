@@ -109,14 +109,14 @@ def budget_picture(results: Sequence[Results], path: Path) -> None:
 
 
 def curves_picture(results: Sequence[Results], path: Path) -> None:
-    """Accuracy in training against the minutes it took: a row a budget, one line a run.
+    """Accuracy in training against the minutes it took: a row a data set and budget, a line a run.
 
     A method has its colour, and each of its runs a kind of line. Where runs differ in their
     defence, the key names it.
 
     Args:
-        results: runs on one data set that hold `history`; their accuracies are of the same few
-            held-out images, so that lines wander by some points.
+        results: runs that hold `history`; the accuracies of a data set are of the same few held-out
+            images, so that lines wander by some points.
         path: .svg or .png to write.
 
     Raises:
@@ -126,8 +126,8 @@ def curves_picture(results: Sequence[Results], path: Path) -> None:
     colors = plt.rcParams["axes.prop_cycle"].by_key()["color"]
     methods = sorted({one["method"] for one in results})
     budgets: dict[tuple, list[Results]] = defaultdict(list)
-    for one in results:
-        budgets[one["budget"]["target"], one["budget"]["kind"]].append(one)
+    for one in sorted(results, key=lambda one: (one["method"], defense(one))):
+        budgets[one["dataset"], one["budget"]["target"], one["budget"]["kind"]].append(one)
     crowd = max(max(Counter(one["method"] for one in runs).values()) for runs in budgets.values())
     if crowd > len(styles):
         raise UserError(
@@ -135,11 +135,12 @@ def curves_picture(results: Sequence[Results], path: Path) -> None:
             f"of at most {len(styles)}"
         )
     several = len({defense(one) for one in results}) > 1
+    alike = len({dataset for dataset, *_ in budgets}) == 1
     figure, rows = plt.subplots(
-        len(budgets), 2, figsize=(11, 3.8 * len(budgets)), layout="constrained", sharex=True,
-        squeeze=False,
+        len(budgets), 2, figsize=(11, 3.8 * len(budgets)), layout="constrained",
+        sharex="all" if alike else "row", squeeze=False,
     )  # fmt: skip
-    for axes, (budget, runs) in zip(rows, sorted(budgets.items()), strict=True):
+    for axes, ((dataset, budget, kind), runs) in zip(rows, sorted(budgets.items()), strict=True):
         seen: Counter[str] = Counter()
         for one in runs:
             minutes = [row["seconds"] / 60 for row in one["history"]]
@@ -153,9 +154,9 @@ def curves_picture(results: Sequence[Results], path: Path) -> None:
                 )  # fmt: skip
             seen[one["method"]] += 1
         axes[0].legend(frameon=False, fontsize=8)
-        axes[0].set(ylabel="natural accuracy, %", title=f"budget {budget[0]:,} {budget[1]}")
+        axes[0].set(ylabel="natural accuracy, %", title=f"{dataset}, budget {budget:,} {kind}")
         axes[1].set(ylabel="PGD-10 accuracy, %")
-    for axis in rows[-1]:
+    for axis in rows[-1] if alike else rows.flat:
         axis.set(xlabel="minutes of training")
     _save(figure, path)
 

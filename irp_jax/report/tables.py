@@ -49,12 +49,16 @@ def defense(one: Results) -> str:
 
 
 def recipe(one: Results) -> str:
-    """Learning rate, batch size, warm-up of the radius; the first results do not name them all."""
+    """Learning rate, batch size, warm-up of the radius, and images where they are not all.
+
+    The first results do not name them all.
+    """
     config = one["config"]
     rate = f"{config.get('schedule', 'cyclic')} {config.get('learning_rate', 0.2):g}"
     warm_up = config.get("epsilon_warmup", 0.0)
     grown = f", radius over {warm_up:.0%}" if warm_up else ""
-    return f"{rate}, batch {config.get('batch_size', 128)}{grown}"
+    some = f", {config['train_images']:,} images" if config.get("train_images") else ""
+    return f"{rate}, batch {config.get('batch_size', 128)}{grown}{some}"
 
 
 def _spread(values: Iterable[float], digits: int, scale: float = 1.0) -> str:
