@@ -49,7 +49,7 @@ def defense(one: Results) -> str:
 
 
 def recipe(one: Results) -> str:
-    """Learning rate, batch size, warm-up of the radius, and images where they are not all.
+    """Learning rate, batch size, warm-up of the radius, and what is not usual.
 
     The first results do not name them all.
     """
@@ -58,7 +58,8 @@ def recipe(one: Results) -> str:
     warm_up = config.get("epsilon_warmup", 0.0)
     grown = f", radius over {warm_up:.0%}" if warm_up else ""
     some = f", {config['train_images']:,} images" if config.get("train_images") else ""
-    return f"{rate}, batch {config.get('batch_size', 128)}{grown}{some}"
+    clip = f", clip {config['clip']:g}" if config.get("clip") else ""
+    return f"{rate}, batch {config.get('batch_size', 128)}{grown}{some}{clip}"
 
 
 def _spread(values: Iterable[float], digits: int, scale: float = 1.0) -> str:
