@@ -8,9 +8,9 @@ two CPU cores can train on in minutes: both rules for the same epochs, with the 
 
 import dataclasses
 
-from irp_jax.config import Config, suited
+from irp_jax.config import suited
 
-BASE = suited("digits", Config(cost="macs"))
+BASE = suited("digits")
 
 configs = [
     dataclasses.replace(BASE, model=model, budget=budget, method=method)

@@ -38,7 +38,7 @@ GRAIN = 4
 SMALLEST = 128
 """Given fewer places than these, an attack has batches of one size only."""
 WORTHWHILE = 2**19
-"""Pixels times steps that a smaller batch has to spare, as of 50 images of 32 x 32 in ten steps:
+"""Pixels times steps that a smaller batch has to spare, about 50 images of 32 x 32 in ten steps:
 seconds of a small network on a few cores, which is what its compilation takes."""
 REFILL = 4
 """A batch is filled up once one place in so many is free: to start runs costs all a full pass."""
