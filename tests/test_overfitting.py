@@ -17,14 +17,16 @@ from irp_jax import attacks, checkpoint, models
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.errors import UserError
-from irp_jax.training import epochs, loop, overfitting, progress
+from irp_jax.training import epochs, guard, loop, overfitting, progress
 from irp_jax.training.defenses import DEFENSES, Batch, Choice, Pgd
+from irp_jax.training.divergence import Descent
 from irp_jax.training.overfitting import Health
 from irp_jax.training.step import probe_state
 
 RESULTS = Path(__file__).parent.parent / "results"
 
 THREAT = attacks.linf(0.1)
+CALM = Descent.begin(10)
 GREY = jnp.full((32, 4, 4, 1), 0.5)
 ZEROS = jnp.zeros(32, jnp.int32)
 
@@ -138,10 +140,16 @@ def test_what_is_doubtful_for_long_is_gone_on_from():
     """Or a run whose PGD accuracy stays at six tenths would never be saved."""
     doubtful = Health(0.1, 0.3, 0.5)
     assert doubtful.suspicious and not doubtful.alarming
-    at = [types.SimpleNamespace(epoch=n, health=doubtful) for n in range(6)]
-    assert epochs._is_sound(at[1], None)
-    assert [epochs._is_sound(now, at[1]) for now in at[2:]] == [False, False, True, True]
-    assert epochs._is_sound(types.SimpleNamespace(epoch=2, health=Health(0.1, 0.5, 0.5)), at[1])
+
+    def run_at(epoch, health=doubtful, descent=CALM):
+        return types.SimpleNamespace(epoch=epoch, health=health, descent=descent)
+
+    at = [run_at(n) for n in range(6)]
+    assert guard.is_sound(at[1], None)
+    assert [guard.is_sound(now, at[1]) for now in at[2:]] == [False, False, True, True]
+    assert guard.is_sound(
+        types.SimpleNamespace(epoch=2, health=Health(0.1, 0.5, 0.5), descent=CALM), at[1]
+    )
 
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path, monkeypatch):
@@ -299,7 +307,7 @@ def test_a_second_look_attacks_by_both(logits_fn, collapsed):
     how = dataclasses.replace(recipe("fgsm"), threat=THREAT)
     seen = jnp.full(GREY.shape, 127, jnp.uint8), ZEROS, jnp.arange(len(ZEROS))
     alarming, reporter = Health(pgd=0.1, trained=0.6, rising=False), Silent()
-    health = epochs._second_look(how, network, KEY, seen, reporter, state, alarming)
+    health = guard.second_look(how, network, KEY, seen, reporter, state, alarming)
     assert health.trained > 0.9 and health.alarming == collapsed
     assert len(reporter.notes) == (0 if collapsed else 1)
 

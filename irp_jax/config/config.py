@@ -49,8 +49,8 @@ class Config:
     fgsm, fgsm-consistency, fgsm-mep (remembers perturbations), gradalign. Many: pgd, trades. Or
     none."""
     guard: bool = True
-    """Whether a network found to overfit its own attack goes back to before and on with a stronger
-    defence."""
+    """Whether training that overfits its own attack, or diverges, goes back to before and on with a
+    stronger defence, or with --clip=1."""
     attack_steps: int = 10
     """Gradient steps of the attack in training (pgd, trades)."""
     epochs: int = 30

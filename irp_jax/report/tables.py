@@ -42,8 +42,9 @@ def defense(one: Results) -> str:
     "attack" is what results of one-step defences called it.
     """
     config = one["config"]
-    if one.get("retreats"):
-        return f"{one['retreats'][0]['from'][0]}, then {one['defense']}"
+    given_up = [event["from"][0] for event in one.get("retreats", ()) if "from" in event]
+    if given_up:
+        return f"{given_up[0]}, then {one['defense']}"
     asked = config.get("defense") or config.get("attack", "rs-fgsm").replace("rs-fgsm", "fgsm-rs")
     return one.get("defense", asked)
 
@@ -59,6 +60,9 @@ def recipe(one: Results) -> str:
     grown = f", radius over {warm_up:.0%}" if warm_up else ""
     some = f", {config['train_images']:,} images" if config.get("train_images") else ""
     clip = f", clip {config['clip']:g}" if config.get("clip") else ""
+    for event in one.get("retreats", ()):
+        if "clip" in event:
+            clip += f", clip {event['clip']:g} from epoch {event['back_to'] + 1}"
     return f"{rate}, batch {config.get('batch_size', 128)}{grown}{some}{clip}"
 
 

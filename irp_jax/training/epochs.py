@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from irp_jax import attacks, data, evaluation, files, parallel
@@ -16,12 +15,13 @@ from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.models import Architecture
 from irp_jax.network import cost_report, deployed
-from irp_jax.training import curriculum, defenses, phases
-from irp_jax.training.overfitting import PATIENCE, Health
+from irp_jax.training import curriculum, defenses, guard, phases
+from irp_jax.training.divergence import Descent
+from irp_jax.training.overfitting import Health
 from irp_jax.training.phases import Plan
 from irp_jax.training.progress import Progress, Setup, architecture_now, save
 from irp_jax.training.reporter import Reporter
-from irp_jax.training.step import Metrics, Recipe, TrainState, compile_steps, probe_state
+from irp_jax.training.step import Metrics, Recipe, TrainState, compile_steps
 
 PROBE_IMAGES = 256
 """Held-out images on which accuracies are followed during training."""
@@ -53,47 +53,47 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         if progress.epoch >= plan.freeze_epoch and not progress.kept:
             frozen, kept = phases.freeze(config, plan, setup.dense, progress.state)
             frozen = parallel.place(frozen, whole)
-            progress = dataclasses.replace(progress, kept=kept, state=frozen)
+            descent = Descent.begin(setup.dataset.num_classes)
+            progress = dataclasses.replace(progress, kept=kept, state=frozen, descent=descent)
             reporter.note(_frozen_note(setup, kept))
             saved_at, saved_epoch, steps = -float("inf"), -1, None
         if progress.epoch == plan.epochs:
             break
         architecture = architecture_now(setup, progress.kept)
         if steps is None:
-            optimizer = phases.optimizer(config, plan, architecture, frozen=bool(progress.kept))
+            clipped = dataclasses.replace(config, clip=progress.clip)
+            optimizer = phases.optimizer(clipped, plan, architecture, frozen=bool(progress.kept))
             recipe = _recipe(setup, architecture, progress)
             steps = compile_steps(recipe, setup.network, optimizer, setup.mesh)
-        if recipe.guarded and _is_sound(progress, healthy):
-            # The state sent is donated: to come back to it takes a copy. No defence that is gone
-            # on with remembers anything of the images.
-            copy = _copied(dataclasses.replace(progress.state, memory=None))
-            healthy = dataclasses.replace(progress, state=copy)
+        if config.guard and guard.is_sound(progress, healthy):
+            healthy = guard.kept(progress)
 
         began = time.monotonic()
         batches = _batches(config, plan, len(train_set), progress.epoch)
         send = functools.partial(steps, key=key, images=images, labels=labels)
         ratio = _ratio(setup, progress.kept)
-        look = functools.partial(_second_look, recipe, setup.network, key, seen, reporter)
+        look = functools.partial(guard.second_look, recipe, setup.network, key, seen, reporter)
         trained = _epoch(send, progress.state, progress.health, batches, ratio, reporter, look)
         seconds = time.monotonic() - began
-        if not np.isfinite(trained.metrics["loss"]).all():
-            raise UserError(
-                f"training diverged in epoch {progress.epoch + 1}: give a smaller --learning-rate "
-                f"than {config.learning_rate:g} (the checkpoints in {workdir} are from before)"
-            )
         taken = len(trained.metrics["loss"])
         progress = dataclasses.replace(
             progress, epoch=progress.epoch + 1, seconds=progress.seconds + seconds,
             state=trained.state, health=trained.health,
+            descent=progress.descent.after(float(trained.metrics["loss"].mean())),
             passes=progress.passes + taken / plan.steps_per_epoch * recipe.defense.passes,
             images=progress.images + taken * config.batch_size,
         )  # fmt: skip
-        if trained.health.alarming:
-            assert healthy is not None, "only what is guarded is probed"
-            progress, steps = _retreat(healthy, progress, reporter), None
+        back = guard.retreat(setup, healthy, progress, reporter) if healthy else None
+        if back is not None:
+            progress, steps = back, None
             files.truncate_log(workdir / "metrics.jsonl", progress.epoch)
             reporter.back_to(progress.epoch * plan.steps_per_epoch)
             continue
+        if not np.isfinite(progress.descent.last):
+            raise UserError(
+                f"training diverged in epoch {progress.epoch}: give a smaller --learning-rate "
+                f"than {config.learning_rate:g} (the checkpoints in {workdir} are from before)"
+            )
         state = trained.state
         accuracies = evaluation.probe(
             setup.apply, deployed(architecture, state.network, state.network["batch_stats"]),
@@ -104,7 +104,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         reporter.epoch(row)
         # Only what the guard would go back to is saved: a resumed run has to find it there.
         due = time.monotonic() - saved_at > config.checkpoint_every
-        if due and progress.epoch < plan.epochs and _is_sound(progress, healthy):
+        if due and progress.epoch < plan.epochs and guard.is_sound(progress, healthy):
             save(setup, progress, workdir)
             saved_at, saved_epoch = time.monotonic(), progress.epoch
     if progress.epoch != saved_epoch:
@@ -112,84 +112,8 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
     return progress
 
 
-@jax.jit
-def _copied(state: TrainState) -> TrainState:
-    return jax.tree.map(jnp.copy, state)
-
-
-def _is_sound(progress: Progress, healthy: Progress | None) -> bool:
-    """Whether a run is in a state to go back to; `healthy` is the last one that was.
-
-    What a run begins with or resumes from is one.
-    """
-    if healthy is None or not progress.health.suspicious:
-        return True
-    return progress.epoch >= healthy.epoch + PATIENCE
-
-
-def _second_look(
-    recipe: Recipe,
-    network: Callable,
-    key: jax.Array,
-    seen: tuple[jax.Array, jax.Array, jax.Array],
-    reporter: Reporter,
-    state: TrainState,
-    health: Health,
-) -> Health:
-    """Looks into an alarm: the network is attacked on more images than a probe has.
-
-    Args:
-        recipe, network, key: of the run.
-        seen: training images, their labels and indices, as for `probe_state`.
-        reporter: told of a false alarm.
-        state: the present one, after the segment that raised the alarm or the one behind it.
-        health: what is remembered now.
-    """
-    found = jax.device_get(probe_state(recipe, network, key, state, *seen))
-    health = health.after_second_look(_last(found, "probe_pgd"), _last(found, "probe_trained"))
-    if not health.alarming:
-        reporter.note(
-            f"PGD accuracy seemed to collapse and did not: {health.pgd:.1%} of {len(seen[0])} "
-            f"training images, {health.trained:.1%} under the attack trained on"
-        )
-    return health
-
-
 def _last(metrics: Metrics, name: str) -> float:
     return float(np.ravel(metrics[name])[-1])
-
-
-def _retreat(healthy: Progress, now: Progress, reporter: Reporter) -> Progress:
-    """Where to go on after an alarm.
-
-    Args:
-        healthy: the last sound state.
-        now: the run as it is, whose time and passes are spent all the same.
-        reporter: is told.
-
-    Returns:
-        `healthy` with a stronger defence.
-    """
-    rung = now.defense.stronger
-    assert rung is not None, "a defence with nothing stronger is not guarded"
-    reporter.note(
-        f"catastrophic overfitting in epoch {now.epoch}: {now.health.trained:.1%} of the training "
-        f"images right under {now.defense}, {now.health.pgd:.1%} under PGD; back to the end of "
-        f"epoch {healthy.epoch}, going on with {rung}"
-    )
-    event = {
-        "epoch": now.epoch, "back_to": healthy.epoch, "trained": now.health.trained,
-        "pgd": now.health.pgd, "from": list(now.defense), "to": list(rung),
-    }  # fmt: skip
-    return dataclasses.replace(
-        healthy,
-        defense=rung,
-        seconds=now.seconds,
-        passes=now.passes,
-        images=now.images,
-        retreats=(*now.retreats, event),
-        health=Health(healthy.health.chance),
-    )
 
 
 class _Trained(NamedTuple):

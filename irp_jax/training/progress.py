@@ -20,6 +20,7 @@ from irp_jax.network import network_params
 from irp_jax.pruning import slim, sparse
 from irp_jax.training import defenses, phases
 from irp_jax.training.defenses import Choice
+from irp_jax.training.divergence import Descent
 from irp_jax.training.overfitting import Health
 from irp_jax.training.phases import Plan
 from irp_jax.training.step import TrainState
@@ -51,8 +52,10 @@ class Progress:
         passes: forward and backward passes spent so far on each training image, in pairs; not
             counting the guard's probes.
         images: how often an image was trained on, in epochs that the guard undid as well.
-        retreats: when the guard went back, and to which defence: what results.json says of it.
-        health: what the guard remembers.
+        retreats: when the guard went back, and what it went on with: what results.json says of it.
+        health: what the guard remembers of accuracies under attack.
+        clip: longest gradient now; 0 is any.
+        descent: what the guard remembers of the loss.
     """
 
     epoch: int
@@ -64,6 +67,8 @@ class Progress:
     images: int
     retreats: tuple[dict[str, Any], ...]
     health: Health
+    clip: float
+    descent: Descent
 
 
 def start(setup: Setup, model: Any) -> Progress:
@@ -87,6 +92,8 @@ def start(setup: Setup, model: Any) -> Progress:
         images=0,
         retreats=(),
         health=Health(chance=1 / setup.dataset.num_classes),
+        clip=setup.config.clip,
+        descent=Descent.begin(setup.dataset.num_classes),
     )
 
 
@@ -99,7 +106,8 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
     def make_training(network: dict[str, Any], record: dict[str, Any]) -> Any:
         if record["identity"] != configs.identity(setup.config):
             raise UserError(f"{workdir} holds checkpoints of another run: choose another --workdir")
-        if set(record["health"]) != set(Health._fields):
+        of_now = set(record["health"]) == set(Health._fields) and "descent" in record
+        if not of_now:
             raise UserError(
                 f"{workdir} holds checkpoints of another version: choose another --workdir"
             )
@@ -139,6 +147,8 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
         images=record["images"],
         retreats=tuple(record["retreats"]),
         health=Health(**record["health"]),
+        clip=record["clip"],
+        descent=Descent(*record["descent"]),
     )
 
 
@@ -160,6 +170,8 @@ def save(setup: Setup, progress: Progress, workdir: Path) -> None:
         "images": progress.images,
         "retreats": list(progress.retreats),
         "health": progress.health._asdict(),
+        "clip": progress.clip,
+        "descent": list(progress.descent),
     }
     training = _besides(progress.state)
     checkpoint.save(workdir / "checkpoints", progress.epoch, network, training, record)

@@ -1,0 +1,64 @@
+"""The guard against training that diverges: what tells it, and what training goes on with.
+
+A learning rate near the edge of what a network bears may throw its weights off within an epoch,
+deep networks' above all: loss soars above that of guessing, and accuracy falls on images and under
+every attack alike, so that the probes of `overfitting` have nothing to compare. What is lost is
+hardly made up for while the rate is high. Cutting long gradients short prevents it (Pascanu,
+Mikolov & Bengio 2013, section 3.2).
+"""
+
+import math
+from typing import NamedTuple
+
+CLIP = 1.0
+"""Longest gradient after an alarm: a third of what ResNet20 and ResNet56 show where they train
+well."""
+
+
+class Descent(NamedTuple):
+    """What the guard remembers of the loss, from epoch to epoch.
+
+    Attributes:
+        guessing: loss of a network that guesses, ln(classes).
+        lowest: mean over the best epoch since the beginning, or since masks were frozen, which
+            may cost more than it should; at most `guessing`.
+        last: mean over the last epoch; may be infinite or no number.
+    """
+
+    guessing: float
+    lowest: float
+    last: float
+
+    @classmethod
+    def begin(cls, classes: int) -> "Descent":
+        """Before the first epoch, of the run or of its frozen part."""
+        guessing = math.log(classes)
+        return cls(guessing, guessing, guessing)
+
+    def after(self, loss: float) -> "Descent":
+        """What is remembered after an epoch with this mean loss."""
+        lowest = loss if loss < self.lowest else self.lowest  # a loss that is no number is no less
+        return Descent(self.guessing, lowest, loss)
+
+    def _above(self, share: float) -> bool:
+        return not self.last <= self.lowest + share * self.guessing
+
+    @property
+    def alarming(self) -> bool:
+        """Whether more is lost than guessing loses: more than an epoch of pruning or of a growing
+        radius has cost in any run on record."""
+        return self._above(1.0)
+
+    @property
+    def suspicious(self) -> bool:
+        """Whether it may have begun: not a state to go back to."""
+        return self._above(0.5)
+
+
+def steadier(clip: float) -> float | None:
+    """The longest gradient to go on with; None if gradients are cut as short already.
+
+    Args:
+        clip: in force; 0 is none.
+    """
+    return CLIP if clip == 0 or clip > CLIP else None
