@@ -25,7 +25,7 @@ def _what(one: Results) -> tuple:
     config = {key: value for key, value in one["config"].items() if key != "seed"}
     return (
         one["dataset"], one["model"], one["budget"]["kind"], one["method"], config["regularity"],
-        defense(one), one["attack"]["epsilon"], parse_budget(config["budget"]),
+        defense(one), one["attack"]["epsilon"], parse_budget(config["budget"]), recipe(one),
         json.dumps(config, sort_keys=True),
     )  # fmt: skip
 
@@ -61,8 +61,8 @@ def recipe(one: Results) -> str:
     some = f", {config['train_images']:,} images" if config.get("train_images") else ""
     clip = f", clip {config['clip']:g}" if config.get("clip") else ""
     for event in one.get("retreats", ()):
-        if "clip" in event:
-            clip += f", clip {event['clip']:g} from epoch {event['back_to'] + 1}"
+        if "clip" in event:  # from where it diverged
+            clip = f", then clip {event['clip']:g}"
     return f"{rate}, batch {config.get('batch_size', 128)}{grown}{some}{clip}"
 
 

@@ -1,4 +1,4 @@
-"""The epochs of a run: train, freeze on the way, watch for overfitting, save."""
+"""The epochs of a run: train, freeze on the way, go back where the guard says so, save."""
 
 import dataclasses
 import functools
@@ -16,7 +16,6 @@ from irp_jax.errors import UserError
 from irp_jax.models import Architecture
 from irp_jax.network import cost_report, deployed
 from irp_jax.training import curriculum, defenses, guard, phases
-from irp_jax.training.divergence import Descent
 from irp_jax.training.overfitting import Health
 from irp_jax.training.phases import Plan
 from irp_jax.training.progress import Progress, Setup, architecture_now, save
@@ -53,8 +52,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         if progress.epoch >= plan.freeze_epoch and not progress.kept:
             frozen, kept = phases.freeze(config, plan, setup.dense, progress.state)
             frozen = parallel.place(frozen, whole)
-            descent = Descent.begin(setup.dataset.num_classes)
-            progress = dataclasses.replace(progress, kept=kept, state=frozen, descent=descent)
+            progress = dataclasses.replace(progress, kept=kept, state=frozen)
             reporter.note(_frozen_note(setup, kept))
             saved_at, saved_epoch, steps = -float("inf"), -1, None
         if progress.epoch == plan.epochs:
@@ -66,7 +64,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
             recipe = _recipe(setup, architecture, progress)
             steps = compile_steps(recipe, setup.network, optimizer, setup.mesh)
         if config.guard and guard.is_sound(progress, healthy):
-            healthy = guard.kept(progress)
+            healthy = guard.copy_of(progress)
 
         began = time.monotonic()
         batches = _batches(config, plan, len(train_set), progress.epoch)
@@ -76,16 +74,19 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         trained = _epoch(send, progress.state, progress.health, batches, ratio, reporter, look)
         seconds = time.monotonic() - began
         taken = len(trained.metrics["loss"])
+        # What loss a network that has just been cut may have is another question than before.
+        descent = progress.descent
+        descent = descent.afresh if progress.epoch == plan.freeze_epoch else descent
         progress = dataclasses.replace(
             progress, epoch=progress.epoch + 1, seconds=progress.seconds + seconds,
             state=trained.state, health=trained.health,
-            descent=progress.descent.after(float(trained.metrics["loss"].mean())),
+            descent=descent.after(float(trained.metrics["loss"].mean())),
             passes=progress.passes + taken / plan.steps_per_epoch * recipe.defense.passes,
             images=progress.images + taken * config.batch_size,
         )  # fmt: skip
         back = guard.retreat(setup, healthy, progress, reporter) if healthy else None
         if back is not None:
-            progress, steps = back, None
+            progress, healthy, steps = back, None, None
             files.truncate_log(workdir / "metrics.jsonl", progress.epoch)
             reporter.back_to(progress.epoch * plan.steps_per_epoch)
             continue

@@ -29,7 +29,7 @@ def is_sound(progress: Progress, healthy: Progress | None) -> bool:
     return progress.epoch >= healthy.epoch + PATIENCE
 
 
-def kept(progress: Progress) -> Progress:
+def copy_of(progress: Progress) -> Progress:
     """A copy to go back to, since training donates the state it is given.
 
     Without what the defence remembers of the images, which may be large: it is begun anew.
@@ -81,13 +81,19 @@ def retreat(setup: Setup, healthy: Progress, now: Progress, reporter: Reporter) 
         reporter: is told.
 
     Returns:
-        None where there is no alarm, or nothing else to go on with.
+        None where there is no alarm, or nothing else to go on with. The state is that of
+        `healthy`, not a copy.
     """
     stronger, clip = now.defense.stronger, steadier(now.clip)
     if now.health.alarming and stronger:
         return _strengthened(healthy, now, stronger, reporter)
     if now.descent.alarming and clip:
         return _steadied(setup, healthy, now, clip, reporter)
+    if now.descent.alarming:
+        reporter.note(
+            f"loss rose from {now.descent.lowest:.3g} to {now.descent.last:.3g} with gradients no "
+            f"longer than {now.clip:g}: a smaller --learning-rate may train better"
+        )
     return None
 
 
@@ -104,9 +110,10 @@ def _strengthened(
         "epoch": now.epoch, "back_to": healthy.epoch, "trained": now.health.trained,
         "pgd": now.health.pgd, "from": list(now.defense), "to": list(defense),
     }  # fmt: skip
-    # Accuracies under another attack are not compared with those under this one.
-    health = Health(healthy.health.chance)
-    return dataclasses.replace(_back(healthy, now, event), defense=defense, health=health)
+    # Neither accuracies nor losses under another attack are compared with those under this one.
+    health, descent = Health(healthy.health.chance), healthy.descent.afresh
+    back = _back(healthy, now, event)
+    return dataclasses.replace(back, defense=defense, health=health, descent=descent)
 
 
 def _steadied(
