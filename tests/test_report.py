@@ -49,8 +49,28 @@ def test_seeds_are_averaged_and_their_range_is_shown():
     shown = titles.index("PGD-10 %")
     assert (averaged[shown], alone[shown]) == ("91.0 (90.0-92.0)", "50.0")
     assert "autoattack %" not in titles
-    assert tables.markdown(runs).count("\n") == 4
     assert tables.summary(runs).row_count == 2
+
+
+def test_what_every_line_has_in_common_is_said_once():
+    said, _, head, _, *rows, end = tables.markdown(
+        [result(0, 0.9), result(0, 0.5, budget=0.5)]
+    ).split("\n")
+    assert said.startswith("In every line: data digits; model resnet20; method priced; ")
+    assert "budget" not in said and head.startswith("| budget | natural % | PGD-10 % |")
+    assert [row.split(" | ")[0] for row in rows] == ["| 0.16", "| 0.5"] and end == ""
+    alone = tables.markdown([result(0, 0.9)])
+    assert alone.startswith("| data | model |") and alone.count("\n") == 3
+
+
+def test_a_run_that_was_clipped_on_the_way_has_a_line_of_its_own():
+    clipped = result(1, 0.92)
+    clipped["retreats"] = [{"epoch": 9, "back_to": 8, "lowest": 0.6, "loss": 3.9, "clip": 1.0}]
+    titles, rows = tables.lines([result(0, 0.9), clipped])
+    assert [row[titles.index("recipe")] for row in rows] == [
+        "cyclic 0.2, batch 128", "cyclic 0.2, batch 128, then clip 1",
+    ]  # fmt: skip
+    assert tables.defense(clipped) == tables.defense(result(0, 0.9))
 
 
 def test_points_lost_since_the_best_epoch_are_counted():

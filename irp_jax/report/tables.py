@@ -22,11 +22,12 @@ def groups(results: Iterable[Results]) -> list[list[Results]]:
 
 
 def _what(one: Results) -> tuple:
+    """What it is in, first what a reader would hold fixed to compare the rest."""
     config = {key: value for key, value in one["config"].items() if key != "seed"}
     return (
-        one["dataset"], one["model"], one["budget"]["kind"], one["method"], config["regularity"],
-        defense(one), one["attack"]["epsilon"], parse_budget(config["budget"]), recipe(one),
-        json.dumps(config, sort_keys=True),
+        one["dataset"], one["model"], one["attack"]["epsilon"], one["budget"]["kind"],
+        parse_budget(config["budget"]), one["method"], config["regularity"], defense(one),
+        recipe(one), json.dumps(config, sort_keys=True),
     )  # fmt: skip
 
 
@@ -149,10 +150,18 @@ def summary(results: Iterable[Results]) -> Table:
 
 
 def markdown(results: Iterable[Results]) -> str:
-    """The same in Markdown."""
+    """The same in Markdown; what is true of every line of several is said once, above them."""
     titles, rows = lines(results)
-    written = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    written += ["| " + " | ".join(row) + " |" for row in rows]
+    said = titles[: titles.index("natural %")] if len(rows) > 1 else []
+    same = [title for title in said if len({row[titles.index(title)] for row in rows}) == 1]
+    written = []
+    if same:
+        common = (f"{title} {rows[0][titles.index(title)]}" for title in same)
+        written += [f"In every line: {'; '.join(common)}.", ""]
+    shown = [place for place, title in enumerate(titles) if title not in same]
+    written += ["| " + " | ".join(titles[place] for place in shown) + " |"]
+    written += ["|" + "---|" * len(shown)]
+    written += ["| " + " | ".join(row[place] for place in shown) + " |" for row in rows]
     return "\n".join(written) + "\n"
 
 
