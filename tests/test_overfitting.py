@@ -147,9 +147,9 @@ def test_what_is_doubtful_for_long_is_gone_on_from():
     at = [run_at(n) for n in range(6)]
     assert guard.is_sound(at[1], None)
     assert [guard.is_sound(now, at[1]) for now in at[2:]] == [False, False, True, True]
-    assert guard.is_sound(
-        types.SimpleNamespace(epoch=2, health=Health(0.1, 0.5, 0.5), descent=CALM), at[1]
-    )
+    well = Health(0.1, 0.5, 0.5)
+    assert guard.is_sound(run_at(2, well), at[1])
+    assert not guard.is_sound(run_at(2, well, CALM.after(4.0)), at[1])  # loss 1.7 above guessing
 
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path, monkeypatch):

@@ -84,7 +84,10 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
             passes=progress.passes + taken / plan.steps_per_epoch * recipe.defense.passes,
             images=progress.images + taken * config.batch_size,
         )  # fmt: skip
-        back = guard.retreat(setup, healthy, progress, reporter) if healthy else None
+        back = None
+        if config.guard:
+            assert healthy is not None, "the first state of a guarded run is one to go back to"
+            back = guard.retreat(setup, healthy, progress, reporter)
         if back is not None:
             progress, healthy, steps = back, None, None
             files.truncate_log(workdir / "metrics.jsonl", progress.epoch)

@@ -85,7 +85,8 @@ def retreat(setup: Setup, healthy: Progress, now: Progress, reporter: Reporter) 
         `healthy`, not a copy.
     """
     stronger, clip = now.defense.stronger, steadier(now.clip)
-    if now.health.alarming and stronger:
+    if now.health.alarming:
+        assert stronger is not None, "a defence with nothing stronger is not probed"
         return _strengthened(healthy, now, stronger, reporter)
     if now.descent.alarming and clip:
         return _steadied(setup, healthy, now, clip, reporter)
