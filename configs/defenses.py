@@ -4,8 +4,8 @@ r"""Which defence gives most for the same work: a small ResNet20 on CIFAR-10, by
 
 Work is forward and backward passes: 12 for each training image, so that a defence of three passes a
 step has two thirds of the epochs that one of two has. The network is the uniformly narrow one of
-0.04 million parameters, and accuracies are of 5,000 held-out training images: the test images have
-no say in what the default is.
+0.04 million parameters, trained on 18,000 images, and accuracies are of 5,000 that were held out of the
+training images: the test images have no say in what the default is. An hour on two CPU cores.
 """
 
 import dataclasses
@@ -16,7 +16,6 @@ PASSES = 12
 PASSES_A_STEP = {
     ("n-fgsm", 1): 2,
     ("fgsm-rs", 1): 2,
-    ("fgsm", 1): 2,
     ("fgsm-consistency", 1): 3,
     ("fgsm-mep", 1): 3,
     ("pgd", 2): 3,
@@ -33,6 +32,7 @@ BASE = Config(
     method="width",
     batch_size=64,
     epsilon_warmup=0.4,
+    train_images=18_000,
     validation=0.1,
     evaluate_on="validation",
 )
