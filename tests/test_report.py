@@ -63,6 +63,15 @@ def test_what_every_line_has_in_common_is_said_once():
     assert alone.startswith("| data | model |") and alone.count("\n") == 3
 
 
+def test_each_data_set_and_model_has_a_table_of_its_own():
+    other = result(0, 0.8) | {"model": "resnet8"}
+    written = tables.markdown([result(0, 0.9), other, result(0, 0.5, budget=0.5)])
+    first, second = written.split("\n\n**resnet8, digits**\n\n")
+    assert first.startswith("**resnet20, digits**\n\nIn every line: method priced; ")
+    assert [row.split(" | ")[0] for row in first.split("\n")[-2:]] == ["| 0.16", "| 0.5"]
+    assert second.startswith("| method | masks | budget |") and second.count("\n") == 3
+
+
 def test_a_run_that_was_clipped_on_the_way_has_a_line_of_its_own():
     clipped = result(1, 0.92)
     clipped["retreats"] = [{"epoch": 9, "back_to": 8, "lowest": 0.6, "loss": 3.9, "clip": 1.0}]

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from statistics import mean
 from typing import Any
 
@@ -150,15 +150,34 @@ def summary(results: Iterable[Results]) -> Table:
 
 
 def markdown(results: Iterable[Results]) -> str:
-    """The same in Markdown; what is true of every line of several is said once, above them."""
+    """The same in Markdown, a table for each data set and model."""
+    sections: dict[tuple[str, str], list[Results]] = defaultdict(list)
+    for one in results:
+        sections[measured_on(one), one["model"]].append(one)
+    if len(sections) == 1:
+        return "".join(_table(runs) for runs in sections.values())
+    written = []
+    for data, model in sorted(sections):
+        table = _table(sections[data, model], known=("data", "model"))
+        written.append(f"**{model}, {data}**\n\n{table}")
+    return "\n".join(written)
+
+
+def _table(results: Iterable[Results], known: Collection[str] = ()) -> str:
+    """One table in Markdown; what is true of every line of several is said once, above them.
+
+    Args:
+        results: of its lines.
+        known: titles of columns to leave out.
+    """
     titles, rows = lines(results)
     said = titles[: titles.index("natural %")] if len(rows) > 1 else []
     same = [title for title in said if len({row[titles.index(title)] for row in rows}) == 1]
     written = []
-    if same:
-        common = (f"{title} {rows[0][titles.index(title)]}" for title in same)
+    common = [f"{title} {rows[0][titles.index(title)]}" for title in same if title not in known]
+    if common:
         written += [f"In every line: {'; '.join(common)}.", ""]
-    shown = [place for place, title in enumerate(titles) if title not in same]
+    shown = [place for place, title in enumerate(titles) if title not in {*same, *known}]
     written += ["| " + " | ".join(titles[place] for place in shown) + " |"]
     written += ["|" + "---|" * len(shown)]
     written += ["| " + " | ".join(row[place] for place in shown) + " |" for row in rows]
