@@ -4,8 +4,8 @@ r"""Which defence gives most for the same work: a small ResNet20 on CIFAR-10, by
 
 Work is forward and backward passes: 12 for each training image, so that a defence of three passes a
 step has two thirds of the epochs that one of two has. The network is the uniformly narrow one of
-0.04 million parameters, trained on 18,000 images, and accuracies are of 5,000 that were held out of the
-training images: the test images have no say in what the default is. An hour on two CPU cores.
+0.04 million parameters, trained on 18,000 images, and accuracies are of 5,000 others held out: the
+test images have no say in what the default is. An hour on two CPU cores.
 """
 
 import dataclasses
