@@ -1,0 +1,21 @@
+r"""The poster's smallest network in two hours of two CPU cores: ResNet20 cut to 0.04 M, CIFAR-10.
+
+    bin/sweep --config=poster_004m_cpu --jobs=1 --attacks=pgd-50-10 --images=1000 \
+        --results=results/cifar10
+
+The recipe of configs/comparison.py with three times the epochs, and cut after as many as there: the
+more epochs are those of the small network, which take a third of the time.
+"""
+
+from irp_jax.config import Config
+
+config = Config(
+    model="resnet20",
+    budget="0.04M",
+    cost="params",
+    epochs=24,
+    batch_size=64,
+    epsilon_warmup=0.4,
+    ramp_start=0.1,
+    ramp_stop=0.3,
+)
