@@ -4,9 +4,8 @@
 
 The same as `bin/train --model=resnet20 --budget=0.16 --dataset=digits`. On two cores of an Intel
 Xeon (Sapphire Rapids class): a minute, 99.2 % natural, 91.9 % PGD-10, 16.0 % of the MACs
-(results/quickstart); on two of an AMD EPYC 98.3 / 91.9, the same in both of two runs. With 360
-test images, seeds, devices and processors move natural accuracy by most of a point: three seeds on
-one core each gave 98.1 to 98.9 / 91.4 to 92.8 (results/digits).
+(results/quickstart). With 360 test images, seeds, devices and processors move natural accuracy by
+most of a point: three seeds on one core each gave 98.1 to 98.9 / 91.4 to 92.8 (results/digits).
 """
 
 from irp_jax.config import Config, suited

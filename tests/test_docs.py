@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).parent.parent / "docs" / "attacks.md"
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "attacks.md"
 
 
 def test_examples_of_the_page_on_attacks_run_with_a_shorter_autoattack(tmp_path, monkeypatch):
@@ -16,6 +17,18 @@ def test_examples_of_the_page_on_attacks_run_with_a_shorter_autoattack(tmp_path,
     for code in blocks:
         exec(compile(code, str(PAGE), "exec"), names)
         assert 0 <= names["report"].robust <= 1
+
+
+def test_examples_of_the_readme_print_what_they_say(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    text = (ROOT / "README.md").read_text()
+    # The one on attacks has a network of the reader's.
+    blocks = [b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "print(report" not in b]
+    assert len(blocks) == 2
+    for code in blocks:
+        exec(compile(code, "README.md", "exec"), {})
+        said = re.search(r"print\(.*\)  # (.*)", code)
+        assert said is not None and capsys.readouterr().out == said.group(1) + "\n"
 
 
 def _brief(logits_fn, images, labels, *, threat):

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from irp_jax.config import parse_budget, radius
+from irp_jax.config import parse_budget, radius, suited
 
 Results = dict[str, Any]
 
@@ -60,11 +60,15 @@ def recipe(one: Results) -> str:
     warm_up = config.get("epsilon_warmup", 0.0)
     grown = f", radius over {warm_up:.0%}" if warm_up else ""
     some = f", {config['train_images']:,} images" if config.get("train_images") else ""
+    usual = suited(one["dataset"]).validation
+    share = config.get("validation", usual)
+    held_out = f", {share:.0%} held out" if share != usual else ""
+    guard = "" if config.get("guard", True) else ", no guard"
     clip = f", clip {config['clip']:g}" if config.get("clip") else ""
     for event in one.get("retreats", ()):
         if "clip" in event:  # from where it diverged
             clip = f", then clip {event['clip']:g}"
-    return f"{rate}, batch {config.get('batch_size', 128)}{grown}{some}{clip}"
+    return f"{rate}, batch {config.get('batch_size', 128)}{grown}{some}{held_out}{guard}{clip}"
 
 
 def _spread(values: Iterable[float], digits: int, scale: float = 1.0) -> str:
