@@ -32,8 +32,10 @@ def run(module, extras=(), requires=()):
     Args:
         module: dotted name, importable from the repository's root.
         extras: pyproject extras with a file of pins of their own in requirements/.
-        requires: extras installed by their version alone, without hashes.
+        requires: extras installed by their version alone, without hashes; not for a page of help.
     """
+    if {"-h", "--help"} & set(sys.argv):
+        requires = ()
     python = find_python(tuple(extras), tuple(requires))
     execute(python, ["-m", module, *sys.argv[1:]])
 

@@ -61,6 +61,18 @@ def test_commands_are_thin_and_executable(name: str) -> None:
     assert len(path.read_text().splitlines()) <= 5
 
 
+def test_a_page_of_help_installs_nothing_large(
+    launch: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(launch, "find_python", lambda extras, requires: asked.append(requires))
+    monkeypatch.setattr(launch, "execute", lambda python, arguments: None)
+    for arguments in (["train"], ["train", "--help"]):
+        monkeypatch.setattr(sys, "argv", ["bin/bench", *arguments])
+        launch.run("irp_jax.cli.bench", requires=("bench",))
+    assert asked == [("bench",), ()]
+
+
 def test_versions_compare_as_numbers(launch: ModuleType) -> None:
     assert launch.release("0.10.2") > launch.release("0.9.12")
     assert launch.release("2.13.0+cpu") == launch.release("2.13")
