@@ -186,7 +186,7 @@ def test_a_benchmark_becomes_a_table_and_a_picture(tmp_path, capsys):
 def test_a_run_that_changed_its_defence_says_so():
     runs = [json.loads(path.read_text()) for path in (RESULTS / "guard").glob("*.json")]
     for run in runs:
-        assert tables.defense(run) == ("fgsm, then pgd" if run["config"]["guard"] else "fgsm")
+        assert tables.defense(run) == ("fgsm, then pgd-3" if run["config"]["guard"] else "fgsm")
     assert {(run["dataset"], run["method"], run["config"]["guard"]) for run in runs} == {
         (dataset, method, guard)
         for dataset, method in (("digits", "width"), ("digits", "priced"), ("cifar10", "width"))

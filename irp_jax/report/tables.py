@@ -40,14 +40,18 @@ def measured_on(one: Results) -> str:
 def defense(one: Results) -> str:
     """The defence of a run, and the one it ended with if the guard took a stronger one.
 
-    "attack" is what results of one-step defences called it.
+    With its steps where it takes several. "attack" is what results of one-step defences called it.
     """
     config = one["config"]
-    given_up = [event["from"][0] for event in one.get("retreats", ()) if "from" in event]
-    if given_up:
-        return f"{given_up[0]}, then {one['defense']}"
+    changes = [event for event in one.get("retreats", ()) if "from" in event]
+    if changes:
+        return f"{_with_steps(*changes[0]['from'])}, then {_with_steps(*changes[-1]['to'])}"
     asked = config.get("defense") or config.get("attack", "rs-fgsm").replace("rs-fgsm", "fgsm-rs")
-    return one.get("defense", asked)
+    return _with_steps(one.get("defense", asked), config.get("attack_steps", 1))
+
+
+def _with_steps(name: str, steps: int) -> str:
+    return f"{name}-{steps}" if name in ("pgd", "trades") else name
 
 
 def recipe(one: Results) -> str:
