@@ -72,6 +72,16 @@ def test_each_data_set_and_model_has_a_table_of_its_own():
     assert second.startswith("| method | masks | budget |") and second.count("\n") == 3
 
 
+def test_the_recipe_names_what_is_not_usual_for_its_data():
+    one = result(0, 0.9)
+    one["config"] |= {"validation": 0.2, "guard": False, "train_images": 500}
+    usual = "cyclic 0.2, batch 128"
+    assert tables.recipe(one) == usual + ", 500 images, 20% held out, no guard"
+    one["config"] |= {"validation": 0.1, "guard": True, "train_images": 0}  # of digits
+    assert tables.recipe(one) == usual
+    assert tables.recipe(one | {"dataset": "cifar10"}) == usual + ", 10% held out"
+
+
 def test_a_run_that_was_clipped_on_the_way_has_a_line_of_its_own():
     clipped = result(1, 0.92)
     clipped["retreats"] = [{"epoch": 9, "back_to": 8, "lowest": 0.6, "loss": 3.9, "clip": 1.0}]
