@@ -82,6 +82,14 @@ def test_the_recipe_names_what_is_not_usual_for_its_data():
     assert tables.recipe(one | {"dataset": "cifar10"}) == usual + ", 10% held out"
 
 
+def test_a_wider_start_and_an_unusual_ramp_are_named():
+    one = result(0, 0.9)
+    assert (tables.network(one), tables.method(one)) == ("resnet20", "priced")
+    one["config"] |= {"width": 1.5, "ramp_start": 0.1, "ramp_stop": 0.6}
+    assert (tables.network(one), tables.method(one)) == ("resnet20 x 1.5", "priced, 10% to 60%")
+    assert tables.method(one | {"method": "width"}) == "width"
+
+
 def test_a_run_that_was_clipped_on_the_way_has_a_line_of_its_own():
     clipped = result(1, 0.92)
     clipped["retreats"] = [{"epoch": 9, "back_to": 8, "lowest": 0.6, "loss": 3.9, "clip": 1.0}]

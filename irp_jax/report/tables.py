@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from irp_jax.config import parse_budget, radius, suited
+from irp_jax.config import Config, parse_budget, radius, suited
 
 Results = dict[str, Any]
 
@@ -25,8 +25,8 @@ def _what(one: Results) -> tuple:
     """What it is in, first what a reader would hold fixed to compare the rest."""
     config = {key: value for key, value in one["config"].items() if key != "seed"}
     return (
-        one["dataset"], one["model"], one["attack"]["epsilon"], one["budget"]["kind"],
-        parse_budget(config["budget"]), one["method"], config["regularity"], defense(one),
+        one["dataset"], network(one), one["attack"]["epsilon"], one["budget"]["kind"],
+        parse_budget(config["budget"]), method(one), config["regularity"], defense(one),
         recipe(one), json.dumps(config, sort_keys=True),
     )  # fmt: skip
 
@@ -35,6 +35,21 @@ def measured_on(one: Results) -> str:
     """The data set, and whether the accuracies are of its held-out images, not of test images."""
     held_out = one.get("config", {}).get("evaluate_on") == "validation"
     return f"{one['dataset']}, held out" if held_out else one["dataset"]
+
+
+def network(one: Results) -> str:
+    """The model, and how much wider than usual it began."""
+    width = one["config"].get("width", 1.0)
+    return one["model"] if width == 1.0 else f"{one['model']} x {width:g}"
+
+
+def method(one: Results) -> str:
+    """The method, and when it pruned where that is not usual: from and until what of training."""
+    usual = Config()
+    when = [one["config"].get(name, getattr(usual, name)) for name in ("ramp_start", "ramp_stop")]
+    if one["method"] != "priced" or when == [usual.ramp_start, usual.ramp_stop]:
+        return one["method"]
+    return f"{one['method']}, {when[0]:.0%} to {when[1]:.0%}"
 
 
 def defense(one: Results) -> str:
@@ -108,8 +123,8 @@ def _lost(runs: list[Results]) -> str:
 
 COLUMNS: dict[str, Callable[[list[Results]], str]] = {
     "data": lambda runs: measured_on(runs[0]),
-    "model": lambda runs: runs[0]["model"],
-    "method": lambda runs: runs[0]["method"],
+    "model": lambda runs: network(runs[0]),
+    "method": lambda runs: method(runs[0]),
     "masks": lambda runs: runs[0]["config"]["regularity"],
     "budget": lambda runs: (
         runs[0]["config"]["budget"] + (" params" if runs[0]["budget"]["kind"] == "params" else "")
@@ -161,7 +176,7 @@ def markdown(results: Iterable[Results]) -> str:
     """The same in Markdown, a table for each data set and model."""
     sections: dict[tuple[str, str], list[Results]] = defaultdict(list)
     for one in results:
-        sections[measured_on(one), one["model"]].append(one)
+        sections[measured_on(one), network(one)].append(one)
     if len(sections) == 1:
         return "".join(_table(runs) for runs in sections.values())
     written = []
