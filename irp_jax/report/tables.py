@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from irp_jax.config import Config, parse_budget, radius, suited
+from irp_jax.config import parse_budget, radius, suited
 
 Results = dict[str, Any]
 
@@ -45,7 +45,7 @@ def network(one: Results) -> str:
 
 def method(one: Results) -> str:
     """The method, and when it pruned where that is not usual: from and until what of training."""
-    usual = Config()
+    usual = suited(one["dataset"])
     when = [one["config"].get(name, getattr(usual, name)) for name in ("ramp_start", "ramp_stop")]
     if one["method"] != "priced" or when == [usual.ramp_start, usual.ramp_stop]:
         return one["method"]
