@@ -216,7 +216,7 @@ def test_fells_what_pgd_fells(norm, epsilon):
     net = functools.partial(conv_net, variables)
     ball = attacks.Threat(norm=norm, epsilon=epsilon)
     apgd = drive(Apgd(name="apgd-ce", loss="ce", steps=30), net, images, labels, ball, KEY)
-    pgd = jax.jit(lambda x, y: attacks.pgd(net, x, y, ball, key=KEY, steps=30))(images, labels)
+    pgd = attacks.once(net, attacks.Pgd(gradient_steps=30), images, labels, ball, key=KEY).worst
     natural = net(images).argmax(-1) == labels
     stands, stood = (float((natural & ~fell).mean()) for fell in (apgd.fallen[:, 0], pgd.fallen))
     assert 0.05 < stood < 0.95  # otherwise the comparison says nothing

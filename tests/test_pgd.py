@@ -18,17 +18,18 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 NET = new_dense_net()
 IMAGES = jax.random.uniform(jax.random.key(1), (6, 8, 8, 1))
 LABELS = dense_net(NET, IMAGES).argmax(-1).astype(jnp.int32)
-THREATS = {"linf": attacks.linf(0.05), "l2": attacks.l2(0.3)}
+THREATS = {"linf": attacks.linf(0.05), "l2": attacks.l2(0.3), "l1": attacks.l1(0.5)}
 KEY = jax.random.key(2)
+FIVE_STEPS = attacks.Pgd(gradient_steps=5)
 
 
 def logits_fn(images):
     return dense_net(NET, images)
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "restarts"))
-def run(images, labels, threat, key, steps=5, restarts=1):
-    return attacks.pgd(logits_fn, images, labels, threat, key=key, steps=steps, restarts=restarts)
+@functools.partial(jax.jit, static_argnames="attack")
+def run(images, labels, threat, key, attack=FIVE_STEPS):
+    return attacks.once(logits_fn, attack, images, labels, threat, key=key).worst
 
 
 @given(st.sampled_from(sorted(THREATS)), st.floats(0.01, 0.5), st.integers(0, 1000))
@@ -48,7 +49,7 @@ def test_result_is_allowed_and_verified_on_the_returned_images(norm, epsilon, se
 def test_never_better_for_the_network_than_the_start(norm):
     threat = THREATS[norm]
     found = run(IMAGES, LABELS, threat, KEY)
-    keys = jax.vmap(lambda i: attacks.run_key(KEY, i, 0))(jnp.arange(6))
+    keys = jax.vmap(lambda i: jax.random.fold_in(KEY, i))(jnp.arange(6))
     starts = jax.vmap(attacks.random_start, (None, 0, 0))(threat, keys, IMAGES)
     at_start = jax.vmap(attacks.cross_entropy)(logits_fn(starts), LABELS)
     assert bool((found.fallen | (found.loss >= at_start - 1e-6)).all())
@@ -65,42 +66,62 @@ def test_labels_and_images_of_others_have_no_influence():
 
 def test_one_step_of_epsilon_from_the_image_is_fgsm():
     threat = attacks.linf(0.004)
-    found = attacks.pgd(
-        logits_fn,
-        IMAGES,
-        LABELS,
-        threat,
-        key=KEY,
-        steps=1,
-        step_size=threat.epsilon,
-        start_scale=0.0,
-    )
+    attack = attacks.Pgd(gradient_steps=1, step_size=0.004, start_scale=0.0)
+    found = run(IMAGES, LABELS, threat, KEY, attack)
     fast = attacks.fgsm(logits_fn, IMAGES, LABELS, threat, key=KEY)
     np.testing.assert_allclose(found.image, fast, atol=1e-7)
 
 
-def test_more_restarts_never_help_the_network():
-    threat = attacks.linf(0.02)
-    one, many = (run(IMAGES, LABELS, threat, KEY, restarts=restarts) for restarts in (1, 4))
-    assert bool((many.fallen >= one.fallen).all())
-    assert bool((many.fallen | (many.loss >= one.loss)).all())
+@pytest.mark.parametrize("norm", sorted(THREATS))
+def test_it_climbs_as_a_loop_over_single_images_does(norm):
+    threat, steps = THREATS[norm], 5
+
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def judge(image, label):
+        logits = logits_fn(image[None])[0]
+        return attacks.cross_entropy(logits, label), logits.argmax() != label
+
+    found = run(IMAGES, LABELS, threat, KEY, attacks.Pgd(gradient_steps=steps))
+    for index, (clean, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+        at = attacks.random_start(threat, jax.random.fold_in(KEY, index), clean)
+        losses = []
+        for _ in range(steps + 1):
+            (loss, wrong), gradient = judge(at, label)
+            losses.append(float(loss))
+            if wrong:
+                break
+            way = np.asarray(gradient)
+            match norm:
+                case "linf":
+                    way = np.sign(way)
+                case "l2":
+                    way = way / np.linalg.norm(way)
+                case "l1":
+                    at_bound = np.where(way > 0, at == 1, at == 0)
+                    one = np.abs(np.where(at_bound, 0, way)).argmax()
+                    way = (np.arange(way.size) == one).reshape(way.shape) * np.sign(way)
+            at = attacks.project(threat, at + np.float32(threat.epsilon / 4) * way, clean)
+        assert bool(found.fallen[index]) == bool(wrong)
+        expected = losses[-1] if wrong else max(losses)
+        assert float(found.loss[index]) == pytest.approx(expected, rel=1e-4)
 
 
-def test_restarts_vmapped_are_the_restarts_one_by_one():
-    threat = attacks.linf(0.02)
+def test_in_l1_a_pixel_at_its_bound_does_not_hold_it_up():
+    # A linear network on black and white images: the best attack fills the pixels that count most.
+    weights = jnp.linspace(1.0, 2.0, 64)
+    images = jnp.tile(jnp.asarray([1.0, 0.0]), (1, 32)).reshape(1, 8, 8, 1)
 
-    @jax.jit
-    def single(image, label, index, restart):
-        key = attacks.run_key(KEY, index, restart)
-        return attacks.pgd_example(logits_fn, image, label, threat, key=key, steps=5)
+    def linear(images):
+        x = images.reshape(len(images), -1) @ weights
+        return jnp.stack([500.0 - x, 0.0 * x], axis=1)
 
-    many = run(IMAGES, LABELS, threat, KEY, restarts=3)
-    for index in range(2):
-        tries = [single(IMAGES[index], LABELS[index], index, restart) for restart in range(3)]
-        assert bool(many.fallen[index]) == any(bool(t.fallen) for t in tries)
-        if not many.fallen[index]:
-            best = max(float(t.loss) for t in tries)
-            assert float(many.loss[index]) == pytest.approx(best, rel=1e-5)
+    attack = attacks.Pgd(gradient_steps=40, start_scale=0.0, loss=attacks.margin)
+    found = attacks.once(
+        linear, attack, images, jnp.zeros(1, jnp.int32), attacks.l1(8.0), key=KEY
+    ).worst
+    raised = jnp.sort(weights[1::2])[-8:].sum()  # white pixels cannot be raised
+    gained = found.image.ravel() @ weights - images.ravel() @ weights
+    assert float(gained) == pytest.approx(float(raised), rel=0.02)
 
 
 def test_an_image_that_falls_on_the_way_counts_even_if_the_walk_comes_back():
@@ -111,16 +132,9 @@ def test_an_image_that_falls_on_the_way_counts_even_if_the_walk_comes_back():
         return jnp.stack([jnp.zeros_like(x), wrong + x - jax.lax.stop_gradient(x)], axis=1)
 
     image = jnp.full((1, 1, 1, 1), 0.5)
-    found = attacks.pgd(
-        shell,
-        image,
-        jnp.zeros(1, jnp.int32),
-        attacks.linf(0.1),
-        key=KEY,
-        steps=3,
-        step_size=0.04,
-        start_scale=0.0,
-    )
+    attack = attacks.Pgd(gradient_steps=3, step_size=0.04, start_scale=0.0)
+    labels, threat = jnp.zeros(1, jnp.int32), attacks.linf(0.1)
+    found = attacks.once(shell, attack, image, labels, threat, key=KEY).worst
     assert bool(found.fallen[0])
     assert 0.52 < float(found.image[0, 0, 0, 0]) < 0.56
 
@@ -134,9 +148,8 @@ def test_robust_accuracy_agrees_with_foolbox(norm, epsilon):
     images, labels = jnp.asarray(test_x / np.float32(255), jnp.float32), jnp.asarray(test_y)
     net = functools.partial(conv_net, variables)
     natural = net(images).argmax(-1) == labels
-    found = jax.jit(
-        lambda x, y: attacks.pgd(net, x, y, attacks.Threat(norm=norm, epsilon=epsilon), key=KEY)
-    )(images, labels)
+    threat = attacks.Threat(norm=norm, epsilon=epsilon)
+    found = attacks.once(net, attacks.Pgd(), images, labels, threat, key=KEY).worst
     ours = float((natural & ~found.fallen).mean())
     reference = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
     with warnings.catch_warnings(), jax.numpy_dtype_promotion("standard"):

@@ -28,16 +28,7 @@ from irp_jax.attacks.losses import (
     margin,
     targeted_dlr,
 )
-from irp_jax.attacks.pgd import (
-    STEP_RATIO,
-    Pgd,
-    PgdState,
-    pgd,
-    pgd_example,
-    pgd_finish,
-    pgd_start,
-    pgd_step,
-)
+from irp_jax.attacks.pgd import STEP_RATIO, Pgd
 from irp_jax.attacks.runs import once, run_key
 from irp_jax.attacks.spec import ATTACKS, AttackName, AttackSpec
 from irp_jax.attacks.square import Square
@@ -73,7 +64,6 @@ __all__ = [
     "Loss",
     "Norm",
     "Pgd",
-    "PgdState",
     "Problem",
     "Square",
     "Threat",
@@ -91,11 +81,6 @@ __all__ = [
     "linf",
     "margin",
     "once",
-    "pgd",
-    "pgd_example",
-    "pgd_finish",
-    "pgd_start",
-    "pgd_step",
     "predict",
     "project",
     "published",

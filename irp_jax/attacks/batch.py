@@ -1,8 +1,8 @@
 """Climbing a loss on a batch as a whole, as attacks inside a training step do.
 
-The other attacks take images one by one. A network in training mode normalises over its batch:
-image by image under vmap it would be a different network. So here it sees the batch as a whole;
-starts, steps and projections stay each image's own.
+A network in training mode normalises over its batch: image by image under vmap it would be a
+different network. So it sees the batch as a whole; starts, steps and projections stay each image's
+own.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from irp_jax.attacks.losses import LogitsFn, Loss, cross_entropy
-from irp_jax.attacks.threat import Threat, clip_to_box, project, random_start, steepest
+from irp_jax.attacks.threat import Threat, clip_to_box, project, random_start, uphill
 
 
 def starts(threat: Threat, key: jax.Array, images: jax.Array, scale: float = 1.0) -> jax.Array:
@@ -49,7 +49,7 @@ def step(
     current: jax.Array,
     images: jax.Array | None,
     gradient: jax.Array,
-    length: float,
+    length: float | jax.Array,
 ) -> jax.Array:
     """One step of steepest ascent, brought back into the ball and the pixel box.
 
@@ -60,7 +60,7 @@ def step(
         gradient: (N, H, W, C), of what is climbed.
         length: of the step, in units of epsilon.
     """
-    directions = jax.vmap(steepest, (None, 0))(threat, gradient)
+    directions = jax.vmap(uphill, (None, 0, 0))(threat, current, gradient)
     ahead = current + length * threat.epsilon * directions
     if images is None:
         return clip_to_box(ahead)

@@ -207,3 +207,22 @@ def steepest(threat: Threat, gradient: jax.Array) -> jax.Array:
             largest = jnp.argmax(jnp.abs(gradient))
             there = jnp.arange(gradient.size) == largest
             return jnp.where(there.reshape(gradient.shape), jnp.sign(gradient), 0.0)
+
+
+def uphill(threat: Threat, image: jax.Array, gradient: jax.Array) -> jax.Array:
+    """The `steepest` direction that the pixel box leaves open at an image.
+
+    A pixel at its bound goes no further. In L-inf and L2 projection sees to that, and all others
+    move. An L1 step moves a single pixel: if that were one at its bound, the image would stand
+    still for good, so such pixels are left out (why the box matters in L1: Croce & Hein 2021, "Mind
+    the box").
+
+    Args:
+        threat: its norm decides what length means.
+        image: where the step starts, in [0, 1].
+        gradient: d loss / d image there.
+    """
+    if threat.norm == "l1":
+        stuck = ((image <= 0) & (gradient < 0)) | ((image >= 1) & (gradient > 0))
+        gradient = jnp.where(stuck, 0.0, gradient)
+    return steepest(threat, gradient)
