@@ -19,6 +19,7 @@ from irp_jax.data.augment import Augmentation
 from irp_jax.errors import UserError
 from irp_jax.models import Architecture
 from irp_jax.pruning import cost, slim
+from irp_jax.pruning.masks import Regularity
 from irp_jax.training import phases
 from irp_jax.training.defenses import DEFENSES
 from irp_jax.training.step import Recipe, TrainState, compile_steps
@@ -63,7 +64,7 @@ class Trainers:
         )
         return self._compile(self.dense, optimizer, state)
 
-    def masked_step(self, regularity: str) -> Burst:
+    def masked_step(self, regularity: Regularity) -> Burst:
         """Masks being learned: what the first part of a run does."""
         config = self._with(regularity)
         state = phases.initial_state(config, self.plan, self.dense, self.variables)
@@ -118,7 +119,7 @@ class Trainers:
         ours, _ = forward(variables["params"], variables["batch_stats"], images, train=True)
         np.testing.assert_allclose(np.asarray(ours), logits(twin, images), atol=1e-4, rtol=1e-4)
 
-    def _with(self, regularity: str) -> Config:
+    def _with(self, regularity: Regularity) -> Config:
         return dataclasses.replace(self.config, regularity=regularity)
 
     def _compile(self, architecture: Architecture, optimizer, state: TrainState) -> Burst:

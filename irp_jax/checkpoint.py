@@ -94,13 +94,15 @@ def restore(
         make_training: (network, record) -> a pytree with the structure and shapes of the `training`
             item; may refuse the checkpoint with a UserError. None skips the item.
         log: told, in one line, of every damaged checkpoint that is passed over.
-        discard: whether damaged and unfinished ones are removed, so that a run can write them anew.
+        discard: whether unfinished ones are removed, and damaged ones newer than the one returned,
+            so that a run can write them anew. Where none can be read all stay: what cannot be read
+            here another version of a library may still read.
 
     Returns:
         None where there is no checkpoint at all.
 
     Raises:
-        UserError: there are checkpoints, and all are damaged.
+        UserError: there are checkpoints, and none can be read.
     """
     folder, only = (path.parent, int(path.name)) if path.name.isdigit() else (path, None)
     if not folder.is_dir():
@@ -110,18 +112,25 @@ def restore(
     with _manager(folder) as manager:
         epochs = sorted(manager.all_steps(), reverse=True)
         candidates = epochs if only is None else [e for e in epochs if e == only]
+        damaged: list[int] = []
         for epoch in candidates:
             try:
-                return _read(manager, epoch, make_training)
+                saved = _read(manager, epoch, make_training)
             except UserError:  # of `make_training`: whole, but not what is wanted
                 raise
             except Exception as error:  # a damaged file can break any layer below
-                if discard:
-                    manager.delete(epoch)
                 damage = f"checkpoint {folder / str(epoch)} is damaged ({_first_line(error)})"
                 log(f"{damage}: trying an older one")
+                damaged.append(epoch)
+                continue
+            for newer in damaged if discard else ():
+                manager.delete(newer)
+            return saved
     if candidates:
-        raise UserError(f"every checkpoint in {folder} is damaged: remove the folder to start anew")
+        raise UserError(
+            f"every checkpoint in {folder} is damaged, or of other versions of jax, optax or orbax "
+            "than are installed: remove the folder to start anew"
+        )
     return None
 
 

@@ -32,6 +32,8 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
+    if not path.name:
+        raise UserError(f"cannot write {str(path)!r}: it is no name of a file")
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from typing import Any
 from irp_jax import checkpoint, files
 from irp_jax.config import radius
 from irp_jax.errors import UserError
+from irp_jax.report.tables import defense, recipe
 
 
 def publish(run: Path, results: Path, into: Path, log: checkpoint.Log) -> None:
@@ -95,7 +96,7 @@ def _card(found: dict[str, Any], into: Path, folder: Path, class_names: list[str
     what = (
         f"{found['model']} for {config['dataset']}, cut to {cost['macs_ratio']:.1%} of its "
         f"operations and {cost['params_ratio']:.1%} of its parameters (method {found['method']}) "
-        f"and trained with the defence {found['defense']}: {cost['macs']:,} multiply-accumulates "
+        f"and trained with the defence {defense(found)}: {cost['macs']:,} multiply-accumulates "
         f"per image, {cost['params']:,} parameters, {size / 1000:.0f} kB as it lies here. It tells "
         f"apart {', '.join(class_names)}."
     )
@@ -104,9 +105,9 @@ def _card(found: dict[str, Any], into: Path, folder: Path, class_names: list[str
         f"by a quarter of the radius; an image counts as lost if any iterate is misclassified."
     )
     training = (
-        f"{found['epochs']} epochs, {found['passes_per_image']:g} forward and backward passes per "
-        f"training image, {found['wall_time_s'] / 60:.0f} minutes on {_hardware(found)}, commit "
-        f"{found['commit'] or 'unknown'}."
+        f"{found['epochs']} epochs ({recipe(found)}), {found['passes_per_image']:g} forward and "
+        f"backward passes per training image, {found['wall_time_s'] / 60:.0f} minutes on "
+        f"{_hardware(found)}, commit {found['commit'] or 'unknown'}."
     )
     limits = (
         "Robust within this radius and norm only, and only as far as the table says: larger "

@@ -9,6 +9,7 @@ import numpy as np
 from pruning_nets import quick_jit
 
 from irp_jax import attacks, models, parallel
+from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.data import Augmentation
 from irp_jax.models import Conv, Dense, Norm
@@ -70,6 +71,7 @@ def recipe(name, architecture=DENSE):
 def make_setup(config, dataset=PIXELS):
     return progress.Setup(
         config=config,
+        identity=configs.identity(config),
         plan=phases.plan(config, DENSE, len(dataset)),
         dataset=types.SimpleNamespace(
             train=dataset, image_shape=dataset.shape[1:], class_names=("a", "b", "c"), num_classes=3

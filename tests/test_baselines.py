@@ -177,6 +177,20 @@ def test_stages_have_an_epoch_each_at_least(change, stages, freeze):
     assert (plan.stages, plan.freeze_epoch) == (stages, freeze)
 
 
+@pytest.mark.parametrize("method", ["priced", "paper", "width"])
+@pytest.mark.parametrize("kind", ["macs", "params"])
+def test_the_least_budget_that_is_named_will_do(method, kind):
+    for width in range(20, 40):
+        architecture = described(Net(width))
+        for asked in ("1e-6", "0.001k"):
+            config = Config(budget=asked, cost=kind, method=method, batch_size=32)
+            with pytest.raises(UserError, match="the least possible is") as error:
+                phases.plan(config, architecture, 96)
+            named = str(error.value).partition("least possible is ")[2].split()[0]
+            config = dataclasses.replace(config, budget=named)
+            assert phases.plan(config, architecture, 96).limit >= 1
+
+
 def test_the_learning_rate_starts_anew_with_each_stage():
     whole, alone = restarted(one_cycle, 0.2, [0], 50), one_cycle(0.2, 50)
     assert [float(whole(s)) for s in range(50)] == [float(alone(s)) for s in range(50)]

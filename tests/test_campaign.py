@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -171,6 +172,41 @@ def test_what_is_reported_holds():
     values = [report.natural, *report.accuracy.values()]
     assert values == sorted(values, reverse=True) and values[-1] == report.robust
     assert list(report.accuracy) == list(report.seconds) == [each.name for each in LIST]
+
+
+@dataclasses.dataclass(frozen=True)
+class Boast:
+    """An attack that claims to have felled what it was given, in its first step of `steps`."""
+
+    steps: int
+    name: str = "boast"
+
+    def runs(self, classes):
+        return 1
+
+    def start(self, logits_fn, problem):
+        count = len(problem.label)
+        nothing = attacks.Attacked(problem.image, jnp.zeros(count, bool), jnp.zeros(count))
+        return _Boasting(nothing)
+
+    def step(self, logits_fn, problem, state, number):
+        return _Boasting(state.worst._replace(fallen=jnp.ones_like(state.worst.fallen)))
+
+
+class _Boasting(NamedTuple):
+    worst: attacks.Attacked
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_finds_that_do_not_hold_up_are_not_counted_and_told(steps):
+    told = []
+    report = attacks.assess(
+        NET, IMAGES, LABELS, [Boast(steps)], threat=THREAT, look_first=False,
+        watch=attacks.Watch(warn=told.append),
+    )  # fmt: skip
+    assert report.robust == report.natural
+    (line,) = told
+    assert line.startswith(f"{steps * (N - 3)} finds of boast did not hold up")
 
 
 def test_another_seed_another_draw_and_the_same_seed_the_same():

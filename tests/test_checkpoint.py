@@ -93,6 +93,22 @@ def test_a_checkpoint_that_is_refused_is_not_taken_for_damaged(tmp_path, state):
     assert (tmp_path / "1").is_dir()
 
 
+def test_what_cannot_be_read_at_all_stays(tmp_path, state):
+    for epoch in (1, 2):
+        checkpoint.save(tmp_path, epoch, *state, {})
+    training = state[1]
+    one_more = {**training, "optimizer": (training["optimizer"], jnp.zeros(3))}
+
+    def lacks_memory(*_):
+        raise MemoryError
+
+    for make_training in (lacks_memory, lambda *_: one_more):
+        with pytest.raises(UserError, match="other versions"):
+            checkpoint.restore(tmp_path, make_training, lambda _: None, discard=True)
+    assert checkpoint.restore(tmp_path, lambda *_: training, print, discard=True).epoch == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
+
+
 def test_a_full_disk_is_told_before_anything_is_written(tmp_path, state, monkeypatch):
     checkpoint.save(tmp_path, 1, *state, {})
     usage = checkpoint.shutil.disk_usage(tmp_path)._replace(free=2**20)

@@ -97,9 +97,18 @@ def test_numbers_may_be_fractions_and_defaults_show():
     assert (config.epsilon, config.seed, config.epochs) == (8 / 255, 3, 5)
 
 
+def test_a_file_that_may_not_be_read_is_one_line(capsys, monkeypatch):
+    def barred(_):
+        raise PermissionError(13, "Permission denied", "/secret/data")
+
+    assert refusal(capsys, monkeypatch, barred) == "error: /secret/data: Permission denied"
+
+
 def test_a_published_command_names_no_place_on_this_machine():
     typed = ["--workdir=/home/me/x", "--data-dir", "/data", "--model=vgg16"]
     assert run.publishable("bin/train", typed) == "bin/train --model=vgg16"
+    otherwise = ["--data_dir=/a", "--out=/b", "--save-adversarial", "/c.npz", "--out", "/d"]
+    assert run.publishable("bin/evaluate", otherwise) == "bin/evaluate"
     several = ["--checkpoints=/home/a/one,runs/two", "--images=3"]
     published = run.publishable("bench", several)
     assert published == "bench --checkpoints=runs/one,runs/two --images=3"

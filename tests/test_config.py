@@ -77,6 +77,12 @@ def test_bad_fractions_are_refused(text):
         ("epsilon_warmup", 1.0, r"\[0, 1\)"),
         ("evaluate_on", "tests", "validation"),
         ("ramp_stop", 0.01, "start < stop"),
+        ("epochs", 22.5, "--epochs must be a whole number, got 22.5"),
+        ("epochs", "3", "whole number, got '3'"),
+        ("seed", True, "whole number, got True"),
+        ("epsilon", "8/255", "a number"),
+        ("guard", 1, "True or False"),
+        ("model", None, "text"),
     ],
 )
 def test_bad_values_are_refused_with_a_hint(field, value, hint):
@@ -90,6 +96,16 @@ def test_runs_that_differ_have_workdirs_that_differ():
     assert len({configs.workdir(c) for c in [base, *others]}) == 3
     moved = dataclasses.replace(base, data_dir="/elsewhere", checkpoint_every=1.0)
     assert configs.workdir(moved) == configs.workdir(base)
+
+
+def test_what_suits_one_data_set_gives_way_to_what_suits_another():
+    mine = Config(model="resnet8", batch_size=64)
+    digits = configs.suited("digits", mine)
+    assert (digits.epsilon, digits.defense) == (0.1, "fgsm-rs")
+    assert configs.suited("cifar10", digits) == mine
+    assert configs.suited("mnist", digits) == configs.suited("mnist", mine)
+    chosen = dataclasses.replace(digits, epsilon=0.2)
+    assert configs.suited("cifar10", chosen).epsilon == 0.2
 
 
 def test_a_config_survives_json():

@@ -1,6 +1,7 @@
 """What a run leaves on disk is whole, or not there."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,8 @@ def test_damaged_json_and_unwritable_places_are_user_errors(tmp_path):
         files.read_json(tmp_path / "bad.json")
     with pytest.raises(UserError, match="cannot write"):
         files.write_json(tmp_path / "bad.json" / "under-a-file.json", {})
+    with pytest.raises(UserError, match=r"cannot write '\.'"):
+        files.write_json(Path("."), {})
 
 
 def test_a_folder_belongs_to_one_run(tmp_path):

@@ -103,6 +103,15 @@ def evaluate(config, tmp_path, *flags):
     return json.loads(out.read_text())
 
 
+def test_an_evaluation_goes_on_with_its_own_network_only(finished, tmp_path):
+    options = command.Options(checkpoint=str(tmp_path))
+    spec, net = evaluation.AttackSpec(epsilon=0.1), network.load(finished[0].workdir, print)
+    of_now = command._state_file(options, net, spec, 60)
+    moved = jax.tree.map(lambda leaf: leaf + 1, net.variables)
+    later = command._state_file(options, dataclasses.replace(net, variables=moved), spec, 60)
+    assert of_now == command._state_file(options, net, spec, 60) != later
+
+
 def test_bin_evaluate_draws_a_curve(finished, tmp_path):
     config, _, _ = finished
     results = evaluate(config, tmp_path, "--attack=fgsm", "--epsilons=0.1,0,0.02,12/255")
@@ -213,7 +222,7 @@ def test_a_workdir_of_another_run_is_refused_and_untouched(finished):
     ("change", "message"),
     [
         ({"budget": "0.0001"}, "least possible is 0.0"),
-        ({"budget": "0.1k", "cost": "params"}, "least possible is 0.0"),
+        ({"budget": "0.1k", "cost": "params"}, r"least possible is [0-9.]+k \("),
         ({"budget": "5M", "cost": "params"}, "more than the whole network"),
         ({"batch_size": 9999}, "larger than"),
         ({"evaluate_on": "validation", "validation": 0.0}, "--validation=0 holds out none of"),

@@ -49,7 +49,10 @@ def test_seeds_are_averaged_and_their_range_is_shown():
     shown = titles.index("PGD-10 %")
     assert (averaged[shown], alone[shown]) == ("91.0 (90.0-92.0)", "50.0")
     assert "autoattack %" not in titles
-    assert tables.summary(runs).row_count == 2
+    table = tables.summary(runs)
+    assert table.row_count == 2
+    assert table.title.startswith("results: data digits; model resnet20; method priced; ")
+    assert "model" not in [column.header for column in table.columns]
 
 
 def test_what_every_line_has_in_common_is_said_once():
@@ -190,6 +193,9 @@ def test_a_benchmark_becomes_a_table_and_a_picture(tmp_path, capsys):
     text = page.read_text()
     assert text.startswith("before") and text.endswith("after\n") and "old" not in text
     assert text.count("| 50.0 | 12 | 7 + 5 |") == 2
+    page.write_text(text + "The table ends at <!-- /bench -->.\n")
+    command.report([str(file), f"--into={page}"])
+    assert page.read_text() == text + "The table ends at <!-- /bench -->.\n"
     costs = [
         {"varied": v, "value": n, "side": s, "seconds": float(n)}
         for v in ("images", "steps") for n in (1, 2) for s in ("irp_jax", "other")

@@ -10,6 +10,7 @@ from attack_nets import dense_net, new_dense_net
 
 from irp_jax import attacks
 from irp_jax.attacks import sanity
+from irp_jax.attacks.inputs import as_network
 from irp_jax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -147,6 +148,22 @@ def test_what_calls_back_to_python_can_be_attacked_blindly_and_not_otherwise():
     assert "only Square sees through" in warnings_of(calls_back, blind)
     with pytest.raises(UserError, match="no gradient of the callback"):
         warnings_of(calls_back)
+
+
+def test_noise_that_is_averaged_over_is_not_taken_for_mixing_the_batch():
+    calls = iter(range(100_000))
+
+    @jax.custom_vjp
+    def noisy(x):
+        draw = lambda x: np.float32(next(calls) % 7) + np.zeros_like(x)  # noqa: E731
+        return x + jax.pure_callback(draw, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    noisy.defvjp(lambda x: (noisy(x), None), lambda _, slope: (slope,))
+    network = as_network(lambda x: noisy(NET(x)))
+    told = []
+    logits = np.asarray(network(IMAGES))
+    sanity.before(network, IMAGES, LABELS, logits, averaged=True, blind=False, warn=told.append)
+    assert told == []
 
 
 def test_a_network_that_mixes_its_batch_is_flagged():

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from irp_jax import attacks, models, parallel
+from irp_jax import attacks, checkpoint, models, parallel
 from irp_jax.config import Config
 from irp_jax.data import Augmentation
 from irp_jax.models import Conv, Dense, Norm
@@ -138,3 +138,19 @@ def test_frozen_weight_masks_are_stored_in_bits_and_come_back():
     values = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(packed)
               if "kernel_values" in jax.tree_util.keystr(path)]  # fmt: skip
     assert sum(v.size for v in values) == sum(kept.values())
+
+
+def test_a_kernel_of_which_nothing_is_kept_is_stored_too(tmp_path):
+    config = dataclasses.replace(CONFIG, regularity="weight", method="paper")
+    _, state = begin(config)
+    weights = jax.device_get(state.params["weights"])
+    gone = {name: -np.ones_like(logits) for name, logits in state.params["masks"].items()}
+    packed = sparse.pack(DENSE, weights, gone)
+    checkpoint.save(tmp_path, 1, {"weights": packed}, None, {})
+    saved = checkpoint.restore(tmp_path, None, print)
+    again, masks = sparse.unpack(DENSE, saved.network["weights"])
+    for name, logits in gone.items():
+        np.testing.assert_array_equal(masks[name], logits)
+    for layer in DENSE.kernels:
+        if layer.name in gone:
+            assert not layer.of(again)["kernel"].any()

@@ -195,6 +195,7 @@ def _one_attack(
         over = np.flatnonzero((held >= 0) & ~np.asarray(batch.running))
         if len(over):
             claimed, confirmed, worst, taken = jax.device_get(runs.outcome(network, batch))
+            unverified += int((claimed & ~confirmed)[over].sum())
             doubtful = np.zeros(len(held), bool)
             for place in over:
                 row = held[place]
@@ -209,7 +210,6 @@ def _one_attack(
                         waiting.appendleft(int(row))
                 held[place] = -1
             if doubtful.any():
-                unverified += int(doubtful.sum())
                 batch = runs.with_threat(runs.go_on(attack, batch, doubtful), places.threat)
             size = places.fitting(len(waiting) + int((held >= 0).sum()))
             ahead = int((runs_each - survived[standing]).max(initial=0)) * attack.steps
@@ -228,8 +228,8 @@ def _one_attack(
             save(dataclasses.replace(partly, images=found, seconds=taken))
     if unverified:
         watch.warn(
-            f"{unverified} images found by {attack.name} did not hold up when shown once more, "
-            "and were not counted: the network may be random, or compute with too few digits"
+            f"{unverified} finds of {attack.name} did not hold up when shown once more, and were "
+            "not counted: the network may be random, or compute with too few digits"
         )
     return dataclasses.replace(at, standing=standing, felled_by=felled_by, images=found)
 

@@ -71,9 +71,8 @@ def before(
             "the network loops inside: if it optimises its input at test time, gradients through "
             "the loop may vanish; attack it without that, or with a loss made for it"
         )
-    calls_back = any("callback" in name for name in primitives)
-    if calls_back:
-        warn("the network calls back to Python: no gradient passes there, only Square sees through")
+    differentiable = True
+    if any("callback" in name for name in primitives):
         try:
             differentiate = functools.partial(_without_gradient, network, margin)
             jax.eval_shape(differentiate, images, labels)
@@ -83,8 +82,11 @@ def before(
                     "JAX has no gradient of the callback in logits_fn: attack with [Square()] "
                     "alone, or give the callback a jax.custom_vjp"
                 ) from error
+            differentiable = False
+            warn("JAX has no gradient of the callback in logits_fn: only Square sees through it")
     alike = np.asarray(ask(network, np.repeat(images[:1], len(images), axis=0)))
-    if np.abs(alike[0] - logits[0]).max() > 1e-3 * max(1.0, float(np.abs(logits).max())):
+    moved = float(np.abs(alike[0] - logits[0]).max())
+    if moved > 1e-3 * max(1.0, float(np.abs(logits).max())) and not averaged:
         warn(
             "the logits of an image depend on the others of its batch: use inference mode, batch "
             "normalisation with running statistics"
@@ -94,7 +96,7 @@ def before(
             "the outputs are probabilities: give the logits before the softmax, whose gradient "
             "vanishes where the network is sure"
         )
-    if calls_back:
+    if not differentiable:
         return
     right = logits.argmax(-1) == labels
     flat = {

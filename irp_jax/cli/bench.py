@@ -6,7 +6,6 @@ own package index offers is a tenth of the size and is all that is needed.
 
 import dataclasses
 import os
-import shlex
 import statistics
 from importlib import metadata, util
 from pathlib import Path
@@ -18,7 +17,7 @@ from rich.table import Table
 
 from irp_jax import config as configs
 from irp_jax import files, parallel
-from irp_jax.cli.run import main, parse
+from irp_jax.cli.run import main, parse, publishable
 from irp_jax.config import Config
 from irp_jax.errors import UserError, unknown
 
@@ -75,7 +74,7 @@ def bench(arguments: list[str]) -> None:
         _prepare_torch()
     console = Console(highlight=False, soft_wrap=True)
     report = _measure(config, options, console) | {
-        "command": shlex.join(["bin/bench", *arguments]),
+        "command": publishable("bin/bench", arguments),
         "commit": files.commit(),
     }
     if options.torch:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from irp_jax import attacks, data, evaluation, files, network, parallel
+from irp_jax import attacks, checkpoint, data, evaluation, files, network, parallel
 from irp_jax.attacks import AttackName, AttackSpec, Norm
 from irp_jax.cli.run import main, parse, publishable
 from irp_jax.config import fraction
@@ -125,18 +125,19 @@ def evaluate(arguments: list[str]) -> None:
     if options.out is not None:
         files.write_json(Path(options.out), results)
     if options.save_adversarial is not None:
-        apart = _save_adversarial(
+        apart, picture = _save_adversarial(
             Path(options.save_adversarial), net, images, labels, reports[-1], mesh
         )
-        picture = Path(options.save_adversarial).with_suffix(".png")
-        drawn = f", some drawn in {picture}" if picture.exists() else ""
+        drawn = f", some drawn in {picture}" if picture else ""
         terminal.note(f"adversarial images written to {options.save_adversarial}{drawn}")
         if apart:
             terminal.warn(f"{apart} of them look different to the network in batches of this size")
     for spec in specs:  # all is written: there is nothing left to go on from
-        state_file = _state_file(options, spec, len(images))
+        state_file = _state_file(options, net, spec, len(images))
         if state_file is not None:
-            state_file.unlink(missing_ok=True)
+            same, _, _ = state_file.name.rpartition("-")
+            for other in state_file.parent.glob(f"{same}-*.npz"):  # of the run's earlier networks
+                other.unlink(missing_ok=True)
     if "curve" in results:
         terminal.console.print(curve_table(results))
     elif options.attack == "autoattack":
@@ -221,20 +222,25 @@ def _attack(
             net.apply, net.variables, images, labels, spec,
             batch_size=batch_size, mesh=mesh, watch=watch,
             known=reports[-1] if reports else None,
-            state_file=_state_file(options, spec, len(images)),
+            state_file=_state_file(options, net, spec, len(images)),
         )  # fmt: skip
         reports.append(report)
     return reports
 
 
-def _state_file(options: Options, spec: AttackSpec, images: int) -> Path | None:
-    """Where an evaluation that is interrupted goes on from: beside the checkpoint, if possible."""
+def _state_file(
+    options: Options, net: network.Network, spec: AttackSpec, images: int
+) -> Path | None:
+    """Where an evaluation that is interrupted goes on from: beside the checkpoint, if possible.
+
+    A file for each network, since a run's newest is another one as training goes on.
+    """
     folder = Path(options.checkpoint)
     if spec.name == "none" or not os.access(folder, os.W_OK):
         return None
     facts = [spec.describe(), options.dataset, options.epsilons, images]
-    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
-    return folder / f"evaluation-{digest}.npz"
+    what = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
+    return folder / f"evaluation-{what}-{checkpoint.digest(net.variables)[:6]}.npz"
 
 
 def _corrupted(
@@ -277,12 +283,15 @@ def _save_adversarial(
     labels: np.ndarray,
     report: attacks.AttackReport,
     mesh: Mesh,
-) -> int:
+) -> tuple[int, Path | None]:
     """Writes PATH.npz, and PATH.png with some of those that fell to an attack.
 
     Returns:
-        How many images the network now sees otherwise than the report has it.
+        How many images the network now sees otherwise than the report has it, and the picture; None
+        where nothing fell.
     """
+    picture = path.with_suffix(".png")
+    picture.unlink(missing_ok=True)  # one of an earlier command shows other images
     chosen = np.flatnonzero((report.felled_by != "") & (report.felled_by != "natural"))[:8]
     predict = functools.partial(
         attacks.predict, Partial(net.apply, net.variables), batch_size=mesh.size * 64, mesh=mesh
@@ -304,9 +313,10 @@ def _save_adversarial(
             report.adversarial[chosen],
             [names[k] for k in clean],
             [names[k] for k in guess[chosen]],
-            path.with_suffix(".png"),
+            picture,
         )
-    return int(((guess == labels) != report.standing).sum())
+    apart = int(((guess == labels) != report.standing).sum())
+    return apart, picture if len(chosen) else None
 
 
 if __name__ == "__main__":

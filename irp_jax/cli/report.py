@@ -82,10 +82,12 @@ def _insert(path: Path, name: str, table: str) -> None:
         text = path.read_text()
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror})") from error
-    if opening not in text or closing not in text:
+    before, _, rest = text.partition(opening)
+    _, found, after = rest.partition(closing)
+    if not found:
         raise UserError(f"{path} has no place for the table: add lines {opening} and {closing}")
-    before, after = text.split(opening)[0], text.split(closing)[1]
-    path.write_text(f"{before}{opening}\n{table}{closing}{after}")
+    whole = f"{before}{opening}\n{table}{closing}{after}"
+    files.write_whole(path, lambda file: file.write(whole.encode()))
 
 
 if __name__ == "__main__":

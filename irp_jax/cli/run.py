@@ -99,30 +99,33 @@ def parse(
 def take_flag(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
     """A flag's value, None if it is not given, and the arguments without it.
 
+    Given several times the last one counts, and none is left; --data_dir is --data-dir.
+
     Raises:
         UserError: the flag stands last, without a value.
     """
-    value, rest = None, list(arguments)
-    for index, word in enumerate(arguments):
-        if word == flag:
-            if index + 1 == len(arguments):
-                raise UserError(f"{flag} needs a value")
-            value, rest = arguments[index + 1], arguments[:index] + arguments[index + 2 :]
-        elif word.startswith(flag + "="):
-            value, rest = word.partition("=")[2], arguments[:index] + arguments[index + 1 :]
+    value, rest, words = None, [], iter(arguments)
+    for word in words:
+        name, equals, given = word.partition("=")
+        if name.replace("_", "-") != flag:
+            rest.append(word)
+            continue
+        value = given if equals else next(words, None)
+        if value is None:
+            raise UserError(f"{flag} needs a value")
     return value, rest
 
 
 def publishable(command: str, arguments: list[str]) -> str:
     """The command line as it is written beside a result: without places on this machine."""
-    for flag in ("--workdir", "--data-dir", "--out", "--official"):
+    for flag in ("--workdir", "--data-dir", "--out", "--official", "--save-adversarial"):
         _, arguments = take_flag(arguments, flag)
     for flag in ("--checkpoint", "--checkpoints"):
         where, rest = take_flag(arguments, flag)
         if where is not None:
             named = (f"runs/{Path(w).name}" if os.path.isabs(w) else w for w in where.split(","))
             arguments = [f"{flag}={','.join(named)}", *rest]
-    for flag in ("--dataset", "--config"):
+    for flag in ("--dataset", "--config", "--run"):
         where, rest = take_flag(arguments, flag)
         if where is not None and os.path.isabs(where):
             arguments = [f"{flag}={Path(where).name}", *rest]
@@ -130,13 +133,17 @@ def publishable(command: str, arguments: list[str]) -> str:
 
 
 def main(command: Callable[[list[str]], None]) -> None:
-    """Runs a command: a UserError is one line on standard error and exit code 2."""
+    """Runs a command: what its user can put right is one line on standard error and exit code 2."""
     try:
         parallel.configure()
         checkpoint.quiet()
         command(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a file or folder that may not be read or written
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted: run the same command again to resume", file=sys.stderr)

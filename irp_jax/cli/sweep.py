@@ -128,18 +128,20 @@ def _runs(options: Options) -> Iterator[Config]:
         return [part.strip() for part in text.split(",")] if text else [str(fallback)]
 
     for base in configs.load_all(options.config):
-        for method, regularity, model, budget, seed in itertools.product(
-            split(options.methods, base.method),
-            split(options.regularities, base.regularity),
-            split(options.models, base.model),
-            split(options.budgets, base.budget),
-            split(options.seeds, base.seed),
-        ):
-            if not seed.isdigit():
-                raise UserError(f"--seeds takes whole numbers, got {seed!r}")
+        lists = {
+            "method": split(options.methods, base.method),
+            "regularity": split(options.regularities, base.regularity),
+            "model": split(options.models, base.model),
+            "budget": split(options.budgets, base.budget),
+            "seed": split(options.seeds, base.seed),
+        }
+        for words in itertools.product(*lists.values()):
+            chosen: dict[str, Any] = dict(zip(lists, words, strict=True))
+            if not chosen["seed"].isdigit():
+                raise UserError(f"--seeds takes whole numbers, got {chosen['seed']!r}")
+            chosen["seed"] = int(chosen["seed"])
             run = dataclasses.replace(
-                base, method=method, regularity=regularity, model=model, budget=budget,
-                seed=int(seed), data_dir=options.data_dir or base.data_dir,
+                base, **chosen, data_dir=options.data_dir or base.data_dir,
                 epochs=base.epochs if options.epochs is None else options.epochs,
             )  # fmt: skip
             configs.check(run)

@@ -1,6 +1,8 @@
 """Every value checked, before anything is loaded or written."""
 
+import dataclasses
 import math
+from typing import Any
 
 from irp_jax import attacks
 from irp_jax.config.amounts import parse_budget
@@ -26,6 +28,7 @@ def check(config: Config) -> None:
     Raises:
         UserError: names the first value that cannot be meant and what to give instead.
     """
+    _check_types(config)
     check_name(config.dataset)
     for kind, value, options in (
         ("model", config.model, MODELS),
@@ -85,3 +88,23 @@ def check(config: Config) -> None:
             f"--method=width makes layers narrower: give --regularity=channel, "
             f"not {config.regularity}"
         )
+
+
+TYPES: dict[Any, tuple[str, Any]] = {
+    bool: ("True or False", bool),
+    int: ("a whole number", int),
+    float: ("a number", int | float),
+}
+"""A field's type -> how it is said, and what passes; all others are text."""
+
+
+def _check_types(config: Config) -> None:
+    """Flags have been read by their types, but a config written in Python may hold anything."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        said, allowed = TYPES.get(field.type, ("text", str))
+        true_or_false = (
+            isinstance(value, bool) and field.type is not bool
+        )  # Python counts it an int
+        if (not isinstance(value, allowed) and value is not field.default) or true_or_false:
+            raise UserError(f"{flag(field.name)} must be {said}, got {value!r}")

@@ -1,7 +1,7 @@
 """What a training run is: one frozen dataclass, and the settings that suit a data set."""
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 BASELINES = {"width": 1, "magnitude": 2, "admm": 3}
 """Methods that learn no masks but prune once -> stages of training, each at least an epoch."""
@@ -25,7 +25,7 @@ class Config:
     """resnet8/20/32/44/56/110, resnet18, vgg16 or wrn28_4."""
     budget: str = "0.16"
     """What may be left: a fraction of the dense cost (0.16) or an absolute amount (0.04M, 900k)."""
-    cost: str = "macs"
+    cost: Literal["macs", "params"] = "macs"
     """What the budget counts: macs (multiply-accumulates per image) or params."""
     dataset: str = "cifar10"
     """cifar10, cifar100, svhn_cropped, mnist, fashion_mnist, digits (no download), or PATH.npz."""
@@ -35,7 +35,7 @@ class Config:
     """How the network is made small: priced (masks learned, the budget met exactly), paper (masks
     under the constant-b hinge), or a baseline: width (uniformly narrow from the start), magnitude
     (dense, pruned once, fine-tuned), admm (Robust ADMM)."""
-    regularity: str = "channel"
+    regularity: Literal["channel", "weight"] = "channel"
     """What is pruned: channel (a small dense network) or weight (a sparse one)."""
     width: float = 1.0
     """Multiplies every channel count of the model."""
@@ -122,9 +122,13 @@ def suited(dataset: str, base: Config | None = None) -> Config:
 
     Args:
         dataset: a data set's name or the path of an .npz file.
-        base: where everything else is taken from, and whatever differs from `Config()` stays.
+        base: where everything else is taken from, and whatever is not usual for its own data set
+            stays.
     """
-    base, usual = base or Config(), Config()
-    settings = SUITED.get(dataset, {})
-    open_to_change = {k: v for k, v in settings.items() if getattr(base, k) == getattr(usual, k)}
-    return dataclasses.replace(base, dataset=dataset, **open_to_change)
+    base = base or Config()
+    now, then = (SUITED.get(name, {}) for name in (base.dataset, dataset))
+    usual, new = dataclasses.replace(Config(), **now), dataclasses.replace(Config(), **then)
+    open_to_change = {k for k in {*now, *then} if getattr(base, k) == getattr(usual, k)}
+    return dataclasses.replace(
+        base, dataset=dataset, **{k: getattr(new, k) for k in open_to_change}
+    )

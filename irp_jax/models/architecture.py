@@ -42,6 +42,12 @@ class Layer:
         """Number of kernel entries."""
         return self.window * self.channels_in * self.channels_out
 
+    def of(self, tree: Any) -> Any:
+        """Its own part of a tree laid out like the network's parameters."""
+        for key in self.path:
+            tree = tree[key]
+        return tree
+
     def channels(self, kept: Mapping[str, Any]) -> tuple[Any, Any]:
         """Channels in and out where `kept` says the size of a group, as declared where not."""
         return (

@@ -21,13 +21,7 @@ Kernels = dict[str, jax.Array]
 
 def kernels(architecture: Architecture, weights: Any) -> Kernels:
     """All kernels of a parameter tree but that of the logits."""
-    found = {}
-    for layer in masks.maskable(architecture):
-        parameters = weights
-        for key in layer.path:
-            parameters = parameters[key]
-        found[layer.name] = parameters["kernel"]
-    return found
+    return {layer.name: layer.of(weights)["kernel"] for layer in masks.maskable(architecture)}
 
 
 def norms(architecture: Architecture, kernels: Kernels, regularity: masks.Regularity) -> Masks:

@@ -6,7 +6,6 @@ named after its layer, shape of the kernel.
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -112,21 +111,11 @@ def apply(architecture: Architecture, weights: Any, gates: Masks) -> Any:
     Returns:
         A tree like `weights`.
     """
-    weights = _copy(weights)
+    weights = jax.tree.map(lambda leaf: leaf, weights)  # dictionaries of its own
     for layer in architecture.kernels:
-        parameters = _at(weights, layer.path)
+        parameters = layer.of(weights)
         if layer.name in gates:
             parameters["kernel"] = parameters["kernel"] * gates[layer.name]
         elif layer.reads in gates:
             parameters["kernel"] = parameters["kernel"] * gates[layer.reads][:, None]
     return weights
-
-
-def _copy(tree):
-    return {key: _copy(value) for key, value in tree.items()} if isinstance(tree, Mapping) else tree
-
-
-def _at(tree, path):
-    for key in path:
-        tree = tree[key]
-    return tree

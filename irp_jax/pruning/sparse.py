@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from irp_jax.models import Architecture
@@ -19,37 +20,29 @@ def pack(architecture: Architecture, weights: Any, masks: Masks) -> Any:
     Returns:
         A tree like `weights` but for the packed kernels. What the masks hide is not stored.
     """
-    packed = _copy(weights)
+    packed = jax.tree.map(np.asarray, weights)
     for layer in architecture.kernels:
         if layer.name in masks:
-            parameters = _at(packed, layer.path)
+            parameters = layer.of(packed)
             kept = np.asarray(masks[layer.name]) > 0
+            kernel = parameters.pop("kernel")
             parameters["kernel_bits"] = np.packbits(kept)
-            parameters["kernel_values"] = np.asarray(parameters.pop("kernel"))[kept]
+            # One that nobody reads where nothing is kept: orbax saves no empty array.
+            parameters["kernel_values"] = kernel[kept] if kept.any() else kernel.ravel()[:1]
     return packed
 
 
 def unpack(architecture: Architecture, packed: Any) -> tuple[Any, dict[str, np.ndarray]]:
     """The inverse of `pack`: weights with zeros where they are pruned, and masks of +1 and -1."""
-    weights, masks = _copy(packed), {}
+    weights, masks = jax.tree.map(np.asarray, packed), {}
     for layer in architecture.kernels:
-        parameters = _at(weights, layer.path)
+        parameters = layer.of(weights)
         if "kernel_bits" in parameters:
             shape = kernel_shape(layer)
             bits = np.unpackbits(parameters.pop("kernel_bits"), count=int(np.prod(shape)))
             kept = bits.astype(bool).reshape(shape)
             values = parameters.pop("kernel_values")
             parameters["kernel"] = np.zeros(shape, values.dtype)
-            parameters["kernel"][kept] = values
+            parameters["kernel"][kept] = values[: kept.sum()]
             masks[layer.name] = np.where(kept, 1.0, -1.0).astype(np.float32)
     return weights, masks
-
-
-def _copy(tree: Any) -> Any:
-    return {k: _copy(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
-
-
-def _at(tree: Any, path: tuple[str, ...]) -> Any:
-    for key in path:
-        tree = tree[key]
-    return tree

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from irp_jax.config import parse_budget, radius, suited
+from irp_jax.training.defenses import MANY_STEPS
 
 Results = dict[str, Any]
 
@@ -66,7 +67,7 @@ def defense(one: Results) -> str:
 
 
 def _with_steps(name: str, steps: int) -> str:
-    return f"{name}-{steps}" if name in ("pgd", "trades") else name
+    return f"{name}-{steps}" if name in MANY_STEPS else name
 
 
 def recipe(one: Results) -> str:
@@ -162,13 +163,12 @@ def lines(results: Iterable[Results]) -> tuple[list[str], list[list[str]]]:
 
 def summary(results: Iterable[Results]) -> Table:
     """All runs as a terminal table, one line per set of seeds, without the recipe: it is wide."""
-    titles, rows = lines(results)
-    table = Table(title="results")
-    shown = [place for place, title in enumerate(titles) if title != "recipe"]
-    for place in shown:
-        table.add_column(titles[place], justify="right")
+    common, titles, rows = _told_apart(results, known=("recipe",))
+    table = Table(title=f"results{common and f': {common}'}")
+    for title in titles:
+        table.add_column(title, justify="right", overflow="fold")
     for row in rows:
-        table.add_row(*(row[place] for place in shown))
+        table.add_row(*row)
     return table
 
 
@@ -193,18 +193,29 @@ def _table(results: Iterable[Results], known: Collection[str] = ()) -> str:
         results: of its lines.
         known: titles of columns to leave out.
     """
+    common, titles, rows = _told_apart(results, known)
+    written = [f"In every line: {common}.", ""] if common else []
+    written += ["| " + " | ".join(titles) + " |"]
+    written += ["|" + "---|" * len(titles)]
+    written += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(written) + "\n"
+
+
+def _told_apart(
+    results: Iterable[Results], known: Collection[str]
+) -> tuple[str, list[str], list[list[str]]]:
+    """What is true of every line, where there are several; and titles and cells of the rest.
+
+    Args:
+        results: of the lines.
+        known: titles of columns to leave out.
+    """
     titles, rows = lines(results)
     said = titles[: titles.index("natural %")] if len(rows) > 1 else []
     same = [title for title in said if len({row[titles.index(title)] for row in rows}) == 1]
-    written = []
     common = [f"{title} {rows[0][titles.index(title)]}" for title in same if title not in known]
-    if common:
-        written += [f"In every line: {'; '.join(common)}.", ""]
     shown = [place for place, title in enumerate(titles) if title not in {*same, *known}]
-    written += ["| " + " | ".join(titles[place] for place in shown) + " |"]
-    written += ["|" + "---|" * len(shown)]
-    written += ["| " + " | ".join(row[place] for place in shown) + " |" for row in rows]
-    return "\n".join(written) + "\n"
+    return "; ".join(common), [titles[p] for p in shown], [[row[p] for p in shown] for row in rows]
 
 
 def beside(report: Results) -> str:

@@ -37,7 +37,7 @@ SLIM_AT_BEST = 0.4
 def plain_console() -> Console:
     """A console without colouring of numbers, wide enough for every table when not on a screen."""
     console = Console(highlight=False, soft_wrap=True)
-    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=160)
+    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=1000)
 
 
 class Terminal:

@@ -190,7 +190,7 @@ def _recipe(setup: Setup, architecture: Architecture, progress: Progress) -> Rec
     augmentation = data.default_augmentation(config.dataset, setup.dataset.image_shape)
     return Recipe(
         architecture=architecture,
-        cost_kind="params" if config.cost == "params" else "macs",
+        cost_kind=config.cost,
         threat=attacks.linf(config.epsilon),
         defense=defenses.build(progress.defense),
         augmentation=dataclasses.replace(augmentation, cutout=config.cutout),

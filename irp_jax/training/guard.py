@@ -143,7 +143,5 @@ def _back(healthy: Progress, now: Progress, event: dict[str, Any]) -> Progress:
         seconds=now.seconds,
         passes=now.passes,
         images=now.images,
-        defense=now.defense,
-        clip=now.clip,
         retreats=(*now.retreats, event),
     )

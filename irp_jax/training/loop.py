@@ -35,7 +35,7 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
     configs.check(config)
     if jax.process_count() > 1:
         raise UserError("training runs on the devices of one host: start it on one host alone")
-    workdir = configs.workdir(config)
+    workdir, identity = configs.workdir(config), configs.identity(config)
     dataset = data.load(
         config.dataset, data_dir=config.data_dir, validation_fraction=config.validation
     )
@@ -51,17 +51,17 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
     plan = phases.plan(config, dense, len(dataset.train))
     network = models.forward(model)
     setup = Setup(
-        config=config, plan=plan, dataset=dataset, dense=dense, network=network,
+        config=config, identity=identity, plan=plan, dataset=dataset, dense=dense, network=network,
         apply=inference(network), mesh=parallel.mesh(parallel.usable_devices(config.batch_size)),
     )  # fmt: skip
     commit = files.commit()  # now: the files may change while this process runs on
-    with files.claim(workdir, configs.identity(config)):
+    with files.claim(workdir, identity):
         finished = files.read_json(workdir / "results.json")
         if finished is not None:
             reporter.note(f"{workdir} is finished: showing its results")
             reporter.end(finished)
             return finished
-        everything = dataclasses.asdict(config) | configs.identity(config)
+        everything = dataclasses.asdict(config) | identity
         files.write_json(workdir / "config.json", everything)
         reporter.note(f"run in {workdir}")
         progress = resume(setup, workdir, reporter.note) or start(setup, model)
@@ -115,6 +115,6 @@ def _evaluate(setup: Setup, progress: Progress, reporter: Reporter) -> dict[str,
         "retreats": list(progress.retreats),
         "wall_time_s": round(progress.seconds + seconds, 1),
         "images_per_s": round(progress.images / progress.seconds, 1),
-        "config": configs.identity(config),
+        "config": setup.identity,
         "kept": progress.kept,
     }

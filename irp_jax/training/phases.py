@@ -71,18 +71,17 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
         )
     epochs = config.epochs
     amount, absolute = parse_budget(config.budget)
-    kind, regularity = _kind(config), _regularity(config)
+    kind, regularity = config.cost, config.regularity
     dense = getattr(cost.total(architecture), kind)
     smallest = cost.least(architecture, regularity)
-    if config.method in BASELINES:  # which have no floors
+    if config.method != "priced":  # the others have no floors
         one_each = dict.fromkeys(masks.units(architecture, regularity), 1)
         smallest = cost.total(architecture, one_each)
     least = getattr(smallest, kind)
-    limit = math.floor(amount if absolute else amount * dense)
+    limit = math.floor(round(amount, 3) if absolute else amount * dense)
     if limit < least:
-        possible = (
-            f"{least / 1e6:.4g}M" if absolute else f"{math.ceil(least / dense * 1e4) / 1e4:g}"
-        )
+        share = f"{math.ceil(least / dense * 1e4) / 1e4:g}"
+        possible = f"{math.ceil(least / 10) / 100:.2f}k" if absolute else share
         raise UserError(
             f"budget {config.budget} is below what this network can be pruned to: "
             f"the least possible is {possible} ({least:,} of {dense:,} {kind})"
@@ -154,11 +153,10 @@ def _pull(config: Config, plan: Plan, architecture: Architecture) -> optax.Gradi
     if config.method != "admm":
         return optax.identity()
     start, stop = (epoch * plan.steps_per_epoch for epoch in plan.stages[1:])
-    regularity = _regularity(config)
     return admm.pull(
         architecture,
-        regularity,
-        uniform.kept(architecture, regularity, _kind(config), plan.limit),
+        config.regularity,
+        uniform.kept(architecture, config.regularity, config.cost, plan.limit),
         rho=config.admm_rho,
         start=start,
         interval=math.ceil((stop - start) / config.admm_updates),
@@ -166,13 +164,12 @@ def _pull(config: Config, plan: Plan, architecture: Architecture) -> optax.Gradi
 
 
 def _rule(config: Config, plan: Plan, architecture: Architecture) -> optax.GradientTransformation:
-    kind = _kind(config)
     if config.method in BASELINES:
         return optax.set_to_zero()
     if config.method == "paper":
         return budget.hinge(
             architecture,
-            kind,
+            config.cost,
             plan.ratio,
             config.mask_learning_rate,
             strength=config.hinge_strength,
@@ -181,7 +178,7 @@ def _rule(config: Config, plan: Plan, architecture: Architecture) -> optax.Gradi
     start = round(config.ramp_start * plan.steps)
     stop = plan.freeze_epoch * plan.steps_per_epoch
     target = budget.ramp(plan.ratio, min(start, stop - 1), stop)
-    return budget.priced(architecture, _regularity(config), kind, target)
+    return budget.priced(architecture, config.regularity, config.cost, target)
 
 
 def initial_state(
@@ -195,7 +192,7 @@ def initial_state(
     learned = config.method not in BASELINES
     params = {
         "weights": variables["params"],
-        "masks": masks.init(architecture, _regularity(config)) if learned else {},
+        "masks": masks.init(architecture, config.regularity) if learned else {},
     }
     state = optimizer(config, plan, architecture, frozen=False).init(params)
     batch_stats = variables.get("batch_stats", {})
@@ -220,7 +217,7 @@ def freeze(
     Returns:
         The state to go on from, on the host, and mask name -> units kept.
     """
-    regularity = _regularity(config)
+    regularity = config.regularity
     state = jax.device_get(state)
     logits = _final_masks(config, plan, dense, state.params)
     gates = masks.gates(logits)
@@ -260,7 +257,7 @@ def freeze(
 
 def _final_masks(config: Config, plan: Plan, dense: Architecture, params: Any) -> dict[str, Any]:
     """Logits on the host that say by their sign what stays."""
-    regularity, kind = _regularity(config), _kind(config)
+    regularity, kind = config.regularity, config.cost
     if config.method == "paper":
         return params["masks"]
     if config.method == "priced":
@@ -284,11 +281,3 @@ def example_state(
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
     average = {name: network[name] for name in ("weights", "batch_stats")} if config.ema else None
     return TrainState(np.zeros((), np.int32), params, network["batch_stats"], zeros, average)
-
-
-def _kind(config: Config) -> cost.Kind:
-    return "params" if config.cost == "params" else "macs"
-
-
-def _regularity(config: Config) -> masks.Regularity:
-    return "weight" if config.regularity == "weight" else "channel"

@@ -11,7 +11,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from irp_jax import checkpoint, files
-from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.data import Dataset
 from irp_jax.errors import UserError
@@ -28,9 +27,22 @@ from irp_jax.training.step import TrainState
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What stays the same for the whole run."""
+    """What stays the same for the whole run.
+
+    Attributes:
+        config: of the run.
+        identity: what decides its outcome, taken as it began: a user's file of images may change
+            while it goes on.
+        plan: when things happen.
+        dataset: on the host.
+        dense: the architecture before anything is pruned.
+        network: (weights, batch_stats, images, train) -> logits, new batch_stats.
+        apply: (variables, images) -> logits, in inference mode.
+        mesh: the devices.
+    """
 
     config: Config
+    identity: dict[str, Any]
     plan: Plan
     dataset: Dataset
     dense: Architecture
@@ -104,9 +116,9 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
     """
 
     def make_training(network: dict[str, Any], record: dict[str, Any]) -> Any:
-        if record["identity"] != configs.identity(setup.config):
+        if record["identity"] != setup.identity:
             raise UserError(f"{workdir} holds checkpoints of another run: choose another --workdir")
-        of_now = set(record["health"]) == set(Health._fields) and "descent" in record
+        of_now = set(record.get("health", ())) == set(Health._fields) and "descent" in record
         if not of_now:
             raise UserError(
                 f"{workdir} holds checkpoints of another version: choose another --workdir"
@@ -160,7 +172,7 @@ def save(setup: Setup, progress: Progress, workdir: Path) -> None:
         network = {**network, "weights": weights, "masks": {}}
     record = {
         "config": dataclasses.asdict(setup.config),
-        "identity": configs.identity(setup.config),
+        "identity": setup.identity,
         "class_names": list(setup.dataset.class_names),
         "image_shape": list(setup.dataset.image_shape),
         "kept": progress.kept,

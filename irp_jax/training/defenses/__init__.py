@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from irp_jax.training.defenses.choice import Choice
+from irp_jax.training.defenses.choice import MANY_STEPS, Choice
 from irp_jax.training.defenses.clean import Clean
 from irp_jax.training.defenses.consistency import Consistency
 from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
@@ -40,6 +40,7 @@ def build(choice: Choice) -> Defense:
 
 __all__ = [
     "DEFENSES",
+    "MANY_STEPS",
     "Batch",
     "Choice",
     "Clean",

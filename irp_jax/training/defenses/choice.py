@@ -2,6 +2,9 @@
 
 from typing import NamedTuple
 
+MANY_STEPS = ("pgd", "trades")
+"""Defences that take as many gradient steps as they are told to."""
+
 
 class Choice(NamedTuple):
     """A defence by its name.
@@ -15,7 +18,7 @@ class Choice(NamedTuple):
     steps: int
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.steps} steps" if self.name in ("pgd", "trades") else self.name
+        return f"{self.name}, {self.steps} steps" if self.name in MANY_STEPS else self.name
 
     @property
     def stronger(self) -> "Choice | None":
@@ -27,6 +30,6 @@ class Choice(NamedTuple):
         """
         if self.name == "none":
             return None
-        if self.name in ("pgd", "trades"):
+        if self.name in MANY_STEPS:
             return Choice(self.name, 10) if self.steps < 10 else None
         return Choice("pgd", 3)
