@@ -335,7 +335,7 @@ def test_projection_depends_on_nothing_but_the_logits():
 @pytest.mark.parametrize("regularity", REGULARITIES)
 def test_projection_onto_all_keeps_all_and_below_the_least_keeps_the_floors(regularity):
     logits = random_scores(TINY, regularity, 0)
-    dense, least = cost.total(TINY), cost.least(TINY, regularity)
+    dense, least = cost.total(TINY), cost.total(TINY, masks.floors(TINY, regularity))
     whole = budget.project(TINY, logits, regularity, "macs", dense.macs)
     assert kept_units(whole) == masks.units(TINY, regularity)
     for limit in (0, least.macs):

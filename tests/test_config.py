@@ -1,13 +1,16 @@
 """Every flag is checked before anything is loaded; errors name the value and the way out."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
 
 from irp_jax import config as configs
+from irp_jax import models
 from irp_jax.config import Config
 from irp_jax.errors import UserError
+from irp_jax.training import phases
 from irp_jax.training.defenses import DEFENSES
 from irp_jax.training.optimizer import SCHEDULES
 
@@ -18,10 +21,18 @@ def test_the_default_is_valid():
     configs.check(Config())
 
 
+@functools.cache
+def described(model, shape):
+    return models.describe(models.build(model, 10, 1.0), shape)
+
+
 @pytest.mark.parametrize("name", sorted(p.stem for p in FOLDER.glob("*.py")))
-def test_configs_in_the_folder_are_valid(name):
+def test_configs_in_the_folder_can_be_trained(name):
     for config in configs.load_all(name):
         configs.check(config)
+        digits = config.dataset == "digits"
+        dense = described(config.model, (8, 8, 1) if digits else (32, 32, 3))
+        phases.plan(config, dense, 1000 if digits else 45_000)
 
 
 @pytest.mark.parametrize(

@@ -149,9 +149,8 @@ def test_the_gradient_of_mask_logits_passes_through_the_gates():
 
 
 @pytest.mark.parametrize("regularity", REGULARITIES)
-def test_least_is_the_cost_of_the_floors(regularity):
-    least = cost.least(DENSE, regularity)
-    assert least == cost.total(DENSE, masks.floors(DENSE, regularity))
+def test_the_floors_cost_little(regularity):
+    least = cost.total(DENSE, masks.floors(DENSE, regularity))
     assert 0 < least.macs < 0.02 * cost.total(DENSE).macs
     for seed in range(5):
         other = cost.total(DENSE, kept_units(random_masks(DENSE, regularity, seed)))

@@ -104,12 +104,16 @@ def evaluate(config, tmp_path, *flags):
 
 
 def test_an_evaluation_goes_on_with_its_own_network_only(finished, tmp_path):
-    options = command.Options(checkpoint=str(tmp_path))
-    spec, net = evaluation.AttackSpec(epsilon=0.1), network.load(finished[0].workdir, print)
-    of_now = command._state_file(options, net, spec, 60)
+    config, _, _ = finished
+    net = network.load(config.workdir, print)
+    options = command.Options(checkpoint=config.workdir, attack="fgsm")
+    spec = command._spec(options, config.epsilon)
     moved = jax.tree.map(lambda leaf: leaf + 1, net.variables)
-    later = command._state_file(options, dataclasses.replace(net, variables=moved), spec, 60)
-    assert of_now == command._state_file(options, net, spec, 60) != later
+    earlier = command._state_file(options, dataclasses.replace(net, variables=moved), spec, 60)
+    assert earlier != command._state_file(options, net, spec, 60)
+    earlier.write_bytes(b"what another network left")
+    evaluate(config, tmp_path, "--attack=fgsm")
+    assert not earlier.exists()
 
 
 def test_bin_evaluate_draws_a_curve(finished, tmp_path):

@@ -160,10 +160,15 @@ def test_noise_that_is_averaged_over_is_not_taken_for_mixing_the_batch():
 
     noisy.defvjp(lambda x: (noisy(x), None), lambda _, slope: (slope,))
     network = as_network(lambda x: noisy(NET(x)))
-    told = []
-    logits = np.asarray(network(IMAGES))
-    sanity.before(network, IMAGES, LABELS, logits, averaged=True, blind=False, warn=told.append)
-    assert told == []
+
+    def warned_of(network):
+        told = []
+        logits = np.asarray(network(IMAGES))
+        sanity.before(network, IMAGES, LABELS, logits, averaged=True, blind=False, warn=told.append)
+        return " | ".join(told)
+
+    assert warned_of(network) == ""
+    assert "depend on the others" in warned_of(as_network(lambda x: NET(x) - NET(x).mean(0)))
 
 
 def test_a_network_that_mixes_its_batch_is_flagged():

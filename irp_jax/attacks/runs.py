@@ -45,7 +45,10 @@ def once(
     *,
     key: jax.Array,
 ) -> Any:
-    """One run of an attack on each image of a batch, nothing waited for.
+    """One run of an attack on each image of a batch, whatever its restarts; nothing is fetched.
+
+    It may be part of a larger program. Under `jax.jit` on a CPU its steps are written out one after
+    another (see `advance`), which takes long to compile if they are many.
 
     Args:
         logits_fn: the network.

@@ -290,8 +290,6 @@ def _save_adversarial(
         How many images the network now sees otherwise than the report has it, and the picture; None
         where nothing fell.
     """
-    picture = path.with_suffix(".png")
-    picture.unlink(missing_ok=True)  # one of an earlier command shows other images
     chosen = np.flatnonzero((report.felled_by != "") & (report.felled_by != "natural"))[:8]
     predict = functools.partial(
         attacks.predict, Partial(net.apply, net.variables), batch_size=mesh.size * 64, mesh=mesh
@@ -305,6 +303,8 @@ def _save_adversarial(
         "felled_by": report.felled_by,
     }
     files.write_whole(path, lambda file: np.savez_compressed(file, **arrays))
+    picture = path.with_suffix(".png")
+    picture.unlink(missing_ok=True)  # one of an earlier command shows other images
     if len(chosen):
         names = net.class_names
         clean = predict(np.asarray(to_float(jnp.asarray(images[chosen])))).argmax(-1)

@@ -101,10 +101,11 @@ TYPES: dict[Any, tuple[str, Any]] = {
 def _check_types(config: Config) -> None:
     """Flags have been read by their types, but a config written in Python may hold anything."""
     for field in dataclasses.fields(config):
+        if field.name == "budget":
+            continue  # a number or text, which parse_budget reads
         value = getattr(config, field.name)
         said, allowed = TYPES.get(field.type, ("text", str))
-        true_or_false = (
-            isinstance(value, bool) and field.type is not bool
-        )  # Python counts it an int
-        if (not isinstance(value, allowed) and value is not field.default) or true_or_false:
+        # To Python True is an integer too.
+        fits = isinstance(value, allowed) and isinstance(value, bool) == (field.type is bool)
+        if not fits and not (value is None and field.default is None):
             raise UserError(f"{flag(field.name)} must be {said}, got {value!r}")

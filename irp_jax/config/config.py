@@ -1,19 +1,22 @@
 """What a training run is: one frozen dataclass, and the settings that suit a data set."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, get_args
+
+from irp_jax.pruning.cost import Kind
+from irp_jax.pruning.masks import Regularity
 
 BASELINES = {"width": 1, "magnitude": 2, "admm": 3}
 """Methods that learn no masks but prune once -> stages of training, each at least an epoch."""
 
 METHODS = ("priced", "paper", *BASELINES)
-COSTS = ("macs", "params")
+COSTS = get_args(Kind)
 DEFENSES = (
     "none", "fgsm", "fgsm-rs", "n-fgsm", "fgsm-consistency", "fgsm-mep", "gradalign", "pgd",
     "trades",
 )  # fmt: skip
 SCHEDULES = ("cyclic", "cosine", "piecewise")
-REGULARITIES = ("channel", "weight")
+REGULARITIES = get_args(Regularity)
 EVALUATED_ON = ("test", "validation")
 
 
@@ -25,7 +28,7 @@ class Config:
     """resnet8/20/32/44/56/110, resnet18, vgg16 or wrn28_4."""
     budget: str = "0.16"
     """What may be left: a fraction of the dense cost (0.16) or an absolute amount (0.04M, 900k)."""
-    cost: Literal["macs", "params"] = "macs"
+    cost: Kind = "macs"
     """What the budget counts: macs (multiply-accumulates per image) or params."""
     dataset: str = "cifar10"
     """cifar10, cifar100, svhn_cropped, mnist, fashion_mnist, digits (no download), or PATH.npz."""
@@ -35,7 +38,7 @@ class Config:
     """How the network is made small: priced (masks learned, the budget met exactly), paper (masks
     under the constant-b hinge), or a baseline: width (uniformly narrow from the start), magnitude
     (dense, pruned once, fine-tuned), admm (Robust ADMM)."""
-    regularity: Literal["channel", "weight"] = "channel"
+    regularity: Regularity = "channel"
     """What is pruned: channel (a small dense network) or weight (a sparse one)."""
     width: float = 1.0
     """Multiplies every channel count of the model."""

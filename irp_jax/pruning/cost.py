@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from irp_jax.models import Architecture, Layer
-from irp_jax.pruning import masks
 
 Kind = Literal["macs", "params"]
 
@@ -54,11 +53,6 @@ def ratio(architecture: Architecture, kind: Kind, kept: Mapping[str, Any]) -> An
     # A float, since the MACs of a large network do not fit the int32 that JAX makes of an integer.
     dense = float(getattr(total(architecture), kind))
     return sum(getattr(layer_cost(layer, kept), kind) / dense for layer in architecture.layers)
-
-
-def least(architecture: Architecture, regularity: masks.Regularity) -> Cost:
-    """Cost of the smallest network the floors allow."""
-    return total(architecture, masks.floors(architecture, regularity))
 
 
 def table(

@@ -73,12 +73,12 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
     amount, absolute = parse_budget(config.budget)
     kind, regularity = config.cost, config.regularity
     dense = getattr(cost.total(architecture), kind)
-    smallest = cost.least(architecture, regularity)
+    smallest = masks.floors(architecture, regularity)
     if config.method != "priced":  # the others have no floors
-        one_each = dict.fromkeys(masks.units(architecture, regularity), 1)
-        smallest = cost.total(architecture, one_each)
-    least = getattr(smallest, kind)
-    limit = math.floor(round(amount, 3) if absolute else amount * dense)
+        smallest = dict.fromkeys(smallest, 1)
+    least = getattr(cost.total(architecture, smallest), kind)
+    # 0.29 of 100 is 28.999999999999996.
+    limit = math.floor(round(amount if absolute else amount * dense, 6))
     if limit < least:
         share = f"{math.ceil(least / dense * 1e4) / 1e4:g}"
         possible = f"{math.ceil(least / 10) / 100:.2f}k" if absolute else share
