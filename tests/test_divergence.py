@@ -21,7 +21,13 @@ RESULTS = Path(__file__).parent.parent / "results"
 
 TINY = configs.suited("digits", Config(model="resnet8", budget="0.3", defense="fgsm-mep"))
 TINY = dataclasses.replace(
-    TINY, method="width", epochs=3, batch_size=512, schedule="cosine", checkpoint_every=0.0
+    TINY,
+    method="width",
+    epochs=3,
+    train_images=256,
+    batch_size=128,
+    schedule="cosine",
+    checkpoint_every=0.0,
 )
 
 

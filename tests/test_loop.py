@@ -29,7 +29,9 @@ ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 TINY = configs.suited("digits", Config(model="resnet8", budget="0.3", checkpoint_every=0.0))
-TINY = dataclasses.replace(TINY, epochs=4, ramp_stop=0.5, batch_size=256, epsilon_warmup=0.6)
+TINY = dataclasses.replace(
+    TINY, epochs=4, ramp_stop=0.5, train_images=256, batch_size=64, epsilon_warmup=0.6
+)
 
 
 @pytest.fixture(scope="module")

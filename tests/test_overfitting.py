@@ -221,7 +221,9 @@ def test_the_images_probed_split_evenly(batch, devices):
 
 
 TINY = configs.suited("digits", Config(model="resnet8", budget="0.3", defense="fgsm"))
-TINY = dataclasses.replace(TINY, epochs=3, ramp_stop=0.4, batch_size=512, checkpoint_every=0.0)
+TINY = dataclasses.replace(
+    TINY, epochs=3, ramp_stop=0.4, train_images=256, batch_size=64, checkpoint_every=0.0
+)
 
 
 class Killed(Silent):
