@@ -223,6 +223,7 @@ def make(extras, requires, missing):
             optional = tomllib.load(file)["project"]["optional-dependencies"]
         names = [requirement for extra in requires for requirement in optional[extra]]
         call([*install, *names], start, ", ".join(names))
+    say("compiling them to bytecode")
     # Some packages hold files of other Pythons, which do not compile: no reason to stop.
     compile_all = [PYTHON, "-P", "-m", "compileall", "-q", "-j", "0", os.path.join(VENV, "lib")]
     subprocess.call(compile_all, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
