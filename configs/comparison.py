@@ -18,7 +18,7 @@ from irp_jax.config import Config
 
 EPOCHS = {
     "0.04M": {"priced": 8, "paper": 7, "admm": 9, "width": 20, "magnitude": 12},
-    "0.16M": {"priced": 7, "paper": 7, "admm": 8, "width": 10, "magnitude": 9},
+    "0.16M": {"priced": 7, "paper": 7, "admm": 8, "width": 8, "magnitude": 9},
 }
 
 SHORT = Config(

@@ -35,9 +35,9 @@ class Config:
     data_dir: str | None = None
     """Where a prepared set or the official archive lies, or shall lie."""
     method: str = "priced"
-    """How the network is made small: priced (masks learned, the budget met exactly), paper (masks
-    under the constant-b hinge), or a baseline: width (uniformly narrow from the start), magnitude
-    (dense, pruned once, fine-tuned), admm (Robust ADMM)."""
+    """How the network is made small: priced (masks learned, the budget never exceeded), paper
+    (masks under the constant-b hinge), or a baseline: width (uniformly narrow from the start),
+    magnitude (dense, pruned once, fine-tuned), admm (Robust ADMM)."""
     regularity: Regularity = "channel"
     """What is pruned: channel (a small dense network) or weight (a sparse one)."""
     width: float = 1.0

@@ -69,7 +69,7 @@ def run_picture(results: Results, path: Path) -> None:
 
 def _headline(results: Results) -> str:
     """What the run did, in a few words."""
-    words = {"priced": "learned together, on budget exactly", "paper": "as published"}
+    words = {"priced": "learned together, within the budget", "paper": "as published"}
     return words.get(results["method"], f"baseline: {results['method']}")
 
 

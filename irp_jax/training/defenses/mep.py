@@ -62,7 +62,7 @@ class Mep(Defense):
         return 3.0
 
     def memory(self, key: jax.Array, count: int, shape: tuple[int, int, int]) -> Prior:
-        """See `Defense`: two bytes a pixel and channel, 307 MB for CIFAR-10 on every device."""
+        """See `Defense`: two bytes a pixel and channel, 301 MB for CIFAR-10 on every device."""
         corners = jax.random.bernoulli(key, shape=(count, *shape))
         start = jnp.where(corners, jnp.int8(LEVELS), jnp.int8(-LEVELS))
         return Prior(start, jnp.zeros((count, *shape), jnp.int8))
