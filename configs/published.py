@@ -3,7 +3,8 @@
     bin/train --config=published
 
 What the publication leaves open, b and the logits' learning rate, is set to the defaults of
-`irp_jax.config.Config`; 116 epochs is what the iteration counts of its curves amount to. Not measured at this length yet.
+`irp_jax.config.Config`; 116 epochs is what the iteration counts of its curves amount to.
+Not measured at this length yet.
 """
 
 from irp_jax.config import Config

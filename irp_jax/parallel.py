@@ -13,6 +13,7 @@ badly: on two cores a Fast AT step of ResNet20 at batch 128 ran at 157 images/s 
 import hashlib
 import os
 import platform
+import shutil
 import time
 import warnings
 from contextlib import suppress
@@ -68,10 +69,18 @@ def stay_on(numbers: set[int]) -> None:
 
 
 def has_accelerator() -> bool:
-    """Whether JAX would use a GPU or TPU, by the device files, without starting JAX."""
+    """Whether JAX would use a GPU or TPU, by the device files, without starting JAX.
+
+    They are those that `bin/_launch.py` installs JAX's plugins for.
+    """
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         return False
-    return any(Path("/dev").glob("nvidia[0-9]*")) or any(Path("/dev").glob("accel[0-9]*"))
+    devices = Path("/dev")
+    if any(devices.glob("nvidia[0-9]*")) or any(devices.glob("accel[0-9]*")):
+        return True
+    windows_gpu = (devices / "dxg").exists() and shutil.which("nvidia-smi") is not None
+    on_tpu = any(name.startswith("TPU_") for name in os.environ)  # others use vfio, too
+    return windows_gpu or (on_tpu and any(devices.glob("vfio/[0-9]*")))
 
 
 def cores() -> int:

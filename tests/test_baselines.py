@@ -162,6 +162,7 @@ def test_the_weakest_go_at_one_rate_and_the_rest_is_untouched(method, regularity
     ("change", "stages", "freeze"),
     [
         ({"method": "priced"}, (0,), 2),
+        ({"method": "priced", "ramp_stop": 0.28, "epochs": 25}, (0,), 7),
         ({"method": "width"}, (0,), 0),
         ({"method": "magnitude"}, (0, 3), 3),
         ({"method": "magnitude", "pretraining": 0.99}, (0, 8), 8),
@@ -171,7 +172,7 @@ def test_the_weakest_go_at_one_rate_and_the_rest_is_untouched(method, regularity
     ],
 )
 def test_stages_have_an_epoch_each_at_least(change, stages, freeze):
-    config = Config(budget="0.3", epochs=9, batch_size=32, **change)
+    config = Config(**{"budget": "0.3", "epochs": 9, "batch_size": 32} | change)
     configs.check(config)
     plan = phases.plan(config, described(Net()), 96)
     assert (plan.stages, plan.freeze_epoch) == (stages, freeze)

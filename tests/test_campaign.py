@@ -1,5 +1,6 @@
 """Campaigns: what falls stays fallen, no work is wasted, and interruptions leave no trace."""
 
+import contextlib
 import dataclasses
 import functools
 from typing import NamedTuple
@@ -207,6 +208,29 @@ def test_finds_that_do_not_hold_up_are_not_counted_and_told(steps):
     assert report.robust == report.natural
     (line,) = told
     assert line.startswith(f"{steps * (N - 3)} finds of boast did not hold up")
+
+
+def test_what_did_not_hold_up_before_an_interruption_is_told_after_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(campaign, "SAVE_EVERY", 0.0)
+    told: list[str] = []
+    allowed = 0
+
+    def progress(*_):
+        nonlocal allowed
+        allowed -= 1
+        if not allowed:
+            raise Killed
+
+    for allowance in (3, 5, 1000):  # killed in the first attack, in the second, not at all
+        allowed = allowance
+        told.clear()
+        with contextlib.suppress(Killed):
+            attacks.assess(
+                NET, IMAGES, LABELS, [Boast(3), attacks.Pgd(gradient_steps=1)], threat=THREAT,
+                batch_size=8, look_first=False, state_file=tmp_path / "state.npz",
+                watch=attacks.Watch(warn=told.append, progress=progress),
+            )  # fmt: skip
+    assert [line.split()[0] for line in told] == [str(3 * (N - 3))]
 
 
 def test_another_seed_another_draw_and_the_same_seed_the_same():

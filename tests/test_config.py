@@ -44,7 +44,9 @@ def test_budgets_are_fractions_or_amounts(text, amount, absolute):
     assert configs.parse_budget(text) == (pytest.approx(amount), absolute)
 
 
-@pytest.mark.parametrize("text", ["0", "16", "-1", "nan", "inf", "", "0.16x", "0M", "-1k", "nanM"])
+@pytest.mark.parametrize(
+    "text", ["0", "16", "-1", "nan", "inf", "", "0.16x", "0M", "-1k", "nanM", "1e300G"]
+)
 def test_budgets_that_cannot_be_meant_are_refused_by_name(text):
     with pytest.raises(UserError, match="budget") as error:
         configs.parse_budget(text)

@@ -41,8 +41,7 @@ def test_digits_splits_are_disjoint_and_stratified(digits):
 
 
 def test_digits_layout(digits):
-    assert digits.image_shape == data.DATASETS["digits"].image_shape
-    assert digits.num_classes == data.DATASETS["digits"].num_classes
+    assert (digits.image_shape, digits.num_classes) == ((8, 8, 1), 10)
     assert digits.train.images.dtype == np.uint8
     assert digits.train.labels.dtype == np.int32
     assert digits.train.images.min() == 0 and digits.train.images.max() == 255
@@ -84,7 +83,7 @@ def test_a_bad_fraction_is_refused_before_anything_is_loaded():
 
 def test_digits_are_never_mirrored():
     for name in ("digits", "mnist", "svhn_cropped"):
-        assert not data.DATASETS[name].augmentation.flip
+        assert not data.DATASETS[name].flip
 
 
 def test_default_augmentation_of_a_users_images():

@@ -83,6 +83,8 @@ def test_the_recipe_names_what_is_not_usual_for_its_data():
     one["config"] |= {"validation": 0.1, "guard": True, "train_images": 0}  # of digits
     assert tables.recipe(one) == usual
     assert tables.recipe(one | {"dataset": "cifar10"}) == usual + ", 10% held out"
+    one["config"] |= {"ema": 0.999, "weight_decay": 5e-4, "label_smoothing": 0.1}
+    assert tables.recipe(one) == usual + ", ema 0.999, label smoothing 0.1"
 
 
 def test_a_wider_start_and_an_unusual_ramp_are_named():

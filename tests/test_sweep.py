@@ -31,9 +31,10 @@ configs = [
 
 
 def sweep(folder, *flags):
-    command = [sys.executable, "-m", "irp_jax.cli.sweep", "--config=mine.py", "--results=results"]
+    command = [sys.executable, "-P", "-m", "irp_jax.cli.sweep"]  # as bin/sweep starts it
+    command += ["--config=mine.py", "--results=results", "--attacks=pgd-3-2,fgsm", "--jobs=1"]
     done = subprocess.run(
-        [*command, "--attacks=pgd-3-2,fgsm", "--jobs=1", *flags],
+        [*command, *flags],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -60,6 +61,7 @@ def swept(tmp_path_factory):
     }  # fmt: skip
     np.savez(folder / "data.npz", **arrays)
     (folder / "mine.py").write_text(CONFIG.format(data=folder / "data.npz"))
+    (folder / "random.py").write_text("raise SystemExit('the user has files of their own')")
     return folder, sweep(folder)
 
 

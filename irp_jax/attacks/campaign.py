@@ -15,7 +15,7 @@ import functools
 import math
 import time
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -105,18 +105,23 @@ def campaign(
     places = _Places(images, labels, order, threat, seed, batch_size, mesh)
     network = as_network(logits_fn)
     for index, attack in enumerate(list_of_attacks):
-        if index < at.finished:
-            continue
-        began = time.perf_counter()
-        spent = at.seconds[index] if len(at.seconds) > index else 0.0
-        watch.begin(attack.name, int(at.standing.sum()))
-        at = _one_attack(network, attack, index, places, at, watch, save, spent)
-        taken = (*at.seconds[:index], spent + time.perf_counter() - began)
-        at = dataclasses.replace(
-            at, finished=index + 1, runs=np.zeros_like(at.runs), seconds=taken,
-            standing_after=(*at.standing_after, int(at.standing.sum())),
-        )  # fmt: skip
-        save(at)
+        if index >= at.finished:
+            began = time.perf_counter()
+            spent = at.seconds[index] if len(at.seconds) > index else 0.0
+            watch.begin(attack.name, int(at.standing.sum()))
+            at = _one_attack(network, attack, index, places, at, watch, save, spent)
+            taken = (*at.seconds[:index], spent + time.perf_counter() - began)
+            at = dataclasses.replace(
+                at, finished=index + 1, runs=np.zeros_like(at.runs), seconds=taken,
+                standing_after=(*at.standing_after, int(at.standing.sum())),
+            )  # fmt: skip
+            save(at)
+        if at.unverified[index]:
+            watch.warn(
+                f"{at.unverified[index]} finds of {attack.name} did not hold up when shown once "
+                "more, and were not counted: the network may be random, or compute with too few "
+                "digits"
+            )
     return at
 
 
@@ -178,7 +183,15 @@ def _one_attack(
     held = np.full(places.fitting(len(waiting)), -1)  # the image in each place, -1 where free
     batch: runs.Batch | None = None
     began = saved = time.perf_counter()
-    done, chunk, unverified = 0, 1, 0
+    done, chunk = 0, 1
+    unverified = at.unverified[index] if len(at.unverified) > index else 0
+    doubts: Counter[int] = Counter()  # finds of runs under way that did not hold up, by image
+
+    def reached() -> Standings:
+        return dataclasses.replace(
+            at, standing=standing, felled_by=felled_by, images=found,
+            unverified=(*at.unverified[:index], unverified),
+        )  # fmt: skip
 
     while waiting or (held >= 0).any():
         free = np.flatnonzero(held < 0)
@@ -195,10 +208,10 @@ def _one_attack(
         over = np.flatnonzero((held >= 0) & ~np.asarray(batch.running))
         if len(over):
             claimed, confirmed, worst, taken = jax.device_get(runs.outcome(network, batch))
-            unverified += int((claimed & ~confirmed)[over].sum())
             doubtful = np.zeros(len(held), bool)
             for place in over:
-                row = held[place]
+                row = int(held[place])
+                doubts[row] += int(claimed[place] and not confirmed[place])
                 if confirmed[place]:
                     standing[row], felled_by[row], found[row] = False, index, worst[place]
                 elif claimed[place] and taken[place] < attack.steps:
@@ -207,8 +220,9 @@ def _one_attack(
                 else:
                     survived[row] += 1
                     if survived[row] < runs_each:
-                        waiting.appendleft(int(row))
+                        waiting.appendleft(row)
                 held[place] = -1
+                unverified += doubts.pop(row)
             if doubtful.any():
                 batch = runs.with_threat(runs.go_on(attack, batch, doubtful), places.threat)
             size = places.fitting(len(waiting) + int((held >= 0).sum()))
@@ -223,15 +237,9 @@ def _one_attack(
         watch.progress(done, done + int(left.sum()) * attack.steps, int(standing.sum()))
         if now - saved > SAVE_EVERY:
             saved = now
-            partly = dataclasses.replace(at, standing=standing, runs=survived, felled_by=felled_by)
             taken = (*at.seconds[:index], spent + now - began)
-            save(dataclasses.replace(partly, images=found, seconds=taken))
-    if unverified:
-        watch.warn(
-            f"{unverified} finds of {attack.name} did not hold up when shown once more, and were "
-            "not counted: the network may be random, or compute with too few digits"
-        )
-    return dataclasses.replace(at, standing=standing, felled_by=felled_by, images=found)
+            save(dataclasses.replace(reached(), runs=survived, seconds=taken))
+    return reached()
 
 
 def _fill(

@@ -49,6 +49,7 @@ class Standings:
         finished: attacks completed.
         standing_after: how many stood after each of them.
         seconds: that each took, up to now.
+        unverified: finds of each, up to now, that did not hold up when shown once more.
     """
 
     standing: np.ndarray
@@ -58,6 +59,7 @@ class Standings:
     finished: int = 0
     standing_after: tuple[int, ...] = ()
     seconds: tuple[float, ...] = ()
+    unverified: tuple[int, ...] = ()
 
 
 def at_first(images: np.ndarray, standing: np.ndarray) -> Standings:
@@ -127,6 +129,7 @@ def write(path: Path, at: Standings, name: str, answers: Answers) -> None:
     arrays |= {
         "standing_after": np.array(at.standing_after, np.int64),
         "seconds": np.array(at.seconds, np.float64),
+        "unverified": np.array(at.unverified, np.int64),
     }
     arrays |= {"identity": np.array(name), **answers._asdict()}
     files.write_whole(path, lambda file: np.savez(file, **arrays))
@@ -152,6 +155,7 @@ def read(path: Path, name: str, answers: Answers) -> Standings | None:
             finished=int(arrays["finished"]),
             standing_after=tuple(int(count) for count in arrays["standing_after"]),
             seconds=tuple(float(time) for time in arrays["seconds"]),
+            unverified=tuple(int(count) for count in arrays["unverified"]),
         )
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged ({error}): remove it to start anew") from error

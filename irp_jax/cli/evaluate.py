@@ -181,9 +181,9 @@ def _spec(options: Options, epsilon: float) -> AttackSpec:
 
 
 def _test_set(options: Options, net: network.Network, name: str) -> tuple[np.ndarray, np.ndarray]:
-    dataset = data.load(
-        name, data_dir=options.data_dir or net.config.data_dir, validation_fraction=0.0
-    )
+    trained_on = net.config.data_dir  # on another machine, perhaps: nothing is put there
+    there = trained_on if trained_on is not None and Path(trained_on).is_dir() else None
+    dataset = data.load(name, data_dir=options.data_dir or there, validation_fraction=0.0)
     if (dataset.image_shape, dataset.num_classes) != (net.image_shape, len(net.class_names)):
         raise UserError(
             f"{name} has images {dataset.image_shape} of {dataset.num_classes} classes, not "

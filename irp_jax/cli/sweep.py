@@ -76,7 +76,7 @@ def sweep(arguments: list[str]) -> None:
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {options.jobs}")
     shares: Queue[set[int]] = Queue()
-    cores = parallel.core_numbers()
+    cores = parallel.core_numbers()[: parallel.cores()]  # a quota may allow fewer than there are
     for job in range(jobs):
         shares.put(set(cores[job::jobs] or cores))
     began = time.monotonic()
@@ -183,7 +183,8 @@ def _call(run: Config, command: str, flags: list[str], cores: set[int]) -> bool:
         log.write("$ " + shlex.join([f"bin/{command}", *flags]) + "\n")
         log.flush()
         return not subprocess.call(
-            [sys.executable, "-m", f"irp_jax.cli.{command}", *flags],
+            # -P as in bin/: no file of the user's folder is taken for a module.
+            [sys.executable, "-P", "-m", f"irp_jax.cli.{command}", *flags],
             stdout=log, stderr=log, preexec_fn=lambda: parallel.stay_on(cores),
         )  # fmt: skip
 

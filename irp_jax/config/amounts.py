@@ -28,9 +28,10 @@ def parse_budget(text: str | float) -> tuple[float, bool]:
             f"budget {text!r} is not a number: give a fraction like 0.16 or an amount like 0.04M"
         )
     if match[2]:
-        if not 0 < number < math.inf:
-            raise UserError(f"budget must be positive, got {text}: for instance 0.04M")
-        return number * {"k": 1e3, "M": 1e6, "G": 1e9}[match[2]], True
+        amount = number * {"k": 1e3, "M": 1e6, "G": 1e9}[match[2]]
+        if not 0 < amount < math.inf:
+            raise UserError(f"budget must be positive and finite, got {text}: for instance 0.04M")
+        return amount, True
     if not 0 < number <= 1:
         hint = (
             f"did you mean {number / 100:g} ({number:g} %)?"

@@ -89,7 +89,7 @@ class Config:
     admm_rho: float = 1e-3
     """Strength of the pull towards the pruned weights (admm)."""
     admm_updates: int = 10
-    """How often the pruned weights are chosen anew during ADMM (admm)."""
+    """How often, at most, the pruned weights are chosen anew during ADMM (admm)."""
     restart_rate: float = 1.0
     """Peak learning rate of the later stages, relative to the first (magnitude, admm)."""
     validation: float = 0.02

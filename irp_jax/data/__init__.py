@@ -5,13 +5,12 @@ The only package that imports TensorFlow Datasets, scikit-learn and PIL.
 
 from irp_jax.data.arrays import Dataset, Split, limited
 from irp_jax.data.augment import Augmentation, augment, to_float
-from irp_jax.data.load import DATASETS, DatasetEntry, check_name, default_augmentation, load
+from irp_jax.data.load import DATASETS, check_name, default_augmentation, load
 
 __all__ = [
     "DATASETS",
     "Augmentation",
     "Dataset",
-    "DatasetEntry",
     "Split",
     "augment",
     "check_name",

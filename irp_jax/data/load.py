@@ -1,6 +1,5 @@
 """From a data set's name to its arrays."""
 
-import dataclasses
 import os
 
 import numpy as np
@@ -10,62 +9,15 @@ from irp_jax.data.augment import Augmentation
 from irp_jax.data.npz import load_npz
 from irp_jax.errors import UserError, unknown
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DatasetEntry:
-    """What is known of a set before it is loaded.
-
-    Attributes:
-        summary: one line for the help text.
-        image_shape: ``(H, W, C)``.
-        num_classes: the number of classes.
-        augmentation: what suits its training images; digits are never mirrored.
-    """
-
-    summary: str
-    image_shape: tuple[int, int, int]
-    num_classes: int
-    augmentation: Augmentation
-
-
-DATASETS: dict[str, DatasetEntry] = {
-    "cifar10": DatasetEntry(
-        summary="60,000 colour photographs, 32 x 32, of 10 kinds of things",
-        image_shape=(32, 32, 3),
-        num_classes=10,
-        augmentation=Augmentation(crop_padding=4, flip=True),
-    ),
-    "cifar100": DatasetEntry(
-        summary="60,000 colour photographs, 32 x 32, of 100 kinds of things",
-        image_shape=(32, 32, 3),
-        num_classes=100,
-        augmentation=Augmentation(crop_padding=4, flip=True),
-    ),
-    "svhn_cropped": DatasetEntry(
-        summary="99,289 colour photographs, 32 x 32, of house-number digits",
-        image_shape=(32, 32, 3),
-        num_classes=10,
-        augmentation=Augmentation(crop_padding=4),
-    ),
-    "mnist": DatasetEntry(
-        summary="70,000 grey images, 28 x 28, of handwritten digits",
-        image_shape=(28, 28, 1),
-        num_classes=10,
-        augmentation=Augmentation(crop_padding=2),
-    ),
-    "fashion_mnist": DatasetEntry(
-        summary="70,000 grey images, 28 x 28, of clothes",
-        image_shape=(28, 28, 1),
-        num_classes=10,
-        augmentation=Augmentation(crop_padding=2, flip=True),
-    ),
-    "digits": DatasetEntry(
-        summary="1,797 grey images, 8 x 8, of handwritten digits; no download",
-        image_shape=(8, 8, 1),
-        num_classes=10,
-        augmentation=Augmentation(),
-    ),
+DATASETS: dict[str, Augmentation] = {
+    "cifar10": Augmentation(crop_padding=4, flip=True),
+    "cifar100": Augmentation(crop_padding=4, flip=True),
+    "svhn_cropped": Augmentation(crop_padding=4),
+    "mnist": Augmentation(crop_padding=2),
+    "fashion_mnist": Augmentation(crop_padding=2, flip=True),
+    "digits": Augmentation(),
 }
+"""The sets known by name, and what suits their training images; digits are never mirrored."""
 
 
 def load(name: str, *, data_dir: str | None = None, validation_fraction: float = 0.02) -> Dataset:
@@ -128,7 +80,7 @@ def default_augmentation(name: str, image_shape: tuple[int, int, int]) -> Augmen
         over 24 pixels, and never a flip, which could change what an image shows.
     """
     if name in DATASETS:
-        return DATASETS[name].augmentation
+        return DATASETS[name]
     return Augmentation(crop_padding=4 if min(image_shape[:2]) > 24 else 0)
 
 

@@ -66,6 +66,13 @@ def defense(one: Results) -> str:
     return _with_steps(one.get("defense", asked), config.get("attack_steps", 1))
 
 
+RARE = (
+    "ema", "weight_decay", "label_smoothing", "cutout", "hinge_strength", "mask_learning_rate",
+    "pretraining", "admm_stage", "admm_rho", "admm_updates", "restart_rate",
+)  # fmt: skip
+"""Settings named in a recipe where they are not the usual ones."""
+
+
 def _with_steps(name: str, steps: int) -> str:
     return f"{name}-{steps}" if name in MANY_STEPS else name
 
@@ -80,15 +87,21 @@ def recipe(one: Results) -> str:
     warm_up = config.get("epsilon_warmup", 0.0)
     grown = f", radius over {warm_up:.0%}" if warm_up else ""
     some = f", {config['train_images']:,} images" if config.get("train_images") else ""
-    usual = suited(one["dataset"]).validation
-    share = config.get("validation", usual)
-    held_out = f", {share:.0%} held out" if share != usual else ""
+    usual = suited(one["dataset"])
+    share = config.get("validation", usual.validation)
+    held_out = f", {share:.0%} held out" if share != usual.validation else ""
     guard = "" if config.get("guard", True) else ", no guard"
     clip = f", clip {config['clip']:g}" if config.get("clip") else ""
     for event in one.get("retreats", ()):
         if "clip" in event:  # from where it diverged
             clip = f", then clip {event['clip']:g}"
-    return f"{rate}, batch {config.get('batch_size', 128)}{grown}{some}{held_out}{guard}{clip}"
+    rare = "".join(
+        f", {name.replace('_', ' ')} {config[name]:g}"
+        for name in RARE
+        if config.get(name, getattr(usual, name)) != getattr(usual, name)
+    )
+    batch = f"batch {config.get('batch_size', 128)}"
+    return f"{rate}, {batch}{grown}{some}{held_out}{guard}{clip}{rare}"
 
 
 def _spread(values: Iterable[float], digits: int, scale: float = 1.0) -> str:

@@ -97,7 +97,8 @@ class Terminal:
             self._bar.update(self._task, completed=done)
 
     def _forecast(self, images_per_s: float) -> None:
-        """Says what the run will take; a slim network is taken to cost its ratio, or half."""
+        """Says what the run will take; a slim network is taken to cost its ratio, but no less
+        than `SLIM_AT_BEST`."""
         assert self._plan is not None and self._config is not None
         plan = self._plan
         dense = max(0, plan.freeze_epoch * plan.steps_per_epoch - self._done)

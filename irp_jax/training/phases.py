@@ -128,7 +128,8 @@ def _freeze_epoch(config: Config, stages: tuple[int, ...]) -> int:
     if config.method in BASELINES:
         return stages[-1]
     freeze = 1.0 if config.method == "paper" else config.ramp_stop
-    return min(max(math.ceil(freeze * config.epochs), 1), config.epochs)
+    # 0.28 of 25 is 7.000000000000001.
+    return min(max(math.ceil(round(freeze * config.epochs, 6)), 1), config.epochs)
 
 
 def optimizer(
