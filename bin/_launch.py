@@ -32,9 +32,10 @@ def run(module, extras=(), requires=()):
     Args:
         module: dotted name, importable from the repository's root.
         extras: pyproject extras with a file of pins of their own in requirements/.
-        requires: extras installed by their version alone, without hashes; not for a page of help.
+        requires: extras installed by their version alone, without hashes: PyTorch, of which
+            neither a page of help nor --no-torch has need.
     """
-    if {"-h", "--help"} & set(sys.argv):
+    if {"-h", "--help", "--no-torch"} & set(sys.argv):
         requires = ()
     python = find_python(tuple(extras), tuple(requires))
     execute(python, ["-m", module, *sys.argv[1:]])
@@ -187,26 +188,37 @@ def lock():
         except BlockingIOError:
             say("another command is setting up .venv: waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a file system without locks, on some clusters
         yield
 
 
 def make(extras, requires, missing):
-    """Makes `.venv`, or adds to it. The stamp goes first and comes back last, so that a set-up cut
-    short at any moment is begun again."""
+    """Makes `.venv`, or adds to it. From the first moment on it has a stamp, which says that it is
+    ours, and at the last one what is in it, so that a set-up cut short is begun again."""
     import tomllib
     from importlib.util import find_spec
 
     have = installed()
-    if os.path.exists(STAMP):
-        os.remove(STAMP)
+    if os.path.lexists(VENV) and not os.path.exists(STAMP):
+        refuse(f"{VENV} is not of this command's making and lacks {', '.join(missing)}: rename it")
+    os.makedirs(VENV, exist_ok=True)
+    stamp("unfinished")
     start = time.monotonic()
     if have is None:
         lacks = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if missing[3:] else "")
         say(f"setting up .venv once, in a minute or two: {sys.executable} lacks {lacks}")
-        shutil.rmtree(VENV, ignore_errors=True)
+        for entry in os.scandir(VENV):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            elif entry.path != STAMP:
+                os.remove(entry.path)
+        # Its own Python, where it was active, is gone by now: the one it was made from is not.
+        inside = os.path.realpath(sys.prefix) == os.path.realpath(VENV)
+        creator = getattr(sys, "_base_executable", sys.executable) if inside else sys.executable
         # Some images ship venv without the pip it installs; the pip of this Python then serves.
         without_pip = [] if find_spec("ensurepip") else ["--without-pip"]
-        call([sys.executable, "-m", "venv", *without_pip, VENV], start, "an empty environment")
+        call([creator, "-m", "venv", *without_pip, VENV], start, "an empty environment")
     if os.path.exists(os.path.join(VENV, "bin", "pip")):
         pip = [PYTHON, "-m", "pip"]
     else:
@@ -227,10 +239,14 @@ def make(extras, requires, missing):
     # Some packages hold files of other Pythons, which do not compile: no reason to stop.
     compile_all = [PYTHON, "-P", "-m", "compileall", "-q", "-j", "0", os.path.join(VENV, "lib")]
     subprocess.call(compile_all, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    with open(STAMP + ".new", "w") as file:
-        file.write("\n".join([fingerprint(), *sorted({*(have or ()), *extras, *requires})]) + "\n")
-    os.replace(STAMP + ".new", STAMP)
+    stamp(fingerprint(), *sorted({*(have or ()), *extras, *requires}))
     say(f"ready after {time.monotonic() - start:.0f} s")
+
+
+def stamp(*words):
+    with open(STAMP + ".new", "w") as file:
+        file.write("\n".join(words) + "\n")
+    os.replace(STAMP + ".new", STAMP)
 
 
 def call(command, start, what):

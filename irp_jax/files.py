@@ -50,6 +50,17 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         ) from error
 
 
+def check_place(path: Path) -> None:
+    """Refuses a file that cannot be written, before the work for it is done.
+
+    Raises:
+        UserError: it is no name of a file, or its folder cannot be written.
+    """
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not path.name or path.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
+        raise UserError(f"cannot write {str(path)!r}: choose another place")
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file, None where there is none.
 
@@ -89,8 +100,12 @@ def claim(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"workdir {folder} is in use by another run: choose another") from None
+        except OSError:
+            pass  # a file system without locks, on some clusters: nobody else is known of
         found = read_json(folder / "config.json")
         if found is not None:
+            if not isinstance(found, dict):
+                raise UserError(f"{folder / 'config.json'} is no run's: choose another --workdir")
             differing = [k for k in identity if found.get(k) != identity[k]]
             if differing:
                 what = ", ".join(f"{k}={found.get(k)}, not {identity[k]}" for k in differing[:3])

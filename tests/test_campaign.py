@@ -181,6 +181,7 @@ class Boast:
 
     steps: int
     name: str = "boast"
+    eot: int = 1
 
     def runs(self, classes):
         return 1
@@ -208,6 +209,17 @@ def test_finds_that_do_not_hold_up_are_not_counted_and_told(steps):
     assert report.robust == report.natural
     (line,) = told
     assert line.startswith(f"{steps * (N - 3)} finds of boast did not hold up")
+
+
+def test_a_network_known_to_be_random_is_asked_once_more_and_no_further():
+    told: list[str] = []
+    steps = []
+    attacks.assess(
+        NET, IMAGES, LABELS, [Boast(50, eot=2)], threat=THREAT, look_first=False,
+        watch=attacks.Watch(warn=told.append, progress=lambda done, *_: steps.append(done)),
+    )  # fmt: skip
+    assert told == []
+    assert steps[-1] < 2 * N, "a run ends with its first find"
 
 
 def test_what_did_not_hold_up_before_an_interruption_is_told_after_it(tmp_path, monkeypatch):

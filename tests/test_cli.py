@@ -1,5 +1,6 @@
 """What a user meets at the command line: one line for what cannot be done, and exit code 2."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -40,6 +41,7 @@ def refusal(capsys, monkeypatch, command, *arguments):
         (["--config"], "--config needs a value"),
         (["--modle=resnet20"], "did you mean '--model'"),
         (["--seed=4294967296"], "below 2^32"),
+        (["--width=1e30"], "at most 64"),
     ],
 )
 def test_bin_train_refuses_in_one_line_and_leaves_nothing(
@@ -48,6 +50,34 @@ def test_bin_train_refuses_in_one_line_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     assert said in refusal(capsys, monkeypatch, train.train, *arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_out_of_memory_is_one_line(capsys, monkeypatch):
+    def greedy(arguments):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+
+    assert "smaller --batch-size" in refusal(capsys, monkeypatch, greedy)
+
+
+def test_home_is_found_behind_an_equals_sign(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/anna")
+    parsed = run.parse(Config, ["--workdir=~/mine", "--budget=0.3"], "bin/train")
+    assert (parsed.workdir, parsed.budget) == ("/home/anna/mine", "0.3")
+
+
+@pytest.mark.parametrize("flag", ["--out=", "--out=file/figures.json", "--save-adversarial=d.npz"])
+def test_what_cannot_be_written_is_refused_before_the_attack(capsys, monkeypatch, tmp_path, flag):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "d.npz").mkdir()
+    said = refusal(capsys, monkeypatch, evaluate.evaluate, "--checkpoint=none", flag)
+    assert said.startswith("error: cannot write ")
+
+
+def test_results_that_lack_something_are_named(capsys, monkeypatch, tmp_path):
+    (tmp_path / "one.json").write_text('{"config": {}, "accuracy": {}, "model": "resnet20"}')
+    said = refusal(capsys, monkeypatch, report.report, str(tmp_path))
+    assert "one.json lacks attack, budget, cost" in said
 
 
 def test_bad_arrays_are_refused(capsys, monkeypatch, tmp_path):

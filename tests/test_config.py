@@ -135,6 +135,9 @@ def test_loading_a_config_that_is_none(tmp_path):
     empty.write_text("x = 1\n")
     with pytest.raises(UserError, match="config = Config"):
         configs.load(str(empty))
+    empty.write_text("raise SystemExit\n")
+    with pytest.raises(UserError, match="cannot be run"):
+        configs.load(str(empty))
 
 
 def test_the_names_are_those_of_what_there_is():

@@ -185,6 +185,14 @@ def test_damaged_idx_files(tmp_path, broken):
         load("mnist", data_dir=str(tmp_path))
 
 
+@pytest.mark.parametrize("content", [b"", bytes(300), b"<html>404 Not Found</html>"])
+def test_damaged_matlab_files(tmp_path, content):
+    put(tmp_path, {"train_32x32.mat": content, "test_32x32.mat": content})
+    with pytest.raises(UserError, match="is not the official svhn_cropped") as caught:
+        load("svhn_cropped", data_dir=str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
 def test_files_of_another_set_under_the_same_name_are_passed_over(tmp_path, monkeypatch):
     files = mnist_files()
     put(tmp_path, files)

@@ -46,7 +46,7 @@ test = ["pytest"]
 def fake_call(command: list[str], start: float, what: str) -> None:
     """Stands in for venv and pip: makes the folder and the Python, installs nothing."""
     if "venv" in command:
-        (Path(command[-1]) / "bin").mkdir(parents=True)
+        (Path(command[-1]) / "bin").mkdir()
         (Path(command[-1]) / "bin" / "python").symlink_to(sys.executable)
 
 
@@ -67,10 +67,10 @@ def test_a_page_of_help_installs_nothing_large(
     asked = []
     monkeypatch.setattr(launch, "find_python", lambda extras, requires: asked.append(requires))
     monkeypatch.setattr(launch, "execute", lambda python, arguments: None)
-    for arguments in (["train"], ["train", "--help"]):
+    for arguments in (["train"], ["train", "--help"], ["train", "--no-torch"]):
         monkeypatch.setattr(sys, "argv", ["bin/bench", *arguments])
         launch.run("irp_jax.cli.bench", requires=("bench",))
-    assert asked == [("bench",), ()]
+    assert asked == [("bench",), (), ()]
 
 
 def test_versions_compare_as_numbers(launch: ModuleType) -> None:
@@ -151,6 +151,38 @@ def test_a_set_up_cut_short_is_begun_again(
     launch.find_python((), ())
     assert launch.installed() == []
     assert not leftover.exists()
+
+
+def test_an_environment_of_the_user_s_own_is_left_alone(
+    launch: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(launch, "call", fake_call)
+    treasure = Path(launch.VENV, "treasure")
+    treasure.parent.mkdir()
+    treasure.write_text("weeks of work")
+    with pytest.raises(SystemExit) as stop:
+        launch.find_python((), ())
+    assert stop.value.code == 2
+    assert "lacks nosuchpackage>=1: rename it" in capsys.readouterr().err
+    assert [path.name for path in treasure.parent.iterdir()] == ["treasure"]
+
+
+def test_a_stale_environment_that_is_active_is_made_anew_by_the_python_under_it(
+    launch: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    creators = []
+
+    def noted(command: list[str], *rest: Any) -> None:
+        creators.append(command[0])
+        fake_call(command, *rest)
+
+    monkeypatch.setattr(launch, "call", noted)
+    Path(launch.VENV).mkdir()
+    Path(launch.STAMP).write_text("of other pins\n")
+    monkeypatch.setattr(sys, "prefix", launch.VENV)
+    monkeypatch.setattr(sys, "_base_executable", "/usr/bin/underneath")
+    launch.find_python((), ())
+    assert creators[0] == "/usr/bin/underneath"
 
 
 def test_an_old_python_gets_one_line(

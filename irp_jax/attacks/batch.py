@@ -60,8 +60,8 @@ def step(
         gradient: (N, H, W, C), of what is climbed.
         length: of the step, in units of epsilon.
     """
-    directions = jax.vmap(uphill, (None, 0, 0))(threat, current, gradient)
-    ahead = current + length * threat.epsilon * directions
+    moves = jax.vmap(uphill, (None, 0, 0, None))(threat, current, gradient, length * threat.epsilon)
+    ahead = current + moves
     if images is None:
         return clip_to_box(ahead)
     return jax.vmap(project, (None, 0, 0))(threat, ahead, images)

@@ -185,6 +185,8 @@ def _one_attack(
     began = saved = time.perf_counter()
     done, chunk = 0, 1
     unverified = at.unverified[index] if len(at.unverified) > index else 0
+    # A network known to be random is asked once more, as published, and may then answer otherwise.
+    insistent = getattr(attack, "eot", 1) == 1
     doubts: Counter[int] = Counter()  # finds of runs under way that did not hold up, by image
 
     def reached() -> Standings:
@@ -211,10 +213,10 @@ def _one_attack(
             doubtful = np.zeros(len(held), bool)
             for place in over:
                 row = int(held[place])
-                doubts[row] += int(claimed[place] and not confirmed[place])
+                doubts[row] += int(insistent and claimed[place] and not confirmed[place])
                 if confirmed[place]:
                     standing[row], felled_by[row], found[row] = False, index, worst[place]
-                elif claimed[place] and taken[place] < attack.steps:
+                elif insistent and claimed[place] and taken[place] < attack.steps:
                     doubtful[place] = True
                     continue
                 else:

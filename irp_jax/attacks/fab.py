@@ -69,8 +69,9 @@ class Fab:
 
     References:
         Croce & Hein, "Minimally distorted adversarial examples with a fast adaptive boundary
-        attack", 2020, algorithm 1. Targets: Croce & Hein, "Reliable evaluation of adversarial
-        robustness with an ensemble of diverse parameter-free attacks", 2020.
+        attack", 2020, algorithm 1 without its final search, as in AutoAttack. Targets: Croce &
+        Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
+        parameter-free attacks", 2020.
     """
 
     name: str

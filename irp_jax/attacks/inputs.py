@@ -105,7 +105,8 @@ def check_network(logits_fn: Partial, shape: tuple[int, ...]) -> None:
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
         raise UserError(
             "logits_fn cannot be compiled by JAX: use jax.numpy inside, no NumPy, float() or if on "
-            f"values ({str(error).splitlines()[0]})"
+            "values, and no flag such as train=False as an argument of a Partial "
+            f"({str(error).splitlines()[0]})"
         ) from error
     count = shape[0]
     if (

@@ -7,7 +7,7 @@ batched with `jax.vmap`. Images are in pixel units, [0, 1], and so is `epsilon`.
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -209,20 +209,30 @@ def steepest(threat: Threat, gradient: jax.Array) -> jax.Array:
             return jnp.where(there.reshape(gradient.shape), jnp.sign(gradient), 0.0)
 
 
-def uphill(threat: Threat, image: jax.Array, gradient: jax.Array) -> jax.Array:
-    """The `steepest` direction that the pixel box leaves open at an image.
+def uphill(threat: Threat, image: jax.Array, gradient: jax.Array, length: Any) -> jax.Array:
+    """The move of a given length that raises the loss most to first order.
 
-    A pixel at its bound goes no further. In L-inf and L2 projection sees to that, and all others
-    move. An L1 step moves a single pixel: if that were one at its bound, the image would stand
-    still for good, so such pixels are left out (why the box matters in L1: Croce & Hein 2021, "Mind
-    the box").
+    In L-inf and L2 the pixel box is left to projection. In L1 a move along one entry would soon be
+    out of the box and lost, so there it is the best one within (why the box matters in L1: Croce &
+    Hein 2021, "Mind the box"): the largest entries of the gradient each go to their bound until the
+    length is used up.
 
     Args:
         threat: its norm decides what length means.
-        image: where the step starts, in [0, 1].
+        image: where the move starts, in [0, 1].
         gradient: d loss / d image there.
+        length: of the move, in pixel units.
+
+    Returns:
+        What to add to the image: same shape and dtype, no longer than `length`.
     """
-    if threat.norm == "l1":
-        stuck = ((image <= 0) & (gradient < 0)) | ((image >= 1) & (gradient > 0))
-        gradient = jnp.where(stuck, 0.0, gradient)
-    return steepest(threat, gradient)
+    if threat.norm != "l1":
+        return length * steepest(threat, gradient)
+    slopes = gradient.ravel()
+    pixels = image.ravel()
+    room = jnp.where(slopes > 0, 1.0 - pixels, jnp.where(slopes < 0, pixels, 0.0))
+    order = jnp.argsort(-jnp.abs(slopes))
+    room = jnp.maximum(room[order], 0.0)
+    left = length - (jnp.cumsum(room) - room)
+    moves = jnp.zeros_like(slopes).at[order].set(jnp.clip(left, 0.0, room))
+    return (moves * jnp.sign(slopes)).reshape(gradient.shape)

@@ -81,6 +81,9 @@ def evaluate(arguments: list[str]) -> None:
     saving = options.save_adversarial
     if saving is not None and Path(saving).suffix != ".npz":
         raise UserError(f"--save-adversarial must name an .npz file, got {saving}")
+    for place in (options.out, saving):
+        if place is not None:
+            files.check_place(Path(place))
     terminal = Terminal()
     net = network.load(options.checkpoint, terminal.note)
     radii = _radii(options, net.config.epsilon)
@@ -88,6 +91,8 @@ def evaluate(arguments: list[str]) -> None:
     specs = [_spec(options, radius) for radius in attacked]
     name = options.dataset or net.config.dataset
     images, labels = _test_set(options, net, name)
+    if options.corruptions:  # too small ones are refused now, not after the attack
+        corruptions.corrupt(images[:1], corruptions.CORRUPTIONS[0], 1)
     mesh, batch_size = _devices(options, images)
     began = time.perf_counter()
     try:
@@ -118,7 +123,10 @@ def evaluate(arguments: list[str]) -> None:
         results["accuracy"] |= _accuracies(specs[-1], reports[-1])
         results["seconds"] = {k: round(v, 1) for k, v in reports[-1].seconds.items()}
     if options.corruptions:
-        table = _corrupted(options, net, images, labels, mesh, batch_size, terminal)
+        try:
+            table = _corrupted(options, net, images, labels, mesh, batch_size, terminal)
+        finally:
+            terminal.close()
         results["corruptions"] = table
         results["accuracy"]["corrupted"] = float(np.mean(list(table.values())))
     results["warnings"] = sorted({line for report in reports for line in report.warnings})
@@ -182,7 +190,8 @@ def _spec(options: Options, epsilon: float) -> AttackSpec:
 
 def _test_set(options: Options, net: network.Network, name: str) -> tuple[np.ndarray, np.ndarray]:
     trained_on = net.config.data_dir  # on another machine, perhaps: nothing is put there
-    there = trained_on if trained_on is not None and Path(trained_on).is_dir() else None
+    known = trained_on is not None and Path(trained_on).expanduser().is_dir()
+    there = trained_on if known else None
     dataset = data.load(name, data_dir=options.data_dir or there, validation_fraction=0.0)
     if (dataset.image_shape, dataset.num_classes) != (net.image_shape, len(net.class_names)):
         raise UserError(
@@ -265,7 +274,6 @@ def _corrupted(
             logits = attacks.predict(apply, pixels, batch_size=batch_size, mesh=mesh)
             found[name].append(float((logits.argmax(-1) == labels).mean()))
         terminal.evaluating(done + 1, len(corruptions.CORRUPTIONS), len(images))
-    terminal.close()
     return found
 
 

@@ -30,6 +30,12 @@ class Options:
     """Draw to this .svg or .png: accuracy over the minutes of training, a line a run."""
 
 
+NEEDED = {
+    "model", "dataset", "method", "seed", "budget", "cost", "attack", "epochs", "wall_time_s",
+}  # fmt: skip
+"""What the results of a run have, besides their config and accuracies."""
+
+
 def report(arguments: list[str]) -> None:
     """Reads every JSON file that is a run's results, or one file of a benchmark."""
     if arguments and not arguments[0].startswith("-"):
@@ -41,7 +47,12 @@ def report(arguments: list[str]) -> None:
     if place.is_file() and isinstance(found[0], dict) and {"costs", "networks"} & set(found[0]):
         _benchmark(options, place, found[0])
         return
-    runs = [one for one in found if isinstance(one, dict) and {"config", "accuracy"} <= set(one)]
+    runs = []
+    for path, one in zip(paths, found, strict=True):
+        if isinstance(one, dict) and {"config", "accuracy"} <= set(one):
+            if lacking := sorted(NEEDED - set(one)):
+                raise UserError(f"{path} lacks {', '.join(lacking)}: take it away from there")
+            runs.append(one)
     if not runs:
         raise UserError(f"no results in {place}: give a folder of results.json files")
     if options.plot is not None and len(runs) == 1:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+import jax
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
@@ -93,7 +94,13 @@ def parse(
     if unread:
         flags = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
         raise unknown("flag", unread[0].partition("=")[0], flags)
-    return parsed
+    # Shells leave the ~ of --flag=~/folder as it is.
+    homes = {
+        field.name: os.path.expanduser(value)
+        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if isinstance(value := getattr(parsed, field.name), str) and value.startswith("~")
+    }
+    return dataclasses.replace(parsed, **homes)
 
 
 def take_flag(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
@@ -144,6 +151,11 @@ def main(command: Callable[[list[str]], None]) -> None:
     except OSError as error:  # a file or folder that may not be read or written
         where = f"{error.filename}: " if error.filename else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print("error: out of memory: give a smaller --batch-size", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted: run the same command again to resume", file=sys.stderr)

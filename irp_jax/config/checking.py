@@ -62,6 +62,8 @@ def check(config: Config) -> None:
     ):  # fmt: skip
         if not 0 < getattr(config, name) < math.inf:
             raise UserError(f"{flag(name)} must be positive, got {getattr(config, name):g}")
+    if config.width > WIDEST:
+        raise UserError(f"--width must be at most {WIDEST}, got {config.width:g}")
     for name in ("label_smoothing", "validation", "ema", "epsilon_warmup"):
         if not 0 <= getattr(config, name) < 1:
             raise UserError(f"{flag(name)} must be in [0, 1), got {getattr(config, name):g}")
@@ -89,6 +91,9 @@ def check(config: Config) -> None:
             f"not {config.regularity}"
         )
 
+
+WIDEST = 64
+"""Times the usual channels: a network that wide has thousands of times the parameters."""
 
 TYPES: dict[Any, tuple[str, Any]] = {
     bool: ("True or False", bool),

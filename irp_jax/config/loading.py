@@ -36,7 +36,7 @@ def load_all(path: str) -> list[Config]:
         raise UserError(f"no file {path}: --config takes a path or one of {', '.join(options)}")
     try:
         defined = runpy.run_path(str(file))
-    except Exception as error:  # whatever the user's file raises
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
         raise UserError(f"{path} cannot be run ({type(error).__name__}: {error})") from error
     found = defined.get("configs")
     if not isinstance(found, list):  # a module of this name may have been imported

@@ -165,7 +165,10 @@ def _read_svhn(paths: Mapping[str, Path], sizes: Mapping[str, int]) -> Contents:
         path = paths[f"{split}_32x32.mat"]
         try:
             data = io.loadmat(path, variable_names=["X", "y"])
-        except (ValueError, TypeError, NotImplementedError, MemoryError) as error:
+        except (
+            ValueError, TypeError, IndexError, NotImplementedError, MemoryError,
+            io.matlab.MatReadError,
+        ) as error:  # fmt: skip
             raise ValueError(f"{path.name} is no MATLAB 5 file ({error})") from error
         images, labels = data["X"], data["y"].reshape(-1)
         _check(images.dtype == np.uint8, f"{path.name}: X is {images.dtype}, not uint8")

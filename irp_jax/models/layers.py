@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from irp_jax.errors import UserError
 from irp_jax.models.architecture import Architecture, Layer
 from irp_jax.models.convolution import convolve
 
@@ -43,6 +44,8 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         shape = (self.kernel_size, self.kernel_size, images.shape[-1], self.features)
+        if self.kernel_size % 2 == 0:
+            raise UserError(f"kernel_size must be odd, got {self.kernel_size}: try 3")
         init = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
         return convolve(images, _parameter(self, "kernel", init, shape), self.stride)
 
@@ -100,12 +103,19 @@ def standardize(images: jax.Array) -> jax.Array:
     return (images - 0.5) / 0.25
 
 
-def describe(model: nn.Module, image_shape: tuple[int, int, int]) -> Architecture:
+def describe(
+    model: nn.Module, image_shape: tuple[int, int, int], classes: int | None = None
+) -> Architecture:
     """The architecture of a network built from this file's layers, found by tracing it once.
 
     Args:
         model: called as `model(images, train=False)`.
         image_shape: (H, W, C) of one image.
+        classes: how many logits it must have; any number if None.
+
+    Raises:
+        UserError: it has parameters outside these layers, which nobody could count or prune, uses
+            a layer twice, or has not a logit for each class.
     """
     layers: list[Layer] = []
 
@@ -118,11 +128,31 @@ def describe(model: nn.Module, image_shape: tuple[int, int, int]) -> Architectur
 
     def trace(key, images):
         with nn.intercept_methods(record):
-            return model.init(key, images, train=False)
+            return model.init_with_output(key, images, train=False)
 
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    jax.eval_shape(trace, jax.random.key(0), images)
+    logits, variables = jax.eval_shape(trace, jax.random.key(0), images)
+    _check_declared(layers, variables["params"])
+    if classes is not None and logits.shape != (1, classes):
+        raise UserError(
+            f"the network answers with {logits.shape[1:]} numbers an image, not ({classes},): it "
+            "needs one for each class of the data"
+        )
     return Architecture(tuple(layers))
+
+
+def _check_declared(layers: list[Layer], params: Any) -> None:
+    """Every parameter is in exactly one of the layers."""
+    paths = [layer.path for layer in layers]
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    owners = {tuple(key.key for key in path[:-1]) for path, _ in leaves}
+    if others := sorted("/".join(path) for path in owners - set(paths)):
+        raise UserError(
+            f"{others[0] or 'the network itself'} has parameters but is no Conv, Dense or Norm of "
+            "irp_jax.models: build the network from those, or it cannot be counted and pruned"
+        )
+    if twice := sorted("/".join(path) for path in set(paths) if paths.count(path) > 1):
+        raise UserError(f"layer {twice[0]} is used twice: give each use a layer of its own")
 
 
 def _declare(

@@ -11,7 +11,8 @@ projection of W, with U = 0.
 
 Filters of coupled layers are one unit here, since they can only be removed together, and one keep
 rate serves all layers, whose rates the authors set by hand. rho stays what it is; the authors' code
-can also let it grow.
+can also let it grow, to ten times as much in the end. A batch norm behind a convolution undoes what
+the pull does to the length of a filter; the authors' code can also pull the scales of the norms.
 """
 
 from collections.abc import Mapping

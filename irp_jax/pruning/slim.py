@@ -1,12 +1,13 @@
 """Masked network -> the small dense network that computes the same function."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
+from irp_jax.errors import UserError
 from irp_jax.models import Architecture, Layer
 from irp_jax.pruning.masks import Masks
 
@@ -56,6 +57,35 @@ def cut(dense: Architecture, tree: Any, survivors: Mapping[str, np.ndarray]) -> 
         return leaf
 
     return jax.tree_util.tree_map_with_path(cut_leaf, tree)
+
+
+def check(dense: Architecture, network: Callable[..., Any], variables: Any, images: Any) -> None:
+    """Refuses a network that does not run with fewer channels, before it is trained.
+
+    Args:
+        dense: its architecture.
+        network: (weights, batch_stats, images, train) -> logits, batch_stats.
+        variables: its "params" and "batch_stats", or their shapes.
+        images: a batch, or its shape.
+
+    Raises:
+        UserError: with a channel less in every group its layers do not fit together.
+    """
+    fewer = {name: np.arange(max(1, size - 1)) for name, size in dense.groups.items()}
+
+    def small(variables: Any, images: Any) -> Any:
+        variables = cut(dense, variables, fewer)
+        return network(variables["params"], variables.get("batch_stats", {}), images, train=False)[
+            0
+        ]
+
+    try:
+        jax.eval_shape(small, variables, images)
+    except Exception as error:  # whatever its layers raise
+        raise UserError(
+            "the network does not run with a channel less in every group, so it cannot be pruned: "
+            f"each layer must name the groups it reads and writes ({type(error).__name__})"
+        ) from error
 
 
 def _take(layer: Layer, name: str, array: Any, survivors: Mapping[str, np.ndarray]) -> Any:

@@ -1,5 +1,6 @@
 """Plots of results; the only file that draws."""
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import LogLocator
 
+from irp_jax.config import radius
 from irp_jax.errors import UserError
-from irp_jax.report.tables import Results, defense, groups, measured_on
+from irp_jax.report.tables import Results, defense, groups, measured_on, network
 
 # Names within a file would be random: the same results make the same file.
 plt.rcParams["svg.hashsalt"] = "irp_jax"
@@ -74,22 +76,22 @@ def _headline(results: Results) -> str:
 
 
 def budget_picture(results: Sequence[Results], path: Path) -> None:
-    """Accuracy against what is left of the network, one line per kind of mask and method.
+    """Accuracy against what is left of the network, a line for whatever differs but the budget.
 
     Args:
-        results: runs on one data set; seeds are averaged, their range is drawn as a bar.
+        results: the runs; seeds are averaged, their range is drawn as a bar.
         path: .svg or .png to write.
     """
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", sharex=True)
-    lines: dict[tuple[str, str], list[list[Results]]] = {}
+    lines: dict[tuple[str, ...], list[list[Results]]] = defaultdict(list)
     for runs in groups(results):
-        kind = f"{runs[0]['method']}, {runs[0]['config']['regularity']} masks"
-        lines.setdefault((measured_on(runs[0]), kind), []).append(runs)
-    several = len({data for data, _ in lines}) > 1
+        lines[_line(runs[0])].append(runs)
+    told = [len(set(column)) > 1 for column in zip(*lines, strict=True)]
     for axis, (key, label) in zip(
         axes, (("natural", "natural accuracy, %"), ("pgd", "PGD-10 accuracy, %")), strict=True
     ):
-        for (data, kind), sets in lines.items():
+        for line, sets in lines.items():
+            label_of_line = [line[0], *itertools.compress(line[1:], told[1:])]
             x = [mean(_left(r) for r in runs) for runs in sets]
             values = [[100 * r["accuracy"][key] for r in runs] for runs in sets]
             y = [mean(v) for v in values]
@@ -101,7 +103,7 @@ def budget_picture(results: Sequence[Results], path: Path) -> None:
             axis.errorbar(
                 [x[i] for i in order], [y[i] for i in order],
                 [[side[i] for i in order] for side in error],
-                marker="o", markersize=4, capsize=2, label=f"{kind}, {data}" if several else kind,
+                marker="o", markersize=4, capsize=2, label=", ".join(label_of_line),
             )  # fmt: skip
         axis.set(xlabel="cost left, fraction of dense", ylabel=label)
     axes[0].legend(frameon=False, fontsize=8)
@@ -159,6 +161,15 @@ def curves_picture(results: Sequence[Results], path: Path) -> None:
     for axis in rows[-1] if alike else rows.flat:
         axis.set(xlabel="minutes of training")
     _save(figure, path)
+
+
+def _line(one: Results) -> tuple[str, ...]:
+    """What the runs of a line have in common; all but the first is named where lines differ."""
+    return (
+        f"{one['method']}, {one['config']['regularity']} masks", network(one),
+        f"eps {radius(one['attack']['epsilon'])}", f"of {one['budget']['kind']}", defense(one),
+        measured_on(one),
+    )  # fmt: skip
 
 
 def _left(results: Results) -> float:

@@ -1,17 +1,19 @@
 """A run from its config to its results: load, train, freeze, train on, evaluate; resumable."""
 
 import dataclasses
+import functools
 import time
 from typing import Any
 
 import jax
+import numpy as np
 
 from irp_jax import attacks, data, evaluation, files, models, parallel
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.network import cost_report, deployed, inference
-from irp_jax.pruning import cost
+from irp_jax.pruning import cost, slim
 from irp_jax.training import epochs, phases
 from irp_jax.training.progress import Progress, Setup, architecture_now, resume, start
 from irp_jax.training.reporter import Reporter
@@ -47,9 +49,13 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
             f"{config.validation:g} holds out none of {len(dataset.train):,}: give 0.1 for a tenth"
         )
     model = models.build(config.model, dataset.num_classes, config.width)
-    dense = models.describe(model, dataset.image_shape)
+    dense = models.describe(model, dataset.image_shape, dataset.num_classes)
     plan = phases.plan(config, dense, len(dataset.train))
     network = models.forward(model)
+    if config.regularity == "channel":
+        image = jax.ShapeDtypeStruct((1, *dataset.image_shape), np.float32)
+        init = functools.partial(model.init, train=False)
+        slim.check(dense, network, jax.eval_shape(init, jax.random.key(0), image), image)
     setup = Setup(
         config=config, identity=identity, plan=plan, dataset=dataset, dense=dense, network=network,
         apply=inference(network), mesh=parallel.mesh(parallel.usable_devices(config.batch_size)),

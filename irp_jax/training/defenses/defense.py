@@ -54,7 +54,9 @@ class Trained(NamedTuple):
 
     Attributes:
         logits: (N, K), of the adversarial images.
-        batch_stats: running statistics after it.
+        batch_stats: running statistics after it. What the attack makes of the batch is not part of
+            them; the authors' codes of one-step defences run it through the norms in training mode,
+            so that about half of their running statistics is of its start.
     """
 
     logits: jax.Array
