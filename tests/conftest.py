@@ -13,10 +13,13 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
-# Most of the suite's time is compilation. XLA's older code generator needs a quarter less of it,
-# without optimisations two thirds. Newer versions lack it, and end the process at unknown flags.
+# Most of the suite's time is compilation: few of LLVM's optimisations are worth theirs here. XLA's
+# older code generator needs a quarter less of it, without optimisations two thirds. Newer versions
+# lack it, and end the process at unknown flags.
+flags = ["--xla_backend_optimization_level=1"]
 if version("jaxlib").startswith("0.10."):
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+    flags.append("--xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 
 import jax
 import pytest
