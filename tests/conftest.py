@@ -16,10 +16,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 # Most of the suite's time is compilation: few of LLVM's optimisations are worth theirs here. XLA's
 # older code generator needs a quarter less of it, without optimisations two thirds. Newer versions
 # lack it, and end the process at unknown flags.
-flags = ["--xla_backend_optimization_level=1"]
-if version("jaxlib").startswith("0.10."):
-    flags.append("--xla_cpu_use_fusion_emitters=false")
-os.environ.setdefault("XLA_FLAGS", " ".join(flags))
+if "XLA_FLAGS" not in os.environ:
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=1"
+    if version("jaxlib").startswith("0.10."):
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import pytest

@@ -3,8 +3,11 @@
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "attacks.md"
+pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def test_examples_of_the_page_on_attacks_run_with_a_shorter_autoattack(tmp_path, monkeypatch):
@@ -12,7 +15,7 @@ def test_examples_of_the_page_on_attacks_run_with_a_shorter_autoattack(tmp_path,
     # The quickest list that still has every kind of attack in it would take the suite a minute.
     text = PAGE.read_text().replace("attacks.autoattack(", "autoattack(")
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     names = {"autoattack": _brief}
     for code in blocks:
         exec(compile(code, str(PAGE), "exec"), names)

@@ -30,6 +30,8 @@ class Net(nn.Module):
         return Dense(3, "b", None)(x.mean((1, 2)))
 
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
 NETWORK = models.forward(Net())
 DENSE = models.describe(Net(), (8, 8, 1))
 IMAGES = np.random.default_rng(0).integers(0, 256, (96, 8, 8, 1), dtype=np.uint8)
