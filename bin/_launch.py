@@ -201,9 +201,15 @@ def make(extras, requires, missing):
 
     have = installed()
     if os.path.lexists(VENV) and not os.path.exists(STAMP):
-        refuse(f"{VENV} is not of this command's making and lacks {', '.join(missing)}: rename it")
+        refuse(
+            f"{sys.executable} lacks {', '.join(missing)}, and {VENV} is not of this command's "
+            "making: activate it if it has them, or rename it"
+        )
     os.makedirs(VENV, exist_ok=True)
     stamp("unfinished")
+    # If it is active, its own Python will be gone: the one it was made from will not.
+    inside = os.path.realpath(sys.prefix) == os.path.realpath(VENV)
+    creator = getattr(sys, "_base_executable", sys.executable) if inside else sys.executable
     start = time.monotonic()
     if have is None:
         lacks = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if missing[3:] else "")
@@ -213,16 +219,13 @@ def make(extras, requires, missing):
                 shutil.rmtree(entry.path)
             elif entry.path != STAMP:
                 os.remove(entry.path)
-        # Its own Python, where it was active, is gone by now: the one it was made from is not.
-        inside = os.path.realpath(sys.prefix) == os.path.realpath(VENV)
-        creator = getattr(sys, "_base_executable", sys.executable) if inside else sys.executable
         # Some images ship venv without the pip it installs; the pip of this Python then serves.
         without_pip = [] if find_spec("ensurepip") else ["--without-pip"]
         call([creator, "-m", "venv", *without_pip, VENV], start, "an empty environment")
     if os.path.exists(os.path.join(VENV, "bin", "pip")):
         pip = [PYTHON, "-m", "pip"]
     else:
-        pip = [sys.executable, "-m", "pip", "--python", PYTHON]
+        pip = [creator, "-m", "pip", "--python", PYTHON]
     install = [*pip, "install", "--disable-pip-version-check", "--no-input", "--progress-bar=off"]
     install += ["--no-compile"]  # half of its time, on one core: done below on all
     pins = []

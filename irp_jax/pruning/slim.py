@@ -75,9 +75,9 @@ def check(dense: Architecture, network: Callable[..., Any], variables: Any, imag
 
     def small(variables: Any, images: Any) -> Any:
         variables = cut(dense, variables, fewer)
-        return network(variables["params"], variables.get("batch_stats", {}), images, train=False)[
-            0
-        ]
+        stats = variables.get("batch_stats", {})
+        logits, _ = network(variables["params"], stats, images, train=False)
+        return logits
 
     try:
         jax.eval_shape(small, variables, images)
