@@ -1,0 +1,98 @@
+"""Finds that do not hold up when shown once more: not counted, and told, interrupted or not."""
+
+import contextlib
+import dataclasses
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attack_nets import dense_net, new_dense_net
+from jax.tree_util import Partial
+
+from irp_jax import attacks
+from irp_jax.attacks import campaign
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+NET = Partial(dense_net, new_dense_net())
+N = 37  # no multiple of any batch size here
+IMAGES = np.random.default_rng(0).uniform(size=(N, 8, 8, 1)).astype(np.float32)
+PREDICTED = np.asarray(NET(IMAGES).argmax(-1))
+# Three images are wrong as they are.
+LABELS = np.where(np.arange(N) < 3, (PREDICTED + 1) % 10, PREDICTED).astype(np.int32)
+THREAT = attacks.linf(0.03)
+
+
+class Killed(Exception):
+    pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Boast:
+    """An attack that claims to have felled what it was given, in its first step of `steps`."""
+
+    steps: int
+    name: str = "boast"
+    eot: int = 1
+
+    def runs(self, classes):
+        return 1
+
+    def start(self, logits_fn, problem):
+        count = len(problem.label)
+        nothing = attacks.Attacked(problem.image, jnp.zeros(count, bool), jnp.zeros(count))
+        return _Boasting(nothing)
+
+    def step(self, logits_fn, problem, state, number):
+        return _Boasting(state.worst._replace(fallen=jnp.ones_like(state.worst.fallen)))
+
+
+class _Boasting(NamedTuple):
+    worst: attacks.Attacked
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_finds_that_do_not_hold_up_are_not_counted_and_told(steps):
+    told = []
+    report = attacks.assess(
+        NET, IMAGES, LABELS, [Boast(steps)], threat=THREAT, look_first=False,
+        watch=attacks.Watch(warn=told.append),
+    )  # fmt: skip
+    assert report.robust == report.natural
+    (line,) = told
+    assert line.startswith(f"{steps * (N - 3)} finds of boast did not hold up")
+
+
+def test_a_network_known_to_be_random_is_asked_once_more_and_no_further():
+    told: list[str] = []
+    steps = []
+    attacks.assess(
+        NET, IMAGES, LABELS, [Boast(50, eot=2)], threat=THREAT, look_first=False,
+        watch=attacks.Watch(warn=told.append, progress=lambda done, *_: steps.append(done)),
+    )  # fmt: skip
+    assert told == []
+    assert steps[-1] < 2 * N, "a run ends with its first find"
+
+
+def test_what_did_not_hold_up_before_an_interruption_is_told_after_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(campaign, "SAVE_EVERY", 0.0)
+    told: list[str] = []
+    allowed = 0
+
+    def progress(*_):
+        nonlocal allowed
+        allowed -= 1
+        if not allowed:
+            raise Killed
+
+    for allowance in (3, 5, 1000):  # killed in the first attack, in the second, not at all
+        allowed = allowance
+        told.clear()
+        with contextlib.suppress(Killed):
+            attacks.assess(
+                NET, IMAGES, LABELS, [Boast(3), attacks.Pgd(gradient_steps=1)], threat=THREAT,
+                batch_size=8, look_first=False, state_file=tmp_path / "state.npz",
+                watch=attacks.Watch(warn=told.append, progress=progress),
+            )  # fmt: skip
+    assert [line.split()[0] for line in told] == [str(3 * (N - 3))]
