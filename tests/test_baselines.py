@@ -132,9 +132,15 @@ def test_the_weakest_go_at_one_rate_and_the_rest_is_untouched(method, regularity
     assert kept == uniform.kept(dense, regularity, "macs", plan.limit)
     left = frozen.params["weights"]
     if regularity == "channel":
+
+        def size(conv, norm):  # magnitude goes by filters, ADMM by the scales and biases too
+            size = np.sum(weights[conv]["kernel"] ** 2, (0, 1, 2))
+            norms = weights[norm].values() if method == "admm" else ()
+            return size + sum(np.square(array) for array in norms)
+
         a, b = (
-            np.sort(np.argsort(-np.sqrt(np.sum(weights[n]["kernel"] ** 2, (0, 1, 2))))[:count])
-            for n, count in (("first", kept["a"]), ("second", kept["b"]))
+            np.sort(np.argsort(-size(conv, norm))[: kept[group]])
+            for group, conv, norm in (("a", "first", "norm1"), ("b", "second", "norm2"))
         )
         assert len(a) < 8 and len(b) / 16 == pytest.approx(len(a) / 8, abs=0.07)
         np.testing.assert_array_equal(

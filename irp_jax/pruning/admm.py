@@ -7,12 +7,14 @@ lying in a set S of tensors with few units. ADMM splits that in two: the weights
 
 and now and then Z <- the point of S nearest to W + U, then U <- U + W - Z. Z is a copy of the
 weights that is pruned, U the running sum of how far the weights are from it. The first Z is the
-projection of W, with U = 0.
+projection of W, with U = 0. With each later update rho grows by 1.3, as the authors' code does in
+its example for CIFAR-10.
 
-Filters of coupled layers are one unit here, since they can only be removed together, and one keep
-rate serves all layers, whose rates the authors set by hand. rho stays what it is; the authors' code
-can also let it grow, to ten times as much in the end. A batch norm behind a convolution undoes what
-the pull does to the length of a filter; the authors' code can also pull the scales of the norms.
+With channels as units W is all that writes a channel: its filters in coupled layers, which can only
+be removed together, and the scales and biases of its norms. The authors pull the filters or the
+scales; but a batch norm undoes what is done to the length of a filter alone, and where the scales
+alone are pulled the biases remain. One keep rate serves all layers, whose rates the authors set by
+hand.
 """
 
 from collections.abc import Mapping
@@ -24,7 +26,13 @@ import optax
 
 from irp_jax.models import Architecture
 from irp_jax.pruning import magnitude, masks
-from irp_jax.pruning.magnitude import Kernels
+from irp_jax.pruning.masks import Masks
+
+GROWTH = 1.3
+"""What rho is multiplied by with every update: ten times as much after nine."""
+
+Units = dict[str, dict[str, jax.Array]]
+"""W: layer name -> parameter name -> array, of the layers that can be pruned."""
 
 
 class AdmmState(NamedTuple):
@@ -32,35 +40,63 @@ class AdmmState(NamedTuple):
 
     Attributes:
         step: () int32, updates made.
-        sparse: Z, like the kernels; zero before ADMM starts.
+        sparse: Z, like W; zero before ADMM starts.
         dual: U, likewise.
     """
 
     step: jax.Array
-    sparse: Kernels
-    dual: Kernels
+    sparse: Units
+    dual: Units
+
+
+def units(architecture: Architecture, weights: Any, regularity: masks.Regularity) -> Units:
+    """W: the kernels, with regularity "weight"; all that writes channels, with "channel"."""
+    if regularity == "weight":
+        kernels = magnitude.kernels(architecture, weights)
+        return {name: {"kernel": kernel} for name, kernel in kernels.items()}
+    writers = [layer for layer in architecture.layers if layer.writes is not None]
+    return {layer.name: dict(layer.of(weights)) for layer in writers}
+
+
+def select(
+    architecture: Architecture,
+    units: Units,
+    regularity: masks.Regularity,
+    kept: Mapping[str, int],
+) -> Masks:
+    """Logits of +1 for the units of largest L2 norm and -1 for others.
+
+    Args:
+        architecture: of the dense network.
+        units: W, or W + U.
+        regularity: what a unit is.
+        kept: mask name -> units kept.
+    """
+    if regularity == "weight":
+        sizes = {name: jnp.abs(arrays["kernel"]) for name, arrays in units.items()}
+        return magnitude.largest(sizes, kept)
+    squares = {name: jnp.zeros((size,), jnp.float32) for name, size in architecture.groups.items()}
+    for layer in architecture.layers:
+        for array in units.get(layer.name, {}).values():
+            squares[str(layer.writes)] += jnp.square(array).sum(tuple(range(array.ndim - 1)))
+    return magnitude.largest(squares, kept)
 
 
 def project(
     architecture: Architecture,
-    kernels: Kernels,
+    units: Units,
     regularity: masks.Regularity,
     kept: Mapping[str, int],
-) -> Kernels:
-    """The kernels with all but the largest units set to zero: the nearest point of S.
-
-    Args:
-        architecture: of the dense network.
-        kernels: layer name -> kernel.
-        regularity: what a unit is.
-        kept: mask name -> units that may be other than zero.
-    """
-    logits = magnitude.largest(magnitude.norms(architecture, kernels, regularity), kept)
-    gates = masks.gates(logits)
+) -> Units:
+    """W with all but the largest units set to zero: the nearest point of S. Arguments: `select`."""
+    gates = masks.gates(select(architecture, units, regularity, kept))
     return {
-        layer.name: kernels[layer.name]
-        * gates[layer.name if regularity == "weight" else str(layer.writes)]
-        for layer in masks.maskable(architecture)
+        layer.name: {
+            name: array * gates[layer.name if regularity == "weight" else str(layer.writes)]
+            for name, array in units[layer.name].items()
+        }
+        for layer in architecture.layers
+        if layer.name in units
     }
 
 
@@ -81,20 +117,20 @@ def pull(
         architecture: of the dense network.
         regularity: what a unit is.
         kept: mask name -> units kept in Z.
-        rho: strength of the pull.
+        rho: strength of the pull at first; `GROWTH` times as much after each update of Z and U.
         start: step from which ADMM runs; Z and U are made from the weights before it.
         interval: steps between their updates.
     """
 
     def init(weights: Any) -> AdmmState:
-        current = magnitude.kernels(architecture, weights)
+        current = units(architecture, weights, regularity)
         zeros = [jax.tree.map(jnp.zeros_like, current) for _ in range(2)]
         return AdmmState(jnp.zeros((), jnp.int32), *zeros)
 
     def update(gradients: Any, state: AdmmState, weights: Any = None) -> tuple[Any, AdmmState]:
-        current = magnitude.kernels(architecture, weights)
+        current = units(architecture, weights, regularity)
 
-        def renewed() -> tuple[Kernels, Kernels]:
+        def renewed() -> tuple[Units, Units]:
             sum_ = jax.tree.map(jnp.add, current, state.dual)
             sparse = project(architecture, sum_, regularity, kept)
             dual = jax.tree.map(
@@ -103,16 +139,19 @@ def pull(
             return sparse, dual
 
         begun = state.step >= start
-        due = begun & ((state.step - start) % interval == 0)
+        updates, since = jnp.divmod(state.step - start, interval)
+        due = begun & (since == 0)
         sparse, dual = jax.lax.cond(due, renewed, lambda: (state.sparse, state.dual))
-        strength = jnp.where(begun, rho, 0.0)
+        strength = jnp.where(begun, rho * GROWTH ** updates.astype(jnp.float32), 0.0)
 
         def pulled(path: Any, gradient: jax.Array) -> jax.Array:
             *where, leaf = (key.key for key in path)
             name = "/".join(where)
-            if leaf != "kernel" or name not in current:
+            if leaf not in current.get(name, {}):
                 return gradient
-            return gradient + strength * (current[name] - sparse[name] + dual[name])
+            return gradient + strength * (
+                current[name][leaf] - sparse[name][leaf] + dual[name][leaf]
+            )
 
         gradients = jax.tree_util.tree_map_with_path(pulled, gradients)
         return gradients, AdmmState(state.step + 1, sparse, dual)

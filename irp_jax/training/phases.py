@@ -263,10 +263,13 @@ def _final_masks(config: Config, plan: Plan, dense: Architecture, params: Any) -
         return params["masks"]
     if config.method == "priced":
         return budget.project(dense, params["masks"], regularity, kind, plan.limit)
+    kept = uniform.kept(dense, regularity, kind, plan.limit)
+    if config.method == "admm":
+        units = admm.units(dense, params["weights"], regularity)
+        return jax.device_get(admm.select(dense, units, regularity, kept))
     kernels = magnitude.kernels(dense, params["weights"])
     if config.method == "width":  # any channels will do, if only they are not chosen by their size
         kernels = jax.tree.map(np.zeros_like, kernels)
-    kept = uniform.kept(dense, regularity, kind, plan.limit)
     return jax.device_get(magnitude.largest(magnitude.norms(dense, kernels, regularity), kept))
 
 
