@@ -72,8 +72,8 @@ def test_floors_by_hand():
     dense = models.describe(models.build("resnet20", 10), (32, 32, 3))
     channel, weight = masks.floors(dense, "channel"), masks.floors(dense, "weight")
     assert channel["stage1"] == 1 and channel["stage2"] == 2 and channel["stage3_block0.inner"] == 4
-    assert weight["stem"] == 4  # Of 432.
-    assert weight["stage3_block0/shortcut"] == 20  # Of 2048.
+    assert weight["stem"] == 3 + 16  # Of 432.
+    assert weight["stage3_block0/shortcut"] == 32 + 64  # Of 2048.
     assert "classifier" not in weight
     thin = models.describe(models.build("resnet20", 10, 0.01), (8, 8, 1))
     assert min(masks.floors(thin, "channel").values()) == 1

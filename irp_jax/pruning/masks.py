@@ -39,10 +39,15 @@ def maskable(architecture: Architecture) -> list[Layer]:
 def floors(architecture: Architecture, regularity: Regularity) -> dict[str, int]:
     """Mask name -> how many of its units always stay, so that no layer can die.
 
-    A sixteenth of a channel group, a hundredth of a kernel, but at least one.
+    A sixteenth of a channel group, but at least one; of a kernel one weight for each channel it
+    reads and writes, which is what it takes to pass every one of them on.
     """
-    share = 16 if regularity == "channel" else 100
-    return {name: max(1, size // share) for name, size in units(architecture, regularity).items()}
+    if regularity == "channel":
+        return {name: max(1, size // 16) for name, size in architecture.groups.items()}
+    return {
+        layer.name: min(layer.weights, layer.channels_in + layer.channels_out)
+        for layer in maskable(architecture)
+    }
 
 
 def init(architecture: Architecture, regularity: Regularity) -> Masks:
