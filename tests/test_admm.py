@@ -15,57 +15,89 @@ TINY = Net(a=4, b=3, skip=True)
 KEPT = {"channel": {"a": 2, "b": 1}, "weight": {"first": 5, "third": 7, "second": 11}}
 
 
-WRITERS = ("first", "norm1", "third")
-"""The layers that write the channels of group a."""
+PARTS = {
+    "a": (("first", "kernel"), ("third", "kernel"), ("norm1", "scale"), ("norm1", "bias")),
+    "b": (("second", "kernel"), ("norm2", "scale"), ("norm2", "bias")),
+}
+"""What goes with the channels of each group but the kernels that read them."""
 
 
-def squares(units, names, channel):
-    arrays = (array for name in names for array in units[name].values())
-    return sum(float(np.sum(np.square(array[..., channel]))) for array in arrays)
+def square(parameters, group, channel):
+    arrays = (parameters[layer][name][..., channel] for layer, name in PARTS[group])
+    return sum(float(np.sum(np.square(array))) for array in arrays)
 
 
-def test_with_channels_all_that_writes_one_is_pulled_and_no_more():
-    dense = described(TINY)
-    units = admm.units(dense, variables(TINY)["params"], "channel")
-    norm = {"scale", "bias"}
-    assert {name: set(arrays) for name, arrays in units.items()} == {
-        "first": {"kernel"}, "norm1": norm, "third": {"kernel"}, "second": {"kernel"}, "norm2": norm
-    }  # fmt: skip
-    units = admm.units(dense, variables(TINY)["params"], "weight")
-    assert {name: set(arrays) for name, arrays in units.items()} == {
-        name: {"kernel"} for name in ("first", "third", "second")
+def test_with_channels_all_that_goes_with_one_is_pulled_and_no_more():
+    dense, weights = described(TINY), variables(TINY)["params"]
+    found = admm.pulled(dense, weights, "channel")
+    parts = {(layer, name) for layer, arrays in found.items() for name in arrays}
+    assert parts == {part for parts in PARTS.values() for part in parts}
+    found = admm.pulled(dense, weights, "weight")
+    assert {layer: set(arrays) for layer, arrays in found.items()} == {
+        layer: {"kernel"} for layer in ("first", "third", "second")
     }
 
 
-@pytest.mark.parametrize("regularity", ["channel", "weight"])
-def test_the_projection_is_the_nearest_point_of_the_set(regularity):
-    dense = described(TINY)
-    units = admm.units(dense, random_weights(TINY, 2), regularity)
-    kernel = units["first"]["kernel"]
-    filters = [squares(units, ("first", "third"), channel) for channel in range(4)]
-    if regularity == "channel":  # a scale decides: the channel of the smallest filters stays
-        units["norm1"]["scale"] = 10 * _unit(np.zeros(4, np.float32), int(np.argmin(filters)))
-    else:  # few enough for every subset to be tried
-        kernel = np.where(np.arange(4) < 3, kernel, 0.0).astype(np.float32)
-        kernel[0] = 0.0
-        units["first"]["kernel"] = kernel
-    found = admm.project(dense, units, regularity, KEPT[regularity])
-    if regularity == "channel":
-        channels, count = range(4), 2
-        size = [squares(units, WRITERS, channel) for channel in channels]
-        best = min(sum(size) - sum(size[c] for c in s) for s in itertools.combinations(channels, 2))
-        gaps = jax.tree.map(np.subtract, units, found)
-        distance = sum(squares(gaps, WRITERS, channel) for channel in channels)
-        live = {c for c in channels if squares(found, WRITERS, c) > 0}
-        assert int(np.argmin(filters)) in live
-    else:
-        values, count = np.ravel(kernel), 5
-        subsets = itertools.combinations(np.flatnonzero(values), count)
-        best = min(np.sum(np.square(values)) - np.sum(np.square(values[list(s)])) for s in subsets)
-        distance = np.sum(np.square(kernel - np.asarray(found["first"]["kernel"])))
-        live = set(np.flatnonzero(found["first"]["kernel"]))
-    assert len(live) == count
+@pytest.mark.parametrize("group", ["a", "b"])
+def test_the_projection_on_channels_is_the_nearest_point_of_the_set(group):
+    dense, count = described(TINY), KEPT["channel"][group]
+    parameters = admm.pulled(dense, random_weights(TINY, 2), "channel")
+    found = admm.project(dense, parameters, "channel", KEPT["channel"])
+    channels = range({"a": 4, "b": 3}[group])
+    size = [square(parameters, group, channel) for channel in channels]
+    best = min(sum(size) - sum(size[c] for c in s) for s in itertools.combinations(channels, count))
+    gaps = jax.tree.map(np.subtract, parameters, found)
+    distance = sum(square(gaps, group, channel) for channel in channels)
+    assert sum(square(found, group, channel) > 0 for channel in channels) == count
     assert distance == pytest.approx(float(best), rel=1e-4)
+
+
+@pytest.mark.parametrize("part", [part for parts in PARTS.values() for part in parts])
+def test_every_parameter_of_a_channel_has_a_say(part):
+    layer, name = part
+    dense = described(TINY)
+    parameters = admm.pulled(dense, random_weights(TINY, 0), "channel")
+    parameters = jax.tree.map(np.zeros_like, parameters)
+    parameters[layer][name][..., 2] = 1.0  # of zeros the first would stay
+    found = admm.project(dense, parameters, "channel", {"a": 1, "b": 1})
+    np.testing.assert_array_equal(found[layer][name], parameters[layer][name])
+
+
+def test_the_projection_on_weights_is_the_nearest_point_of_the_set():
+    dense, count = described(TINY), KEPT["weight"]["first"]
+    parameters = admm.pulled(dense, random_weights(TINY, 2), "weight")
+    # Few enough for every subset to be tried.
+    kernel = np.where(np.arange(4) < 3, parameters["first"]["kernel"], 0.0).astype(np.float32)
+    kernel[0] = 0.0
+    parameters["first"]["kernel"] = kernel
+    found = admm.project(dense, parameters, "weight", KEPT["weight"])["first"]["kernel"]
+    values = np.ravel(kernel)
+    subsets = itertools.combinations(np.flatnonzero(values), count)
+    best = min(np.sum(np.square(values)) - np.sum(np.square(values[list(s)])) for s in subsets)
+    assert np.count_nonzero(found) == count
+    assert np.sum(np.square(kernel - np.asarray(found))) == pytest.approx(float(best), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("steps", "updates", "factor"), [(30, 10, 1.3), (13, 10, 1.3**1.5), (3, 1, 1)]
+)
+def test_rho_grows_tenfold_however_often_it_does(steps, updates, factor):
+    dense, rho = described(TINY), 0.25
+    pull = admm.pull(dense, "weight", KEPT["weight"], rho=rho, start=0, stop=steps, updates=updates)
+    weights = jax.tree.map(np.ones_like, random_weights(TINY, 0))
+    zero, update = jax.tree.map(np.zeros_like, weights), jax.jit(pull.update)
+    state, pulls = pull.init(weights), []
+    for _ in range(steps):
+        state = state._replace(dual=jax.tree.map(jnp.ones_like, state.dual))
+        state = state._replace(sparse=jax.tree.map(jnp.zeros_like, state.sparse))
+        found, state = update(zero, state, weights)
+        # W - Z + U of a weight outside of Z
+        gap = 1.0 - state.sparse["second"]["kernel"] + state.dual["second"]["kernel"]
+        pulls.append(float((found["second"]["kernel"] / gap)[1, 1, 3, 2]))
+    ratios = [b / a for a, b in itertools.pairwise(pulls) if b != pytest.approx(a)]
+    assert pulls[0] == pytest.approx(rho)
+    assert ratios == pytest.approx([factor] * len(ratios), rel=1e-4)
+    assert pulls[-1] == pytest.approx(rho * (1 if updates == 1 else 1.3**9), rel=1e-4)
 
 
 def nearest(kernel, count):
@@ -79,7 +111,7 @@ def nearest(kernel, count):
 
 def test_z_and_u_follow_the_published_updates_and_compile_once():
     dense, rho, name, count = described(TINY), 0.25, "second", KEPT["weight"]["second"]
-    pull = admm.pull(dense, "weight", KEPT["weight"], rho=rho, start=2, interval=3)
+    pull = admm.pull(dense, "weight", KEPT["weight"], rho=rho, start=2, stop=10, updates=3)
     update, state = jax.jit(pull.update), pull.init(variables(TINY)["params"])
     gradients = random_weights(TINY, 9)
     z = u = None
@@ -91,7 +123,7 @@ def test_z_and_u_follow_the_published_updates_and_compile_once():
         elif step in (5, 8):
             z = nearest(w + u, count)
             u = u + w - z
-            rho *= 1.3
+            rho *= 1.3**4.5
         found, state = update(gradients, state, weights)
         expected = g if z is None else g + rho * (w - z + u)
         np.testing.assert_allclose(found[name]["kernel"], expected, rtol=1e-5, atol=1e-6)
@@ -106,7 +138,7 @@ def test_z_and_u_follow_the_published_updates_and_compile_once():
 
 def test_the_pull_is_the_gradient_of_the_penalty():
     dense, rho = described(TINY), 0.5
-    pull = admm.pull(dense, "channel", KEPT["channel"], rho=rho, start=0, interval=100)
+    pull = admm.pull(dense, "channel", KEPT["channel"], rho=rho, start=0, stop=9, updates=1)
     first, weights = random_weights(TINY, 3), random_weights(TINY, 4)
     zero = jax.tree.map(jnp.zeros_like, weights)
     update = quick_jit(pull.update)
@@ -114,24 +146,24 @@ def test_the_pull_is_the_gradient_of_the_penalty():
     state = state._replace(dual=jax.tree.map(lambda z: 0.3 * z + 0.1, state.dual))
     pulled, _ = update(zero, state, weights)
 
-    def penalty(units):
+    def penalty(parameters):
         gaps = jax.tree.map(
             lambda w, z, u: np.sum((w - np.float64(z) + np.float64(u)) ** 2),
-            units, state.sparse, state.dual,
+            parameters, state.sparse, state.dual,
         )  # fmt: skip
         return rho / 2 * sum(jax.tree.leaves(gaps))
 
-    units = jax.tree.map(np.float64, admm.units(dense, weights, "channel"))
-    for name, leaf, index in (
+    wide = jax.tree.map(np.float64, admm.pulled(dense, weights, "channel"))
+    for layer, name, index in (
         ("first", "kernel", (0, 1, 0, 3)), ("third", "kernel", (2, 2, 1, 0)),
         ("second", "kernel", (1, 0, 3, 2)), ("norm1", "scale", (1,)), ("norm2", "bias", (2,)),
     ):  # fmt: skip
-        step = 1e-3 * _unit(units[name][leaf], index)
+        step = 1e-3 * _unit(wide[layer][name], index)
         up, down = (
-            penalty({**units, name: {**units[name], leaf: units[name][leaf] + sign * step}})
+            penalty({**wide, layer: {**wide[layer], name: wide[layer][name] + sign * step}})
             for sign in (1, -1)
         )
-        assert pulled[name][leaf][index] == pytest.approx((up - down) / 2e-3, rel=1e-4)
+        assert pulled[layer][name][index] == pytest.approx((up - down) / 2e-3, rel=1e-4)
     jax.tree.map(np.testing.assert_array_equal, pulled["classifier"], zero["classifier"])
 
 

@@ -8,6 +8,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from baseline_nets import SHAPE, Net, described, random_weights, variables
 from pruning_nets import quick_jit
@@ -17,7 +18,7 @@ from irp_jax import checkpoint, evaluation, models, network
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.errors import UserError
-from irp_jax.pruning import cost, magnitude, masks, uniform
+from irp_jax.pruning import admm, cost, magnitude, masks, uniform
 from irp_jax.training import loop, phases
 from irp_jax.training.optimizer import one_cycle, restarted
 
@@ -126,8 +127,14 @@ def test_the_weakest_go_at_one_rate_and_the_rest_is_untouched(method, regularity
     net = Net(a=8, b=16)
     config = Config(method=method, regularity=regularity, budget="0.3", batch_size=32, epochs=6)
     dense, plan, state = begun(config, net)
-    weights = random_weights(net, 1)
+    weights = random_weights(net, 6)
     state = dataclasses.replace(state, params={"weights": weights, "masks": {}})
+    if method == "admm":  # the sum of past distances has no say in what is cut
+        other = jax.tree.map(
+            lambda leaf: 9 * jnp.flip(leaf), admm.pulled(dense, weights, regularity)
+        )
+        optimizer = optax.tree_utils.tree_set(state.optimizer, dual=other)
+        state = dataclasses.replace(state, optimizer=optimizer)
     frozen, kept = phases.freeze(config, plan, dense, state)
     assert kept == uniform.kept(dense, regularity, "macs", plan.limit)
     left = frozen.params["weights"]
@@ -186,11 +193,14 @@ def test_stages_have_an_epoch_each_at_least(change, stages, freeze):
 
 @pytest.mark.parametrize("method", ["priced", "paper", "width"])
 @pytest.mark.parametrize("kind", ["macs", "params"])
-def test_the_least_budget_that_is_named_will_do(method, kind):
+@pytest.mark.parametrize("regularity", ["channel", "weight"])
+def test_the_least_budget_that_is_named_will_do(method, kind, regularity):
     for width in range(20, 40):
         architecture = described(Net(width))
         for asked in ("1e-6", "0.001k"):
-            config = Config(budget=asked, cost=kind, method=method, batch_size=32)
+            config = Config(
+                budget=asked, cost=kind, method=method, regularity=regularity, batch_size=32
+            )
             with pytest.raises(UserError, match="the least possible is") as error:
                 phases.plan(config, architecture, 96)
             named = str(error.value).partition("least possible is ")[2].split()[0]

@@ -77,6 +77,9 @@ def test_floors_by_hand():
     assert "classifier" not in weight
     thin = models.describe(models.build("resnet20", 10, 0.01), (8, 8, 1))
     assert min(masks.floors(thin, "channel").values()) == 1
+    assert masks.floors(thin, "weight")["stage3_block0/shortcut"] == 1  # Of 1 in all.
+    narrow = models.describe(models.build("resnet20", 10, 0.25), (32, 32, 3))
+    assert masks.floors(narrow, "weight")["stage3_block0/shortcut"] == 16  # Of 128: an eighth.
 
 
 def parameters_of(tree, layer):

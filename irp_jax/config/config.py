@@ -87,7 +87,7 @@ class Config:
     admm_stage: float = 1 / 3
     """Fraction of training that ADMM gets next; the rest is for what it leaves (admm)."""
     admm_rho: float = 1e-3
-    """Strength of the pull towards the pruned weights (admm)."""
+    """Strength of the pull towards the pruned weights at first; it grows tenfold (admm)."""
     admm_updates: int = 10
     """How often, at most, the pruned weights are chosen anew during ADMM (admm)."""
     restart_rate: float = 1.0

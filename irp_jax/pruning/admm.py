@@ -7,16 +7,17 @@ lying in a set S of tensors with few units. ADMM splits that in two: the weights
 
 and now and then Z <- the point of S nearest to W + U, then U <- U + W - Z. Z is a copy of the
 weights that is pruned, U the running sum of how far the weights are from it. The first Z is the
-projection of W, with U = 0. With each later update rho grows by 1.3, as the authors' code does in
-its example for CIFAR-10.
+projection of W, with U = 0. With each later update rho is multiplied by a constant, and in the end
+it is ten times what it was, as in the authors' example for CIFAR-10; U is not rescaled with it.
 
-With channels as units W is all that writes a channel: its filters in coupled layers, which can only
-be removed together, and the scales and biases of its norms. The authors pull the filters or the
-scales; but a batch norm undoes what is done to the length of a filter alone, and where the scales
-alone are pulled the biases remain. One keep rate serves all layers, whose rates the authors set by
-hand.
+With channels as units W is all that goes with a channel but the kernels that read it: the filters
+of coupled layers, which can only be removed together, their biases, and the scales and biases of
+its norms. The authors pull the filters or the scales; but a batch norm undoes what is done to the
+length of a filter alone, and where the scales alone are pulled the biases remain. One keep rate
+serves all layers, whose rates the authors set by hand.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -26,77 +27,57 @@ import optax
 
 from irp_jax.models import Architecture
 from irp_jax.pruning import magnitude, masks
-from irp_jax.pruning.masks import Masks
+from irp_jax.pruning.magnitude import Parameters
 
-GROWTH = 1.3
-"""What rho is multiplied by with every update: ten times as much after nine."""
-
-Units = dict[str, dict[str, jax.Array]]
-"""W: layer name -> parameter name -> array, of the layers that can be pruned."""
+GROWN = 1.3**9
+"""What rho is multiplied by in the course of ADMM: 1.3 with each of nine updates of U."""
 
 
 class AdmmState(NamedTuple):
     """State of `pull`.
 
     Attributes:
-        step: () int32, updates made.
+        step: () int32, steps taken.
         sparse: Z, like W; zero before ADMM starts.
         dual: U, likewise.
     """
 
     step: jax.Array
-    sparse: Units
-    dual: Units
+    sparse: Parameters
+    dual: Parameters
 
 
-def units(architecture: Architecture, weights: Any, regularity: masks.Regularity) -> Units:
-    """W: the kernels, with regularity "weight"; all that writes channels, with "channel"."""
+def pulled(architecture: Architecture, weights: Any, regularity: masks.Regularity) -> Parameters:
+    """W: the kernels, with regularity "weight"; what goes with a channel, with "channel"."""
     if regularity == "weight":
-        kernels = magnitude.kernels(architecture, weights)
-        return {name: {"kernel": kernel} for name, kernel in kernels.items()}
+        return magnitude.kernels(architecture, weights)
     writers = [layer for layer in architecture.layers if layer.writes is not None]
     return {layer.name: dict(layer.of(weights)) for layer in writers}
 
 
-def select(
+def project(
     architecture: Architecture,
-    units: Units,
+    parameters: Parameters,
     regularity: masks.Regularity,
     kept: Mapping[str, int],
-) -> Masks:
-    """Logits of +1 for the units of largest L2 norm and -1 for others.
+) -> Parameters:
+    """The parameters with all but the largest units set to zero: the nearest point of S.
 
     Args:
         architecture: of the dense network.
-        units: W, or W + U.
+        parameters: W + U.
         regularity: what a unit is.
-        kept: mask name -> units kept.
+        kept: mask name -> units that may be other than zero.
     """
-    if regularity == "weight":
-        sizes = {name: jnp.abs(arrays["kernel"]) for name, arrays in units.items()}
-        return magnitude.largest(sizes, kept)
-    squares = {name: jnp.zeros((size,), jnp.float32) for name, size in architecture.groups.items()}
-    for layer in architecture.layers:
-        for array in units.get(layer.name, {}).values():
-            squares[str(layer.writes)] += jnp.square(array).sum(tuple(range(array.ndim - 1)))
-    return magnitude.largest(squares, kept)
-
-
-def project(
-    architecture: Architecture,
-    units: Units,
-    regularity: masks.Regularity,
-    kept: Mapping[str, int],
-) -> Units:
-    """W with all but the largest units set to zero: the nearest point of S. Arguments: `select`."""
-    gates = masks.gates(select(architecture, units, regularity, kept))
+    sizes = magnitude.norms(architecture, parameters, regularity)
+    gates = masks.gates(magnitude.largest(sizes, kept))
     return {
         layer.name: {
             name: array * gates[layer.name if regularity == "weight" else str(layer.writes)]
-            for name, array in units[layer.name].items()
+            for name, array in parameters[layer.name].items()
         }
         for layer in architecture.layers
-        if layer.name in units
+        if layer.name in parameters
     }
 
 
@@ -107,7 +88,8 @@ def pull(
     *,
     rho: float,
     start: int,
-    interval: int,
+    stop: int,
+    updates: int,
 ) -> optax.GradientTransformation:
     """Adds the gradient of rho / 2 ||W - Z + U||^2 to that of the weights, and keeps Z and U.
 
@@ -117,20 +99,24 @@ def pull(
         architecture: of the dense network.
         regularity: what a unit is.
         kept: mask name -> units kept in Z.
-        rho: strength of the pull at first; `GROWTH` times as much after each update of Z and U.
+        rho: strength of the pull at first; in the end it is `GROWN` times as much.
         start: step from which ADMM runs; Z and U are made from the weights before it.
-        interval: steps between their updates.
+        stop: step before which it ends.
+        updates: how often Z is chosen, at most.
     """
+    interval = math.ceil((stop - start) / updates)
+    chosen = math.ceil((stop - start) / interval)
+    growth = GROWN ** (1 / max(1, chosen - 1))
 
     def init(weights: Any) -> AdmmState:
-        current = units(architecture, weights, regularity)
+        current = pulled(architecture, weights, regularity)
         zeros = [jax.tree.map(jnp.zeros_like, current) for _ in range(2)]
         return AdmmState(jnp.zeros((), jnp.int32), *zeros)
 
     def update(gradients: Any, state: AdmmState, weights: Any = None) -> tuple[Any, AdmmState]:
-        current = units(architecture, weights, regularity)
+        current = pulled(architecture, weights, regularity)
 
-        def renewed() -> tuple[Units, Units]:
+        def renewed() -> tuple[Parameters, Parameters]:
             sum_ = jax.tree.map(jnp.add, current, state.dual)
             sparse = project(architecture, sum_, regularity, kept)
             dual = jax.tree.map(
@@ -139,12 +125,12 @@ def pull(
             return sparse, dual
 
         begun = state.step >= start
-        updates, since = jnp.divmod(state.step - start, interval)
+        grown, since = jnp.divmod(state.step - start, interval)
         due = begun & (since == 0)
         sparse, dual = jax.lax.cond(due, renewed, lambda: (state.sparse, state.dual))
-        strength = jnp.where(begun, rho * GROWTH ** updates.astype(jnp.float32), 0.0)
+        strength = jnp.where(begun, rho * growth ** grown.astype(jnp.float32), 0.0)
 
-        def pulled(path: Any, gradient: jax.Array) -> jax.Array:
+        def with_pull(path: Any, gradient: jax.Array) -> jax.Array:
             *where, leaf = (key.key for key in path)
             name = "/".join(where)
             if leaf not in current.get(name, {}):
@@ -153,7 +139,7 @@ def pull(
                 current[name][leaf] - sparse[name][leaf] + dual[name][leaf]
             )
 
-        gradients = jax.tree_util.tree_map_with_path(pulled, gradients)
+        gradients = jax.tree_util.tree_map_with_path(with_pull, gradients)
         return gradients, AdmmState(state.step + 1, sparse, dual)
 
     return optax.GradientTransformation(init, update)

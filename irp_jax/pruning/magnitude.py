@@ -15,24 +15,35 @@ from irp_jax.models import Architecture
 from irp_jax.pruning import masks
 from irp_jax.pruning.masks import Masks
 
-Kernels = dict[str, jax.Array]
-"""Layer name -> kernel (k, k, C_in, C_out) or (C_in, C_out), of the layers that can be pruned."""
+Parameters = dict[str, dict[str, jax.Array]]
+"""Layer name -> parameter name -> array, the last axis being the channels the layer writes."""
 
 
-def kernels(architecture: Architecture, weights: Any) -> Kernels:
+def kernels(architecture: Architecture, weights: Any) -> Parameters:
     """All kernels of a parameter tree but that of the logits."""
-    return {layer.name: layer.of(weights)["kernel"] for layer in masks.maskable(architecture)}
+    return {
+        layer.name: {"kernel": layer.of(weights)["kernel"]}
+        for layer in masks.maskable(architecture)
+    }
 
 
-def norms(architecture: Architecture, kernels: Kernels, regularity: masks.Regularity) -> Masks:
-    """Mask name -> magnitude of each unit, float32, shaped like the mask."""
+def norms(
+    architecture: Architecture, parameters: Parameters, regularity: masks.Regularity
+) -> Masks:
+    """Mask name -> magnitude of each unit, float32, shaped like the mask.
+
+    Args:
+        architecture: of the dense network.
+        parameters: what is measured: kernels alone with regularity "weight"; with "channel" any
+            parameters of layers that write one.
+        regularity: what a unit is.
+    """
     if regularity == "weight":
-        return {name: jnp.abs(kernel) for name, kernel in kernels.items()}
+        return {name: jnp.abs(arrays["kernel"]) for name, arrays in parameters.items()}
     squares = {name: jnp.zeros((size,), jnp.float32) for name, size in architecture.groups.items()}
-    for layer in masks.maskable(architecture):
-        assert layer.writes is not None
-        kernel = kernels[layer.name]
-        squares[layer.writes] += jnp.square(kernel).sum(tuple(range(kernel.ndim - 1)))
+    for layer in architecture.layers:
+        for array in parameters.get(layer.name, {}).values():
+            squares[str(layer.writes)] += jnp.square(array).sum(tuple(range(array.ndim - 1)))
     return {name: jnp.sqrt(total) for name, total in squares.items()}
 
 

@@ -39,13 +39,13 @@ def maskable(architecture: Architecture) -> list[Layer]:
 def floors(architecture: Architecture, regularity: Regularity) -> dict[str, int]:
     """Mask name -> how many of its units always stay, so that no layer can die.
 
-    A sixteenth of a channel group, but at least one; of a kernel one weight for each channel it
-    reads and writes, which is what it takes to pass every one of them on.
+    A sixteenth of a channel group. Of a kernel as many weights as it reads and writes channels,
+    wherever they lie, but no more than an eighth of it. At least one.
     """
     if regularity == "channel":
         return {name: max(1, size // 16) for name, size in architecture.groups.items()}
     return {
-        layer.name: min(layer.weights, layer.channels_in + layer.channels_out)
+        layer.name: max(1, min(layer.weights // 8, layer.channels_in + layer.channels_out))
         for layer in maskable(architecture)
     }
 

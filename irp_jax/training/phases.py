@@ -160,7 +160,8 @@ def _pull(config: Config, plan: Plan, architecture: Architecture) -> optax.Gradi
         uniform.kept(architecture, config.regularity, config.cost, plan.limit),
         rho=config.admm_rho,
         start=start,
-        interval=math.ceil((stop - start) / config.admm_updates),
+        stop=stop,
+        updates=config.admm_updates,
     )
 
 
@@ -263,14 +264,15 @@ def _final_masks(config: Config, plan: Plan, dense: Architecture, params: Any) -
         return params["masks"]
     if config.method == "priced":
         return budget.project(dense, params["masks"], regularity, kind, plan.limit)
-    kept = uniform.kept(dense, regularity, kind, plan.limit)
     if config.method == "admm":
-        units = admm.units(dense, params["weights"], regularity)
-        return jax.device_get(admm.select(dense, units, regularity, kept))
-    kernels = magnitude.kernels(dense, params["weights"])
+        parameters = admm.pulled(dense, params["weights"], regularity)
+    else:
+        parameters = magnitude.kernels(dense, params["weights"])
     if config.method == "width":  # any channels will do, if only they are not chosen by their size
-        kernels = jax.tree.map(np.zeros_like, kernels)
-    return jax.device_get(magnitude.largest(magnitude.norms(dense, kernels, regularity), kept))
+        parameters = jax.tree.map(np.zeros_like, parameters)
+    kept = uniform.kept(dense, regularity, kind, plan.limit)
+    sizes = magnitude.norms(dense, parameters, regularity)
+    return jax.device_get(magnitude.largest(sizes, kept))
 
 
 def example_state(
