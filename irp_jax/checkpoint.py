@@ -104,7 +104,7 @@ def restore(
     Raises:
         UserError: there are checkpoints, and none can be read.
     """
-    folder, only = (path.parent, int(path.name)) if path.name.isdigit() else (path, None)
+    folder, only = (path.parent, int(path.name)) if path.name.isdecimal() else (path, None)
     if not folder.is_dir():
         return None
     if discard:

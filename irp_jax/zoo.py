@@ -30,7 +30,8 @@ def publish(run: Path, results: Path, into: Path, log: checkpoint.Log) -> None:
     if saved is None:
         raise UserError(f"no checkpoint in {run}: give a run's workdir, such as runs/<name>")
     found = files.read_json(results)
-    if found is None or not {"config", "defense", "passes_per_image"} <= set(found):
+    needed = {"config", "defense", "passes_per_image", "epochs", "wall_time_s"}
+    if not isinstance(found, dict) or not needed <= set(found):
         raise UserError(f"{results} is no results of a run of this version: give its results.json")
     record = saved.record
     if found["config"] != record["identity"] or saved.epoch != found["epochs"]:

@@ -41,6 +41,13 @@ def refusal(capsys, monkeypatch, command, *arguments):
         (["--config"], "--config needs a value"),
         (["--modle=resnet20"], "did you mean '--model'"),
         (["--seed=4294967296"], "below 2^32"),
+        (["--epochs"], "--epochs needs a value"),
+        (["--epochs", "--seed=1"], "--epochs needs a value"),
+        (["--workdir="], "--workdir needs a value"),
+        (["--guard=false"], "give --guard or --no-guard"),
+        (["--no-guard=1"], "give --guard or --no-guard"),
+        (["--cutout=3000000000"], "at most 4096"),
+        (["--dataset=digits", "--epochs=400000000"], "too many to count"),
         (["--width=1e30"], "at most 64"),
     ],
 )
@@ -50,6 +57,11 @@ def test_bin_train_refuses_in_one_line_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     assert said in refusal(capsys, monkeypatch, train.train, *arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_command_needs_is_named(capsys, monkeypatch):
+    assert "--checkpoint is needed" in refusal(capsys, monkeypatch, evaluate.evaluate)
+    assert "--into is needed" in refusal(capsys, monkeypatch, publish.publish, "--run=x")
 
 
 def test_out_of_memory_is_one_line(capsys, monkeypatch):
@@ -65,7 +77,7 @@ def test_home_is_found_behind_an_equals_sign(monkeypatch):
     assert (parsed.workdir, parsed.budget) == ("/home/anna/mine", "0.3")
 
 
-@pytest.mark.parametrize("flag", ["--out=", "--out=file/figures.json", "--save-adversarial=d.npz"])
+@pytest.mark.parametrize("flag", ["--out=file/figures.json", "--save-adversarial=d.npz"])
 def test_what_cannot_be_written_is_refused_before_the_attack(capsys, monkeypatch, tmp_path, flag):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("")

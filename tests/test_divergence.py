@@ -4,7 +4,10 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from baseline_nets import Net as Small
 from silent import Silent
@@ -13,7 +16,7 @@ from irp_jax import checkpoint, models
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.errors import UserError
-from irp_jax.training import divergence, loop
+from irp_jax.training import divergence, epochs, loop
 from irp_jax.training.divergence import Descent, steadier
 from irp_jax.training.overfitting import Health
 
@@ -54,7 +57,7 @@ DIVERGED = sorted((RESULTS / "diverged").glob("*.json"))
 def test_it_goes_back_to_before_the_loss_rose():
     (path,) = [path for path in DIVERGED if path.name.startswith("resnet56-digits-0.7-seed0")]
     followed = recorded(path)
-    assert [n + 1 for n, descent in enumerate(followed) if descent.alarming] == [21]
+    assert next(n + 1 for n, descent in enumerate(followed) if descent.alarming) == 21
     assert followed[19].suspicious and not followed[18].suspicious
 
 
@@ -87,15 +90,41 @@ def test_it_does_not_alarm_in_any_other_run_that_was_recorded():
         ([math.nan], True),
         ([math.inf], True),
         ([0.5, math.nan, 0.4], False),
+        ([2.0, 0.6, 0.2, 2.35, 2.303], False),
+        ([2.0, 0.6, 0.2, 2.35, 2.303, 2.303], True),  # guesses again, for three epochs
+        ([2.1, 1.9, 1.6, 2.59, 2.303, 2.303], True),  # as it would on CIFAR-10
+        ([2.1, 1.9, 1.6, 2.59, 2.0, 2.303, 2.303], False),
+        ([2.3, 2.25, 2.3, 2.3, 2.3], False),  # had hardly learnt anything
     ],
 )
 def test_what_alarms_it(losses, alarming):
     assert follow(losses)[-1].alarming == alarming
 
 
+def test_who_guesses_again_is_suspicious_at_once():
+    assert [d.suspicious for d in follow([2.1, 1.6, 2.3, 1.9])] == [False, False, True, False]
+
+
 def test_it_counts_by_the_loss_of_guessing():
     assert follow([0.5, 2.9], classes=10)[-1].alarming
     assert not follow([0.5, 2.9], classes=100)[-1].alarming
+
+
+def test_what_an_epoch_ends_with_counts(monkeypatch):
+    """A network that is wrecked in the last steps of an epoch is not one to go back to."""
+    network = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
+    monkeypatch.setattr(epochs, "_is_finite", epochs._is_finite.__wrapped__)
+    state = SimpleNamespace(params=network, batch_stats={})
+    losses = np.repeat([1.5, 1.4, 9.0], [20, 20, 10])
+
+    def loss(losses, state):
+        return epochs._loss(epochs._Trained(state, {"loss": losses}, health=None), steps=10)
+
+    assert loss(losses, state) == 9.0
+    assert loss(losses[:40], state) == pytest.approx(1.45)  # the mean is above the end
+    assert math.isnan(loss(np.array([1.5, math.inf, math.nan]), state))
+    broken = {**network, "bias": jnp.array([0.0, math.nan, 0.0])}
+    assert math.isnan(loss(losses, SimpleNamespace(params=broken, batch_stats={})))
 
 
 def test_gradients_are_cut_shorter_or_not_at_all():
@@ -189,6 +218,6 @@ def test_what_is_gone_back_to_can_be_gone_back_to_again(run, monkeypatch):
 
 
 def test_what_cannot_be_helped_ends_in_one_line(run, tmp_path):
-    with pytest.raises(UserError, match="diverged in epoch 2: give a smaller --learning-rate"):
+    with pytest.raises(UserError, match="diverged in epoch 1: give a smaller --learning-rate"):
         run("hopeless", learning_rate=1e30)
     assert not (tmp_path / "hopeless" / "results.json").exists()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from irp_jax import config as configs
 from irp_jax.cli import evaluate, publish, report, train
 from irp_jax.cli import sweep as sweep_command
 from irp_jax.errors import UserError
@@ -95,6 +96,88 @@ def test_what_is_collected_is_not_run_again_and_what_is_missing_is(swept):
     shutil.move(folder / "elsewhere", folder / "runs")
 
 
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    """Stands in for the commands a sweep runs, and lists them; each finds other figures."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "from irp_jax.config import Config\nconfig = Config(dataset='digits', budget='0.3')\n"
+    )
+    ran = []
+
+    def call(run, command, flags, cores):
+        folder, given = Path(run.workdir), dict(flag[2:].split("=", 1) for flag in flags)
+        ran.append(given.get("attack", command))
+        figure, same = len(ran) / 100, {"cost": {"macs": 1}, "epochs": 60}
+        if command == "evaluate":
+            count = int(given.get("images", 360))
+            found = {key: None for key in sweep_command.ATTACK_FACTS} | same
+            found |= {"attack": {"images": count}, "accuracy": {given["attack"]: figure}}
+            Path(given["out"]).write_text(json.dumps(found))
+        elif not (folder / "results.json").exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            found = {"config": configs.identity(run), "wall_time_s": figure}
+            found |= {"attack": {"images": 360}, "accuracy": {"natural": figure}} | same
+            (folder / "results.json").write_text(json.dumps(found))
+        return True
+
+    monkeypatch.setattr(sweep_command, "_call", call)
+    monkeypatch.setattr(sweep_command, "summary", lambda results: str(len(list(results))))
+    return ran
+
+
+def collected():
+    (path,) = Path("results").iterdir()
+    found = json.loads(path.read_text())
+    images = {name: attack["attack"]["images"] for name, attack in found["attacks"].items()}
+    return path, found["accuracy"], images
+
+
+def test_fewer_images_replace_no_better_figure(commands):
+    flags = ["--config=mine.py", "--results=results"]
+    sweep_command.sweep([*flags, "--attacks=square,fgsm", "--images=50"])
+    sweep_command.sweep([*flags, "--attacks=square"])
+    _, before, _ = collected()
+    sweep_command.sweep([*flags, "--attacks=square,cw", "--images=60"])
+    _, accuracy, images = collected()
+    assert images == {"square": 360, "fgsm": 50, "cw": 60}
+    assert accuracy == before | {"cw": 0.07}
+    assert commands == ["train", "square", "fgsm", "train", "square", "train", "cw"]
+    sweep_command.sweep([*flags, "--attacks=cw,square", "--images=60"])
+    assert len(commands) == 7
+
+
+def test_figures_of_another_network_are_not_taken_for_those_of_a_new_one(commands):
+    flags = ["--config=mine.py", "--results=results", "--attacks=square"]
+    sweep_command.sweep(flags)
+    (run,) = Path("runs").iterdir()
+    path, before, _ = collected()
+    path.unlink()
+    (run / "results.json").unlink()  # trained anew, perhaps on another machine
+    os.utime(run / "square.json", (1, 1))
+    sweep_command.sweep(flags)
+    assert commands == ["train", "square"] * 2
+    assert collected()[1]["square"] != before["square"]
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"config": {}, "accuracy": {}, "attack": {}}'])
+def test_results_of_another_run_are_not_written_over(commands, text):
+    flags = ["--config=mine.py", "--results=results"]
+    sweep_command.sweep(flags)
+    path, _, _ = collected()
+    path.write_text(text)
+    with pytest.raises(UserError, match="does not hold results of this run"):
+        sweep_command.sweep(flags)
+    assert path.read_text() == text and len(commands) == 1
+
+
+@pytest.mark.parametrize(("cores", "jobs", "shares"), [
+    (4, 2, [{0, 1}, {2, 3}]), (4, 3, [{0}, {1}, {2}]), (2, 3, [{0}, {1}, {0}]), (3, 1, [{0, 1, 2}]),
+])  # fmt: skip
+def test_all_runs_of_a_sweep_get_as_many_cores(cores, jobs, shares):
+    assert sweep_command._shares(list(range(cores)), jobs) == shares
+
+
 def test_attacks_on_test_images_are_not_for_runs_that_choose_settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(
@@ -129,6 +212,7 @@ def test_a_network_is_handed_on_with_a_card_that_says_what_it_does(swept, monkey
     with pytest.raises(UserError, match="another run"):
         train.train([*shlex.split(found["command"])[1:], "--workdir=zoo/small"])
     assert set(before) <= set(Path("zoo").rglob("*")), "what is handed on is not a run to resume"
+    assert not Path("zoo/small/config.json").exists(), "nor made one by a refused command"
     with pytest.raises(UserError, match="exists"):
         publish.publish([f"--run={run}", "--into=zoo/small"])
     other = sorted((folder / "results").iterdir())[1]

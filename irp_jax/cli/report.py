@@ -93,6 +93,8 @@ def _insert(path: Path, name: str, table: str) -> None:
         text = path.read_text()
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text file: give a Markdown file") from error
     before, _, rest = text.partition(opening)
     _, found, after = rest.partition(closing)
     if not found:

@@ -1,6 +1,7 @@
 """What every command shares: parsing typed flags, and errors as one line."""
 
 import dataclasses
+import itertools
 import os
 import shlex
 import sys
@@ -38,7 +39,11 @@ def parse(
         prog: the command as the user typed it.
         default: values of flags that are not given.
         about: opens the help text; the dataclass's docstring if not given.
+
+    Raises:
+        UserError: a flag is unknown, needs a value or takes none, or one that is needed is missing.
     """
+    _check_written(kind, arguments, needed=default is None)
     registry = ConstructorRegistry()
 
     def number(text: str) -> float:
@@ -101,6 +106,28 @@ def parse(
         if isinstance(value := getattr(parsed, field.name), str) and value.startswith("~")
     }
     return dataclasses.replace(parsed, **homes)
+
+
+def _check_written(kind: Any, arguments: list[str], needed: bool) -> None:
+    """Refuses in one line what the flag parser would frame: see `parse`."""
+    if {"--help", "-h"} & set(arguments):
+        return
+    fields = {"--" + field.name.replace("_", "-"): field for field in dataclasses.fields(kind)}
+    given = set()
+    for word, following in itertools.zip_longest(arguments, arguments[1:], fillvalue="--"):
+        name, equals, value = word.partition("=")
+        name = name.replace("_", "-")
+        switch = name.replace("--no-", "--", 1)
+        if switch in fields and fields[switch].type is bool:
+            if equals:
+                raise UserError(f"{name} takes no value: give {switch} or --no-{switch[2:]}")
+        elif name in fields and (not value if equals else following.startswith("--")):
+            raise UserError(f"{name} needs a value")
+        given.add(name)
+    for name, field in fields.items():
+        required = field.default is field.default_factory is dataclasses.MISSING
+        if needed and required and name not in given:
+            raise UserError(f"{name} is needed: see --help")
 
 
 def take_flag(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:

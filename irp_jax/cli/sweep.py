@@ -23,6 +23,11 @@ from irp_jax.errors import UserError
 from irp_jax.report.tables import summary
 from irp_jax.report.terminal import plain_console
 
+ATTACK_FACTS = (
+    "command", "attack", "accuracy", "wall_time_s", "warnings", "environment", "commit",
+)  # fmt: skip
+"""What is collected of an attack."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
@@ -75,24 +80,23 @@ def sweep(arguments: list[str]) -> None:
     jobs = options.jobs or (1 if parallel.has_accelerator() else parallel.cores())
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {options.jobs}")
+    before = {run.workdir: _collected(run, options) for run in runs}
     shares: Queue[set[int]] = Queue()
-    cores = parallel.core_numbers()[: parallel.cores()]  # a quota may allow fewer than there are
-    for job in range(jobs):
-        shares.put(set(cores[job::jobs] or cores))
+    # A quota may allow fewer cores than there are.
+    for share in _shares(parallel.core_numbers()[: parallel.cores()], jobs):
+        shares.put(share)
     began = time.monotonic()
 
     def one(numbered: tuple[int, Config]) -> dict[str, Any] | None:
         number, run = numbered
-        found, word = _collected(run, wanted, options), "was done"
-        if found is None:
+        found, word = before[run.workdir], "was done"
+        if found is None or _missing(found, wanted, options):
             share = shares.get()
             try:
-                done = _train(run, share) and all(
-                    _attack(run, name, flags, options, share) for name, flags in wanted.items()
-                )
+                found = _run(run, found, wanted, options, share)
             finally:
                 shares.put(share)
-            found, word = (_collect(run, wanted, options), "done") if done else (None, "failed")
+            word = "failed" if found is None else "done"
         elapsed = time.monotonic() - began
         console.print(f"[{number}/{len(runs)}] {run.workdir} {word}, {elapsed:.0f} s", markup=False)
         return found
@@ -103,6 +107,13 @@ def sweep(arguments: list[str]) -> None:
     failed = [run.workdir for run, results in zip(runs, found, strict=True) if results is None]
     if failed:
         raise UserError(f"{len(failed)} of {len(runs)} runs failed, see log.txt in {failed[0]}")
+
+
+def _shares(cores: list[int], jobs: int) -> list[set[int]]:
+    """The cores of each job: as many for all, since that moves the figures of a run."""
+    each = max(1, len(cores) // jobs)
+    firsts = [job * each % len(cores) for job in range(jobs)]
+    return [set(cores[first : first + each]) for first in firsts]
 
 
 def _flags(attack: str) -> list[str]:
@@ -137,7 +148,7 @@ def _runs(options: Options) -> Iterator[Config]:
         }
         for words in itertools.product(*lists.values()):
             chosen: dict[str, Any] = dict(zip(lists, words, strict=True))
-            if not chosen["seed"].isdigit():
+            if not chosen["seed"].isdecimal():
                 raise UserError(f"--seeds takes whole numbers, got {chosen['seed']!r}")
             chosen["seed"] = int(chosen["seed"])
             run = dataclasses.replace(
@@ -154,20 +165,53 @@ def _runs(options: Options) -> Iterator[Config]:
             yield dataclasses.replace(run, workdir=str(folder))
 
 
-def _train(run: Config, cores: set[int]) -> bool:
-    flags = configs.flags(run, configs.suited(run.dataset))
-    return _call(run, "train", flags, cores)
+def _run(
+    run: Config,
+    before: dict[str, Any] | None,
+    wanted: dict[str, list[str]],
+    options: Options,
+    cores: set[int],
+) -> dict[str, Any] | None:
+    """Trains, attacks and collects what is missing; None if that failed.
+
+    Returns:
+        The run's results, with every attack's under `accuracy` and `attacks`.
+    """
+    if not _call(run, "train", configs.flags(run, configs.suited(run.dataset)), cores):
+        return None
+    results = files.read_json(_finished(run)) | {"attacks": {}}
+    if before is not None and before["wall_time_s"] == results["wall_time_s"]:  # the same training
+        results |= {"attacks": before.get("attacks", {}), "accuracy": before["accuracy"]}
+    for name, flags in _missing(results, wanted, options).items():
+        if not _attack(run, name, flags, options, cores):
+            return None
+        found = files.read_json(_attacked(run, name, options))
+        if any(found[key] != results[key] for key in ("epochs", "cost")):
+            raise UserError(
+                f"the last checkpoint in {run.workdir} cannot be read, so {name} attacked the one "
+                f"before it: remove the folder to train anew"
+            )
+        results["accuracy"][name] = found["accuracy"][flags[0].partition("=")[2]]
+        results["attacks"][name] = {key: found[key] for key in ATTACK_FACTS}
+    if options.results is not None:
+        files.write_json(_target(run, options.results), results)
+    return results
 
 
 def _attack(run: Config, name: str, flags: list[str], options: Options, cores: set[int]) -> bool:
     """Whether the trained network was attacked; the figures are in its folder then."""
     target = _attacked(run, name, options)
-    if target.exists():
+    # Figures that are older than the training are of another network.
+    if target.exists() and target.stat().st_mtime >= _finished(run).stat().st_mtime:
         return True
     places = [f"--checkpoint={run.workdir}", f"--out={target}"]
     places += [f"--data-dir={run.data_dir}"] if run.data_dir is not None else []
     places += [f"--images={options.images}"] if options.images is not None else []
     return _call(run, "evaluate", [*places, *flags], cores)
+
+
+def _finished(run: Config) -> Path:
+    return configs.workdir(run) / "results.json"
 
 
 def _attacked(run: Config, name: str, options: Options) -> Path:
@@ -189,49 +233,32 @@ def _call(run: Config, command: str, flags: list[str], cores: set[int]) -> bool:
         )  # fmt: skip
 
 
-def _collect(run: Config, wanted: dict[str, list[str]], options: Options) -> dict[str, Any]:
-    """The run's results, with every attack's under `accuracy` and `attacks`; written if asked."""
-    results = files.read_json(configs.workdir(run) / "results.json")
-    results["attacks"] = {}
-    before = None if options.results is None else files.read_json(_target(run, options.results))
-    if before is not None and before["wall_time_s"] == results["wall_time_s"]:  # the same training
-        results["attacks"] = before.get("attacks", {})
-        results["accuracy"] = before["accuracy"]
-    for name, flags in wanted.items():
-        found = files.read_json(_attacked(run, name, options))
-        attack = flags[0].partition("=")[2]
-        results["accuracy"][name] = found["accuracy"][attack]
-        taken = (
-            "command",
-            "attack",
-            "accuracy",
-            "wall_time_s",
-            "warnings",
-            "environment",
-            "commit",
-        )
-        results["attacks"][name] = {key: found[key] for key in taken}
-    if options.results is not None:
-        files.write_json(_target(run, options.results), results)
-    return results
-
-
-def _collected(
-    run: Config, wanted: dict[str, list[str]], options: Options
-) -> dict[str, Any] | None:
-    """What an earlier sweep collected of this very run; None if that is not all there."""
+def _collected(run: Config, options: Options) -> dict[str, Any] | None:
+    """What an earlier sweep collected of this very run; None if nothing."""
     if options.results is None:
         return None
-    found = files.read_json(_target(run, options.results))
-    same = json.loads(json.dumps(configs.identity(run)))
-    if found is None or found["config"] != same:
+    target = _target(run, options.results)
+    found = files.read_json(target)
+    if found is None:
         return None
-    attacked = {
-        name: attack["attack"]["images"] for name, attack in found.get("attacks", {}).items()
-    }
+    same = json.loads(json.dumps(configs.identity(run)))
+    known = isinstance(found, dict) and {"accuracy", "attack", "wall_time_s"} <= set(found)
+    if not known or found.get("config") != same:
+        raise UserError(
+            f"{target} does not hold results of this run: move it away, or give another --results"
+        )
+    return found
+
+
+def _missing(
+    found: dict[str, Any], wanted: dict[str, list[str]], options: Options
+) -> dict[str, list[str]]:
+    """The attacks that the results lack, or have on fewer images than asked for."""
     whole = found["attack"]["images"]
     enough = min(options.images or whole, whole)
-    return found if all(attacked.get(name, 0) >= enough for name in wanted) else None
+    attacks = found.get("attacks", {})
+    counts = {name: attack["attack"]["images"] for name, attack in attacks.items()}
+    return {name: flags for name, flags in wanted.items() if counts.get(name, 0) < enough}
 
 
 def _target(run: Config, folder: str) -> Path:

@@ -62,6 +62,10 @@ def check(config: Config) -> None:
     ):  # fmt: skip
         if not 0 < getattr(config, name) < math.inf:
             raise UserError(f"{flag(name)} must be positive, got {getattr(config, name):g}")
+    if config.workdir == "":
+        raise UserError("--workdir must name a folder, got an empty name")
+    if config.cutout > LARGEST_CUTOUT:
+        raise UserError(f"--cutout must be at most {LARGEST_CUTOUT} pixels, got {config.cutout}")
     if config.width > WIDEST:
         raise UserError(f"--width must be at most {WIDEST}, got {config.width:g}")
     for name in ("label_smoothing", "validation", "ema", "epsilon_warmup"):
@@ -94,6 +98,9 @@ def check(config: Config) -> None:
 
 WIDEST = 64
 """Times the usual channels: a network that wide has thousands of times the parameters."""
+
+LARGEST_CUTOUT = 4096
+"""More than the side of any image here: it blackens all there is."""
 
 TYPES: dict[Any, tuple[str, Any]] = {
     bool: ("True or False", bool),

@@ -1,10 +1,10 @@
 """The guard against training that diverges: what tells it, and what training goes on with.
 
 A learning rate near the edge of what a network bears may throw its weights off within an epoch,
-deep networks' above all: loss soars above that of guessing, and accuracy falls on images and under
-every attack alike, so that the probes of `overfitting` have nothing to compare. What is lost is
-hardly made up for while the rate is high. Cutting long gradients short prevents it (Pascanu,
-Mikolov & Bengio 2013, section 3.2).
+deep networks' above all: loss soars above that of guessing, or the network falls back to guessing
+and stays there. Accuracy falls on images and under every attack alike, so that the probes of
+`overfitting` have nothing to compare. What is lost is hardly made up for while the rate is high.
+Cutting long gradients short prevents it (Pascanu, Mikolov & Bengio 2013, section 3.2).
 """
 
 import math
@@ -15,18 +15,24 @@ CLIP = 1.0
 diverges (results/clip_resnet56.json)."""
 
 
+STUCK = 3
+"""Epochs running that a network must be back at guessing to be thought unable to leave it."""
+
+
 class Descent(NamedTuple):
     """What the guard remembers of the loss, from epoch to epoch.
 
     Attributes:
         guessing: loss of a network that guesses, ln(classes).
-        lowest: mean over the best epoch so far, at most `guessing`.
-        last: mean over the last epoch; may be infinite or no number.
+        lowest: of the best epoch so far, at most `guessing`.
+        last: of the last epoch; may be infinite or no number.
+        stuck: epochs running that ended with all that had been learnt forgotten.
     """
 
     guessing: float
     lowest: float
     last: float
+    stuck: int = 0
 
     @classmethod
     def begin(cls, classes: int) -> "Descent":
@@ -40,22 +46,24 @@ class Descent(NamedTuple):
         return Descent(self.guessing, self.guessing, self.guessing)
 
     def after(self, loss: float) -> "Descent":
-        """What is remembered after an epoch with this mean loss."""
+        """What is remembered after an epoch of this loss."""
+        learnt = self.guessing - self.lowest
+        forgotten = learnt > 0.1 * self.guessing and not loss <= self.guessing - 0.1 * learnt
         lowest = loss if loss < self.lowest else self.lowest  # a loss that is no number is no less
-        return Descent(self.guessing, lowest, loss)
+        return Descent(self.guessing, lowest, loss, self.stuck + 1 if forgotten else 0)
 
     def _above(self, share: float) -> bool:
         return not self.last <= self.lowest + share * self.guessing
 
     @property
     def alarming(self) -> bool:
-        """Whether loss has risen by more than that of guessing."""
-        return self._above(1.0)
+        """Whether loss has risen by more than that of guessing, or stays at it."""
+        return self._above(1.0) or self.stuck == STUCK
 
     @property
     def suspicious(self) -> bool:
         """Whether it may have begun: not a state to go back to."""
-        return self._above(0.5)
+        return self._above(0.5) or self.stuck > 0
 
 
 def steadier(clip: float) -> float | None:

@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from irp_jax import attacks, data, evaluation, files, parallel
@@ -80,7 +82,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         progress = dataclasses.replace(
             progress, epoch=progress.epoch + 1, seconds=progress.seconds + seconds,
             state=trained.state, health=trained.health,
-            descent=descent.after(float(trained.metrics["loss"].mean())),
+            descent=descent.after(_loss(trained, steps=batches.shape[1])),
             passes=progress.passes + taken / plan.steps_per_epoch * recipe.defense.passes,
             images=progress.images + taken * config.batch_size,
         )  # fmt: skip
@@ -183,6 +185,23 @@ def _epoch(
         health = look(state, health)
     metrics = jax.tree.map(lambda *parts: np.concatenate(parts), *fetched)
     return _Trained(state, metrics, health)
+
+
+def _loss(trained: _Trained, steps: int) -> float:
+    """The epoch's loss as the guard sees it: that of its last segment, if it is above the mean.
+
+    Not a number if a weight is not: the last step's loss is from before its update.
+    """
+    if not _is_finite(trained.state):
+        return math.nan
+    losses = trained.metrics["loss"]
+    return float(np.max([losses.mean(), losses[-steps:].mean()]))  # NaN where either is
+
+
+@jax.jit
+def _is_finite(state: TrainState) -> jax.Array:
+    leaves = jax.tree.leaves((state.params, state.batch_stats))
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
 def _recipe(setup: Setup, architecture: Architecture, progress: Progress) -> Recipe:

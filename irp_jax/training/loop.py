@@ -67,10 +67,11 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
             reporter.note(f"{workdir} is finished: showing its results")
             reporter.end(finished)
             return finished
+        reporter.note(f"run in {workdir}")
+        progress = resume(setup, workdir, reporter.note)  # refuses checkpoints of another run
         everything = dataclasses.asdict(config) | identity
         files.write_json(workdir / "config.json", everything)
-        reporter.note(f"run in {workdir}")
-        progress = resume(setup, workdir, reporter.note) or start(setup, model)
+        progress = progress or start(setup, model)
         progress = epochs.train(setup, progress, workdir, reporter)
         results = _evaluate(setup, progress, reporter) | {
             "environment": parallel.describe(),

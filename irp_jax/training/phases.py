@@ -96,6 +96,9 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
     shortest = math.ceil(steps / SEGMENT)
     segments = min(range(shortest, 2 * shortest + 1), key=lambda count: (steps % count, count))
     steps_per_epoch = steps // segments * segments
+    if epochs * steps_per_epoch >= 2**31:  # they are counted in int32
+        most = (2**31 - 1) // steps_per_epoch
+        raise UserError(f"--epochs={epochs} are too many to count: give {most} or fewer")
     return Plan(
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
