@@ -95,6 +95,15 @@ def test_a_wider_start_and_an_unusual_ramp_are_named():
     assert tables.method(one | {"method": "width"}) == "width"
 
 
+def test_what_is_not_usual_of_a_method_stands_with_it_and_of_no_other():
+    one, recipe = result(0, 0.9) | {"method": "admm"}, tables.recipe(result(0, 0.9))
+    one["config"] |= {"admm_rho": 0.005, "restart_rate": 0.1, "hinge_strength": 10.0}
+    assert tables.method(one) == "admm, rho 0.005, restart rate 0.1"
+    assert tables.method(one | {"method": "priced"}) == "priced"
+    assert tables.method(one | {"method": "paper"}) == "paper, hinge strength 10"
+    assert tables.recipe(one) == recipe
+
+
 def test_a_run_that_was_clipped_on_the_way_has_a_line_of_its_own():
     clipped = result(1, 0.92)
     clipped["retreats"] = [{"epoch": 9, "back_to": 8, "lowest": 0.6, "loss": 3.9, "clip": 1.0}]

@@ -45,12 +45,15 @@ def network(one: Results) -> str:
 
 
 def method(one: Results) -> str:
-    """The method, and when it pruned where that is not usual: from and until what of training."""
+    """The method and those of its own settings that are not usual.
+
+    Of `priced` from and until what of training it pruned.
+    """
     usual = suited(one["dataset"])
     when = [one["config"].get(name, getattr(usual, name)) for name in ("ramp_start", "ramp_stop")]
-    if one["method"] != "priced" or when == [usual.ramp_start, usual.ramp_stop]:
-        return one["method"]
-    return f"{one['method']}, {when[0]:.0%} to {when[1]:.0%}"
+    if one["method"] == "priced" and when != [usual.ramp_start, usual.ramp_stop]:
+        return f"{one['method']}, {when[0]:.0%} to {when[1]:.0%}"
+    return one["method"] + _rare(one, OWN.get(one["method"], ()))
 
 
 def defense(one: Results) -> str:
@@ -66,11 +69,24 @@ def defense(one: Results) -> str:
     return _with_steps(one.get("defense", asked), config.get("attack_steps", 1))
 
 
-RARE = (
-    "ema", "weight_decay", "label_smoothing", "cutout", "hinge_strength", "mask_learning_rate",
-    "pretraining", "admm_stage", "admm_rho", "admm_updates", "restart_rate",
-)  # fmt: skip
+OWN = {
+    "paper": ("hinge_strength", "mask_learning_rate"),
+    "magnitude": ("pretraining", "restart_rate"),
+    "admm": ("pretraining", "admm_stage", "admm_rho", "admm_updates", "restart_rate"),
+}
+"""Settings of one method, named with it where they are not the usual ones."""
+
+RARE = ("ema", "weight_decay", "label_smoothing", "cutout")
 """Settings named in a recipe where they are not the usual ones."""
+
+
+def _rare(one: Results, names: Iterable[str]) -> str:
+    usual = suited(one["dataset"])
+    return "".join(
+        f", {name.removeprefix('admm_').replace('_', ' ')} {one['config'][name]:g}"
+        for name in names
+        if one["config"].get(name, getattr(usual, name)) != getattr(usual, name)
+    )
 
 
 def _with_steps(name: str, steps: int) -> str:
@@ -95,13 +111,8 @@ def recipe(one: Results) -> str:
     for event in one.get("retreats", ()):
         if "clip" in event:  # from where it diverged
             clip = f", then clip {event['clip']:g}"
-    rare = "".join(
-        f", {name.replace('_', ' ')} {config[name]:g}"
-        for name in RARE
-        if config.get(name, getattr(usual, name)) != getattr(usual, name)
-    )
     batch = f"batch {config.get('batch_size', 128)}"
-    return f"{rate}, {batch}{grown}{some}{held_out}{guard}{clip}{rare}"
+    return f"{rate}, {batch}{grown}{some}{held_out}{guard}{clip}{_rare(one, RARE)}"
 
 
 def _spread(values: Iterable[float], digits: int, scale: float = 1.0) -> str:

@@ -48,7 +48,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
     key = parallel.place(jax.random.key(config.seed), whole)
     reporter.begin(config, plan, progress.epoch * plan.steps_per_epoch)
     progress = dataclasses.replace(progress, state=parallel.place(progress.state, whole))
-    saved_at, saved_epoch, steps = time.monotonic(), progress.epoch, None
+    saved_at, is_saved, steps = time.monotonic(), True, None
     healthy: Progress | None = None
     while True:
         if progress.epoch >= plan.freeze_epoch and not progress.kept:
@@ -56,7 +56,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
             frozen = parallel.place(frozen, whole)
             progress = dataclasses.replace(progress, kept=kept, state=frozen)
             reporter.note(_frozen_note(setup, kept))
-            saved_at, saved_epoch, steps = -float("inf"), -1, None
+            saved_at, is_saved, steps = -math.inf, False, None  # soon, smaller than before
         if progress.epoch == plan.epochs:
             break
         architecture = architecture_now(setup, progress.kept)
@@ -109,11 +109,12 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         files.append_log(workdir / "metrics.jsonl", row)
         reporter.epoch(row)
         # Only what the guard would go back to is saved: a resumed run has to find it there.
+        is_saved = False
         due = time.monotonic() - saved_at > config.checkpoint_every
         if due and progress.epoch < plan.epochs and guard.is_sound(progress, healthy):
             save(setup, progress, workdir)
-            saved_at, saved_epoch = time.monotonic(), progress.epoch
-    if progress.epoch != saved_epoch:
+            saved_at, is_saved = time.monotonic(), True
+    if not is_saved:
         save(setup, progress, workdir)
     return progress
 
