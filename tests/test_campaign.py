@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from attack_nets import dense_net, new_dense_net
+from campaign_nets import IMAGES, LABELS, NET, THREAT, N
 from jax.tree_util import Partial
 
 from irp_jax import attacks, parallel
@@ -16,13 +17,6 @@ from irp_jax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-NET = Partial(dense_net, new_dense_net())
-N = 37  # no multiple of any batch size here
-IMAGES = np.random.default_rng(0).uniform(size=(N, 8, 8, 1)).astype(np.float32)
-PREDICTED = np.asarray(NET(IMAGES).argmax(-1))
-# Three images are wrong as they are.
-LABELS = np.where(np.arange(N) < 3, (PREDICTED + 1) % 10, PREDICTED).astype(np.int32)
-THREAT = attacks.linf(0.03)
 LIST = (
     attacks.Pgd(gradient_steps=2, restarts=2),
     attacks.Pgd(name="cw", gradient_steps=6, restarts=3, loss=attacks.margin),

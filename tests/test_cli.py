@@ -61,6 +61,8 @@ def test_bin_train_refuses_in_one_line_and_leaves_nothing(
 
 def test_what_a_command_needs_is_named(capsys, monkeypatch):
     assert "--checkpoint is needed" in refusal(capsys, monkeypatch, evaluate.evaluate)
+    said = refusal(capsys, monkeypatch, evaluate.evaluate, "--checkpoint=none", "--out=")
+    assert "--out needs a value" in said
     assert "--into is needed" in refusal(capsys, monkeypatch, publish.publish, "--run=x")
 
 

@@ -14,7 +14,6 @@ CLIP = 1.0
 """Longest gradient after an alarm; ResNet56 on digits shows 2 to 4 on its way to where it
 diverges (results/clip_resnet56.json)."""
 
-
 STUCK = 3
 """Epochs running that a network must be back at guessing to be thought unable to leave it."""
 

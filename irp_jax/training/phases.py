@@ -62,7 +62,8 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
         images: in the training split.
 
     Raises:
-        UserError: the batch is larger than the split, or the budget cannot be met.
+        UserError: the batch is larger than the split, the budget cannot be met, or there are more
+            steps than can be counted.
     """
     if config.batch_size > images:
         raise UserError(
