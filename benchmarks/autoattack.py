@@ -4,7 +4,8 @@
 
 PATH is a clone of github.com/fra31/auto-attack, which is not on PyPI. The networks are copied to
 PyTorch first and must agree in their logits. All sides run the same attacks in the same order on
-what stands after those before, with as many threads as there are cores. The images are cut into
+what stands after those before, on the same device and in float32: with as many threads as there
+are cores, or on a GPU, where larger batches pay (--batch-size). The images are cut into
 slices; the sides take turns, in an order that is turned around from slice to slice, so that a
 machine whose speed drifts favours nobody. Here the first slice pays for compilation.
 """
@@ -21,9 +22,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import side_by_side
+from benchmarks import side_by_side, torch_resnet
 from benchmarks.side_by_side import Found, Side
-from irp_jax import attacks, files, parallel
+from irp_jax import attacks, files
 from irp_jax.cli.run import main, parse, publishable
 from irp_jax.errors import UserError
 
@@ -66,7 +67,7 @@ def bench(arguments: list[str]) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    torch.set_num_threads(parallel.cores())
+    side_by_side.prepare()
     console = Console(highlight=False, soft_wrap=True)
     rows: list[dict[str, Any]] = []
     commit = files.commit()
@@ -118,10 +119,11 @@ def _official(
 
     began = time.perf_counter()
     x, y = side_by_side.tensors(images, labels)
-    rival = AutoAttack(twin, norm="Linf", eps=epsilon, seed=0, verbose=False, device="cpu")
+    device = side_by_side.device()
+    rival = AutoAttack(twin, norm="Linf", eps=epsilon, seed=0, verbose=False, device=device)
     rival.square.n_queries = options.queries
     left, seconds = {}, {}
-    standing = torch.arange(len(x))
+    standing = torch.arange(len(x), device=device)
     with torch.no_grad():
         standing = standing[twin(x).argmax(1) == y]
     for name in ("apgd-ce", "apgd-t", "fab-t", "square"):
@@ -131,6 +133,7 @@ def _official(
             found = rival.run_standard_evaluation(x[standing], y[standing], bs=options.batch_size)
             with torch.no_grad():
                 standing = standing[twin(found).argmax(1) == y[standing]]
+        torch_resnet.wait(device)
         left[name] = len(standing)
         seconds[name] = time.perf_counter() - at
     total = time.perf_counter() - began
@@ -157,7 +160,7 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
 
 
 def _seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}"
+    return "-" if value is None else f"{value:.1f}"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python -m benchmarks.pgd --checkpoints=runs/a,runs/b
     python -m benchmarks.pgd --checkpoints=runs/a --costs --out=results/bench_pgd_costs.json
 
-The same weights, images, radius, step length and number of cores. Each side is used as its
+The same weights, images, radius, step length and number of cores, or the same GPU. Each side is used as its
 documentation has it: foolbox repeats the whole batch, torchattacks drops what has fallen after a
 restart, and so does the loop that cleverhans leaves to its users.
 """
@@ -26,7 +26,7 @@ from rich.table import Table
 
 from benchmarks import side_by_side
 from benchmarks.side_by_side import Found, Side, Subject
-from irp_jax import attacks, files, parallel
+from irp_jax import attacks, files
 from irp_jax.cli.run import main, parse, publishable
 from irp_jax.errors import UserError, unknown
 
@@ -81,7 +81,7 @@ def bench(arguments: list[str]) -> None:
     missing = [name for name in options.libraries if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"not installed: pip install {' '.join(missing)}")
-    torch.set_num_threads(parallel.cores())
+    side_by_side.prepare()
     console = Console(highlight=False, soft_wrap=True)
     commit = files.commit()
     common = {
@@ -184,7 +184,7 @@ def _torchattacks(options: Options, subject: Subject, twin: torch.nn.Module) -> 
         found = attack(x[right], y[right])
         with torch.no_grad():
             right[right.clone()] = twin(found).argmax(1) == y[right]
-        return right.numpy()
+        return right.cpu().numpy()
 
     return run
 
@@ -208,7 +208,7 @@ def _cleverhans(options: Options, subject: Subject, twin: torch.nn.Module) -> At
             )  # fmt: skip
             with torch.no_grad():
                 right[right.clone()] = twin(found).argmax(1) == y[right]
-        return right.numpy()
+        return right.cpu().numpy()
 
     return run
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,9 +16,6 @@ from jax.tree_util import Partial
 from benchmarks import torch_resnet
 from irp_jax import attacks, data, models, network, parallel
 from irp_jax.errors import UserError
-
-AGREEMENT = 1e-4
-"""Largest difference of logits that still counts as the same network."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +35,23 @@ class Subject:
     images: np.ndarray
     labels: np.ndarray
     epsilon: float
+
+
+def prepare() -> None:
+    """Readies PyTorch; call it before JAX starts, and so before anything is loaded.
+
+    Raises:
+        UserError: PyTorch cannot use the device that JAX does.
+    """
+    # Else JAX takes most of a GPU's memory for itself.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    torch.set_num_threads(parallel.cores())
+    torch_resnet.compute(device(), fast=False)  # attacks are to judge the network that is deployed
+
+
+def device() -> str:
+    """Where PyTorch runs, "cpu" or "cuda": where JAX does."""
+    return torch_resnet.device_beside(jax.default_backend(), jax.device_count())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,11 +129,12 @@ def twin(subject: Subject, *, masked: bool = False) -> torch.nn.Module:
         dense = jax.eval_shape(init, jax.random.key(0), image)
         variables = jax.tree.map(_fill, variables, dense)
     other = torch_resnet.build(
-        model.blocks, model.widths, variables["params"], statistics=variables["batch_stats"]
-    )
+        model.blocks, model.widths, variables["params"], statistics=variables["batch_stats"],
+        device=device(),
+    )  # fmt: skip
     some = subject.images[:256]
     apart = float(np.abs(torch_resnet.logits(other, some) - logits(subject, some)).max())
-    if apart > AGREEMENT:
+    if apart > torch_resnet.AGREEMENT[device()]:
         raise UserError(f"the PyTorch copy of {subject.name} differs by {apart:.2g} in its logits")
     return torch_resnet.Contiguous(other).eval()
 
@@ -130,9 +146,13 @@ def _fill(array: np.ndarray, dense: jax.ShapeDtypeStruct) -> np.ndarray:
 
 
 def tensors(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (N, H, W, C) and labels as the twin takes them: (N, C, H, W) in that order, int64."""
+    """Images (N, H, W, C) and labels as the twin takes them: (N, C, H, W) in that order, int64.
+
+    They lie where it does.
+    """
     pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    return torch.from_numpy(pixels), torch.from_numpy(labels.astype(np.int64))
+    where = device()
+    return torch.from_numpy(pixels).to(where), torch.from_numpy(labels.astype(np.int64)).to(where)
 
 
 def logits(subject: Subject, images: np.ndarray) -> np.ndarray:
@@ -208,4 +228,6 @@ def _sum(slices: list[Found]) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """The machine and the versions, PyTorch's too."""
-    return parallel.describe() | {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    return parallel.describe() | {
+        "torch": torch.__version__, "torch_device": device(), "threads": torch.get_num_threads(),
+    }  # fmt: skip

@@ -87,8 +87,13 @@ class Trainers:
         self.cost_ratio = cost.total(self.dense, kept).macs / cost.total(self.dense).macs
         return self._compile(architecture, optimizer, frozen)
 
-    def torch_step(self, *, masked: bool) -> Burst:
-        """Eager PyTorch, channels-last, as many threads as cores.
+    def torch_step(self, device: str, *, masked: bool = False, graphed: bool = False) -> Burst:
+        """PyTorch, channels-last; on a CPU as many threads as cores.
+
+        Args:
+            device: "cpu" or "cuda".
+            masked: whether a mask is multiplied onto every kernel.
+            graphed: whether the step is a CUDA graph; else it is eager.
 
         Raises:
             UserError: there is no twin of this network in PyTorch here.
@@ -101,23 +106,35 @@ class Trainers:
                 "--model=resnet20/32/44/56/110/resnet18"
             )
         weights = jax.device_get(self.variables["params"])
-        twin = torch_resnet.build(self.model.blocks, self.model.widths, weights, masked=masked)
-        self._check_equal(twin, torch_resnet.logits)
-        step = torch_resnet.fast_step(twin, self.images, self.labels, self.config.epsilon)
+        twin = torch_resnet.build(
+            self.model.blocks, self.model.widths, weights, masked=masked, device=device
+        )
+        torch_resnet.compute(device, fast=False)
+        self._check_equal(twin, torch_resnet.logits, torch_resnet.AGREEMENT[device])
+        torch_resnet.compute(device, fast=True)
+        # Eager steps draw numbers of their own: a failed recording would spoil PyTorch's for them.
+        numbers = None if graphed else torch_resnet.generator(device)
+        step = torch_resnet.fast_step(twin, self.images, self.labels, self.config.epsilon, numbers)
+        if graphed:
+            step = torch_resnet.graphed(step, torch_resnet.indices(self.batches, device)[0])
 
         def burst() -> None:
-            for batch in self.batches:
+            for batch in torch_resnet.indices(self.batches, device):
                 step(batch)
+            torch_resnet.wait(device)
 
         return burst
 
-    def _check_equal(self, twin: Any, logits: Callable) -> None:
+    def _check_equal(self, twin: Any, logits: Callable, tolerance: float) -> None:
         """Both networks compute the same, in training mode; else their times mean nothing."""
         images = self.images[: self.config.batch_size].astype(np.float32) / 255
         variables = self.variables
         forward = jax.jit(models.forward(self.model), static_argnames="train")
-        ours, _ = forward(variables["params"], variables["batch_stats"], images, train=True)
-        np.testing.assert_allclose(np.asarray(ours), logits(twin, images), atol=1e-4, rtol=1e-4)
+        with jax.default_matmul_precision("float32"):
+            ours, _ = forward(variables["params"], variables["batch_stats"], images, train=True)
+        np.testing.assert_allclose(
+            np.asarray(ours), logits(twin, images), atol=tolerance, rtol=tolerance
+        )
 
     def _with(self, regularity: Regularity) -> Config:
         return dataclasses.replace(self.config, regularity=regularity)

@@ -1,8 +1,8 @@
-"""The rival: the same small residual network and the same Fast AT step, in eager PyTorch on a CPU.
+"""The rival: the same small residual network and the same Fast AT step, in PyTorch.
 
 The network is `irp_jax.models.ResNet` layer for layer, down to the names, so that weights carry
 over and the two can be compared number by number before they are compared by the clock. Images
-and activations are channels-last, PyTorch's fastest layout for convolutions on a CPU.
+and activations are channels-last, PyTorch's fastest layout for convolutions on a CPU and a GPU.
 """
 
 import functools
@@ -13,6 +13,57 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from irp_jax.errors import UserError
+
+AGREEMENT = {"cpu": 1e-4, "cuda": 1e-3}
+"""Largest difference of logits, by device, that still counts as the same network: a GPU's
+convolutions in float32 may be Winograd's, and in TF32 they differ by more than this."""
+
+Step = Callable[[torch.Tensor], torch.Tensor]
+"""Takes a training step: indices (N,) of its batch -> its loss, on the device."""
+
+
+def device_beside(platform: str, count: int) -> str:
+    """PyTorch's name, "cpu" or "cuda", of what JAX runs on.
+
+    Args:
+        platform: JAX's.
+        count: of its devices.
+
+    Raises:
+        UserError: PyTorch cannot use the same.
+    """
+    if platform == "cpu":
+        return "cpu"
+    advice = "set JAX_PLATFORMS=cpu, or leave PyTorch out (bin/bench train --no-torch)"
+    if platform != "gpu":
+        raise UserError(f"JAX runs on a {platform.upper()} here, which PyTorch cannot: {advice}")
+    if not torch.cuda.is_available():
+        raise UserError(f"JAX runs on a GPU here, but this PyTorch has no CUDA: {advice}")
+    if count > 1:
+        raise UserError(f"JAX has {count} GPUs and PyTorch takes one: set CUDA_VISIBLE_DEVICES=0")
+    return "cuda"
+
+
+def compute(device: str, *, fast: bool) -> None:
+    """Sets how a GPU computes; a CPU always does in float32.
+
+    Args:
+        device: "cpu" or "cuda".
+        fast: in TF32, as JAX does there unless told otherwise, by the fastest algorithms found by
+            trial; else in whole float32.
+    """
+    if device == "cuda":
+        torch.backends.cudnn.allow_tf32 = fast
+        torch.backends.cuda.matmul.allow_tf32 = fast
+        torch.backends.cudnn.benchmark = fast
+
+
+def wait(device: str) -> None:
+    """Returns when a GPU has done what it was given; a CPU always has."""
+    if device == "cuda":
+        torch.cuda.synchronize()
 
 
 class Block(nn.Module):
@@ -91,6 +142,7 @@ def build(
     *,
     masked: bool = False,
     statistics: Mapping[str, Any] | None = None,
+    device: str = "cpu",
 ) -> ResNet:
     """The network with the weights of its JAX twin, whose arrays decide every layer's width.
 
@@ -99,6 +151,7 @@ def build(
         weights: that network's parameter tree, of arrays: kernels (k, k, C_in, C_out).
         masked: whether a mask is multiplied onto every convolution's kernel.
         statistics: its running statistics; then the network is in inference mode.
+        device: where it lies.
     """
     classes = weights["classifier"]["bias"].shape[0]
     model = ResNet(blocks, widths, classes)
@@ -120,6 +173,7 @@ def build(
             running = {} if statistics is None else _at(statistics, path)
             module.running_mean = _tensor(running.get("mean", np.zeros(module.num_features)))
             module.running_var = _tensor(running.get("variance", np.ones(module.num_features)))
+    model.to(device)
     return model.train() if statistics is None else model.eval()
 
 
@@ -134,7 +188,12 @@ def _tensor(array: Any) -> torch.Tensor:
 def logits(model: ResNet, images: np.ndarray) -> np.ndarray:
     """Logits (N, K) of images (N, H, W, 3) float32 in [0, 1], as the mode of the network is."""
     with torch.no_grad():
-        return model(channels_last(torch.from_numpy(images))).numpy()
+        pixels = torch.from_numpy(images).to(_device(model))
+        return model(channels_last(pixels)).cpu().numpy()
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
 
 
 class Contiguous(nn.Module):
@@ -167,9 +226,22 @@ def channels_last(images: torch.Tensor) -> torch.Tensor:
     return images.permute(0, 3, 1, 2)
 
 
+def indices(batches: np.ndarray, device: str) -> torch.Tensor:
+    """(steps, N) of several batches, where the images lie."""
+    return torch.tensor(batches).long().to(device)
+
+
+def generator(device: str) -> torch.Generator:
+    return torch.Generator(device).manual_seed(0)
+
+
 def fast_step(
-    model: ResNet, images: np.ndarray, labels: np.ndarray, epsilon: float
-) -> Callable[[np.ndarray], float]:
+    model: ResNet,
+    images: np.ndarray,
+    labels: np.ndarray,
+    epsilon: float,
+    generator: torch.Generator | None = None,
+) -> Step:
     """Fast AT with a random start (Wong et al. 2020, algorithm 3), crop and flip included.
 
     Args:
@@ -177,36 +249,75 @@ def fast_step(
         images: (M, H, W, 3) uint8, the data set.
         labels: (M,) integer.
         epsilon: L-inf radius in pixel units of [0, 1].
+        generator: of random numbers, on the model's device; None is PyTorch's own.
 
     Returns:
-        A step: indices (N,) of a batch -> its loss.
+        The step. Everything in it happens on the model's device, and nothing waits for that.
     """
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    data, targets = torch.tensor(images), torch.from_numpy(labels.astype(np.int64))
+    device = _device(model)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4,
+        fused=device.type == "cuda" or None,
+    )  # fmt: skip
+    data, targets = torch.tensor(images).to(device), torch.tensor(labels).long().to(device)
 
-    def step(batch: np.ndarray) -> float:
-        indices = torch.from_numpy(batch)
-        clean = channels_last(augment(data[indices]).float() / 255)
+    def step(indices: torch.Tensor) -> torch.Tensor:
+        clean = channels_last(augment(data[indices], generator=generator).float() / 255)
         target = targets[indices]
-        noise = torch.empty_like(clean).uniform_(-epsilon, epsilon)
+        noise = torch.empty_like(clean).uniform_(-epsilon, epsilon, generator=generator)
         start = (clean + noise).clamp_(0, 1).requires_grad_()
         (gradient,) = torch.autograd.grad(F.cross_entropy(model(start), target), start)
         adversarial = start.detach() + 1.25 * epsilon * gradient.sign()
         adversarial = torch.clamp(adversarial, clean - epsilon, clean + epsilon).clamp_(0, 1)
-        optimizer.zero_grad(set_to_none=True)
         loss = F.cross_entropy(model(adversarial), target)
         loss.backward()
         optimizer.step()
-        return loss.item()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
 
     return step
 
 
-def augment(images: torch.Tensor, padding: int = 4) -> torch.Tensor:
+def graphed(step: Step, indices: torch.Tensor) -> Step:
+    """A step recorded once as a CUDA graph: replayed, it needs neither Python nor single launches.
+
+    Args:
+        step: that draws from PyTorch's own random numbers, which graphs know to advance.
+        indices: (N,) of some batch, on the GPU.
+    """
+    batch = indices.clone()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # what is chosen or made at the first steps is no part of it
+        for _ in range(3):
+            step(batch)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    # JAX's threads may call CUDA meanwhile.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        loss = step(batch)
+
+    def replay(indices: torch.Tensor) -> torch.Tensor:
+        batch.copy_(indices)
+        graph.replay()
+        return loss
+
+    if not torch.isfinite(replay(indices)):
+        raise RuntimeError("the loss is not finite")
+    return replay
+
+
+def augment(
+    images: torch.Tensor, padding: int = 4, generator: torch.Generator | None = None
+) -> torch.Tensor:
     """Random crop of the padded image and random flip, vectorised: (N, H, W, C) uint8, same out."""
     number, height, width, _ = images.shape
+    device = images.device
     padded = F.pad(images, (0, 0, padding, padding, padding, padding))
-    corners = torch.randint(0, 2 * padding + 1, (2, number, 1))
-    rows, columns = corners[0] + torch.arange(height), corners[1] + torch.arange(width)
-    columns = torch.where(torch.rand(number, 1) < 0.5, columns.flip(1), columns)
-    return padded[torch.arange(number)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    corners = torch.randint(0, 2 * padding + 1, (2, number, 1), generator=generator, device=device)
+    rows = corners[0] + torch.arange(height, device=device)
+    columns = corners[1] + torch.arange(width, device=device)
+    flipped = torch.rand(number, 1, generator=generator, device=device) < 0.5
+    columns = torch.where(flipped, columns.flip(1), columns)
+    image = torch.arange(number, device=device)
+    return padded[image[:, None, None], rows[:, :, None], columns[:, None, :]]

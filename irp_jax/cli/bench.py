@@ -1,7 +1,10 @@
 """bin/bench train: what a training step takes here, beside the same step in PyTorch.
 
 PyTorch comes with `pip install torch`. On Linux that brings CUDA along; the CPU build in PyTorch's
-own package index offers is a tenth of the size and is all that is needed.
+own package index offers is a tenth of the size and is all that is needed without a GPU.
+
+Both run on the same device. On a GPU both compute convolutions and products in TF32, as JAX does
+unless told otherwise, and PyTorch is timed as a CUDA graph as well.
 """
 
 import dataclasses
@@ -29,6 +32,7 @@ TITLES = {
     "slim": "irp_jax slim",
     "torch": RIVAL,
     "torch_masked": "PyTorch masked",
+    "torch_graph": f"{RIVAL}, CUDA graph",
 }
 
 
@@ -70,10 +74,9 @@ def bench(arguments: list[str]) -> None:
     config = Config(model=options.model, budget=options.budget, batch_size=options.batch_size)
     configs.check(config)
     whole_run = None if options.run is None else _whole_run(Path(options.run), config)
-    if options.torch:
-        _prepare_torch()
+    device = _prepare_torch() if options.torch else None
     console = Console(highlight=False, soft_wrap=True)
-    report = _measure(config, options, console) | {
+    report = _measure(config, options, device, console) | {
         "command": publishable("bin/bench", arguments),
         "commit": files.commit(),
     }
@@ -84,7 +87,10 @@ def bench(arguments: list[str]) -> None:
     console.print(f"written to {options.out}")
 
 
-def _measure(config: Config, options: Options, console: Console) -> dict[str, Any]:
+def _measure(
+    config: Config, options: Options, device: str | None, console: Console
+) -> dict[str, Any]:
+    """Times the contenders, PyTorch's on `device` where there is one."""
     from benchmarks import step_time
 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -95,9 +101,15 @@ def _measure(config: Config, options: Options, console: Console) -> dict[str, An
         "weight": trainers.masked_step("weight"),
         "slim": trainers.slim_step(),
     }
-    if options.torch:
-        bursts["torch"] = trainers.torch_step(masked=False)
-        bursts["torch_masked"] = trainers.torch_step(masked=True)
+    if device is not None:
+        bursts["torch"] = trainers.torch_step(device)
+        bursts["torch_masked"] = trainers.torch_step(device, masked=True)
+    if device == "cuda":
+        try:
+            bursts["torch_graph"] = trainers.torch_step(device, graphed=True)
+        except Exception as error:  # whatever it is, the others can be timed
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            console.print(f"{TITLES['torch_graph']} left out: {reason}", markup=False)
     console.print(f"{config.model}, batch {config.batch_size}: compiling {len(bursts)} trainers")
     with console.status("") as status:
         times = step_time.interleaved(
@@ -106,8 +118,11 @@ def _measure(config: Config, options: Options, console: Console) -> dict[str, An
         )  # fmt: skip
     seconds = {name: t.wall for name, t in times.items()}
     environment = parallel.describe() | {"load_average": load}
-    if options.torch:
-        environment |= {"torch": metadata.version("torch"), "torch_threads": parallel.cores()}
+    if device is not None:
+        environment |= {
+            "torch": metadata.version("torch"), "torch_threads": parallel.cores(),
+            "torch_device": device,
+        }  # fmt: skip
     return {
         "model": config.model,
         "batch_size": config.batch_size,
@@ -162,32 +177,33 @@ def _whole_run(path: Path, config: Config) -> float:
     return rate
 
 
-def _prepare_torch() -> None:
+def _prepare_torch() -> str:
+    """Returns the device that PyTorch runs on."""
     if util.find_spec("torch") is None:
         raise UserError(
-            "PyTorch is not installed: pip install torch (the CPU build is enough, and smaller), "
-            "or leave it out with --no-torch"
+            "PyTorch is not installed: pip install torch (without a GPU the CPU build is enough, "
+            "and smaller), or leave it out with --no-torch"
         )
-    if jax.default_backend() != "cpu":
-        raise UserError(
-            f"JAX runs on {jax.default_backend()} here and PyTorch is timed on the CPU: set "
-            "JAX_PLATFORMS=cpu, or leave PyTorch out with --no-torch"
-        )
+    # Else JAX takes most of a GPU's memory for itself as it starts, which is below.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     # Idle OpenMP threads spin by default, on the cores that JAX is being timed on.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("KMP_BLOCKTIME", "0")
     import torch
 
+    from benchmarks import torch_resnet
+
     torch.set_num_threads(parallel.cores())
+    return torch_resnet.device_beside(jax.default_backend(), jax.device_count())
 
 
 def show(report: dict[str, Any], console: Console) -> None:
     """The table, and what follows from it."""
     environment, batch = report["environment"], report["batch_size"]
-    table = Table(
-        title=f"Fast AT step, {report['model']}, batch {batch}, 32 x 32 x 3, "
-        f"{environment['cpu_count']} cores"
-    )
+    on_cpu = environment["platform"] == "cpu"
+    where = f"{environment['cpu_count']} cores" if on_cpu else environment["device"]
+    digits = 0 if on_cpu else 2
+    table = Table(title=f"Fast AT step, {report['model']}, batch {batch}, 32 x 32 x 3, {where}")
     for title in ("", "ms/step", "CPU ms/step", "img/s", "of dense", f"x {RIVAL}"):
         table.add_column(title, justify="right" if title else "left")
     seconds, speedup = report["seconds_per_step"], report["speedup"]
@@ -195,7 +211,8 @@ def show(report: dict[str, Any], console: Console) -> None:
         middle = statistics.median(times)
         of_dense = f"{_ratio(times, seconds['dense']):.3f}"
         cpu = statistics.median(report["cpu_seconds_per_step"][name])
-        cells = [f"{middle * 1e3:.0f}", f"{cpu * 1e3:.0f}", f"{batch / middle:.0f}", of_dense]
+        cells = [f"{value * 1e3:.{digits}f}" for value in (middle, cpu)]
+        cells += [f"{batch / middle:.0f}", of_dense]
         title = TITLES[name] + (f" ({report['macs_ratio']:.3f} of MACs)" if name == "slim" else "")
         table.add_row(title, *cells, f"{speedup[name]:.2f}" if name in speedup else "-")
     console.print(table)

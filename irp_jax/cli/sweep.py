@@ -63,7 +63,7 @@ class Options:
     results: str | None = None
     """Also collect the runs' results here, one JSON file a run."""
     jobs: int = 0
-    """Runs at a time, each on cores of its own. Default: one a core on a CPU, else one."""
+    """Runs at a time, on a CPU each on cores of its own. Default: one a core on a CPU, else one."""
 
 
 def sweep(arguments: list[str]) -> None:
@@ -77,13 +77,15 @@ def sweep(arguments: list[str]) -> None:
         raise UserError("--images is for --attacks: give some, for instance --attacks=autoattack")
     runs = list({run.workdir: run for run in _runs(options)}.values())
     console = plain_console()
-    jobs = options.jobs or (1 if parallel.has_accelerator() else parallel.cores())
+    on_cpu = not parallel.has_accelerator()
+    jobs = options.jobs or (parallel.cores() if on_cpu else 1)
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {options.jobs}")
     before = {run.workdir: _collected(run, options) for run in runs}
     shares: Queue[set[int]] = Queue()
     # A quota may allow fewer cores than there are.
-    for share in _shares(parallel.core_numbers()[: parallel.cores()], jobs):
+    cores = parallel.core_numbers()[: parallel.cores()]
+    for share in _shares(cores, jobs) if on_cpu else [set(cores)] * jobs:
         shares.put(share)
     began = time.monotonic()
 
