@@ -4,9 +4,9 @@
     python -m benchmarks.pgd --checkpoints=runs/a,runs/b
     python -m benchmarks.pgd --checkpoints=runs/a --costs --out=results/bench_pgd_costs.json
 
-The same weights, images, radius, step length and number of cores, or the same GPU. Each side is used as its
-documentation has it: foolbox repeats the whole batch, torchattacks drops what has fallen after a
-restart, and so does the loop that cleverhans leaves to its users.
+The same weights, images, radius, step length and number of cores, or the same GPU. Each side is
+used as its documentation has it: foolbox repeats the whole batch, torchattacks drops what has
+fallen after a restart, and so does the loop that cleverhans leaves to its users.
 """
 
 import dataclasses
