@@ -119,7 +119,7 @@ def _official(
 
     began = time.perf_counter()
     x, y = side_by_side.tensors(images, labels)
-    device = side_by_side.device()
+    device = torch_resnet.device()
     rival = AutoAttack(twin, norm="Linf", eps=epsilon, seed=0, verbose=False, device=device)
     rival.square.n_queries = options.queries
     left, seconds = {}, {}
@@ -133,7 +133,6 @@ def _official(
             found = rival.run_standard_evaluation(x[standing], y[standing], bs=options.batch_size)
             with torch.no_grad():
                 standing = standing[twin(found).argmax(1) == y[standing]]
-        torch_resnet.wait(device)
         left[name] = len(standing)
         seconds[name] = time.perf_counter() - at
     total = time.perf_counter() - began

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -43,15 +42,8 @@ def prepare() -> None:
     Raises:
         UserError: PyTorch cannot use the device that JAX does.
     """
-    # Else JAX takes most of a GPU's memory for itself.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    torch.set_num_threads(parallel.cores())
-    torch_resnet.compute(device(), fast=False)  # attacks are to judge the network that is deployed
-
-
-def device() -> str:
-    """Where PyTorch runs, "cpu" or "cuda": where JAX does."""
-    return torch_resnet.device_beside(jax.default_backend(), jax.device_count())
+    device = torch_resnet.prepare()
+    torch_resnet.compute(device, fast=False)  # attacks are to judge the network that is deployed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,11 +122,11 @@ def twin(subject: Subject, *, masked: bool = False) -> torch.nn.Module:
         variables = jax.tree.map(_fill, variables, dense)
     other = torch_resnet.build(
         model.blocks, model.widths, variables["params"], statistics=variables["batch_stats"],
-        device=device(),
+        device=torch_resnet.device(),
     )  # fmt: skip
     some = subject.images[:256]
     apart = float(np.abs(torch_resnet.logits(other, some) - logits(subject, some)).max())
-    if apart > torch_resnet.AGREEMENT[device()]:
+    if apart > torch_resnet.AGREEMENT[torch_resnet.device()]:
         raise UserError(f"the PyTorch copy of {subject.name} differs by {apart:.2g} in its logits")
     return torch_resnet.Contiguous(other).eval()
 
@@ -151,7 +143,7 @@ def tensors(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch
     They lie where it does.
     """
     pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    where = device()
+    where = torch_resnet.device()
     return torch.from_numpy(pixels).to(where), torch.from_numpy(labels.astype(np.int64)).to(where)
 
 
@@ -229,5 +221,6 @@ def _sum(slices: list[Found]) -> dict[str, Any]:
 def environment() -> dict[str, Any]:
     """The machine and the versions, PyTorch's too."""
     return parallel.describe() | {
-        "torch": torch.__version__, "torch_device": device(), "threads": torch.get_num_threads(),
+        "torch": torch.__version__, "torch_device": torch_resnet.device(),
+        "threads": torch.get_num_threads(),
     }  # fmt: skip

@@ -112,9 +112,7 @@ class Trainers:
         torch_resnet.compute(device, fast=False)
         self._check_equal(twin, torch_resnet.logits, torch_resnet.AGREEMENT[device])
         torch_resnet.compute(device, fast=True)
-        # Eager steps draw numbers of their own: a failed recording would spoil PyTorch's for them.
-        numbers = None if graphed else torch_resnet.generator(device)
-        step = torch_resnet.fast_step(twin, self.images, self.labels, self.config.epsilon, numbers)
+        step = torch_resnet.fast_step(twin, self.images, self.labels, self.config.epsilon)
         if graphed:
             step = torch_resnet.graphed(step, torch_resnet.indices(self.batches, device)[0])
 

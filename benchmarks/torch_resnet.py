@@ -2,41 +2,50 @@
 
 The network is `irp_jax.models.ResNet` layer for layer, down to the names, so that weights carry
 over and the two can be compared number by number before they are compared by the clock. Images
-and activations are channels-last, PyTorch's fastest layout for convolutions on a CPU and a GPU.
+and activations are channels-last, PyTorch's fastest layout for convolutions on a CPU and, where
+tensor cores do them, on a GPU.
 """
 
 import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from irp_jax import parallel
 from irp_jax.errors import UserError
 
 AGREEMENT = {"cpu": 1e-4, "cuda": 1e-3}
-"""Largest difference of logits, by device, that still counts as the same network: a GPU's
-convolutions in float32 may be Winograd's, and in TF32 they differ by more than this."""
+"""Largest difference of logits in whole float32, by device, that still counts as the same network:
+a GPU's convolutions may be Winograd's."""
 
 Step = Callable[[torch.Tensor], torch.Tensor]
 """Takes a training step: indices (N,) of its batch -> its loss, on the device."""
 
 
-def device_beside(platform: str, count: int) -> str:
-    """PyTorch's name, "cpu" or "cuda", of what JAX runs on.
-
-    Args:
-        platform: JAX's.
-        count: of its devices.
+def prepare() -> str:
+    """Readies PyTorch, once, before JAX starts; returns its device: that of JAX.
 
     Raises:
-        UserError: PyTorch cannot use the same.
+        UserError: PyTorch cannot use that.
     """
+    # Else JAX takes most of a GPU's memory for itself as it starts.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    torch.set_num_threads(parallel.cores())
+    return device()
+
+
+def device() -> str:
+    """PyTorch's name, "cpu" or "cuda", of what JAX runs on."""
+    platform, count = jax.default_backend(), jax.device_count()
     if platform == "cpu":
         return "cpu"
-    advice = "set JAX_PLATFORMS=cpu, or leave PyTorch out (bin/bench train --no-torch)"
+    advice = "set JAX_PLATFORMS=cpu"
     if platform != "gpu":
         raise UserError(f"JAX runs on a {platform.upper()} here, which PyTorch cannot: {advice}")
     if not torch.cuda.is_available():
@@ -51,13 +60,13 @@ def compute(device: str, *, fast: bool) -> None:
 
     Args:
         device: "cpu" or "cuda".
-        fast: in TF32, as JAX does there unless told otherwise, by the fastest algorithms found by
-            trial; else in whole float32.
+        fast: in TF32, as JAX does there unless told otherwise; else in whole float32. Either way by
+            the fastest algorithms found by trial, as JAX.
     """
     if device == "cuda":
         torch.backends.cudnn.allow_tf32 = fast
         torch.backends.cuda.matmul.allow_tf32 = fast
-        torch.backends.cudnn.benchmark = fast
+        torch.backends.cudnn.benchmark = True
 
 
 def wait(device: str) -> None:
@@ -231,17 +240,7 @@ def indices(batches: np.ndarray, device: str) -> torch.Tensor:
     return torch.tensor(batches).long().to(device)
 
 
-def generator(device: str) -> torch.Generator:
-    return torch.Generator(device).manual_seed(0)
-
-
-def fast_step(
-    model: ResNet,
-    images: np.ndarray,
-    labels: np.ndarray,
-    epsilon: float,
-    generator: torch.Generator | None = None,
-) -> Step:
+def fast_step(model: ResNet, images: np.ndarray, labels: np.ndarray, epsilon: float) -> Step:
     """Fast AT with a random start (Wong et al. 2020, algorithm 3), crop and flip included.
 
     Args:
@@ -249,7 +248,6 @@ def fast_step(
         images: (M, H, W, 3) uint8, the data set.
         labels: (M,) integer.
         epsilon: L-inf radius in pixel units of [0, 1].
-        generator: of random numbers, on the model's device; None is PyTorch's own.
 
     Returns:
         The step. Everything in it happens on the model's device, and nothing waits for that.
@@ -262,9 +260,9 @@ def fast_step(
     data, targets = torch.tensor(images).to(device), torch.tensor(labels).long().to(device)
 
     def step(indices: torch.Tensor) -> torch.Tensor:
-        clean = channels_last(augment(data[indices], generator=generator).float() / 255)
+        clean = channels_last(augment(data[indices]).float() / 255)
         target = targets[indices]
-        noise = torch.empty_like(clean).uniform_(-epsilon, epsilon, generator=generator)
+        noise = torch.empty_like(clean).uniform_(-epsilon, epsilon)
         start = (clean + noise).clamp_(0, 1).requires_grad_()
         (gradient,) = torch.autograd.grad(F.cross_entropy(model(start), target), start)
         adversarial = start.detach() + 1.25 * epsilon * gradient.sign()
@@ -282,7 +280,7 @@ def graphed(step: Step, indices: torch.Tensor) -> Step:
     """A step recorded once as a CUDA graph: replayed, it needs neither Python nor single launches.
 
     Args:
-        step: that draws from PyTorch's own random numbers, which graphs know to advance.
+        step: that draws from PyTorch's own random numbers, which graphs advance.
         indices: (N,) of some batch, on the GPU.
     """
     batch = indices.clone()
@@ -302,22 +300,18 @@ def graphed(step: Step, indices: torch.Tensor) -> Step:
         graph.replay()
         return loss
 
-    if not torch.isfinite(replay(indices)):
-        raise RuntimeError("the loss is not finite")
     return replay
 
 
-def augment(
-    images: torch.Tensor, padding: int = 4, generator: torch.Generator | None = None
-) -> torch.Tensor:
+def augment(images: torch.Tensor, padding: int = 4) -> torch.Tensor:
     """Random crop of the padded image and random flip, vectorised: (N, H, W, C) uint8, same out."""
     number, height, width, _ = images.shape
     device = images.device
     padded = F.pad(images, (0, 0, padding, padding, padding, padding))
-    corners = torch.randint(0, 2 * padding + 1, (2, number, 1), generator=generator, device=device)
+    corners = torch.randint(0, 2 * padding + 1, (2, number, 1), device=device)
     rows = corners[0] + torch.arange(height, device=device)
     columns = corners[1] + torch.arange(width, device=device)
-    flipped = torch.rand(number, 1, generator=generator, device=device) < 0.5
+    flipped = torch.rand(number, 1, device=device) < 0.5
     columns = torch.where(flipped, columns.flip(1), columns)
     image = torch.arange(number, device=device)
     return padded[image[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -132,13 +132,14 @@ def usable_devices(batch_size: int) -> int:
 def attacked_at_once(mesh: Mesh, height: int, width: int) -> int:
     """Returns how many images an evaluation takes at once where nobody says otherwise.
 
-    On a GPU or TPU 1,024 a device, and of large images no fewer than 256. On a CPU a core gets up
-    to 256, but no more than `CACHED_PIXELS`, 64 images of 32 x 32: on two cores ResNet20 at 16 % of
-    its operations made 2,430 input gradients a second at 64 images a core, 1,900 at 128 and 1,700
-    at 256 (JAX 0.10.2).
+    On a GPU or TPU 512 a device, of large images 256: small networks are no faster there in smaller
+    batches, and deep ones (WRN28-4, ResNet110) have to fit beside their gradients. On a CPU a core
+    gets up to 256, but no more than `CACHED_PIXELS`, 64 images of 32 x 32: on two cores ResNet20 at
+    16 % of its operations made 2,430 input gradients a second at 64 images a core, 1,900 at 128 and
+    1,700 at 256 (JAX 0.10.2).
     """
     if mesh.devices.flat[0].platform != "cpu":
-        return min(1024, max(256, 2**20 // (height * width))) * mesh.size
+        return min(512, max(256, 2**19 // (height * width))) * mesh.size
     return min(256, max(8, CACHED_PIXELS // (height * width))) * mesh.size
 
 

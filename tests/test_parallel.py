@@ -5,6 +5,8 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +126,13 @@ def test_images_attacked_at_once_fit_a_core_and_all_devices(height: int, width: 
     each = count // mesh.size
     assert count % mesh.size == 0 and 8 <= each <= 256
     assert each == 8 or each * height * width <= parallel.CACHED_PIXELS
+
+
+def test_an_accelerator_attacks_hundreds_of_images_at_once() -> None:
+    gpu = SimpleNamespace(size=2, devices=np.array([SimpleNamespace(platform="gpu")] * 2))
+    sides = (8, 32, 64, 224)
+    counts = [parallel.attacked_at_once(cast(Any, gpu), side, side) for side in sides]
+    assert counts == [1024, 1024, 512, 512]
 
 
 def test_place_splits_batches_and_copies_parameters() -> None:

@@ -13,6 +13,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from irp_jax import config as configs
+from irp_jax import parallel
 from irp_jax.cli import evaluate, publish, report, train
 from irp_jax.cli import sweep as sweep_command
 from irp_jax.errors import UserError
@@ -169,6 +170,23 @@ def test_results_of_another_run_are_not_written_over(commands, text):
     with pytest.raises(UserError, match="does not hold results of this run"):
         sweep_command.sweep(flags)
     assert path.read_text() == text and len(commands) == 1
+
+
+def test_runs_that_share_an_accelerator_have_all_cores_and_no_more_memory_than_they_need(
+    commands, monkeypatch
+):
+    inner, seen = sweep_command._call, []
+
+    def call(run, command, flags, cores):
+        seen.append((cores, os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE")))
+        return inner(run, command, flags, cores)
+
+    monkeypatch.setattr(sweep_command, "_call", call)
+    monkeypatch.setattr(parallel, "has_accelerator", lambda: True)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "")
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE")
+    sweep_command.sweep(["--config=mine.py", "--seeds=0,1", "--jobs=2"])
+    assert seen == [(set(parallel.core_numbers()), "false")] * 2
 
 
 @pytest.mark.parametrize(("cores", "jobs", "shares"), [

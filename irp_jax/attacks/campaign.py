@@ -41,7 +41,8 @@ WORTHWHILE = 2**19
 """Pixels times steps that a smaller batch has to spare, about 50 images of 32 x 32 in ten steps:
 seconds of a small network on a few cores, which is what its compilation takes."""
 FASTER = 2**11
-"""How much more a GPU or TPU does in the time that its compilation takes."""
+"""How much more a GPU or TPU does meanwhile: an H200 trained ResNet20 at 42,000 images a second,
+two passes each, which is 2**30 pixels in 12 seconds, and compiled its step in 40."""
 REFILL = 4
 """A batch is filled up once one place in so many is free: to start runs costs all a full pass."""
 LONGEST = 50

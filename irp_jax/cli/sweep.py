@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -81,6 +82,8 @@ def sweep(arguments: list[str]) -> None:
     jobs = options.jobs or (parallel.cores() if on_cpu else 1)
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {options.jobs}")
+    if not on_cpu and jobs > 1:  # else the first run takes most of the device's memory for itself
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     before = {run.workdir: _collected(run, options) for run in runs}
     shares: Queue[set[int]] = Queue()
     # A quota may allow fewer cores than there are.
