@@ -26,7 +26,7 @@ OLDEST = (3, 11)
 PLUGINS = {"cuda": ("jax-cuda12-plugin", "jax-cuda13-plugin"), "tpu": ("libtpu",)}
 
 
-def run(module, extras=(), requires=()):
+def run(module, extras=(), requires=(), of=None):
     """Replaces this process by `python -m MODULE ARGUMENTS` in an environment that has `extras`.
 
     Args:
@@ -34,8 +34,10 @@ def run(module, extras=(), requires=()):
         extras: pyproject extras with a file of pins of their own in requirements/.
         requires: extras installed by their version alone, without hashes: PyTorch, of which
             neither a page of help nor --no-torch has need.
+        of: the subcommand that alone has need of `requires`; None if all have.
     """
-    if {"-h", "--help", "--no-torch"} & set(sys.argv):
+    wanted = of is None or sys.argv[1:2] == [of]
+    if not wanted or {"-h", "--help", "--no-torch"} & set(sys.argv):
         requires = ()
     python = find_python(tuple(extras), tuple(requires))
     execute(python, ["-m", module, *sys.argv[1:]])
@@ -231,7 +233,8 @@ def make(extras, requires, missing):
     pins = []
     for name in ("base", *extras):
         pins += ["-r", os.path.join(ROOT, "requirements", name + ".txt")]
-    what = "the pinned packages" if have is None else "the packages of " + ", ".join(extras)
+    added = "the packages of " + ", ".join(("base", *extras))
+    what = "the pinned packages" if have is None else added
     call([*install, "--require-hashes", *pins], start, what)
     if requires:
         with open(os.path.join(ROOT, "pyproject.toml"), "rb") as file:

@@ -107,7 +107,7 @@ def _card(found: dict[str, Any], into: Path, folder: Path, class_names: list[str
     )
     training = (
         f"{found['epochs']} epochs ({recipe(found)}), {found['passes_per_image']:g} forward and "
-        f"backward passes per training image, {found['wall_time_s'] / 60:.0f} minutes on "
+        f"backward passes per training image, {_minutes(found['wall_time_s'])} on "
         f"{_hardware(found)}, commit {found['commit'] or 'unknown'}."
     )
     limits = (
@@ -130,6 +130,11 @@ def _card(found: dict[str, Any], into: Path, folder: Path, class_names: list[str
 
 def _filled(text: str) -> str:
     return textwrap.fill(text, 100, break_on_hyphens=False, break_long_words=False)
+
+
+def _minutes(seconds: float) -> str:
+    count = max(1, round(seconds / 60))
+    return f"{count} minute{'s' if count > 1 else ''}"
 
 
 def _hardware(found: dict[str, Any]) -> str:

@@ -67,10 +67,10 @@ def test_a_page_of_help_installs_nothing_large(
     asked = []
     monkeypatch.setattr(launch, "find_python", lambda extras, requires: asked.append(requires))
     monkeypatch.setattr(launch, "execute", lambda python, arguments: None)
-    for arguments in (["train"], ["train", "--help"], ["train", "--no-torch"]):
+    for arguments in (["train"], ["train", "--help"], ["train", "--no-torch"], ["trian"], []):
         monkeypatch.setattr(sys, "argv", ["bin/bench", *arguments])
-        launch.run("irp_jax.cli.bench", requires=("bench",))
-    assert asked == [("bench",), (), ()]
+        launch.run("irp_jax.cli.bench", requires=("bench",), of="train")
+    assert asked == [("bench",), (), (), (), ()]
 
 
 def test_versions_compare_as_numbers(launch: ModuleType) -> None:

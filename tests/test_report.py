@@ -55,6 +55,15 @@ def test_seeds_are_averaged_and_their_range_is_shown():
     assert "model" not in [column.header for column in table.columns]
 
 
+def test_a_terminal_table_has_the_recipe_only_where_it_tells_lines_apart():
+    one, other = result(0, 0.9), result(0, 0.8)
+    other["config"] = {**other["config"], "label_smoothing": 0.1}
+    headers = [[c.header for c in tables.summary(runs).columns] for runs in (
+        [one, other], [one, result(0, 0.8, budget=0.5)],
+    )]  # fmt: skip
+    assert ["recipe" in found for found in headers] == [True, False]
+
+
 def test_what_every_line_has_in_common_is_said_once():
     said, _, head, _, *rows, end = tables.markdown(
         [result(0, 0.9), result(0, 0.5, budget=0.5)]

@@ -172,6 +172,19 @@ def test_results_of_another_run_are_not_written_over(commands, text):
     assert path.read_text() == text and len(commands) == 1
 
 
+def test_a_failure_is_told_with_the_last_line_of_its_log(commands, monkeypatch):
+    def call(run, command, flags, cores):
+        folder = Path(run.workdir)
+        folder.mkdir(parents=True)
+        (folder / "log.txt").write_text("$ bin/train\nerror: no network: give --data-dir\n")
+        return False
+
+    monkeypatch.setattr(sweep_command, "_call", call)
+    monkeypatch.setattr(sweep_command, "summary", lambda results: pytest.fail("an empty table"))
+    with pytest.raises(UserError, match="1 of 1 runs failed; .*: error: no network: give --data-d"):
+        sweep_command.sweep(["--config=mine.py"])
+
+
 def test_runs_that_share_an_accelerator_have_all_cores_and_no_more_memory_than_they_need(
     commands, monkeypatch
 ):

@@ -53,7 +53,7 @@ class Options:
     """Whether PyTorch takes part."""
     run: str | None = None
     """results.json of a whole run that had this machine to itself, to compare with PyTorch too."""
-    out: str = "results/bench_train.json"
+    out: str = "runs/bench_train.json"
     """Where the figures go."""
 
 

@@ -185,5 +185,8 @@ def main(command: Callable[[list[str]], None]) -> None:
         print("error: out of memory: give a smaller --batch-size", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted: run the same command again to resume", file=sys.stderr)
+        print(
+            "\ninterrupted: the same command goes on from what was saved last, if anything was",
+            file=sys.stderr,
+        )
         sys.exit(130)

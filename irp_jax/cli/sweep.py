@@ -108,10 +108,14 @@ def sweep(arguments: list[str]) -> None:
 
     with ThreadPoolExecutor(jobs) as pool:
         found = list(pool.map(one, enumerate(runs, start=1)))
-    console.print(summary(results for results in found if results is not None))
-    failed = [run.workdir for run, results in zip(runs, found, strict=True) if results is None]
+    done = [results for results in found if results is not None]
+    if done:
+        console.print(summary(done))
+    failed = [run for run, results in zip(runs, found, strict=True) if results is None]
     if failed:
-        raise UserError(f"{len(failed)} of {len(runs)} runs failed, see log.txt in {failed[0]}")
+        log = configs.workdir(failed[0]) / "log.txt"
+        *_, last = log.read_text().strip().splitlines()
+        raise UserError(f"{len(failed)} of {len(runs)} runs failed; {log} ends with: {last}")
 
 
 def _shares(cores: list[int], jobs: int) -> list[set[int]]:

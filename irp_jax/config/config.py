@@ -31,7 +31,9 @@ class Config:
     cost: Kind = "macs"
     """What the budget counts: macs (multiply-accumulates per image) or params."""
     dataset: str = "cifar10"
-    """cifar10, cifar100, svhn_cropped, mnist, fashion_mnist, digits (no download), or PATH.npz."""
+    """cifar10, cifar100, svhn_cropped, mnist, fashion_mnist, digits (no download), or PATH.npz. The
+    defaults below are CIFAR-10's; the other sets by name have some of their own, digits 60 epochs
+    of fgsm-rs at a radius of 0.1."""
     data_dir: str | None = None
     """Where a prepared set or the official archive lies, or shall lie."""
     method: str = "priced"

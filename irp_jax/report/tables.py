@@ -186,8 +186,15 @@ def lines(results: Iterable[Results]) -> tuple[list[str], list[list[str]]]:
 
 
 def summary(results: Iterable[Results]) -> Table:
-    """All runs as a terminal table, one line per set of seeds, without the recipe: it is wide."""
+    """All runs as a terminal table, one line per set of seeds.
+
+    The recipe is wide: it is left out where other columns tell the lines apart.
+    """
+    results = list(results)
     common, titles, rows = _told_apart(results, known=("recipe",))
+    names = [tuple(row[: titles.index("natural %")]) for row in rows]
+    if len(set(names)) < len(names):
+        common, titles, rows = _told_apart(results, known=())
     table = Table(title=f"results{common and f': {common}'}")
     for title in titles:
         table.add_column(title, justify="right", overflow="fold")

@@ -14,7 +14,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from irp_jax.config import Config
+from irp_jax.config import Config, radius
 from irp_jax.report.tables import measured_on
 from irp_jax.training.phases import Plan
 
@@ -70,7 +70,8 @@ class Terminal:
         self._config, self._plan, self._done = config, plan, done
         self.note(
             f"{config.model} on {config.dataset}: {plan.epochs} epochs of {plan.steps_per_epoch} "
-            f"steps, budget {config.budget} of {config.cost} ({plan.ratio:.4f} of dense), "
+            f"steps, {config.defense} at radius {radius(config.epsilon)}, "
+            f"budget {config.budget} of {config.cost} ({plan.ratio:.4f} of dense), "
             f"{_cut_when(plan)}{_grown_when(plan)}; the first step compiles"
         )
         self.note(" ".join(f"{title:>8}" for title, _, _ in COLUMNS))
