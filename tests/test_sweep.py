@@ -181,7 +181,7 @@ def test_a_failure_is_told_with_the_last_line_of_its_log(commands, monkeypatch):
 
     monkeypatch.setattr(sweep_command, "_call", call)
     monkeypatch.setattr(sweep_command, "summary", lambda results: pytest.fail("an empty table"))
-    with pytest.raises(UserError, match="1 of 1 runs failed; .*: error: no network: give --data-d"):
+    with pytest.raises(UserError, match=r"1 of 1 runs failed; .*: error: no network: give --d"):
         sweep_command.sweep(["--config=mine.py"])
 
 
