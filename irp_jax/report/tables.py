@@ -133,7 +133,8 @@ def _under(attack: str, runs: list[Results]) -> str:
     images = [r["attacks"][attack]["attack"]["images"] for r in found]
     if images != [r["attack"]["images"] for r in found]:
         text += f", {min(images):,} images"
-    return text + (f", {len(found)} runs" if len(found) < len(runs) else "")
+    some = f", {len(found)} of {len(runs)} runs" if len(found) < len(runs) else ""
+    return text + some
 
 
 def _lost(runs: list[Results]) -> str:
