@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import side_by_side, torch_resnet
+from benchmarks import side_by_side, torch_device
 from benchmarks.side_by_side import Found, Side
 from irp_jax import attacks, files
 from irp_jax.cli.run import main, parse, publishable
@@ -119,7 +119,7 @@ def _official(
 
     began = time.perf_counter()
     x, y = side_by_side.tensors(images, labels)
-    device = torch_resnet.device()
+    device = torch_device.device()
     rival = AutoAttack(twin, norm="Linf", eps=epsilon, seed=0, verbose=False, device=device)
     rival.square.n_queries = options.queries
     left, seconds = {}, {}

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jax.tree_util import Partial
 
-from benchmarks import torch_resnet
+from benchmarks import torch_device, torch_resnet
 from irp_jax import attacks, data, models, network, parallel
 from irp_jax.errors import UserError
 
@@ -42,8 +42,8 @@ def prepare() -> None:
     Raises:
         UserError: PyTorch cannot use the device that JAX does.
     """
-    device = torch_resnet.prepare()
-    torch_resnet.compute(device, fast=False)  # attacks are to judge the network that is deployed
+    device = torch_device.prepare()
+    torch_device.compute(device, fast=False)  # attacks are to judge the network that is deployed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,11 +122,11 @@ def twin(subject: Subject, *, masked: bool = False) -> torch.nn.Module:
         variables = jax.tree.map(_fill, variables, dense)
     other = torch_resnet.build(
         model.blocks, model.widths, variables["params"], statistics=variables["batch_stats"],
-        device=torch_resnet.device(),
+        device=torch_device.device(),
     )  # fmt: skip
     some = subject.images[:256]
     apart = float(np.abs(torch_resnet.logits(other, some) - logits(subject, some)).max())
-    if apart > torch_resnet.AGREEMENT[torch_resnet.device()]:
+    if apart > torch_device.AGREEMENT[torch_device.device()]:
         raise UserError(f"the PyTorch copy of {subject.name} differs by {apart:.2g} in its logits")
     return torch_resnet.Contiguous(other).eval()
 
@@ -143,7 +143,7 @@ def tensors(images: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch
     They lie where it does.
     """
     pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    where = torch_resnet.device()
+    where = torch_device.device()
     return torch.from_numpy(pixels).to(where), torch.from_numpy(labels.astype(np.int64)).to(where)
 
 
@@ -221,6 +221,6 @@ def _sum(slices: list[Found]) -> dict[str, Any]:
 def environment() -> dict[str, Any]:
     """The machine and the versions, PyTorch's too."""
     return parallel.describe() | {
-        "torch": torch.__version__, "torch_device": torch_resnet.device(),
+        "torch": torch.__version__, "torch_device": torch_device.device(),
         "threads": torch.get_num_threads(),
     }  # fmt: skip

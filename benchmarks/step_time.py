@@ -98,7 +98,7 @@ class Trainers:
         Raises:
             UserError: there is no twin of this network in PyTorch here.
         """
-        from benchmarks import torch_resnet
+        from benchmarks import torch_device, torch_resnet
 
         if not isinstance(self.model, models.ResNet):
             raise UserError(
@@ -109,9 +109,9 @@ class Trainers:
         twin = torch_resnet.build(
             self.model.blocks, self.model.widths, weights, masked=masked, device=device
         )
-        torch_resnet.compute(device, fast=False)
-        self._check_equal(twin, torch_resnet.logits, torch_resnet.AGREEMENT[device])
-        torch_resnet.compute(device, fast=True)
+        torch_device.compute(device, fast=False)
+        self._check_equal(twin, torch_resnet.logits, torch_device.AGREEMENT[device])
+        torch_device.compute(device, fast=True)
         step = torch_resnet.fast_step(twin, self.images, self.labels, self.config.epsilon)
         if graphed:
             step = torch_resnet.graphed(step, torch_resnet.indices(self.batches, device)[0])
@@ -119,7 +119,7 @@ class Trainers:
         def burst() -> None:
             for batch in torch_resnet.indices(self.batches, device):
                 step(batch)
-            torch_resnet.wait(device)
+            torch_device.wait(device)
 
         return burst
 

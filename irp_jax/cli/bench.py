@@ -198,9 +198,9 @@ def _prepare_torch() -> str:
     # Idle OpenMP threads spin by default, on the cores that JAX is being timed on.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("KMP_BLOCKTIME", "0")
-    from benchmarks import torch_resnet
+    from benchmarks import torch_device
 
-    return torch_resnet.prepare()
+    return torch_device.prepare()
 
 
 def show(report: dict[str, Any], console: Console) -> None:
