@@ -132,6 +132,24 @@ def test_same_result_when_survivors_move_into_a_smaller_batch(monkeypatch, split
     np.testing.assert_allclose(got.adversarial, want.adversarial, atol=1e-6)
 
 
+def test_an_accelerator_moves_survivors_for_more_work_only(monkeypatch):
+    attacked = functools.partial(run, batch_size=64, threat=attacks.linf(0.06))
+    want = attacked()
+    moved = []
+    gather = campaign._gather
+    monkeypatch.setattr(campaign, "_gather", lambda *args: moved.append(args) or gather(*args))
+    monkeypatch.setattr(campaign, "SMALLEST", 1)
+    monkeypatch.setattr(campaign, "WORTHWHILE", 1)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    got = attacked()
+    assert moved, "there is more to be spared than FASTER"
+    np.testing.assert_array_equal(got.felled_by, want.felled_by)
+    moved.clear()
+    monkeypatch.setattr(campaign, "FASTER", 2**40)
+    attacked()
+    assert moved == []
+
+
 def test_a_step_is_compiled_once_an_attack_and_batch_size(monkeypatch, caplog):
     """State that is whole on all devices, or a radius come back as an array, would be another."""
     monkeypatch.setattr(campaign, "SMALLEST", 1)
