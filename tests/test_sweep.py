@@ -123,7 +123,7 @@ def commands(tmp_path, monkeypatch):
         return True
 
     monkeypatch.setattr(sweep_command, "_call", call)
-    monkeypatch.setattr(sweep_command, "summary", lambda results: str(len(list(results))))
+    monkeypatch.setattr(sweep_command, "summary", lambda results, _: [str(len(list(results)))])
     return ran
 
 
@@ -180,7 +180,7 @@ def test_a_failure_is_told_with_the_last_line_of_its_log(commands, monkeypatch):
         return False
 
     monkeypatch.setattr(sweep_command, "_call", call)
-    monkeypatch.setattr(sweep_command, "summary", lambda results: pytest.fail("an empty table"))
+    monkeypatch.setattr(sweep_command, "summary", lambda results, _: pytest.fail("an empty table"))
     with pytest.raises(UserError, match=r"1 of 1 runs failed; .*: error: no network: give --d"):
         sweep_command.sweep(["--config=mine.py"])
 

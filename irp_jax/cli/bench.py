@@ -16,23 +16,13 @@ from typing import Any
 
 import jax
 from rich.console import Console
-from rich.table import Table
 
 from irp_jax import config as configs
 from irp_jax import files, parallel
 from irp_jax.cli.run import main, parse, publishable
 from irp_jax.config import Config
 from irp_jax.errors import UserError, unknown
-
-TITLES = {
-    "dense": "irp_jax dense",
-    "channel": "irp_jax masked (channel)",
-    "weight": "irp_jax masked (weight)",
-    "slim": "irp_jax slim",
-    "torch": "PyTorch dense",
-    "torch_masked": "PyTorch masked",
-    "torch_graph": "PyTorch dense, CUDA graph",
-}
+from irp_jax.report import timing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +74,7 @@ def bench(arguments: list[str]) -> None:
         report["rival"] = _rival(report["seconds_per_step"])
         report["speedup"] |= _speedups(report, whole_run)
     files.write_json(Path(options.out), report)
-    show(report, console)
+    timing.show(report, console)
     console.print(f"written to {options.out}")
 
 
@@ -131,7 +121,7 @@ def _measure(
         "seconds_per_step": seconds,
         "cpu_seconds_per_step": {name: t.cpu for name, t in times.items()},
         "mask_overhead": {
-            name: _ratio(seconds[name], seconds["dense"]) for name in ("channel", "weight")
+            name: timing.ratio(seconds[name], seconds["dense"]) for name in ("channel", "weight")
         },
         "speedup": {},
         "environment": environment,
@@ -152,15 +142,11 @@ def _speedups(report: dict[str, Any], whole_run: float | None) -> dict[str, floa
         first * masked + (1 - first) * slim
         for masked, slim in zip(seconds["channel"], seconds["slim"], strict=True)
     ]
-    found = {name: _ratio(rival, times) for name, times in seconds.items()}
-    found["predicted_run"] = _ratio(rival, run)
+    found = {name: timing.ratio(rival, times) for name, times in seconds.items()}
+    found["predicted_run"] = timing.ratio(rival, run)
     if whole_run is not None:
         found["measured_run"] = statistics.median(rival) / report["batch_size"] * whole_run
     return found
-
-
-def _ratio(above: list[float], below: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def _whole_run(path: Path, config: Config) -> float:
@@ -201,37 +187,6 @@ def _prepare_torch() -> str:
     from benchmarks import torch_device
 
     return torch_device.prepare()
-
-
-def show(report: dict[str, Any], console: Console) -> None:
-    """The table, and what follows from it."""
-    environment, batch = report["environment"], report["batch_size"]
-    on_cpu = environment["platform"] == "cpu"
-    where = f"{environment['cpu_count']} cores" if on_cpu else environment["device"]
-    digits = 0 if on_cpu else 2
-    table = Table(title=f"Fast AT step, {report['model']}, batch {batch}, 32 x 32 x 3, {where}")
-    rival = TITLES[report.get("rival", "torch")]
-    for title in ("", "ms/step", "CPU ms/step", "img/s", "of dense", f"x {rival}"):
-        table.add_column(title, justify="right" if title else "left")
-    seconds, speedup = report["seconds_per_step"], report["speedup"]
-    for name, times in seconds.items():
-        middle = statistics.median(times)
-        of_dense = f"{_ratio(times, seconds['dense']):.3f}"
-        cpu = statistics.median(report["cpu_seconds_per_step"][name])
-        cells = [f"{value * 1e3:.{digits}f}" for value in (middle, cpu)]
-        cells += [f"{batch / middle:.0f}", of_dense]
-        title = TITLES[name] + (f" ({report['macs_ratio']:.3f} of MACs)" if name == "slim" else "")
-        table.add_row(title, *cells, f"{speedup[name]:.2f}" if name in speedup else "-")
-    console.print(table)
-    overhead = ", ".join(f"{k} {v - 1:+.1%}" for k, v in report["mask_overhead"].items())
-    console.print(f"masks cost: {overhead} of a dense step")
-    if "predicted_run" in speedup:
-        console.print(
-            f"whole run, {report['freeze_fraction']:.0%} of it masked and the rest slim: "
-            f"{speedup['predicted_run']:.2f} times as fast as {rival}"
-        )
-    if "measured_run" in speedup:
-        console.print(f"the run given: {speedup['measured_run']:.2f} times as fast as {rival}")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 from irp_jax import files
 from irp_jax.cli.run import main, parse
 from irp_jax.errors import UserError
-from irp_jax.report import plots
+from irp_jax.report import plots, timing
 from irp_jax.report.tables import beside, markdown, summary
 from irp_jax.report.terminal import plain_console
 
@@ -35,6 +35,9 @@ NEEDED = {
 }  # fmt: skip
 """What the results of a run have, besides their config and accuracies."""
 
+BENCHMARKS = {"costs", "networks", "seconds_per_step"}
+"""What a benchmark's file has, one of them."""
+
 
 def report(arguments: list[str]) -> None:
     """Reads every JSON file that is a run's results, or one file of a benchmark."""
@@ -44,7 +47,7 @@ def report(arguments: list[str]) -> None:
     place = Path(options.results)
     paths = [place] if place.is_file() else sorted(place.rglob("*.json"))
     found = [files.read_json(path) for path in paths]
-    if place.is_file() and isinstance(found[0], dict) and {"costs", "networks"} & set(found[0]):
+    if place.is_file() and isinstance(found[0], dict) and BENCHMARKS & set(found[0]):
         _benchmark(options, place, found[0])
         return
     runs = []
@@ -69,18 +72,24 @@ def report(arguments: list[str]) -> None:
     if options.markdown:
         sys.stdout.write(markdown(runs))
     else:
-        plain_console().print(summary(runs))
+        console = plain_console()
+        console.print(*summary(runs, console.width), sep="\n")
 
 
 def _benchmark(options: Options, place: Path, found: dict[str, Any]) -> None:
-    """Shows one benchmark's figures: a picture of costs, or a table of networks."""
+    """Shows one benchmark's figures: a picture of costs, or a table of networks or of times."""
     if "costs" in found:
         if options.plot is None or options.curves is not None:
             raise UserError(f"{place} is a benchmark of costs: give --plot=FILE.svg to draw it")
         plots.cost_picture(found, Path(options.plot))
         return
     if options.plot is not None or options.curves is not None:
-        raise UserError(f"{place} is a table of networks: leave out --plot and --curves")
+        raise UserError(f"{place} is a table: leave out --plot and --curves")
+    if "seconds_per_step" in found:
+        if options.into is not None or options.markdown:
+            raise UserError(f"{place} is for a terminal: leave out --into and --markdown")
+        timing.show(found, plain_console())
+        return
     if options.into is not None:
         _insert(Path(options.into), place.stem, beside(found))
     else:

@@ -110,7 +110,7 @@ def sweep(arguments: list[str]) -> None:
         found = list(pool.map(one, enumerate(runs, start=1)))
     done = [results for results in found if results is not None]
     if done:
-        console.print(summary(done))
+        console.print(*summary(done, console.width), sep="\n")
     failed = [run for run, results in zip(runs, found, strict=True) if results is None]
     if failed:
         log = configs.workdir(failed[0]) / "log.txt"

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Iterable
 from statistics import mean
 from typing import Any
 
+from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from irp_jax.config import parse_budget, radius, suited
@@ -186,36 +188,81 @@ def lines(results: Iterable[Results]) -> tuple[list[str], list[list[str]]]:
     return list(columns), [list(line) for line in zip(*columns.values(), strict=True)]
 
 
-def summary(results: Iterable[Results]) -> Table:
-    """All runs as a terminal table, one line per set of seeds.
+_CONSOLE_WIDTH = 10_000
+"""Characters that no table needs."""
+
+LEAST_WANTED = ("minutes", "passes", "lost", "epochs", "MACs left", "params left")
+"""Columns that a narrow terminal goes without, the first of them first."""
+
+
+def summary(results: Iterable[Results], width: int | None = None) -> list[Table]:
+    """All runs as terminal tables, one for each data set and model, a line per set of seeds.
 
     The recipe is wide: it is left out where other columns tell the lines apart.
+
+    Args:
+        results: of the lines.
+        width: characters a table may take. Where it wants more, the parts of a cell stand below
+            each other; where that is not enough, columns are left out, which a line below says.
+            Default: as many as it wants.
     """
-    results = list(results)
-    common, titles, rows = _told_apart(results, known=("recipe",))
+    return [
+        _fitted(name, runs, _CONSOLE_WIDTH if width is None else width)
+        for name, runs in sections(results).items()
+    ]
+
+
+def _fitted(name: str, results: list[Results], width: int) -> Table:
+    common, titles, rows = _told_apart(results, known=("data", "model", "recipe"))
     names = [tuple(row[: titles.index("natural %")]) for row in rows]
     if len(set(names)) < len(names):
-        common, titles, rows = _told_apart(results, known=())
-    table = Table(title=f"results{common and f': {common}'}")
-    for title in titles:
-        table.add_column(title, justify="right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
+        common, titles, rows = _told_apart(results, known=("data", "model"))
+    table, left_out = _drawn(titles, rows), []
+    if _width(table) > width:
+        rows = [[cell.replace(", ", ",\n").replace(" (", "\n(") for cell in row] for row in rows]
+        table = _drawn(titles, rows)
+        for title in LEAST_WANTED:
+            if title in titles and _width(table) > width:
+                left_out.append(title)
+                table = _drawn(titles, rows, left_out)
+    table.title = f"{name}{common and f': {common}'}"
+    if left_out:
+        table.caption = f"too wide for here: {', '.join(left_out)}; bin/report --markdown has all"
     return table
 
 
-def markdown(results: Iterable[Results]) -> str:
-    """The same in Markdown, a table for each data set and model."""
-    sections: dict[tuple[str, str], list[Results]] = defaultdict(list)
+def _drawn(titles: list[str], rows: list[list[str]], left_out: Collection[str] = ()) -> Table:
+    shown = [place for place, title in enumerate(titles) if title not in left_out]
+    table = Table(show_lines=any("\n" in cell for row in rows for cell in row))
+    for place in shown:
+        table.add_column(titles[place], justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(*(row[place] for place in shown))
+    return table
+
+
+def _width(table: Table) -> int:
+    """Characters it wants."""
+    console = Console(width=_CONSOLE_WIDTH)
+    return Measurement.get(console, console.options, table).maximum
+
+
+def sections(results: Iterable[Results]) -> dict[str, list[Results]]:
+    """What goes into one table: runs of each model and data set, by both their names."""
+    found: dict[tuple[str, str], list[Results]] = defaultdict(list)
     for one in results:
-        sections[measured_on(one), network(one)].append(one)
-    if len(sections) == 1:
-        return "".join(_table(runs) for runs in sections.values())
-    written = []
-    for data, model in sorted(sections):
-        table = _table(sections[data, model], known=("data", "model"))
-        written.append(f"**{model}, {data}**\n\n{table}")
-    return "\n".join(written)
+        found[measured_on(one), network(one)].append(one)
+    return {f"{model}, {data}": found[data, model] for data, model in sorted(found)}
+
+
+def markdown(results: Iterable[Results]) -> str:
+    """The same in Markdown."""
+    found = sections(results)
+    if len(found) == 1:
+        return "".join(_table(runs) for runs in found.values())
+    return "\n".join(
+        f"**{name}**\n\n{_table(runs, known=('data', 'model'))}" for name, runs in found.items()
+    )
 
 
 def _table(results: Iterable[Results], known: Collection[str] = ()) -> str:
