@@ -1,11 +1,13 @@
 """Many runs, attacked, collected and handed on, by the commands that users type."""
 
+import fcntl
 import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -32,24 +34,24 @@ configs = [
 """
 
 
-def sweep(folder, *flags):
+def start(folder, *flags):
     command = [sys.executable, "-P", "-m", "irp_jax.cli.sweep"]  # as bin/sweep starts it
-    command += ["--config=mine.py", "--results=results", "--attacks=pgd-3-2,fgsm", "--jobs=1"]
-    done = subprocess.run(
-        [*command, *flags],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ
-        | {
+    command += ["--config=mine.py", "--results=results", "--jobs=1"]
+    return subprocess.Popen(
+        [*command, *flags], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=os.environ | {
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
         },
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    )  # fmt: skip
+
+
+def sweep(folder, *flags):
+    with start(folder, "--attacks=pgd-3-2,fgsm", *flags) as process:
+        said, error = process.communicate(timeout=300)
+    assert process.returncode == 0, error
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,20 @@ def test_what_is_collected_is_not_run_again_and_what_is_missing_is(swept):
     assert again["accuracy"] == removed["accuracy"]
     shutil.rmtree(folder / "runs")
     shutil.move(folder / "elsewhere", folder / "runs")
+
+
+def test_a_sweep_that_is_terminated_takes_its_runs_along(swept, tmp_path):
+    folder, _ = swept
+    (tmp_path / "mine.py").write_text(CONFIG.format(data=folder / "data.npz"))
+    with start(tmp_path, "--epochs=1000") as process:
+        while not (logs := list(tmp_path.glob("runs/*/.lock"))):
+            time.sleep(0.1)
+        process.terminate()
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on" in error
+    (lock,) = logs  # the second run was not begun
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 """bin/sweep: many runs, each trained, attacked and collected; given again, it goes on."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -106,7 +108,7 @@ def sweep(arguments: list[str]) -> None:
         console.print(f"[{number}/{len(runs)}] {run.workdir} {word}, {elapsed:.0f} s", markup=False)
         return found
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(jobs) as pool, _stopped_together():
         found = list(pool.map(one, enumerate(runs, start=1)))
     done = [results for results in found if results is not None]
     if done:
@@ -235,11 +237,37 @@ def _call(run: Config, command: str, flags: list[str], cores: set[int]) -> bool:
     with open(folder / "log.txt", "a") as log:
         log.write("$ " + shlex.join([f"bin/{command}", *flags]) + "\n")
         log.flush()
-        return not subprocess.call(
+        child = subprocess.Popen(
             # -P as in bin/: no file of the user's folder is taken for a module.
             [sys.executable, "-P", "-m", f"irp_jax.cli.{command}", *flags],
             stdout=log, stderr=log, preexec_fn=lambda: parallel.stay_on(cores),
         )  # fmt: skip
+    _CHILDREN.add(child)
+    try:
+        return not child.wait()
+    finally:
+        _CHILDREN.discard(child)
+
+
+_CHILDREN: set[subprocess.Popen] = set()
+"""Commands under way."""
+
+
+@contextlib.contextmanager
+def _stopped_together() -> Iterator[None]:
+    """A sweep that is interrupted or terminated takes its commands along.
+
+    Left alone they would go on, and hold their folders against the sweep that resumes them.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        for child in list(_CHILDREN):
+            child.terminate()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _collected(run: Config, options: Options) -> dict[str, Any] | None:
