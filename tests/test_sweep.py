@@ -103,12 +103,15 @@ def test_a_sweep_that_is_terminated_takes_its_runs_along(swept, tmp_path):
     folder, _ = swept
     (tmp_path / "mine.py").write_text(CONFIG.format(data=folder / "data.npz"))
     with start(tmp_path, "--epochs=1000") as process:
-        while not (logs := list(tmp_path.glob("runs/*/.lock"))):
+        while not (locks := list(tmp_path.glob("runs/*/.lock"))):
             time.sleep(0.1)
         process.terminate()
-        _, error = process.communicate(timeout=60)
+        try:
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130 and "the same command goes on" in error
-    (lock,) = logs  # the second run was not begun
+    (lock,) = locks  # the second run was not begun
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
