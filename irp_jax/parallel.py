@@ -164,6 +164,10 @@ def place(tree: Tree, sharding: Sharding) -> Tree:
     return jax.device_put(tree, sharding)
 
 
+VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy")
+"""Packages that figures depend on."""
+
+
 def describe() -> dict[str, str | int]:
     """Returns the facts about software and machine that a result depends on.
 
@@ -172,7 +176,7 @@ def describe() -> dict[str, str | int]:
     device = jax.devices()[0]
     return {
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in ("jax", "jaxlib", "flax")},
+        **{name: metadata.version(name) for name in VERSIONS},
         "platform": device.platform,
         "device": device.device_kind,
         "device_count": jax.device_count(),
