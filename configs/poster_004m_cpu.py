@@ -5,7 +5,7 @@ r"""The poster's smallest network in two hours of two CPU cores: ResNet20 cut to
 
 The recipe of configs/comparison.py with 20 epochs, of which the small network gets 14 instead of 3:
 they take nearly half of the time. Measured: 61.5 % natural, 35.8 % PGD-10, 131 minutes with tests
-running beside it for some 40 of them (results/cifar10, results/zoo).
+running beside it for some 40 of them (results/cifar10).
 """
 
 from irp_jax.config import Config
