@@ -12,7 +12,7 @@ held-out images (results/choices_short_runs.json). The ramp is a long one, so th
 at the full radius and the large network has learnt something before it is cut. The rho of Robust
 ADMM makes up for how short its ADMM stage is: rho times the learning rate sums to 1.3 at 0.04 M, as
 in its authors' 200 epochs, and to 0.9 at 0.16 M. On held-out images a larger rho than the default
-did as well or better with CIFAR-10, and worse with digits at 0.04 (results/trials_admm).
+did as well or better with CIFAR-10 at 0.04 M, and worse with digits at 0.04 (results/trials_admm).
 """
 
 import dataclasses

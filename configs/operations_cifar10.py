@@ -2,8 +2,8 @@ r"""In-train pruning beside its published rule: 0.7, 0.5 and 0.3 of the operatio
 
     bin/sweep --config=operations_cifar10 --results=results/operations_cifar10
 
-The published table's networks and budgets in what two CPU cores can do in an hour: 20,000 images
-for ResNet20, 10,000 for ResNet56, five epochs each. Both rules have the same images, epochs and
+The published table's networks and budgets, sized for two CPU cores: 20,000 images for ResNet20,
+10,000 for ResNet56, five epochs each. Both rules have the same images, epochs and
 defence, and the settings of configs/comparison.py, chosen for short runs.
 """
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -165,6 +166,7 @@ def test_cores_are_those_this_process_may_use() -> None:
 def test_describe_is_plain_and_names_no_host_user_or_path() -> None:
     facts = parallel.describe()
     assert facts["jax"] == jax.__version__
+    assert (facts["optax"], facts["numpy"]) == (optax.__version__, np.__version__)
     assert facts["device_count"] == 2
     text = json.dumps(facts)
     assert json.loads(text) == facts

@@ -12,7 +12,7 @@ from irp_jax.cli import report as command
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.report import plots, tables, timing
-from irp_jax.report.terminal import Terminal
+from irp_jax.report.terminal import Terminal, show_results
 from irp_jax.training.phases import Plan
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -49,35 +49,45 @@ def test_seeds_are_averaged_and_their_range_is_shown():
     shown = titles.index("PGD-10 %")
     assert (averaged[shown], alone[shown]) == ("91.0 (90.0-92.0)", "50.0")
     assert "autoattack %" not in titles
-    [table] = tables.summary(runs)
+    [table] = tables.summary(runs, 1000)
     assert table.row_count == 2
     assert table.title.startswith("resnet20, digits: method priced; ")
     assert "model" not in [column.header for column in table.columns]
 
 
+@pytest.mark.parametrize("folder", ["tables", "comparison", "defenses", "operations"])
 @pytest.mark.parametrize("width", [80, 100, 120, 250])
-def test_a_table_fits_its_terminal_with_no_word_broken_and_says_what_it_leaves_out(width):
-    runs = [json.loads(path.read_text()) for path in (RESULTS / "tables").glob("*.json")]
-    [table] = tables.summary(runs, width)
-    console = Console(file=io.StringIO(), width=width)
-    console.print(table)
+def test_tables_fit_their_terminal_with_no_word_broken_and_say_what_they_leave_out(folder, width):
+    runs = [json.loads(path.read_text()) for path in (RESULTS / folder).glob("*.json")]
+    console = Console(file=io.StringIO(), width=width, highlight=False, soft_wrap=True)
+    show_results(console, runs)
     shown = console.file.getvalue()
     assert all(len(line) <= width for line in shown.splitlines())
-    left_out = [title for title in tables.LEAST_WANTED if title in shown.rpartition("┘")[2]]
-    titles, rows = tables.lines(runs)
-    for title, *cells in zip(titles, *rows, strict=True):
-        if title in left_out:
-            assert f"{title} ┃" not in shown
-        elif title in ("natural %", "PGD-10 %", *tables.LEAST_WANTED):
-            assert f"{title} ┃" in shown
-            assert all(word in shown for cell in cells for word in cell.split())
-    assert bool(left_out) is (width < 250)
+    whole = {line.strip() for line in shown.replace("┃", "│").replace("│", "\n").splitlines()}
+    for table, found in zip(
+        tables.summary(runs, width), tables.sections(runs).values(), strict=True
+    ):
+        titles, rows = tables.lines(found)
+        headers = [str(column.header) for column in table.columns]
+        left_out = [title for title in tables.LEAST_WANTED if title not in headers]
+        assert left_out == [
+            t for t in tables.LEAST_WANTED if t in (table.caption or "").split(": ")[-1]
+        ]
+        assert set(headers) <= whole
+        cells = [row[titles.index(title)] for title in headers for row in rows]
+        assert {part for cell in cells for part in cell.replace(" (", ", (").split(", ")} <= {
+            part
+            for line in whole
+            for part in line.replace(" (", ", (").removesuffix(",").split(", ")
+        }
+    if (folder, width) == ("comparison", 80):
+        assert "epochs" in whole  # else two lines look alike
 
 
 def test_a_terminal_table_has_the_recipe_only_where_it_tells_lines_apart():
     one, other = result(0, 0.9), result(0, 0.8)
     other["config"] = {**other["config"], "label_smoothing": 0.1}
-    headers = [[c.header for c in tables.summary(runs)[0].columns] for runs in (
+    headers = [[c.header for c in tables.summary(runs, 1000)[0].columns] for runs in (
         [one, other], [one, result(0, 0.8, budget=0.5)],
     )]  # fmt: skip
     assert ["recipe" in found for found in headers] == [True, False]
@@ -255,6 +265,9 @@ def test_times_of_a_step_become_a_table(tmp_path, capsys):
         assert f"{report['speedup'][name]:.2f}" in shown
     with pytest.raises(UserError, match="--plot"):
         command.report([str(RESULTS / "bench_train.json"), f"--plot={tmp_path / 'times.svg'}"])
+    (tmp_path / "bad.json").write_text('{"seconds_per_step": {"dense": [1.0]}}')
+    with pytest.raises(UserError, match="no whole file of a benchmark"):
+        command.report([str(tmp_path / "bad.json")])
     with pytest.raises(UserError, match="--into"):
         command.report([str(RESULTS / "bench_train.json"), "--markdown"])
 

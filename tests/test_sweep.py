@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -102,8 +103,8 @@ def test_what_is_collected_is_not_run_again_and_what_is_missing_is(swept):
 def test_a_sweep_that_is_terminated_takes_its_runs_along(swept, tmp_path):
     folder, _ = swept
     (tmp_path / "mine.py").write_text(CONFIG.format(data=folder / "data.npz"))
-    with start(tmp_path, "--epochs=1000") as process:
-        while not (locks := list(tmp_path.glob("runs/*/.lock"))):
+    with start(tmp_path, "--epochs=200") as process:
+        while process.poll() is None and not list(tmp_path.glob("runs/*/.lock")):
             time.sleep(0.1)
         process.terminate()
         try:
@@ -111,9 +112,18 @@ def test_a_sweep_that_is_terminated_takes_its_runs_along(swept, tmp_path):
         finally:
             process.kill()
     assert process.returncode == 130 and "the same command goes on" in error
-    (lock,) = locks  # the second run was not begun
+    (lock,) = tmp_path.glob("runs/*/.lock")  # the second run was not begun
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_command_begun_while_the_sweep_stops_is_stopped_too(tmp_path, monkeypatch):
+    run = configs.Config(dataset="digits", epochs=1000, workdir=str(tmp_path / "run"))
+    monkeypatch.setattr(sweep_command, "_STOPPING", threading.Event())
+    sweep_command._STOPPING.set()
+    began = time.monotonic()
+    assert not sweep_command._call(run, "train", configs.flags(run), set(parallel.core_numbers()))
+    assert time.monotonic() - began < 30 and not sweep_command._CHILDREN
 
 
 @pytest.fixture
@@ -142,7 +152,7 @@ def commands(tmp_path, monkeypatch):
         return True
 
     monkeypatch.setattr(sweep_command, "_call", call)
-    monkeypatch.setattr(sweep_command, "summary", lambda results, _: [str(len(list(results)))])
+    monkeypatch.setattr(sweep_command, "show_results", lambda _, results: print(len(results)))
     return ran
 
 
@@ -199,7 +209,7 @@ def test_a_failure_is_told_with_the_last_line_of_its_log(commands, monkeypatch):
         return False
 
     monkeypatch.setattr(sweep_command, "_call", call)
-    monkeypatch.setattr(sweep_command, "summary", lambda results, _: pytest.fail("an empty table"))
+    monkeypatch.setattr(sweep_command, "show_results", lambda *_: pytest.fail("an empty table"))
     with pytest.raises(UserError, match=r"1 of 1 runs failed; .*: error: no network: give --d"):
         sweep_command.sweep(["--config=mine.py"])
 

@@ -9,8 +9,8 @@ from irp_jax import files
 from irp_jax.cli.run import main, parse
 from irp_jax.errors import UserError
 from irp_jax.report import plots, timing
-from irp_jax.report.tables import beside, markdown, summary
-from irp_jax.report.terminal import plain_console
+from irp_jax.report.tables import beside, markdown
+from irp_jax.report.terminal import plain_console, show_results
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Options:
     """Print the table as Markdown."""
     into: str | None = None
     """Put the Markdown table into this file, between <!-- results --> and <!-- /results -->; of a
-    benchmark, between lines named after its file."""
+    benchmark of networks, between lines named after its file."""
     plot: str | None = None
     """Draw to this .svg or .png: accuracy against cost, or, for one file, that run or benchmark."""
     curves: str | None = None
@@ -48,7 +48,10 @@ def report(arguments: list[str]) -> None:
     paths = [place] if place.is_file() else sorted(place.rglob("*.json"))
     found = [files.read_json(path) for path in paths]
     if place.is_file() and isinstance(found[0], dict) and BENCHMARKS & set(found[0]):
-        _benchmark(options, place, found[0])
+        try:
+            _benchmark(options, place, found[0])
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise UserError(f"{place} is no whole file of a benchmark: make it anew") from error
         return
     runs = []
     for path, one in zip(paths, found, strict=True):
@@ -72,8 +75,7 @@ def report(arguments: list[str]) -> None:
     if options.markdown:
         sys.stdout.write(markdown(runs))
     else:
-        console = plain_console()
-        console.print(*summary(runs, console.width), sep="\n")
+        show_results(plain_console(), runs)
 
 
 def _benchmark(options: Options, place: Path, found: dict[str, Any]) -> None:

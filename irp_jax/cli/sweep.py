@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +24,7 @@ from irp_jax.attacks import AttackName, AttackSpec
 from irp_jax.cli.run import main, parse
 from irp_jax.config import Config
 from irp_jax.errors import UserError
-from irp_jax.report.tables import summary
-from irp_jax.report.terminal import plain_console
+from irp_jax.report.terminal import plain_console, show_results
 
 ATTACK_FACTS = (
     "command", "attack", "accuracy", "wall_time_s", "warnings", "environment", "commit",
@@ -104,15 +104,17 @@ def sweep(arguments: list[str]) -> None:
             finally:
                 shares.put(share)
             word = "failed" if found is None else "done"
+        if _STOPPING.is_set():
+            return None
         elapsed = time.monotonic() - began
         console.print(f"[{number}/{len(runs)}] {run.workdir} {word}, {elapsed:.0f} s", markup=False)
         return found
 
-    with ThreadPoolExecutor(jobs) as pool, _stopped_together():
+    with _stopped_together(), ThreadPoolExecutor(jobs) as pool:
         found = list(pool.map(one, enumerate(runs, start=1)))
     done = [results for results in found if results is not None]
     if done:
-        console.print(*summary(done, console.width), sep="\n")
+        show_results(console, done)
     failed = [run for run, results in zip(runs, found, strict=True) if results is None]
     if failed:
         log = configs.workdir(failed[0]) / "log.txt"
@@ -243,6 +245,8 @@ def _call(run: Config, command: str, flags: list[str], cores: set[int]) -> bool:
             stdout=log, stderr=log, preexec_fn=lambda: parallel.stay_on(cores),
         )  # fmt: skip
     _CHILDREN.add(child)
+    if _STOPPING.is_set():  # since before it was among them
+        child.terminate()
     try:
         return not child.wait()
     finally:
@@ -252,6 +256,9 @@ def _call(run: Config, command: str, flags: list[str], cores: set[int]) -> bool:
 _CHILDREN: set[subprocess.Popen] = set()
 """Commands under way."""
 
+_STOPPING = threading.Event()
+"""No command is to go on."""
+
 
 @contextlib.contextmanager
 def _stopped_together() -> Iterator[None]:
@@ -259,15 +266,20 @@ def _stopped_together() -> Iterator[None]:
 
     Left alone they would go on, and hold their folders against the sweep that resumes them.
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
+
+    def stop(*_: object) -> None:
+        _STOPPING.set()
         for child in list(_CHILDREN):
             child.terminate()
-        raise
+        raise KeyboardInterrupt
+
+    _STOPPING.clear()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _collected(run: Config, options: Options) -> dict[str, Any] | None:

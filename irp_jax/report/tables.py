@@ -188,14 +188,11 @@ def lines(results: Iterable[Results]) -> tuple[list[str], list[list[str]]]:
     return list(columns), [list(line) for line in zip(*columns.values(), strict=True)]
 
 
-_CONSOLE_WIDTH = 10_000
-"""Characters that no table needs."""
-
-LEAST_WANTED = ("minutes", "passes", "lost", "epochs", "MACs left", "params left")
+LEAST_WANTED = ("minutes", "passes", "lost", "MACs left", "params left", "epochs")
 """Columns that a narrow terminal goes without, the first of them first."""
 
 
-def summary(results: Iterable[Results], width: int | None = None) -> list[Table]:
+def summary(results: Iterable[Results], width: int) -> list[Table]:
     """All runs as terminal tables, one for each data set and model, a line per set of seeds.
 
     The recipe is wide: it is left out where other columns tell the lines apart.
@@ -204,34 +201,38 @@ def summary(results: Iterable[Results], width: int | None = None) -> list[Table]
         results: of the lines.
         width: characters a table may take. Where it wants more, the parts of a cell stand below
             each other; where that is not enough, columns are left out, which a line below says.
-            Default: as many as it wants.
     """
-    return [
-        _fitted(name, runs, _CONSOLE_WIDTH if width is None else width)
-        for name, runs in sections(results).items()
-    ]
+    return [_fitted(name, runs, width) for name, runs in sections(results).items()]
 
 
 def _fitted(name: str, results: list[Results], width: int) -> Table:
-    common, titles, rows = _told_apart(results, known=("data", "model", "recipe"))
-    names = [tuple(row[: titles.index("natural %")]) for row in rows]
-    if len(set(names)) < len(names):
-        common, titles, rows = _told_apart(results, known=("data", "model"))
-    table, left_out = _drawn(titles, rows), []
+    for known in (("data", "model", "recipe"), ("data", "model")):
+        common, titles, rows = _told_apart(results, known)
+        names = {tuple(row[: titles.index("natural %")]) for row in rows}
+        if len(names) == len(rows):
+            break
+    left_out: list[str] = []
+    table = _drawn(titles, rows, left_out)
     if _width(table) > width:
         rows = [[cell.replace(", ", ",\n").replace(" (", "\n(") for cell in row] for row in rows]
-        table = _drawn(titles, rows)
-        for title in LEAST_WANTED:
-            if title in titles and _width(table) > width:
-                left_out.append(title)
-                table = _drawn(titles, rows, left_out)
+        table = _drawn(titles, rows, left_out)
+    # Where settings do not tell the lines apart, epochs do.
+    spare = [t for t in LEAST_WANTED if t in titles and (t != "epochs" or len(names) == len(rows))]
+    for title in spare:
+        if _width(table) > width:
+            left_out.append(title)
+            table = _drawn(titles, rows, left_out)
+    for title in reversed(left_out):  # a narrow one may fit after all
+        fewer = [other for other in left_out if other != title]
+        if _width(wider := _drawn(titles, rows, fewer)) <= width:
+            left_out, table = fewer, wider
     table.title = f"{name}{common and f': {common}'}"
     if left_out:
-        table.caption = f"too wide for here: {', '.join(left_out)}; bin/report --markdown has all"
+        table.caption = f"too wide for here, in bin/report FOLDER --markdown: {', '.join(left_out)}"
     return table
 
 
-def _drawn(titles: list[str], rows: list[list[str]], left_out: Collection[str] = ()) -> Table:
+def _drawn(titles: list[str], rows: list[list[str]], left_out: Collection[str]) -> Table:
     shown = [place for place, title in enumerate(titles) if title not in left_out]
     table = Table(show_lines=any("\n" in cell for row in rows for cell in row))
     for place in shown:
@@ -243,7 +244,7 @@ def _drawn(titles: list[str], rows: list[list[str]], left_out: Collection[str] =
 
 def _width(table: Table) -> int:
     """Characters it wants."""
-    console = Console(width=_CONSOLE_WIDTH)
+    console = Console(width=10_000)
     return Measurement.get(console, console.options, table).maximum
 
 

@@ -1,5 +1,6 @@
 """A run as seen in a terminal: live on a screen, plain lines in a file."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -15,7 +16,7 @@ from rich.progress import (
 from rich.table import Table
 
 from irp_jax.config import Config, radius
-from irp_jax.report.tables import measured_on
+from irp_jax.report.tables import measured_on, summary
 from irp_jax.training.phases import Plan
 
 COLUMNS = (
@@ -38,6 +39,12 @@ def plain_console() -> Console:
     """A console without colouring of numbers, wide enough for every table when not on a screen."""
     console = Console(highlight=False, soft_wrap=True)
     return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=1000)
+
+
+def show_results(console: Console, results: Iterable[dict[str, Any]]) -> None:
+    """The tables of runs, as wide as the console."""
+    for table in summary(results, console.width):
+        console.print(table, soft_wrap=False)
 
 
 class Terminal:
