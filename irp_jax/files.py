@@ -73,7 +73,7 @@ def read_json(path: Path) -> Any:
         return None
     except (OSError, ValueError) as error:
         raise UserError(
-            f"cannot read {path} ({error}): remove it, or choose another place"
+            f"cannot read {path} as JSON ({error}): move it away, or choose another place"
         ) from error
 
 

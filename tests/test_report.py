@@ -84,6 +84,17 @@ def test_tables_fit_their_terminal_with_no_word_broken_and_say_what_they_leave_o
         assert "epochs" in whole  # else two lines look alike
 
 
+def test_settings_too_many_for_a_terminal_stand_in_one_cell():
+    runs = [json.loads(path.read_text()) for path in (RESULTS / "cifar10").glob("*.json")]
+    console = Console(file=io.StringIO(), width=80)
+    show_results(console, runs)
+    shown = console.file.getvalue()
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    assert all(
+        f" {word} " in shown for word in ("run", "no guard", "eps 8/255", "runs 1", "n-fgsm")
+    )
+
+
 def test_a_terminal_table_has_the_recipe_only_where_it_tells_lines_apart():
     one, other = result(0, 0.9), result(0, 0.8)
     other["config"] = {**other["config"], "label_smoothing": 0.1}
@@ -268,6 +279,8 @@ def test_times_of_a_step_become_a_table(tmp_path, capsys):
     (tmp_path / "bad.json").write_text('{"seconds_per_step": {"dense": [1.0]}}')
     with pytest.raises(UserError, match="no whole file of a benchmark"):
         command.report([str(tmp_path / "bad.json")])
+    with pytest.raises(UserError, match="no file or folder"):
+        command.report([str(tmp_path / "none.json")])
     with pytest.raises(UserError, match="--into"):
         command.report([str(RESULTS / "bench_train.json"), "--markdown"])
 

@@ -27,7 +27,7 @@ class Options:
     plot: str | None = None
     """Draw to this .svg or .png: accuracy against cost, or, for one file, that run or benchmark."""
     curves: str | None = None
-    """Draw to this .svg or .png: accuracy over the minutes of training, a line a run."""
+    """Draw to this .svg or .png: accuracy over the epochs of training, a line a run."""
 
 
 NEEDED = {
@@ -45,6 +45,8 @@ def report(arguments: list[str]) -> None:
         arguments = [f"--results={arguments[0]}", *arguments[1:]]
     options = parse(Options, arguments, "bin/report")
     place = Path(options.results)
+    if not place.exists():
+        raise UserError(f"no file or folder {place}: give a folder of results.json files")
     paths = [place] if place.is_file() else sorted(place.rglob("*.json"))
     found = [files.read_json(path) for path in paths]
     if place.is_file() and isinstance(found[0], dict) and BENCHMARKS & set(found[0]):

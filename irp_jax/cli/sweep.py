@@ -99,6 +99,7 @@ def sweep(arguments: list[str]) -> None:
         found, word = before[run.workdir], "was done"
         if found is None or _missing(found, wanted, options):
             share = shares.get()
+            console.print(f"[{number}/{len(runs)}] {run.workdir}/log.txt", markup=False)
             try:
                 found = _run(run, found, wanted, options, share)
             finally:
@@ -256,6 +257,8 @@ def _call(run: Config, command: str, flags: list[str], cores: set[int]) -> bool:
 _CHILDREN: set[subprocess.Popen] = set()
 """Commands under way."""
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 _STOPPING = threading.Event()
 """No command is to go on."""
 
@@ -274,7 +277,7 @@ def _stopped_together() -> Iterator[None]:
         raise KeyboardInterrupt
 
     _STOPPING.clear()
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in STOPS}
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from irp_jax.config import radius
 from irp_jax.errors import UserError
@@ -111,7 +111,9 @@ def budget_picture(results: Sequence[Results], path: Path) -> None:
 
 
 def curves_picture(results: Sequence[Results], path: Path) -> None:
-    """Accuracy in training against the minutes it took: a row a data set and budget, a line a run.
+    """Accuracy over the epochs of training: a row a data set and budget, a line a run.
+
+    Not over minutes, which differ with the machine and with what runs beside.
 
     A method has its colour, and each of its runs a kind of line. Where runs differ in their
     defence, the key names it.
@@ -145,10 +147,10 @@ def curves_picture(results: Sequence[Results], path: Path) -> None:
     for axes, ((dataset, budget, kind), runs) in zip(rows, sorted(budgets.items()), strict=True):
         seen: Counter[str] = Counter()
         for one in runs:
-            minutes = [row["seconds"] / 60 for row in one["history"]]
+            epochs = [row["epoch"] for row in one["history"]]
             for axis, key in zip(axes, ("natural", "pgd"), strict=True):
                 axis.plot(
-                    minutes, [100 * row[key] for row in one["history"]], marker="o", markersize=3,
+                    epochs, [100 * row[key] for row in one["history"]], marker="o", markersize=3,
                     color=colors[methods.index(one["method"])],
                     linestyle=styles[seen[one["method"]]],
                     label=f"{one['method']}, {one['epochs']} epochs, {_left(one):.3f} left"
@@ -159,7 +161,8 @@ def curves_picture(results: Sequence[Results], path: Path) -> None:
         axes[0].set(ylabel="natural accuracy, %", title=f"{dataset}, budget {budget:,} {kind}")
         axes[1].set(ylabel="PGD-10 accuracy, %")
     for axis in rows[-1] if alike else rows.flat:
-        axis.set(xlabel="minutes of training")
+        axis.set(xlabel="epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     _save(figure, path)
 
 

@@ -226,10 +226,24 @@ def _fitted(name: str, results: list[Results], width: int) -> Table:
         fewer = [other for other in left_out if other != title]
         if _width(wider := _drawn(titles, rows, fewer)) <= width:
             left_out, table = fewer, wider
+    if _width(table) > width:
+        titles, rows = _stacked(titles, rows)
+        table = _drawn(titles, rows, left_out)
     table.title = f"{name}{common and f': {common}'}"
     if left_out:
-        table.caption = f"too wide for here, in bin/report FOLDER --markdown: {', '.join(left_out)}"
+        table.caption = f"not shown for want of width: {', '.join(left_out)}; --markdown has them"
     return table
+
+
+def _stacked(titles: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """What a run is in one cell, part below part."""
+    what = titles.index("natural %")
+
+    def run(row: list[str]) -> str:
+        parts = zip(titles, row[:what], strict=False)
+        return "\n".join(f"{t} {cell}" if t in ("eps", "runs") else cell for t, cell in parts)
+
+    return ["run", *titles[what:]], [[run(row), *row[what:]] for row in rows]
 
 
 def _drawn(titles: list[str], rows: list[list[str]], left_out: Collection[str]) -> Table:
