@@ -206,6 +206,7 @@ def summary(results: Iterable[Results], width: int) -> list[Table]:
 
 
 def _fitted(name: str, results: list[Results], width: int) -> Table:
+    """Breaks cells into parts, then leaves columns out, then puts all settings into one cell."""
     for known in (("data", "model", "recipe"), ("data", "model")):
         common, titles, rows = _told_apart(results, known)
         names = {tuple(row[: titles.index("natural %")]) for row in rows}
