@@ -257,8 +257,6 @@ def _call(run: Config, command: str, flags: list[str], cores: set[int]) -> bool:
 _CHILDREN: set[subprocess.Popen] = set()
 """Commands under way."""
 
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 _STOPPING = threading.Event()
 """No command is to go on."""
 
@@ -277,7 +275,11 @@ def _stopped_together() -> Iterator[None]:
         raise KeyboardInterrupt
 
     _STOPPING.clear()
-    before = {number: signal.signal(number, stop) for number in STOPS}
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in stops}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, stop)
     try:
         yield
     finally:
