@@ -1,6 +1,6 @@
 r"""In-train pruning beside its published rule: 0.7, 0.5 and 0.3 of the operations, on CIFAR-10.
 
-    bin/sweep --config=operations_cifar10 --results=results/operations_cifar10
+    bin/sweep --config=operations_cifar10 --results=results/operations_cifar10    # --seeds=0,1
 
 The published table's budgets for ResNet20, on 20,000 images for five epochs: some ten minutes of
 one CPU core a run. Both rules have the same images, epochs and defence, and the settings of
