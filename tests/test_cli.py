@@ -119,7 +119,7 @@ def test_an_unwritable_workdir_is_refused(capsys, monkeypatch, tmp_path):
     [
         (evaluate.evaluate, ["--checkpoint=nowhere"], "no checkpoint in nowhere"),
         (evaluate.evaluate, ["--checkpoint=x", "--images=0"], "at least 1"),
-        (report.report, ["nowhere"], "no results in nowhere"),
+        (report.report, ["nowhere"], "no file or folder nowhere"),
         (sweep.sweep, ["--seeds=a"], "whole numbers"),
         (sweep.sweep, ["--budgets=16"], "did you mean 0.16"),
         (sweep.sweep, ["--attacks=pgd-0"], "steps must be at least 1"),
