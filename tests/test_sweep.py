@@ -119,14 +119,15 @@ def test_a_sweep_that_is_terminated_takes_its_runs_along(swept, tmp_path):
 
 def test_a_signal_that_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    others = signal.getsignal(signal.SIGTERM)
     try:
         with sweep_command._stopped_together():
             os.kill(os.getpid(), signal.SIGHUP)
-            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+            assert signal.getsignal(signal.SIGTERM) is not others
     finally:
         signal.signal(signal.SIGHUP, before)
     assert not sweep_command._STOPPING.is_set()
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is others
 
 
 BEGUN_TOO_LATE = """

@@ -53,7 +53,10 @@ def report(arguments: list[str]) -> None:
         try:
             _benchmark(options, place, found[0])
         except (KeyError, TypeError, IndexError, AttributeError) as error:
-            raise UserError(f"{place} is no whole file of a benchmark: make it anew") from error
+            what = f"{type(error).__name__}: {error}"
+            raise UserError(
+                f"{place} is no whole file of a benchmark ({what}): make it anew"
+            ) from error
         return
     runs = []
     for path, one in zip(paths, found, strict=True):

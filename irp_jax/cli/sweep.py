@@ -99,7 +99,9 @@ def sweep(arguments: list[str]) -> None:
         found, word = before[run.workdir], "was done"
         if found is None or _missing(found, wanted, options):
             share = shares.get()
-            console.print(f"[{number}/{len(runs)}] {run.workdir}/log.txt", markup=False)
+            console.print(
+                f"[{number}/{len(runs)}] {run.workdir} begins, see its log.txt", markup=False
+            )
             try:
                 found = _run(run, found, wanted, options, share)
             finally:

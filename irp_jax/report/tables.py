@@ -232,7 +232,8 @@ def _fitted(name: str, results: list[Results], width: int) -> Table:
         table = _drawn(titles, rows, left_out)
     table.title = f"{name}{common and f': {common}'}"
     if left_out:
-        table.caption = f"not shown for want of width: {', '.join(left_out)}; --markdown has them"
+        hidden = ", ".join(left_out)
+        table.caption = f"not shown for want of width: {hidden}; bin/report --markdown has them"
     return table
 
 
