@@ -2,16 +2,16 @@ r"""In-train pruning beside its published rule: 0.7, 0.5 and 0.3 of the operatio
 
     bin/sweep --config=operations_cifar10 --results=results/operations_cifar10    # --seeds=0,1
 
-The published table's budgets for ResNet20, on 20,000 images for five epochs: some ten minutes of
-one CPU core a run. Both rules have the same images, epochs and defence, and the settings of
-configs/comparison.py, which were chosen for short runs.
+The published table's budgets and networks, on 20,000 images for five epochs: some ten minutes of
+one CPU core a run of ResNet20, half an hour one of ResNet56. Both rules have the same images,
+epochs and defence, and the settings of configs/comparison.py, which were chosen for short runs.
 """
 
 from irp_jax.config import Config
 
 configs = [
     Config(
-        model="resnet20",
+        model=model,
         budget=budget,
         method=method,
         train_images=20_000,
@@ -21,6 +21,7 @@ configs = [
         ramp_start=0.1,
         ramp_stop=0.6,
     )
-    for budget in ("0.7", "0.5", "0.3")
+    for model in ("resnet20", "resnet56")
+    for budget in ("0.3", "0.5", "0.7")
     for method in ("priced", "paper")
 ]
