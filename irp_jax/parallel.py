@@ -63,7 +63,7 @@ def core_numbers() -> list[int]:
 
 
 def stay_on(numbers: set[int]) -> None:
-    """Restricts this process to some CPU cores, where the system can."""
+    """Restricts this thread, and all that it starts, to some CPU cores, where the system can."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, numbers)
 

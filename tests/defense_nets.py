@@ -11,7 +11,7 @@ from pruning_nets import quick_jit
 from irp_jax import attacks, models, parallel
 from irp_jax import config as configs
 from irp_jax.config import Config
-from irp_jax.data import Augmentation
+from irp_jax.data import Augmentation, Split
 from irp_jax.models import Conv, Dense, Norm
 from irp_jax.network import inference
 from irp_jax.training import phases, progress
@@ -74,7 +74,8 @@ def make_setup(config, dataset=PIXELS):
         identity=configs.identity(config),
         plan=phases.plan(config, DENSE, len(dataset)),
         dataset=types.SimpleNamespace(
-            train=dataset, image_shape=dataset.shape[1:], class_names=("a", "b", "c"), num_classes=3
+            train=Split(images=dataset, labels=np.arange(len(dataset)) % 3), num_classes=3,
+            image_shape=dataset.shape[1:], class_names=("a", "b", "c"),
         ),
         dense=DENSE, network=NETWORK, apply=inference(NETWORK), mesh=parallel.mesh(2),
     )  # fmt: skip

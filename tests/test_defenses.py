@@ -278,7 +278,7 @@ def test_training_compiles_once_repeats_itself_and_resumes(
     so_far = progress.Progress(
         epoch=1, kept={}, seconds=1.0, state=first, defense=Choice(name, 10), passes=2.0, images=8,
         retreats=({"epoch": 1, "to": [name, 10]},), health=Health().after(0.25, 0.5), clip=0.5,
-        descent=Descent.begin(10).after(1.5),
+        descent=Descent.begin(np.arange(10), 10).after(1.5),
     )  # fmt: skip
     progress.save(fixed, so_far, tmp_path)
     resumed = progress.resume(fixed, tmp_path, print)

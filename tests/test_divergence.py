@@ -16,7 +16,7 @@ from irp_jax import checkpoint, models
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.errors import UserError
-from irp_jax.training import divergence, epochs, loop
+from irp_jax.training import divergence, epochs, guard, loop
 from irp_jax.training.divergence import Descent, steadier
 from irp_jax.training.overfitting import Health
 
@@ -34,9 +34,10 @@ TINY = dataclasses.replace(
 )
 
 
-def follow(losses, frozen=None, classes=10):
+def follow(losses, frozen=None, classes=10, labels=None):
     """Descent after each epoch; `frozen` says in which ones masks are."""
-    descent, followed, before = Descent.begin(classes), [], False
+    labels = np.arange(classes) if labels is None else labels
+    descent, followed, before = Descent.begin(labels, classes), [], False
     for loss, now in zip(losses, frozen or [False] * len(losses), strict=True):
         descent = (descent.afresh if now != before else descent).after(loss)
         followed.append(descent)
@@ -110,6 +111,49 @@ def test_it_counts_by_the_loss_of_guessing():
     assert not follow([0.5, 2.9], classes=100)[-1].alarming
 
 
+def test_who_is_back_at_the_most_frequent_class_has_forgotten_all():
+    labels = np.repeat([0, 1], [90, 10])
+    prior = -0.9 * math.log(0.9) - 0.1 * math.log(0.1)  # 0.325, where ln 2 is 0.693
+    rest = [0.5, 0.2, 0.1, prior, prior, prior]
+    assert follow(rest, classes=2, labels=labels)[-1].alarming
+    assert not follow(rest, classes=2)[-1].alarming
+    assert not follow([0.5, 0.2, 0.1, 0.12, 0.15, 0.2], classes=2, labels=labels)[-1].alarming
+    assert not follow([1.2], classes=2, labels=labels)[-1].alarming  # at the start, under ln 4
+    smoothed = Descent.begin(labels, 2, smoothing=0.2)
+    assert smoothed.prior == pytest.approx(-0.82 * math.log(0.82) - 0.18 * math.log(0.18))
+    assert Descent.begin(np.zeros(5, int), 2).prior == 0.0
+
+
+@pytest.mark.parametrize(
+    ("losses", "sound"),
+    [([2.0, 1.5, 0.8, 2.1, 2.303, 2.303, 2.303], [1, 2, 3]), ([0.2, 1.5, 2.0, 2.3, 2.6], [1])],
+)
+def test_a_network_on_its_way_to_guessing_is_at_no_time_one_to_go_back_to(losses, sound):
+    healthy, found = None, []
+    for epoch, descent in enumerate(follow(losses), start=1):
+        now = SimpleNamespace(epoch=epoch, descent=descent, health=Health(0.1))
+        if guard.is_sound(now, healthy):
+            healthy = now
+            found.append(epoch)
+    assert descent.alarming and found == sound
+
+
+@pytest.mark.parametrize(
+    ("grows", "freeze", "anew"),
+    [(0, 9, [9]), (25, 9, [0, 1, 2, 3, 9]), (20, 9, [0, 1, 2, 9]), (5, 2, [0, 1, 2])],
+)
+def test_losses_under_another_radius_are_not_compared(grows, freeze, anew):
+    """Epochs of ten steps; that of the first at the whole radius is not compared either."""
+    plan = SimpleNamespace(epsilon_steps=grows, steps_per_epoch=10, freeze_epoch=freeze)
+    learnt = Descent.begin(np.arange(10), 10).after(0.5)
+    before = [
+        guard.descent_before(plan, SimpleNamespace(epoch=epoch, descent=learnt))
+        for epoch in range(12)
+    ]
+    assert [epoch for epoch, descent in enumerate(before) if descent != learnt] == anew
+    assert all(descent in (learnt, learnt.afresh) for descent in before)
+
+
 def test_what_an_epoch_ends_with_counts(monkeypatch):
     """A network that is wrecked in the last steps of an epoch is not one to go back to."""
     network = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
@@ -175,7 +219,7 @@ def test_what_diverges_at_once_ends_as_if_clipped_from_the_start(run, digest, mo
     clipped = run("clipped", clip=0.01)
     assert clipped["retreats"] == []
     # From here on any loss counts as having diverged.
-    monkeypatch.setattr(Descent, "begin", classmethod(lambda cls, classes: cls(1.0, -3.0, -3.0)))
+    monkeypatch.setattr(Descent, "begin", classmethod(lambda cls, *_: cls(1.0, 1.0, -3.0, -3.0)))
     reporter = Silent()
     results = run("guarded", reporter)
     (event,) = results["retreats"]
@@ -208,7 +252,7 @@ def test_a_run_killed_on_either_side_of_an_alarm_ends_the_same(run, digest, monk
 
 
 def test_what_is_gone_back_to_can_be_gone_back_to_again(run, monkeypatch):
-    """Also where it was doubtful, and only its age made it sound: training donates what it gets."""
+    """Also where it is doubtful: training donates what it gets."""
     monkeypatch.setattr(Descent, "suspicious", property(lambda self: True))
     monkeypatch.setattr(Health, "after_second_look", lambda self, pgd, trained: self)
     monkeypatch.setattr(Health, "alarming", property(lambda self: self.last_pgd is not None))

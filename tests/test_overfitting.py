@@ -26,7 +26,7 @@ from irp_jax.training.step import probe_state
 RESULTS = Path(__file__).parent.parent / "results"
 
 THREAT = attacks.linf(0.1)
-CALM = Descent.begin(10)
+CALM = Descent.begin(np.arange(10), 10)
 GREY = jnp.full((32, 4, 4, 1), 0.5)
 ZEROS = jnp.zeros(32, jnp.int32)
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ from irp_jax import config as configs
 from irp_jax import parallel
 from irp_jax.cli import evaluate, publish, report, train
 from irp_jax.cli import sweep as sweep_command
+from irp_jax.cli.commands import Commands
+from irp_jax.cli.run import parse
+from irp_jax.config import Config
 from irp_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -118,38 +122,32 @@ def test_a_sweep_that_is_terminated_takes_its_runs_along(swept, tmp_path):
 
 
 def test_a_signal_that_is_ignored_stays_ignored():
+    commands = Commands()
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     others = signal.getsignal(signal.SIGTERM)
     try:
-        with sweep_command._stopped_together():
+        with commands.stopped_together():
             os.kill(os.getpid(), signal.SIGHUP)
             assert signal.getsignal(signal.SIGTERM) is not others
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert not sweep_command._STOPPING.is_set()
+    assert not commands.stopping.is_set()
     assert signal.getsignal(signal.SIGTERM) is others
 
 
-BEGUN_TOO_LATE = """
-from irp_jax import config, parallel
-from irp_jax.cli import sweep
-
-sweep._STOPPING.set()
-run = config.Config(dataset="digits", epochs=1000)
-assert not sweep._call(run, "train", config.flags(run), set(parallel.core_numbers()))
-assert not sweep._CHILDREN
-"""
-
-
 def test_a_command_begun_while_the_sweep_stops_is_stopped_too(tmp_path):
-    # In a process of its own: JAX does not like being forked from one that has used it.
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-P", "-c", BEGUN_TOO_LATE]
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=60)
+    commands, log = Commands(), tmp_path / "of" / "log.txt"
+    commands.stopping.set()
+    before, (core, *_) = parallel.core_numbers(), parallel.core_numbers()
+    with ThreadPoolExecutor(1) as pool:
+        flags = ["--dataset=digits", "--epochs=1000", f"--workdir={tmp_path}/run"]
+        assert not pool.submit(commands.run, "train", flags, log, {core}).result(timeout=60)
+    assert log.read_text().startswith("$ bin/train --dataset=digits --epochs=1000")
+    assert parallel.core_numbers() == before
 
 
 @pytest.fixture
-def commands(tmp_path, monkeypatch):
+def ran(tmp_path, monkeypatch):
     """Stands in for the commands a sweep runs, and lists them; each finds other figures."""
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(
@@ -157,8 +155,8 @@ def commands(tmp_path, monkeypatch):
     )
     ran = []
 
-    def call(run, command, flags, cores):
-        folder, given = Path(run.workdir), dict(flag[2:].split("=", 1) for flag in flags)
+    def run(self, command, flags, log, cores):
+        folder, given = log.parent, dict(flag[2:].split("=", 1) for flag in flags)
         ran.append(given.get("attack", command))
         figure, same = len(ran) / 100, {"cost": {"macs": 1}, "epochs": 60}
         if command == "evaluate":
@@ -168,12 +166,13 @@ def commands(tmp_path, monkeypatch):
             Path(given["out"]).write_text(json.dumps(found))
         elif not (folder / "results.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
-            found = {"config": configs.identity(run), "wall_time_s": figure}
+            config = parse(Config, flags, "bin/train", configs.suited("digits"))
+            found = {"config": configs.identity(config), "wall_time_s": figure}
             found |= {"attack": {"images": 360}, "accuracy": {"natural": figure}} | same
             (folder / "results.json").write_text(json.dumps(found))
         return True
 
-    monkeypatch.setattr(sweep_command, "_call", call)
+    monkeypatch.setattr(Commands, "run", run)
     monkeypatch.setattr(sweep_command, "show_results", lambda _, results: print(len(results)))
     return ran
 
@@ -185,7 +184,7 @@ def collected():
     return path, found["accuracy"], images
 
 
-def test_fewer_images_replace_no_better_figure(commands):
+def test_fewer_images_replace_no_better_figure(ran):
     flags = ["--config=mine.py", "--results=results"]
     sweep_command.sweep([*flags, "--attacks=square,fgsm", "--images=50"])
     sweep_command.sweep([*flags, "--attacks=square"])
@@ -194,12 +193,12 @@ def test_fewer_images_replace_no_better_figure(commands):
     _, accuracy, images = collected()
     assert images == {"square": 360, "fgsm": 50, "cw": 60}
     assert accuracy == before | {"cw": 0.07}
-    assert commands == ["train", "square", "fgsm", "train", "square", "train", "cw"]
+    assert ran == ["train", "square", "fgsm", "train", "square", "train", "cw"]
     sweep_command.sweep([*flags, "--attacks=cw,square", "--images=60"])
-    assert len(commands) == 7
+    assert len(ran) == 7
 
 
-def test_figures_of_another_network_are_not_taken_for_those_of_a_new_one(commands):
+def test_figures_of_another_network_are_not_taken_for_those_of_a_new_one(ran):
     flags = ["--config=mine.py", "--results=results", "--attacks=square"]
     sweep_command.sweep(flags)
     (run,) = Path("runs").iterdir()
@@ -208,44 +207,63 @@ def test_figures_of_another_network_are_not_taken_for_those_of_a_new_one(command
     (run / "results.json").unlink()  # trained anew, perhaps on another machine
     os.utime(run / "square.json", (1, 1))
     sweep_command.sweep(flags)
-    assert commands == ["train", "square"] * 2
+    assert ran == ["train", "square"] * 2
     assert collected()[1]["square"] != before["square"]
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"config": {}, "accuracy": {}, "attack": {}}'])
-def test_results_of_another_run_are_not_written_over(commands, text):
+def test_results_of_another_run_are_not_written_over(ran, text):
     flags = ["--config=mine.py", "--results=results"]
     sweep_command.sweep(flags)
     path, _, _ = collected()
     path.write_text(text)
     with pytest.raises(UserError, match="does not hold results of this run"):
         sweep_command.sweep(flags)
-    assert path.read_text() == text and len(commands) == 1
+    assert path.read_text() == text and len(ran) == 1
 
 
-def test_a_failure_is_told_with_the_last_line_of_its_log(commands, monkeypatch):
-    def call(run, command, flags, cores):
-        folder = Path(run.workdir)
-        folder.mkdir(parents=True)
-        (folder / "log.txt").write_text("$ bin/train\nerror: no network: give --data-dir\n")
+def test_a_failure_is_told_with_the_last_line_of_its_log(ran, monkeypatch):
+    def run(self, command, flags, log, cores):
+        log.parent.mkdir(parents=True)
+        log.write_text("$ bin/train\nerror: no network: give --data-dir\n")
         return False
 
-    monkeypatch.setattr(sweep_command, "_call", call)
+    monkeypatch.setattr(Commands, "run", run)
     monkeypatch.setattr(sweep_command, "show_results", lambda *_: pytest.fail("an empty table"))
     with pytest.raises(UserError, match=r"1 of 1 runs failed; .*: error: no network: give --d"):
         sweep_command.sweep(["--config=mine.py"])
 
 
+def test_a_run_that_cannot_be_attacked_leaves_the_others_their_turn(ran, monkeypatch, capsys):
+    inner, trained = Commands.run, []
+
+    def run(self, command, flags, log, cores):
+        done = inner(self, command, flags, log, cores)
+        if command == "train":
+            trained.append(log.parent)
+            found = json.loads((log.parent / "results.json").read_text())
+            found["epochs"] -= len(trained) == 1  # as if its last checkpoint could not be read
+            (log.parent / "results.json").write_text(json.dumps(found))
+        return done
+
+    monkeypatch.setattr(Commands, "run", run)
+    flags = ["--config=mine.py", "--seeds=0,1,2", "--jobs=1", "--results=results"]
+    with pytest.raises(UserError, match=r"1 of 3 runs failed; .*: error: the last checkpoint in "):
+        sweep_command.sweep([*flags, "--attacks=square"])
+    assert ran == ["train", "square"] * 3 and len(list(Path("results").iterdir())) == 2
+    assert capsys.readouterr().out.splitlines()[-1] == "2"
+
+
 def test_runs_that_share_an_accelerator_have_all_cores_and_no_more_memory_than_they_need(
-    commands, monkeypatch
+    ran, monkeypatch
 ):
-    inner, seen = sweep_command._call, []
+    inner, seen = Commands.run, []
 
-    def call(run, command, flags, cores):
+    def run(self, command, flags, log, cores):
         seen.append((cores, os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE")))
-        return inner(run, command, flags, cores)
+        return inner(self, command, flags, log, cores)
 
-    monkeypatch.setattr(sweep_command, "_call", call)
+    monkeypatch.setattr(Commands, "run", run)
     monkeypatch.setattr(parallel, "has_accelerator", lambda: True)
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "")
     monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE")

@@ -1,18 +1,13 @@
 """bin/sweep: many runs, each trained, attacked and collected; given again, it goes on."""
 
-import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import os
 import re
-import shlex
-import signal
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
@@ -21,6 +16,7 @@ from typing import Any, cast
 from irp_jax import config as configs
 from irp_jax import files, parallel
 from irp_jax.attacks import AttackName, AttackSpec
+from irp_jax.cli.commands import Commands
 from irp_jax.cli.run import main, parse
 from irp_jax.config import Config
 from irp_jax.errors import UserError
@@ -30,6 +26,9 @@ ATTACK_FACTS = (
     "command", "attack", "accuracy", "wall_time_s", "warnings", "environment", "commit",
 )  # fmt: skip
 """What is collected of an attack."""
+
+Call = Callable[[str, list[str]], bool]
+"""Runs a command with flags for one run of the sweep; whether it did what it was asked to."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,6 +86,7 @@ def sweep(arguments: list[str]) -> None:
     if not on_cpu and jobs > 1:  # else the first run takes most of the device's memory for itself
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     before = {run.workdir: _collected(run, options) for run in runs}
+    commands = Commands()
     shares: Queue[set[int]] = Queue()
     # A quota may allow fewer cores than there are.
     cores = parallel.core_numbers()[: parallel.cores()]
@@ -98,22 +98,27 @@ def sweep(arguments: list[str]) -> None:
         number, run = numbered
         found, word = before[run.workdir], "was done"
         if found is None or _missing(found, wanted, options):
-            share = shares.get()
+            share, log = shares.get(), configs.workdir(run) / "log.txt"
             console.print(
                 f"[{number}/{len(runs)}] {run.workdir} begins, see its log.txt", markup=False
             )
             try:
-                found = _run(run, found, wanted, options, share)
+                call = functools.partial(commands.run, log=log, cores=share)
+                found = _run(run, found, wanted, options, call)
+            except UserError as error:  # the others go on
+                with log.open("a") as file:
+                    file.write(f"error: {error}\n")
+                found = None
             finally:
                 shares.put(share)
             word = "failed" if found is None else "done"
-        if _STOPPING.is_set():
+        if commands.stopping.is_set():
             return None
         elapsed = time.monotonic() - began
         console.print(f"[{number}/{len(runs)}] {run.workdir} {word}, {elapsed:.0f} s", markup=False)
         return found
 
-    with _stopped_together(), ThreadPoolExecutor(jobs) as pool:
+    with commands.stopped_together(), ThreadPoolExecutor(jobs) as pool:
         found = list(pool.map(one, enumerate(runs, start=1)))
     done = [results for results in found if results is not None]
     if done:
@@ -186,20 +191,20 @@ def _run(
     before: dict[str, Any] | None,
     wanted: dict[str, list[str]],
     options: Options,
-    cores: set[int],
+    call: Call,
 ) -> dict[str, Any] | None:
     """Trains, attacks and collects what is missing; None if that failed.
 
     Returns:
         The run's results, with every attack's under `accuracy` and `attacks`.
     """
-    if not _call(run, "train", configs.flags(run, configs.suited(run.dataset)), cores):
+    if not call("train", configs.flags(run, configs.suited(run.dataset))):
         return None
     results = files.read_json(_finished(run)) | {"attacks": {}}
     if before is not None and before["wall_time_s"] == results["wall_time_s"]:  # the same training
         results |= {"attacks": before.get("attacks", {}), "accuracy": before["accuracy"]}
     for name, flags in _missing(results, wanted, options).items():
-        if not _attack(run, name, flags, options, cores):
+        if not _attack(run, name, flags, options, call):
             return None
         found = files.read_json(_attacked(run, name, options))
         if any(found[key] != results[key] for key in ("epochs", "cost")):
@@ -214,7 +219,7 @@ def _run(
     return results
 
 
-def _attack(run: Config, name: str, flags: list[str], options: Options, cores: set[int]) -> bool:
+def _attack(run: Config, name: str, flags: list[str], options: Options, call: Call) -> bool:
     """Whether the trained network was attacked; the figures are in its folder then."""
     target = _attacked(run, name, options)
     # Figures that are older than the training are of another network.
@@ -223,7 +228,7 @@ def _attack(run: Config, name: str, flags: list[str], options: Options, cores: s
     places = [f"--checkpoint={run.workdir}", f"--out={target}"]
     places += [f"--data-dir={run.data_dir}"] if run.data_dir is not None else []
     places += [f"--images={options.images}"] if options.images is not None else []
-    return _call(run, "evaluate", [*places, *flags], cores)
+    return call("evaluate", [*places, *flags])
 
 
 def _finished(run: Config) -> Path:
@@ -233,60 +238,6 @@ def _finished(run: Config) -> Path:
 def _attacked(run: Config, name: str, options: Options) -> Path:
     count = "" if options.images is None else f"-{options.images}"
     return configs.workdir(run) / f"{name}{count}.json"
-
-
-def _call(run: Config, command: str, flags: list[str], cores: set[int]) -> bool:
-    """A command in a process of its own, on these cores; what it prints goes to log.txt."""
-    folder = configs.workdir(run)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "log.txt", "a") as log:
-        log.write("$ " + shlex.join([f"bin/{command}", *flags]) + "\n")
-        log.flush()
-        child = subprocess.Popen(
-            # -P as in bin/: no file of the user's folder is taken for a module.
-            [sys.executable, "-P", "-m", f"irp_jax.cli.{command}", *flags],
-            stdout=log, stderr=log, preexec_fn=lambda: parallel.stay_on(cores),
-        )  # fmt: skip
-    _CHILDREN.add(child)
-    if _STOPPING.is_set():  # since before it was among them
-        child.terminate()
-    try:
-        return not child.wait()
-    finally:
-        _CHILDREN.discard(child)
-
-
-_CHILDREN: set[subprocess.Popen] = set()
-"""Commands under way."""
-
-_STOPPING = threading.Event()
-"""No command is to go on."""
-
-
-@contextlib.contextmanager
-def _stopped_together() -> Iterator[None]:
-    """A sweep that is interrupted or terminated takes its commands along.
-
-    Left alone they would go on, and hold their folders against the sweep that resumes them.
-    """
-
-    def stop(*_: object) -> None:
-        _STOPPING.set()
-        for child in list(_CHILDREN):
-            child.terminate()
-        raise KeyboardInterrupt
-
-    _STOPPING.clear()
-    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in stops}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # as nohup has it
-            signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _collected(run: Config, options: Options) -> dict[str, Any] | None:

@@ -111,7 +111,7 @@ class Config:
 
 
 SUITED: dict[str, dict[str, Any]] = {
-    "mnist": {"epsilon": 0.3, "epochs": 15},
+    "mnist": {"epsilon": 0.3, "epochs": 15, "defense": "fgsm-rs"},
     "fashion_mnist": {"epsilon": 0.1, "epochs": 20},
     "svhn_cropped": {"learning_rate": 0.05, "epochs": 20},
     "digits": {

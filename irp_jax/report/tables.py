@@ -142,8 +142,10 @@ def _under(attack: str, runs: list[Results]) -> str:
 def _lost(runs: list[Results]) -> str:
     """How far PGD accuracy of the last epoch is below the best epoch's, in points.
 
-    Of the epochs since masks were frozen, for what falls before that falls by being pruned.
+    Of the epochs since masks were frozen, for what falls before that falls by being pruned. Of runs
+    with images held out, for without them it would be of training images.
     """
+    runs = [run for run in runs if run["config"].get("validation") != 0]
     traced = [[row["pgd"] for row in r.get("history", ()) if row["frozen"]] for r in runs]
     traced = [pgd for pgd in traced if len(pgd) > 1]
     return _spread([max(pgd) - pgd[-1] for pgd in traced], 1, 100) if traced else ""

@@ -10,6 +10,8 @@ Cutting long gradients short prevents it (Pascanu, Mikolov & Bengio 2013, sectio
 import math
 from typing import NamedTuple
 
+import numpy as np
+
 CLIP = 1.0
 """Longest gradient after an alarm; ResNet56 on digits shows 2 to 4 on its way to where it
 diverges (results/clip_resnet56.json)."""
@@ -23,33 +25,45 @@ class Descent(NamedTuple):
 
     Attributes:
         guessing: loss of a network that guesses, ln(classes).
+        prior: loss of a network that knows how frequent each class is and nothing else, which is
+            what one that forgets everything falls back to: `guessing` where all are alike.
         lowest: of the best epoch so far, at most `guessing`.
         last: of the last epoch; may be infinite or no number.
         stuck: epochs running that ended with all that had been learnt forgotten.
     """
 
     guessing: float
+    prior: float
     lowest: float
     last: float
     stuck: int = 0
 
     @classmethod
-    def begin(cls, classes: int) -> "Descent":
-        """Before the first epoch."""
+    def begin(cls, labels: np.ndarray, classes: int, smoothing: float = 0.0) -> "Descent":
+        """Before the first epoch.
+
+        Args:
+            labels: (N,) integer, of the training images.
+            classes: how many there are.
+            smoothing: of labels; it makes the classes more alike.
+        """
         guessing = math.log(classes)
-        return cls(guessing, guessing, guessing)
+        shares = np.bincount(labels, minlength=classes) / len(labels)
+        shares = (1 - smoothing) * shares + smoothing / classes
+        shares = shares[shares > 0]
+        return cls(guessing, float(-shares @ np.log(shares)), guessing, guessing)
 
     @property
     def afresh(self) -> "Descent":
         """With nothing to compare with: the network was cut, or another loss is minimised."""
-        return Descent(self.guessing, self.guessing, self.guessing)
+        return Descent(self.guessing, self.prior, self.guessing, self.guessing)
 
     def after(self, loss: float) -> "Descent":
         """What is remembered after an epoch of this loss."""
-        learnt = self.guessing - self.lowest
-        forgotten = learnt > 0.1 * self.guessing and not loss <= self.guessing - 0.1 * learnt
+        learnt = self.prior - self.lowest
+        forgotten = learnt > 0.1 * self.prior and not loss <= self.prior - 0.1 * learnt
         lowest = loss if loss < self.lowest else self.lowest  # a loss that is no number is no less
-        return Descent(self.guessing, lowest, loss, self.stuck + 1 if forgotten else 0)
+        return Descent(self.guessing, self.prior, lowest, loss, self.stuck + 1 if forgotten else 0)
 
     def _above(self, share: float) -> bool:
         return not self.last <= self.lowest + share * self.guessing

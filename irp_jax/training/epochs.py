@@ -43,7 +43,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
     config, plan, whole = setup.config, setup.plan, parallel.replicated(setup.mesh)
     train_set = setup.dataset.train
     images, labels = parallel.place((train_set.images, train_set.labels), whole)
-    probe_images, probe_labels, _ = _probe_set(setup)
+    probe_images, probe_labels, _ = _probe_set(setup, reporter)
     seen = _some(setup, train_set)
     key = parallel.place(jax.random.key(config.seed), whole)
     reporter.begin(config, plan, progress.epoch * plan.steps_per_epoch)
@@ -76,9 +76,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         trained = _epoch(send, progress.state, progress.health, batches, ratio, reporter, look)
         seconds = time.monotonic() - began
         taken = len(trained.metrics["loss"])
-        # What loss a network that has just been cut may have is another question than before.
-        descent = progress.descent
-        descent = descent.afresh if progress.epoch == plan.freeze_epoch else descent
+        descent = guard.descent_before(plan, progress)
         progress = dataclasses.replace(
             progress, epoch=progress.epoch + 1, seconds=progress.seconds + seconds,
             state=trained.state, health=trained.health,
@@ -237,10 +235,13 @@ def _batches(config: Config, plan: Plan, images: int, epoch: int) -> np.ndarray:
     return used.reshape(plan.segments, -1, config.batch_size)
 
 
-def _probe_set(setup: Setup) -> Any:
+def _probe_set(setup: Setup, reporter: Reporter) -> Any:
     """Held-out images, split over the devices; training images where none are held out."""
     held_out = setup.dataset.validation
-    return _some(setup, held_out if len(held_out) >= setup.mesh.size else setup.dataset.train)
+    if len(held_out) >= setup.mesh.size:
+        return _some(setup, held_out)
+    reporter.note("no images are held out: the accuracies of epochs are of training images")
+    return _some(setup, setup.dataset.train)
 
 
 def _some(setup: Setup, split: Any) -> Any:

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from irp_jax import parallel
 from irp_jax.training import defenses
 from irp_jax.training.defenses import Choice
-from irp_jax.training.divergence import steadier
+from irp_jax.training.divergence import Descent, steadier
 from irp_jax.training.overfitting import PATIENCE, Health
+from irp_jax.training.phases import Plan
 from irp_jax.training.progress import Progress, Setup, memory_of
 from irp_jax.training.reporter import Reporter
 from irp_jax.training.step import Recipe, TrainState, probe_state
@@ -21,12 +22,25 @@ from irp_jax.training.step import Recipe, TrainState, probe_state
 def is_sound(progress: Progress, healthy: Progress | None) -> bool:
     """Whether a run is in a state to go back to; `healthy` is the last one that was.
 
-    What a run begins with or resumes from is one.
+    What a run begins with or resumes from is one. Accuracies that have been doubtful for some
+    epochs are no doubt any more, since a collapse takes less; a loss may rise for any time, and
+    stay.
     """
-    suspicious = progress.health.suspicious or progress.descent.suspicious
-    if healthy is None or not suspicious:
+    if healthy is None:
         return True
-    return progress.epoch >= healthy.epoch + PATIENCE
+    if progress.descent.suspicious:
+        return False
+    return not progress.health.suspicious or progress.epoch >= healthy.epoch + PATIENCE
+
+
+def descent_before(plan: Plan, progress: Progress) -> Descent:
+    """What the next epoch's loss is compared with: nothing where it asks another question.
+
+    That is where the network has just been cut, or is attacked harder than in the epoch before.
+    """
+    grew = plan.epsilon_steps > (progress.epoch - 1) * plan.steps_per_epoch
+    anew = progress.epoch == plan.freeze_epoch or (plan.epsilon_steps and grew)
+    return progress.descent.afresh if anew else progress.descent
 
 
 def copy_of(progress: Progress) -> Progress:

@@ -105,7 +105,9 @@ def start(setup: Setup, model: Any) -> Progress:
         retreats=(),
         health=Health(chance=1 / setup.dataset.num_classes),
         clip=setup.config.clip,
-        descent=Descent.begin(setup.dataset.num_classes),
+        descent=Descent.begin(
+            setup.dataset.train.labels, setup.dataset.num_classes, setup.config.label_smoothing
+        ),
     )
 
 
@@ -118,8 +120,8 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
     def make_training(network: dict[str, Any], record: dict[str, Any]) -> Any:
         if record["identity"] != setup.identity:
             raise UserError(f"{workdir} holds checkpoints of another run: choose another --workdir")
-        of_now = set(record.get("health", ())) == set(Health._fields) and "descent" in record
-        if not of_now:
+        of_now = {"health": set(Health._fields), "descent": set(Descent._fields)}
+        if any(set(record.get(name, ())) != fields for name, fields in of_now.items()):
             raise UserError(
                 f"{workdir} holds checkpoints of another version: choose another --workdir"
             )
@@ -160,7 +162,7 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
         retreats=tuple(record["retreats"]),
         health=Health(**record["health"]),
         clip=record["clip"],
-        descent=Descent(*record["descent"]),
+        descent=Descent(**record["descent"]),
     )
 
 
@@ -183,7 +185,7 @@ def save(setup: Setup, progress: Progress, workdir: Path) -> None:
         "retreats": list(progress.retreats),
         "health": progress.health._asdict(),
         "clip": progress.clip,
-        "descent": list(progress.descent),
+        "descent": progress.descent._asdict(),
     }
     training = _besides(progress.state)
     checkpoint.save(workdir / "checkpoints", progress.epoch, network, training, record)
