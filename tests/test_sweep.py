@@ -1,5 +1,6 @@
 """Many runs, attacked, collected and handed on, by the commands that users type."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -18,10 +19,9 @@ from sklearn.datasets import load_digits
 
 from irp_jax import config as configs
 from irp_jax import parallel
-from irp_jax.cli import evaluate, publish, report, train
+from irp_jax.cli import commands, evaluate, publish, report, train
 from irp_jax.cli import sweep as sweep_command
 from irp_jax.cli.commands import Commands
-from irp_jax.cli.run import parse
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 
@@ -122,37 +122,39 @@ def test_a_sweep_that_is_terminated_takes_its_runs_along(swept, tmp_path):
 
 
 def test_a_signal_that_is_ignored_stays_ignored():
-    commands = Commands()
+    running = Commands()
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     others = signal.getsignal(signal.SIGTERM)
     try:
-        with commands.stopped_together():
+        with running.stopped_together():
             os.kill(os.getpid(), signal.SIGHUP)
             assert signal.getsignal(signal.SIGTERM) is not others
     finally:
         signal.signal(signal.SIGHUP, before)
-    assert not commands.stopping.is_set()
+    assert not running.stopping.is_set()
     assert signal.getsignal(signal.SIGTERM) is others
 
 
 def test_a_command_begun_while_the_sweep_stops_is_stopped_too(tmp_path):
-    commands, log = Commands(), tmp_path / "of" / "log.txt"
-    commands.stopping.set()
+    running, log = Commands(), tmp_path / "of" / "log.txt"
+    running.stopping.set()
     before, (core, *_) = parallel.core_numbers(), parallel.core_numbers()
     with ThreadPoolExecutor(1) as pool:
         flags = ["--dataset=digits", "--epochs=1000", f"--workdir={tmp_path}/run"]
-        assert not pool.submit(commands.run, "train", flags, log, {core}).result(timeout=60)
-    assert log.read_text().startswith("$ bin/train --dataset=digits --epochs=1000")
+        with pytest.raises(UserError):
+            pool.submit(running.run, "train", flags, log, {core}).result(timeout=60)
+    assert log.read_text() == "$ bin/train " + " ".join(flags) + "\n"
     assert parallel.core_numbers() == before
+
+
+MINE = Config(dataset="digits", budget="0.3")
 
 
 @pytest.fixture
 def ran(tmp_path, monkeypatch):
     """Stands in for the commands a sweep runs, and lists them; each finds other figures."""
     monkeypatch.chdir(tmp_path)
-    Path("mine.py").write_text(
-        "from irp_jax.config import Config\nconfig = Config(dataset='digits', budget='0.3')\n"
-    )
+    Path("mine.py").write_text(f"from irp_jax.config import Config\nconfig = {MINE!r}\n")
     ran = []
 
     def run(self, command, flags, log, cores):
@@ -166,11 +168,10 @@ def ran(tmp_path, monkeypatch):
             Path(given["out"]).write_text(json.dumps(found))
         elif not (folder / "results.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
-            config = parse(Config, flags, "bin/train", configs.suited("digits"))
+            config = dataclasses.replace(MINE, seed=int(given.get("seed", 0)))
             found = {"config": configs.identity(config), "wall_time_s": figure}
             found |= {"attack": {"images": 360}, "accuracy": {"natural": figure}} | same
             (folder / "results.json").write_text(json.dumps(found))
-        return True
 
     monkeypatch.setattr(Commands, "run", run)
     monkeypatch.setattr(sweep_command, "show_results", lambda _, results: print(len(results)))
@@ -222,33 +223,44 @@ def test_results_of_another_run_are_not_written_over(ran, text):
     assert path.read_text() == text and len(ran) == 1
 
 
-def test_a_failure_is_told_with_the_last_line_of_its_log(ran, monkeypatch):
+def test_a_failure_is_told_in_the_words_of_the_command(ran, monkeypatch):
     def run(self, command, flags, log, cores):
-        log.parent.mkdir(parents=True)
-        log.write_text("$ bin/train\nerror: no network: give --data-dir\n")
-        return False
+        raise UserError("no network: give --data-dir")
 
     monkeypatch.setattr(Commands, "run", run)
     monkeypatch.setattr(sweep_command, "show_results", lambda *_: pytest.fail("an empty table"))
-    with pytest.raises(UserError, match=r"1 of 1 runs failed; .*: error: no network: give --d"):
+    with pytest.raises(UserError, match=r"1 of 1 runs failed; .*log.txt\): no network: give --d"):
         sweep_command.sweep(["--config=mine.py"])
+
+
+def test_what_a_command_failed_of_is_its_last_error_not_what_others_write_there(tmp_path):
+    log = tmp_path / "log.txt"
+    before = "$ bin/train\nerror: of another day\n"
+    log.write_text(before + "$ bin/train\nerror: in use by another run\n└──┘ of that run\n")
+    assert commands._reason(log, len(before)) == "in use by another run"
+    log.write_text(before + "$ bin/train\n")
+    assert commands._reason(log, log.stat().st_size) == ""
+    with ThreadPoolExecutor(1) as pool:
+        cores = set(parallel.core_numbers())
+        running = pool.submit(Commands().run, "train", ["--budget=16"], log, cores)
+        with pytest.raises(UserError, match=r"^budget must be in .* did you mean 0\.16"):
+            running.result(timeout=60)
 
 
 def test_a_run_that_cannot_be_attacked_leaves_the_others_their_turn(ran, monkeypatch, capsys):
     inner, trained = Commands.run, []
 
     def run(self, command, flags, log, cores):
-        done = inner(self, command, flags, log, cores)
+        inner(self, command, flags, log, cores)
         if command == "train":
             trained.append(log.parent)
             found = json.loads((log.parent / "results.json").read_text())
             found["epochs"] -= len(trained) == 1  # as if its last checkpoint could not be read
             (log.parent / "results.json").write_text(json.dumps(found))
-        return done
 
     monkeypatch.setattr(Commands, "run", run)
     flags = ["--config=mine.py", "--seeds=0,1,2", "--jobs=1", "--results=results"]
-    with pytest.raises(UserError, match=r"1 of 3 runs failed; .*: error: the last checkpoint in "):
+    with pytest.raises(UserError, match=r"1 of 3 runs failed; .*: the last checkpoint in "):
         sweep_command.sweep([*flags, "--attacks=square"])
     assert ran == ["train", "square"] * 3 and len(list(Path("results").iterdir())) == 2
     assert capsys.readouterr().out.splitlines()[-1] == "2"
@@ -261,7 +273,7 @@ def test_runs_that_share_an_accelerator_have_all_cores_and_no_more_memory_than_t
 
     def run(self, command, flags, log, cores):
         seen.append((cores, os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE")))
-        return inner(self, command, flags, log, cores)
+        inner(self, command, flags, log, cores)
 
     monkeypatch.setattr(Commands, "run", run)
     monkeypatch.setattr(parallel, "has_accelerator", lambda: True)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from irp_jax import parallel
+from irp_jax.errors import UserError
 
 
 class Commands:
@@ -23,7 +24,7 @@ class Commands:
         self.stopping = threading.Event()
         self._running: set[subprocess.Popen] = set()
 
-    def run(self, command: str, flags: list[str], log: Path, cores: set[int]) -> bool:
+    def run(self, command: str, flags: list[str], log: Path, cores: set[int]) -> None:
         """Runs bin/`command` to its end, in a thread that has no other work: it stays on `cores`.
 
         Args:
@@ -32,14 +33,15 @@ class Commands:
             log: file that it and what it prints are appended to.
             cores: the only ones it may use.
 
-        Returns:
-            Whether it did what it was asked to.
+        Raises:
+            UserError: it failed; says why in its own words.
         """
         parallel.stay_on(cores)  # a child stays where the thread that begins it is
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a") as file:
             file.write("$ " + shlex.join([f"bin/{command}", *flags]) + "\n")
             file.flush()
+            begin = file.tell()
             child = subprocess.Popen(
                 # -P as in bin/: no file of the user's folder is taken for a module.
                 [sys.executable, "-P", "-m", f"irp_jax.cli.{command}", *flags],
@@ -50,9 +52,11 @@ class Commands:
         if self.stopping.is_set():  # since before it was among them
             child.terminate()
         try:
-            return not child.wait()
+            failed = child.wait()
         finally:
             self._running.discard(child)
+        if failed:
+            raise UserError(_reason(log, begin) or f"bin/{command} ended with code {failed}")
 
     @contextlib.contextmanager
     def stopped_together(self) -> Iterator[None]:
@@ -78,3 +82,15 @@ class Commands:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _reason(log: Path, begin: int) -> str:
+    """The last error, else the last line, that was written to a log from a byte of it on.
+
+    Another process may write there, too: what an earlier sweep that was killed has left running.
+    """
+    with open(log, "rb") as file:
+        file.seek(begin)
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (errors or lines or [""])[-1]

@@ -27,8 +27,8 @@ ATTACK_FACTS = (
 )  # fmt: skip
 """What is collected of an attack."""
 
-Call = Callable[[str, list[str]], bool]
-"""Runs a command with flags for one run of the sweep; whether it did what it was asked to."""
+Call = Callable[[str, list[str]], None]
+"""Runs a command with flags for one run of the sweep."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def sweep(arguments: list[str]) -> None:
     cores = parallel.core_numbers()[: parallel.cores()]
     for share in _shares(cores, jobs) if on_cpu else [set(cores)] * jobs:
         shares.put(share)
-    began = time.monotonic()
+    began, failed = time.monotonic(), {}
 
     def one(numbered: tuple[int, Config]) -> dict[str, Any] | None:
         number, run = numbered
@@ -105,13 +105,11 @@ def sweep(arguments: list[str]) -> None:
             try:
                 call = functools.partial(commands.run, log=log, cores=share)
                 found = _run(run, found, wanted, options, call)
+                word = "done"
             except UserError as error:  # the others go on
-                with log.open("a") as file:
-                    file.write(f"error: {error}\n")
-                found = None
+                found, word, failed[run.workdir] = None, "failed", str(error)
             finally:
                 shares.put(share)
-            word = "failed" if found is None else "done"
         if commands.stopping.is_set():
             return None
         elapsed = time.monotonic() - began
@@ -123,11 +121,10 @@ def sweep(arguments: list[str]) -> None:
     done = [results for results in found if results is not None]
     if done:
         show_results(console, done)
-    failed = [run for run, results in zip(runs, found, strict=True) if results is None]
     if failed:
-        log = configs.workdir(failed[0]) / "log.txt"
-        *_, last = log.read_text().strip().splitlines()
-        raise UserError(f"{len(failed)} of {len(runs)} runs failed; {log} ends with: {last}")
+        first = next(run.workdir for run in runs if run.workdir in failed)
+        count = f"{len(failed)} of {len(runs)} runs failed"
+        raise UserError(f"{count}; {first} (see its log.txt): {failed[first]}")
 
 
 def _shares(cores: list[int], jobs: int) -> list[set[int]]:
@@ -192,20 +189,21 @@ def _run(
     wanted: dict[str, list[str]],
     options: Options,
     call: Call,
-) -> dict[str, Any] | None:
-    """Trains, attacks and collects what is missing; None if that failed.
+) -> dict[str, Any]:
+    """Trains, attacks and collects what is missing.
 
     Returns:
         The run's results, with every attack's under `accuracy` and `attacks`.
+
+    Raises:
+        UserError: that failed.
     """
-    if not call("train", configs.flags(run, configs.suited(run.dataset))):
-        return None
+    call("train", configs.flags(run, configs.suited(run.dataset)))
     results = files.read_json(_finished(run)) | {"attacks": {}}
     if before is not None and before["wall_time_s"] == results["wall_time_s"]:  # the same training
         results |= {"attacks": before.get("attacks", {}), "accuracy": before["accuracy"]}
     for name, flags in _missing(results, wanted, options).items():
-        if not _attack(run, name, flags, options, call):
-            return None
+        _attack(run, name, flags, options, call)
         found = files.read_json(_attacked(run, name, options))
         if any(found[key] != results[key] for key in ("epochs", "cost")):
             raise UserError(
@@ -219,16 +217,16 @@ def _run(
     return results
 
 
-def _attack(run: Config, name: str, flags: list[str], options: Options, call: Call) -> bool:
-    """Whether the trained network was attacked; the figures are in its folder then."""
+def _attack(run: Config, name: str, flags: list[str], options: Options, call: Call) -> None:
+    """Attacks the trained network; the figures are in its folder then."""
     target = _attacked(run, name, options)
     # Figures that are older than the training are of another network.
     if target.exists() and target.stat().st_mtime >= _finished(run).stat().st_mtime:
-        return True
+        return
     places = [f"--checkpoint={run.workdir}", f"--out={target}"]
     places += [f"--data-dir={run.data_dir}"] if run.data_dir is not None else []
     places += [f"--images={options.images}"] if options.images is not None else []
-    return call("evaluate", [*places, *flags])
+    call("evaluate", [*places, *flags])
 
 
 def _finished(run: Config) -> Path:
