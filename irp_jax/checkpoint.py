@@ -120,7 +120,7 @@ def restore(
                 raise
             except Exception as error:  # a damaged file can break any layer below
                 damage = f"checkpoint {folder / str(epoch)} is damaged ({_first_line(error)})"
-                log(f"{damage}: trying an older one")
+                log(f"{damage}: trying an older one" if epoch != candidates[-1] else damage)
                 damaged.append(epoch)
                 continue
             for newer in damaged if discard else ():
@@ -129,7 +129,7 @@ def restore(
     if candidates:
         raise UserError(
             f"every checkpoint in {folder} is damaged, or of other versions of jax, optax or orbax "
-            "than are installed: remove the folder to start anew"
+            "than are installed: remove the folder to train anew, or fetch the network anew"
         )
     return None
 

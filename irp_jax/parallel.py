@@ -188,7 +188,10 @@ def describe() -> dict[str, str | int]:
 
 
 def _processor() -> str:
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
+    """Its name and, where known, its number: those that differ in both may share the name."""
+    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    family, model = _cpuinfo("cpu family"), _cpuinfo("model\t")
+    return f"{name}, family {family} model {model}" if family and model else name
 
 
 def _cpuinfo(field: str) -> str:

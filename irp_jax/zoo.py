@@ -105,6 +105,11 @@ def _card(found: dict[str, Any], into: Path, folder: Path, class_names: list[str
         f"Attacks are L-inf of radius {radius(config['epsilon'])}. PGD starts at random and steps "
         f"by a quarter of the radius; an image counts as lost if any iterate is misclassified."
     )
+    if any(count < tested for _, _, count, _ in measured):
+        attacks += (
+            " Figures of fewer test images are of the first ones: do not compare them with figures "
+            "of all."
+        )
     training = (
         f"{found['epochs']} epochs ({recipe(found)}), {found['passes_per_image']:g} forward and "
         f"backward passes per training image, {_minutes(found['wall_time_s'])} on "

@@ -172,6 +172,32 @@ def test_points_lost_since_the_best_epoch_are_counted():
     assert row[titles.index("eps")] == "0.1"
 
 
+def test_without_images_held_out_nothing_is_said_to_be_lost():
+    """Its epochs are measured on training images then."""
+    faded = result(0, 0.9)
+    faded["history"] = [{"pgd": pgd, "frozen": True} for pgd in (0.4, 0.3)]
+    titles, [row] = tables.lines([faded])
+    assert row[titles.index("lost")] == "10.0"
+    faded["config"]["validation"] = 0.0
+    titles, [row] = tables.lines([faded])
+    assert row[titles.index("lost")] == ""
+
+
+def test_lines_that_nothing_else_tells_apart_are_told_apart_by_commit():
+    older = {**result(0, 0.8), "commit": "0123456789"}
+    older["config"] = {**older["config"], "gone": True}  # a setting of that time
+    other = result(0, 0.7, budget=0.5)
+    titles, rows = tables.lines([result(0, 0.9) | {"commit": "fedcba9876"}, older, other])
+    assert {row[titles.index("commit")] for row in rows} == {"0123456", "fedcba9", ""}
+    assert "commit" not in tables.lines([older, other])[0]
+
+
+def test_pictures_are_of_two_kinds(tmp_path):
+    with pytest.raises(UserError, match=r"another kind\): give a writable \.svg or \.png"):
+        plots.run_picture(result(0, 0.9), tmp_path / "run.gif")
+    assert not list(tmp_path.iterdir())
+
+
 def test_figures_of_held_out_images_say_so(tmp_path, monkeypatch):
     held_out = result(0, 0.9)
     held_out["config"]["evaluate_on"] = "validation"

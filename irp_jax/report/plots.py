@@ -181,8 +181,8 @@ def _left(results: Results) -> float:
 
 def _save(figure: Any, path: Path) -> None:
     try:
-        if not path.suffix:
-            raise ValueError("no file name with an ending")
+        if path.suffix not in (".svg", ".png"):
+            raise ValueError("a picture of another kind")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
     except (OSError, ValueError) as error:

@@ -175,6 +175,10 @@ COLUMNS: dict[str, Callable[[list[Results]], str]] = {
 """Title -> what it shows of runs that differ in the seed alone."""
 
 
+NAMING = ("data", "model", "method", "masks", "budget", "eps", "defence", "recipe", "epochs")
+"""Titles that tell lines apart."""
+
+
 def lines(results: Iterable[Results]) -> tuple[list[str], list[list[str]]]:
     """Titles, and a line of cells for each set of seeds; a column for every attack."""
     grouped = groups(results)
@@ -187,7 +191,19 @@ def lines(results: Iterable[Results]) -> tuple[list[str], list[list[str]]]:
         if title == "PGD-10 %":
             for name in attacks:
                 columns[f"{name} %"] = [_under(name, runs) for runs in grouped]
-    return list(columns), [list(line) for line in zip(*columns.values(), strict=True)]
+    titles = list(columns)
+    names = list(zip(*(columns[title] for title in NAMING), strict=True))
+    alike = [names.count(name) > 1 for name in names]
+    if any(alike):  # the same command at several commits, say: figures move with the code
+        columns["commit"] = [
+            _commits(runs) if a else "" for runs, a in zip(grouped, alike, strict=True)
+        ]
+        titles.insert(titles.index("natural %"), "commit")
+    return titles, [list(line) for line in zip(*(columns[t] for t in titles), strict=True)]
+
+
+def _commits(runs: list[Results]) -> str:
+    return ", ".join(dict.fromkeys(str(run.get("commit"))[:7] for run in runs))
 
 
 LEAST_WANTED = ("minutes", "passes", "lost", "MACs left", "params left", "epochs")

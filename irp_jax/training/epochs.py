@@ -283,9 +283,11 @@ def _ratio(setup: Setup, kept: dict[str, int]) -> float | None:
 
 
 def _frozen_note(setup: Setup, kept: dict[str, int]) -> str:
-    report = cost_report(setup.dense, kept)
+    report, limit = cost_report(setup.dense, kept), setup.plan.limit
+    over = report[setup.config.cost] - limit  # the published rule may end there
     return (
         f"masks frozen: {report['macs'] / 1e6:.2f}M of {report['dense_macs'] / 1e6:.2f}M MACs "
         f"({report['macs_ratio']:.1%}), "
         f"{report['params']:,} of {report['dense_params']:,} parameters"
+        + (f", {over / limit:.1%} over the budget of {limit:,}" if over > 0 else "")
     )
