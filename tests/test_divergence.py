@@ -125,33 +125,49 @@ def test_who_is_back_at_the_most_frequent_class_has_forgotten_all():
 
 
 @pytest.mark.parametrize(
-    ("losses", "sound"),
-    [([2.0, 1.5, 0.8, 2.1, 2.303, 2.303, 2.303], [1, 2, 3]), ([0.2, 1.5, 2.0, 2.3, 2.6], [1])],
+    ("losses", "clip", "sound"),
+    [
+        ([2.0, 1.5, 0.8, 2.1, 2.303, 2.303, 2.303], 0.0, [1, 2, 3]),
+        ([0.2, 1.5, 2.0, 2.3, 2.4, 2.45], 0.0, [1]),  # rises for as long as it likes
+        ([0.2, 1.5, 1.6, 1.7, 1.6, 1.6], 0.0, [1, 5]),  # has come to rest
+        ([2.0, 1.5, 0.8, 2.1, 2.303, 2.303, 2.303], 1.0, [1, 2, 3, 6]),  # no way from before
+    ],
 )
-def test_a_network_on_its_way_to_guessing_is_at_no_time_one_to_go_back_to(losses, sound):
+def test_a_network_on_its_way_to_guessing_is_not_one_to_go_back_to(losses, clip, sound):
     healthy, found = None, []
     for epoch, descent in enumerate(follow(losses), start=1):
-        now = SimpleNamespace(epoch=epoch, descent=descent, health=Health(0.1))
+        now = SimpleNamespace(epoch=epoch, descent=descent, health=Health(0.1), clip=clip)
         if guard.is_sound(now, healthy):
             healthy = now
             found.append(epoch)
-    assert descent.alarming and found == sound
+    assert found == sound
 
 
-@pytest.mark.parametrize(
-    ("grows", "freeze", "anew"),
-    [(0, 9, [9]), (25, 9, [0, 1, 2, 3, 9]), (20, 9, [0, 1, 2, 9]), (5, 2, [0, 1, 2])],
-)
-def test_losses_under_another_radius_are_not_compared(grows, freeze, anew):
-    """Epochs of ten steps; that of the first at the whole radius is not compared either."""
+def grow(losses, grows, freeze=99):
+    """Descent after each epoch of ten steps, where the radius grows for so many steps."""
     plan = SimpleNamespace(epsilon_steps=grows, steps_per_epoch=10, freeze_epoch=freeze)
-    learnt = Descent.begin(np.arange(10), 10).after(0.5)
-    before = [
-        guard.descent_before(plan, SimpleNamespace(epoch=epoch, descent=learnt))
-        for epoch in range(12)
-    ]
-    assert [epoch for epoch, descent in enumerate(before) if descent != learnt] == anew
-    assert all(descent in (learnt, learnt.afresh) for descent in before)
+    followed = [Descent.begin(np.arange(10), 10)]
+    for epoch, loss in enumerate(losses):
+        now = SimpleNamespace(epoch=epoch, descent=followed[-1])
+        followed.append(guard.descent_before(plan, now).after(loss))
+    return followed[1:]
+
+
+RISING = [0.4, 0.9, 1.4, 1.9, 2.25, 2.1]
+
+
+def test_loss_that_rises_with_the_radius_is_no_alarm():
+    assert not any(descent.suspicious for descent in grow(RISING, 45))
+    assert any(descent.suspicious for descent in grow(RISING, 0))
+    assert grow([*RISING, 4.5], 45)[-1].alarming
+    after = grow(RISING, 25)  # the radius is whole from the middle of the third epoch on
+    assert [descent.lowest for descent in after] == [0.4, 0.4, 0.9, 1.4, 1.4, 1.4]
+    assert [descent.lowest for descent in grow(RISING, 25, freeze=3)][3:] == [1.9, 1.9, 1.9]
+
+
+def test_a_network_that_dies_while_the_radius_grows_is_an_alarm():
+    dead = grow([1.9, 1.6, 1.4, 2.303, 2.303, 2.303], 60)
+    assert [descent.stuck for descent in dead] == [0, 0, 0, 1, 2, 3] and dead[-1].alarming
 
 
 def test_what_an_epoch_ends_with_counts(monkeypatch):

@@ -142,7 +142,7 @@ def test_what_is_doubtful_for_long_is_gone_on_from():
     assert doubtful.suspicious and not doubtful.alarming
 
     def run_at(epoch, health=doubtful, descent=CALM):
-        return types.SimpleNamespace(epoch=epoch, health=health, descent=descent)
+        return types.SimpleNamespace(epoch=epoch, health=health, descent=descent, clip=0.0)
 
     at = [run_at(n) for n in range(6)]
     assert guard.is_sound(at[1], None)

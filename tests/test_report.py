@@ -184,11 +184,11 @@ def test_without_images_held_out_nothing_is_said_to_be_lost():
 
 
 def test_lines_that_nothing_else_tells_apart_are_told_apart_by_commit():
-    older = {**result(0, 0.8), "commit": "0123456789"}
+    older = {**result(0, 0.8), "commit": "0123456789+"}
     older["config"] = {**older["config"], "gone": True}  # a setting of that time
     other = result(0, 0.7, budget=0.5)
     titles, rows = tables.lines([result(0, 0.9) | {"commit": "fedcba9876"}, older, other])
-    assert {row[titles.index("commit")] for row in rows} == {"0123456", "fedcba9", ""}
+    assert {row[titles.index("commit")] for row in rows} == {"0123456+", "fedcba9", ""}
     assert "commit" not in tables.lines([older, other])[0]
 
 

@@ -139,10 +139,16 @@ def test_a_command_begun_while_the_sweep_stops_is_stopped_too(tmp_path):
     running, log = Commands(), tmp_path / "of" / "log.txt"
     running.stopping.set()
     before, (core, *_) = parallel.core_numbers(), parallel.core_numbers()
+    flags = ["--dataset=digits", "--epochs=1000", f"--workdir={tmp_path}/run"]
     with ThreadPoolExecutor(1) as pool:
-        flags = ["--dataset=digits", "--epochs=1000", f"--workdir={tmp_path}/run"]
-        with pytest.raises(UserError):
-            pool.submit(running.run, "train", flags, log, {core}).result(timeout=60)
+        begun = pool.submit(running.run, "train", flags, log, {core})
+        try:
+            with pytest.raises(UserError, match=r"bin/train ended with code -15"):
+                begun.result(timeout=60)
+        finally:
+            for child in running._running:
+                child.kill()
+    assert not running._running
     assert log.read_text() == "$ bin/train " + " ".join(flags) + "\n"
     assert parallel.core_numbers() == before
 
@@ -237,9 +243,8 @@ def test_what_a_command_failed_of_is_its_last_error_not_what_others_write_there(
     log = tmp_path / "log.txt"
     before = "$ bin/train\nerror: of another day\n"
     log.write_text(before + "$ bin/train\nerror: in use by another run\n└──┘ of that run\n")
-    assert commands._reason(log, len(before)) == "in use by another run"
-    log.write_text(before + "$ bin/train\n")
-    assert commands._reason(log, log.stat().st_size) == ""
+    assert commands._error(log, len(before)) == "in use by another run"
+    assert commands._error(log, log.stat().st_size) is None
     with ThreadPoolExecutor(1) as pool:
         cores = set(parallel.core_numbers())
         running = pool.submit(Commands().run, "train", ["--budget=16"], log, cores)

@@ -56,7 +56,7 @@ class Commands:
         finally:
             self._running.discard(child)
         if failed:
-            raise UserError(_reason(log, begin) or f"bin/{command} ended with code {failed}")
+            raise UserError(_error(log, begin) or f"bin/{command} ended with code {failed}")
 
     @contextlib.contextmanager
     def stopped_together(self) -> Iterator[None]:
@@ -84,8 +84,8 @@ class Commands:
                 signal.signal(number, handler)
 
 
-def _reason(log: Path, begin: int) -> str:
-    """The last error, else the last line, that was written to a log from a byte of it on.
+def _error(log: Path, begin: int) -> str | None:
+    """The last error that was written to a log from a byte of it on.
 
     Another process may write there, too: what an earlier sweep that was killed has left running.
     """
@@ -93,4 +93,4 @@ def _reason(log: Path, begin: int) -> str:
         file.seek(begin)
         lines = file.read().decode(errors="replace").strip().splitlines()
     errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-    return (errors or lines or [""])[-1]
+    return errors[-1] if errors else None

@@ -106,7 +106,7 @@ def sweep(arguments: list[str]) -> None:
                 call = functools.partial(commands.run, log=log, cores=share)
                 found = _run(run, found, wanted, options, call)
                 word = "done"
-            except UserError as error:  # the others go on
+            except (UserError, OSError) as error:  # the others go on
                 found, word, failed[run.workdir] = None, "failed", str(error)
             finally:
                 shares.put(share)

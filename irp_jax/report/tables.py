@@ -203,7 +203,9 @@ def lines(results: Iterable[Results]) -> tuple[list[str], list[list[str]]]:
 
 
 def _commits(runs: list[Results]) -> str:
-    return ", ".join(dict.fromkeys(str(run.get("commit"))[:7] for run in runs))
+    """Short, with the plus sign of a changed tree."""
+    commits = dict.fromkeys(run.get("commit") or "unknown" for run in runs)
+    return ", ".join(commit[:7] + "+" * commit.endswith("+") for commit in commits)
 
 
 LEAST_WANTED = ("minutes", "passes", "lost", "MACs left", "params left", "epochs")

@@ -30,6 +30,7 @@ class Descent(NamedTuple):
         lowest: of the best epoch so far, at most `guessing`.
         last: of the last epoch; may be infinite or no number.
         stuck: epochs running that ended with all that had been learnt forgotten.
+        falling: whether the last epoch's loss is below that of the one before.
     """
 
     guessing: float
@@ -37,6 +38,7 @@ class Descent(NamedTuple):
     lowest: float
     last: float
     stuck: int = 0
+    falling: bool = False
 
     @classmethod
     def begin(cls, labels: np.ndarray, classes: int, smoothing: float = 0.0) -> "Descent":
@@ -58,12 +60,21 @@ class Descent(NamedTuple):
         """With nothing to compare with: the network was cut, or another loss is minimised."""
         return Descent(self.guessing, self.prior, self.guessing, self.guessing)
 
+    @property
+    def of_last(self) -> "Descent":
+        """With the last epoch alone to compare with: the next one is attacked harder than others.
+
+        But who has forgotten everything meanwhile is still held against what there was to forget.
+        """
+        return self if self.stuck else self._replace(lowest=min(self.last, self.guessing))
+
     def after(self, loss: float) -> "Descent":
         """What is remembered after an epoch of this loss."""
         learnt = self.prior - self.lowest
         forgotten = learnt > 0.1 * self.prior and not loss <= self.prior - 0.1 * learnt
         lowest = loss if loss < self.lowest else self.lowest  # a loss that is no number is no less
-        return Descent(self.guessing, self.prior, lowest, loss, self.stuck + 1 if forgotten else 0)
+        stuck = self.stuck + 1 if forgotten else 0
+        return Descent(self.guessing, self.prior, lowest, loss, stuck, loss < self.last)
 
     def _above(self, share: float) -> bool:
         return not self.last <= self.lowest + share * self.guessing

@@ -22,25 +22,28 @@ from irp_jax.training.step import Recipe, TrainState, probe_state
 def is_sound(progress: Progress, healthy: Progress | None) -> bool:
     """Whether a run is in a state to go back to; `healthy` is the last one that was.
 
-    What a run begins with or resumes from is one. Accuracies that have been doubtful for some
-    epochs are no doubt any more, since a collapse takes less; a loss may rise for any time, and
-    stay.
+    What a run begins with or resumes from is one. So is a doubtful one when there has been no other
+    for some epochs, since a collapse takes less; but not on the way to guessing, which may be long,
+    or there, as long as there is a way to train on from before.
     """
-    if healthy is None:
+    health, descent = progress.health, progress.descent
+    if healthy is None or not (health.suspicious or descent.suspicious):
         return True
-    if progress.descent.suspicious:
+    if descent.suspicious and steadier(progress.clip) and (descent.stuck or not descent.falling):
         return False
-    return not progress.health.suspicious or progress.epoch >= healthy.epoch + PATIENCE
+    return progress.epoch >= healthy.epoch + PATIENCE
 
 
 def descent_before(plan: Plan, progress: Progress) -> Descent:
-    """What the next epoch's loss is compared with: nothing where it asks another question.
+    """What the next epoch's loss is compared with.
 
-    That is where the network has just been cut, or is attacked harder than in the epoch before.
+    With nothing where the network has just been cut. With the last epoch's alone where the radius
+    grew in that, since loss rises with it.
     """
-    grew = plan.epsilon_steps > (progress.epoch - 1) * plan.steps_per_epoch
-    anew = progress.epoch == plan.freeze_epoch or (plan.epsilon_steps and grew)
-    return progress.descent.afresh if anew else progress.descent
+    if progress.epoch == plan.freeze_epoch:
+        return progress.descent.afresh
+    grew = 0 <= (progress.epoch - 1) * plan.steps_per_epoch < plan.epsilon_steps
+    return progress.descent.of_last if grew else progress.descent
 
 
 def copy_of(progress: Progress) -> Progress:
