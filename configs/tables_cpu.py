@@ -5,8 +5,8 @@ r"""Rows of configs/tables.py for the larger networks, CIFAR-10, sized for CPUs:
 A tenth of the parameters, in-train and uniformly narrow from the start, on 10,000 images for eight
 epochs. So few epochs want small batches and a long warm-up of the radius (configs/comparison.py).
 Pruning ends after a quarter of training, as these networks are slow while they are large: 50 and 28
-images a second on a CPU core. VGG16 wants short gradients: without, loss was 3.3 in its first epoch,
-and it had learnt nothing when it was cut, nor in the epoch after, when that run was stopped.
+images a second on a CPU core. VGG16 wants short gradients: without, its loss was 3.3 in the first
+epoch, and it had learnt nothing when it was cut, nor an epoch later, when that run was stopped.
 """
 
 from irp_jax.config import Config
