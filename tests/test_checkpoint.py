@@ -58,6 +58,7 @@ def test_damage_falls_back_and_is_told(tmp_path, state):
     damage(tmp_path / "1" / "network")
     with pytest.raises(UserError, match="damaged"):
         checkpoint.restore(tmp_path, None, lines.append)
+    assert [line.endswith("trying an older one") for line in lines] == [True, True, False]
 
 
 def test_nothing_there_is_none(tmp_path):

@@ -17,6 +17,7 @@ from irp_jax import attacks, checkpoint, models
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.errors import UserError
+from irp_jax.pruning import cost
 from irp_jax.training import epochs, guard, loop, overfitting, progress
 from irp_jax.training.defenses import DEFENSES, Batch, Choice, Pgd
 from irp_jax.training.divergence import Descent
@@ -158,6 +159,27 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path, monkeypatch):
     progress.save(setup, dataclasses.replace(progress.start(setup, Net()), epoch=1), tmp_path)
     with pytest.raises(UserError, match="another version: choose another --workdir"):
         progress.resume(setup, tmp_path, print)
+
+
+def test_a_cut_that_leaves_more_than_the_budget_says_so():
+    setup = make_setup(CONFIG)
+    everything = {name: int(size) for name, size in setup.dense.groups.items()}
+    over = 100 * (cost.total(setup.dense).macs / setup.plan.limit - 1)
+    assert f", {over:.1f}% over the budget of {setup.plan.limit:,}" in epochs._frozen_note(
+        setup, everything
+    )
+    assert "over" not in epochs._frozen_note(setup, {name: 1 for name in everything})
+
+
+def test_epochs_measured_on_training_images_are_told():
+    setup, reporter = make_setup(CONFIG), Silent()
+    setup.dataset.validation = setup.dataset.train.take(np.arange(4))
+    assert len(epochs._probe_set(setup, reporter)[0]) == 4 and not reporter.notes
+    setup.dataset.validation = setup.dataset.train.take(np.arange(0))
+    assert len(epochs._probe_set(setup, reporter)[0]) == len(setup.dataset.train)
+    assert reporter.notes == [
+        "no images are held out: the accuracies of epochs are of training images"
+    ]
 
 
 def test_cheating_from_the_start_is_an_alarm():

@@ -11,7 +11,7 @@ from rich.console import Console
 from irp_jax.cli import report as command
 from irp_jax.config import Config
 from irp_jax.errors import UserError
-from irp_jax.report import plots, tables, timing
+from irp_jax.report import fitting, plots, tables, timing
 from irp_jax.report.terminal import Terminal, show_results
 from irp_jax.training.phases import Plan
 
@@ -49,7 +49,7 @@ def test_seeds_are_averaged_and_their_range_is_shown():
     shown = titles.index("PGD-10 %")
     assert (averaged[shown], alone[shown]) == ("91.0 (90.0-92.0)", "50.0")
     assert "autoattack %" not in titles
-    [table] = tables.summary(runs, 1000)
+    [table] = fitting.summary(runs, 1000)
     assert table.row_count == 2
     assert table.title.startswith("resnet20, digits: method priced; ")
     assert "model" not in [column.header for column in table.columns]
@@ -65,13 +65,13 @@ def test_tables_fit_their_terminal_with_no_word_broken_and_say_what_they_leave_o
     assert all(len(line) <= width for line in shown.splitlines())
     whole = {line.strip() for line in shown.replace("┃", "│").replace("│", "\n").splitlines()}
     for table, found in zip(
-        tables.summary(runs, width), tables.sections(runs).values(), strict=True
+        fitting.summary(runs, width), tables.sections(runs).values(), strict=True
     ):
         titles, rows = tables.lines(found)
         headers = [str(column.header) for column in table.columns]
-        left_out = [title for title in tables.LEAST_WANTED if title not in headers]
+        left_out = [title for title in fitting.LEAST_WANTED if title not in headers]
         assert left_out == [
-            t for t in tables.LEAST_WANTED if t in (table.caption or "").split(": ")[-1]
+            t for t in fitting.LEAST_WANTED if t in (table.caption or "").split(": ")[-1]
         ]
         assert set(headers) <= whole
         cells = [row[titles.index(title)] for title in headers for row in rows]
@@ -98,7 +98,7 @@ def test_settings_too_many_for_a_terminal_stand_in_one_cell():
 def test_a_terminal_table_has_the_recipe_only_where_it_tells_lines_apart():
     one, other = result(0, 0.9), result(0, 0.8)
     other["config"] = {**other["config"], "label_smoothing": 0.1}
-    headers = [[c.header for c in tables.summary(runs, 1000)[0].columns] for runs in (
+    headers = [[c.header for c in fitting.summary(runs, 1000)[0].columns] for runs in (
         [one, other], [one, result(0, 0.8, budget=0.5)],
     )]  # fmt: skip
     assert ["recipe" in found for found in headers] == [True, False]
