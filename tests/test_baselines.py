@@ -96,6 +96,40 @@ def test_the_cut_start_is_a_draw_from_the_narrow_networks_distribution():
     assert np.all(found["norm2"]["scale"] == 1) and np.all(found["norm2"]["bias"] == 0)
 
 
+def test_channels_that_are_given_are_what_is_left_drawn_as_a_network_of_their_own():
+    wide = Net(64, 96, classes=40)
+    config = Config(method="width", budget="0.2", batch_size=32, channels="a=6,b=90")
+    dense, plan, state = begun(config, wide)
+    frozen, kept = phases.freeze(config, plan, dense, state)
+    assert kept == {"a": 6, "b": 90}
+    narrow = variables(Net(6, 90, classes=40), seed=1)["params"]
+    found = frozen.params["weights"]
+    assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, narrow)
+    for name in ("second", "classifier"):
+        ours, theirs = (np.ravel(tree[name]["kernel"]) for tree in (found, narrow))
+        assert stats.ks_2samp(ours, theirs).pvalue > 0.05
+    config = dataclasses.replace(config, budget="1", channels="a=6")
+    assert phases.freeze(config, plan, dense, state)[1] == {"a": 6, "b": 96}
+
+
+@pytest.mark.parametrize(
+    ("channels", "budget", "hint"),
+    [
+        ("c=3", "1", "unknown channel group 'c'.*a, b"),
+        ("a=17", "1", "a has 16 channels, got 17"),
+        # 9 * 64 * (8 + 8 * 9) and 3 * 9 for the logits.
+        ("a=8,b=9", "46106", "leave 46,107 macs, more than the budget"),
+    ],
+)
+def test_channels_that_are_not_there_or_cost_too_much_are_refused(channels, budget, hint):
+    budget = budget if budget == "1" else f"{float(budget) / 1000}k"
+    config = Config(method="width", budget=budget, channels=channels, batch_size=32)
+    with pytest.raises(UserError, match=hint):
+        phases.plan(config, described(Net()), 96)
+    fits = dataclasses.replace(config, channels="a=8,b=9", budget="46.107k")
+    phases.plan(fits, described(Net()), 96)
+
+
 # ---- magnitude ---------------------------------------------------------------------------------
 
 

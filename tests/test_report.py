@@ -142,6 +142,8 @@ def test_a_wider_start_and_an_unusual_ramp_are_named():
     one["config"] |= {"width": 1.5, "ramp_start": 0.1, "ramp_stop": 0.6}
     assert (tables.network(one), tables.method(one)) == ("resnet20 x 1.5", "priced, 10% to 60%")
     assert tables.method(one | {"method": "width"}) == "width"
+    one["config"]["channels"] = "stage1=12"
+    assert tables.method(one | {"method": "width"}) == "width, channels given"
 
 
 def test_what_is_not_usual_of_a_method_stands_with_it_and_of_no_other():

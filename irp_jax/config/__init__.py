@@ -1,13 +1,14 @@
 """What a training run is, from the command line or a file, checked before anything is loaded."""
 
-from irp_jax.config.amounts import fraction, parse_budget, radius
+from irp_jax.config.amounts import fraction, parse_budget, parse_channels, radius
 from irp_jax.config.checking import check
 from irp_jax.config.command_line import flags
 from irp_jax.config.config import BASELINES, DEFENSES, SCHEDULES, Config, suited
-from irp_jax.config.loading import from_json, load, load_all
+from irp_jax.config.loading import channels_of, from_json, load, load_all
 from irp_jax.config.naming import identity, run_name, workdir
 
 __all__ = [
-    "BASELINES", "DEFENSES", "SCHEDULES", "Config", "check", "flags", "fraction", "from_json",
-    "identity", "load", "load_all", "parse_budget", "radius", "run_name", "suited", "workdir",
+    "BASELINES", "DEFENSES", "SCHEDULES", "Config", "channels_of", "check", "flags", "fraction",
+    "from_json", "identity", "load", "load_all", "parse_budget", "parse_channels", "radius",
+    "run_name", "suited", "workdir",
 ]  # fmt: skip

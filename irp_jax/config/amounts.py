@@ -1,4 +1,4 @@
-"""Numbers as people write them: budgets and fractions."""
+"""Numbers as people write them: budgets, channel counts and fractions."""
 
 import math
 import re
@@ -40,6 +40,27 @@ def parse_budget(text: str | float) -> tuple[float, bool]:
         )
         raise UserError(f"budget must be in (0, 1], got {text}: {hint}")
     return number, False
+
+
+def parse_channels(text: str) -> dict[str, int]:
+    """Reads channel counts: "stage1=12,stage2=20" or, of nothing, "".
+
+    Returns:
+        Group -> channels, at least 1.
+
+    Raises:
+        UserError: names the part that is not one group and its count.
+    """
+    found: dict[str, int] = {}
+    for part in text.split(",") if text else ():
+        name, _, count = (word.strip() for word in part.partition("="))
+        if not name or not count.isdecimal() or int(count) < 1 or name in found:
+            raise UserError(
+                f"--channels takes each group once with a count of at least 1, for instance "
+                f"stage1=12,stage2=20: got {part.strip()!r}"
+            )
+        found[name] = int(count)
+    return found
 
 
 def fraction(text: str) -> float:

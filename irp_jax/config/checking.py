@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from irp_jax import attacks
-from irp_jax.config.amounts import parse_budget
+from irp_jax.config.amounts import parse_budget, parse_channels
 from irp_jax.config.command_line import flag
 from irp_jax.config.config import (
     BASELINES,
@@ -93,6 +93,11 @@ def check(config: Config) -> None:
         raise UserError(
             f"--method=width makes layers narrower: give --regularity=channel, "
             f"not {config.regularity}"
+        )
+    if parse_channels(config.channels) and config.method != "width":
+        raise UserError(
+            f"--channels says what --method=width leaves: leave it out for {config.method}, "
+            f"which finds its own"
         )
 
 

@@ -44,6 +44,9 @@ class Config:
     """What is pruned: channel (a small dense network) or weight (a sparse one)."""
     width: float = 1.0
     """Multiplies every channel count of the model."""
+    channels: str = ""
+    """How many channels each group keeps, instead of uniformly fewer: GROUP=COUNT,GROUP=COUNT with
+    the names under `kept` in a results.json; a group that is not named stays whole (width)."""
     epsilon: float = 8 / 255
     """L-inf radius to be robust against, in pixels of [0, 1]; may be written 8/255."""
     epsilon_warmup: float = 0.1

@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+from irp_jax import files
 from irp_jax.config.config import Config
 from irp_jax.errors import UserError, unknown
 
@@ -47,6 +48,24 @@ def load_all(path: str) -> list[Config]:
             f"as configs"
         )
     return found
+
+
+def channels_of(results: str) -> str:
+    """What a run kept, as `Config.channels` takes it, to train the same architecture from scratch.
+
+    Args:
+        results: path of the results.json of a run that pruned channels.
+
+    Raises:
+        UserError: there is no such file, or it holds no channels.
+    """
+    found = files.read_json(Path(results))
+    kept = found.get("kept") if isinstance(found, dict) else None
+    if not kept or found.get("config", {}).get("regularity") != "channel":
+        raise UserError(
+            f"no channels in {results}: give the results.json of a run that pruned channels"
+        )
+    return ",".join(f"{group}={count}" for group, count in sorted(kept.items()))
 
 
 def from_json(fields: dict[str, Any]) -> Config:

@@ -51,6 +51,8 @@ def method(one: Results) -> str:
     when = [one["config"].get(name, getattr(usual, name)) for name in ("ramp_start", "ramp_stop")]
     if one["method"] == "priced" and when != [usual.ramp_start, usual.ramp_stop]:
         return f"{one['method']}, {when[0]:.0%} to {when[1]:.0%}"
+    if one["config"].get("channels"):
+        return f"{one['method']}, channels given"
     return one["method"] + _rare(one, OWN.get(one["method"], ()))
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from irp_jax.config import BASELINES, Config, parse_budget
-from irp_jax.errors import UserError
+from irp_jax.config import BASELINES, Config, parse_budget, parse_channels
+from irp_jax.errors import UserError, unknown
 from irp_jax.models import Architecture
 from irp_jax.pruning import admm, budget, cost, magnitude, masks, slim, uniform
 from irp_jax.training.optimizer import SCHEDULES, partitioned, restarted
@@ -91,6 +91,7 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
         raise UserError(
             f"budget {config.budget} is more than the whole network: it has {dense:,} {kind}"
         )
+    _check_channels(config, architecture, limit)
     stages = _stages(config)
     first = stages[1] if len(stages) > 1 else epochs
     steps = images // config.batch_size
@@ -111,6 +112,21 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
         stages=stages,
         epsilon_steps=round(config.epsilon_warmup * first * steps_per_epoch),
     )
+
+
+def _check_channels(config: Config, architecture: Architecture, limit: int) -> None:
+    given, sizes = parse_channels(config.channels), architecture.groups
+    for name, count in given.items():
+        if name not in sizes:
+            raise unknown("channel group", name, sizes)
+        if count > sizes[name]:
+            raise UserError(f"--channels: {name} has {sizes[name]} channels, got {count}")
+    spent = getattr(cost.total(architecture, given), config.cost)
+    if given and spent > limit:
+        raise UserError(
+            f"--channels leave {spent:,} {config.cost}, more than the budget {config.budget} "
+            f"({limit:,}): give fewer channels or a larger --budget"
+        )
 
 
 def _stages(config: Config) -> tuple[int, ...]:
@@ -274,7 +290,9 @@ def _final_masks(config: Config, plan: Plan, dense: Architecture, params: Any) -
         parameters = magnitude.kernels(dense, params["weights"])
     if config.method == "width":  # any channels will do, if only they are not chosen by their size
         parameters = jax.tree.map(np.zeros_like, parameters)
-    kept = uniform.kept(dense, regularity, kind, plan.limit)
+    given = parse_channels(config.channels)
+    # A number of every mask: those that are not named stay whole.
+    kept = {**dense.groups, **given} if given else uniform.kept(dense, regularity, kind, plan.limit)
     sizes = magnitude.norms(dense, parameters, regularity)
     return jax.device_get(magnitude.largest(sizes, kept))
 
