@@ -1,11 +1,12 @@
 r"""Is it the channels that in-train pruning keeps, or the weights it keeps in them?
 
-    bin/sweep --config=architecture --jobs=1 --attacks=pgd-50-10 --images=1000
+    bin/sweep --config=architecture --jobs=1 --attacks=pgd-50-10 --images=1000 \
+        --results=results/comparison
 
 The network that `priced` found in configs/comparison.py at 0.04 M parameters, trained from scratch
-by the same recipe for as many epochs, to lie beside `priced` itself and `width` in
-docs/comparison.md (the control of Liu et al. 2019, "Rethinking the Value of Network Pruning"). Give
-the results.json of a run of your own to ask it of that one.
+by the same recipe for as many epochs, not for as long: Scratch-E of Liu et al. 2019 (Rethinking the
+Value of Network Pruning, section 3). Put in the results.json of a run of your own to ask it of
+that one.
 """
 
 from pathlib import Path

@@ -106,7 +106,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
         if found is not None:
             if not isinstance(found, dict):
                 raise UserError(f"{folder / 'config.json'} is no run's: choose another --workdir")
-            differing = [k for k in identity if found.get(k) != identity[k]]
+            differing = [k for k in identity if found.get(k, "") != identity[k]]
             if differing:
                 what = ", ".join(f"{k}={found.get(k)}, not {identity[k]}" for k in differing[:3])
                 raise UserError(

@@ -13,6 +13,7 @@ import pytest
 from baseline_nets import SHAPE, Net, described, random_weights, variables
 from pruning_nets import quick_jit
 from scipy import stats
+from silent import Silent
 
 from irp_jax import checkpoint, evaluation, models, network
 from irp_jax import config as configs
@@ -108,17 +109,33 @@ def test_channels_that_are_given_are_what_is_left_drawn_as_a_network_of_their_ow
     for name in ("second", "classifier"):
         ours, theirs = (np.ravel(tree[name]["kernel"]) for tree in (found, narrow))
         assert stats.ks_2samp(ours, theirs).pvalue > 0.05
-    config = dataclasses.replace(config, budget="1", channels="a=6")
-    assert phases.freeze(config, plan, dense, state)[1] == {"a": 6, "b": 96}
+
+
+def test_a_finished_run_of_given_channels_is_not_shown_for_uniform_ones(tmp_path, monkeypatch):
+    monkeypatch.setitem(models.MODELS, "resnet8", lambda classes, scale: Net(8, 8, classes))
+    config = configs.suited("digits", Config(model="resnet8", method="width", epochs=1))
+    config = dataclasses.replace(
+        config, train_images=128, budget="0.5", channels="a=2,b=7", workdir=str(tmp_path)
+    )
+    assert loop.run(config, Silent(), "bin/train")["kept"] == {"a": 2, "b": 7}
+    assert loop.run(config, Silent(), "bin/train")["kept"] == {"a": 2, "b": 7}
+    for other in ("", "a=2,b=6"):
+        with pytest.raises(UserError, match="holds a different run"):
+            loop.run(dataclasses.replace(config, channels=other), Silent(), "bin/train")
 
 
 @pytest.mark.parametrize(
     ("channels", "budget", "hint"),
     [
         ("c=3", "1", "unknown channel group 'c'.*a, b"),
-        ("a=17", "1", "a has 16 channels, got 17"),
+        ("a=17,b=1", "1", "a has 16 channels, got 17: give the model and --width"),
+        ("a=6", "1", "every group of resnet20, not all but b"),
         # 9 * 64 * (8 + 8 * 9) and 3 * 9 for the logits.
-        ("a=8,b=9", "46106", "leave 46,107 macs, more than the budget"),
+        (
+            "a=8,b=9",
+            "46106",
+            "leave 46,107 macs, more than the budget 46.106k .46,106.: give --budget=46.11k",
+        ),
     ],
 )
 def test_channels_that_are_not_there_or_cost_too_much_are_refused(channels, budget, hint):

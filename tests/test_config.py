@@ -97,8 +97,9 @@ def test_bad_fractions_are_refused(text):
         ("epsilon", "8/255", "a number"),
         ("guard", 1, "True or False"),
         ("model", None, "text"),
-        ("channels", "stage1=12", "leave it out for priced"),
+        ("channels", "stage1=12", "not priced: give --method=width"),
         ("channels", "stage1=0", "'stage1=0'"),
+        ("channels", "stage1=" + "1" * 5000, "at least 1"),
         ("channels", "stage1=12,stage1=13", "each group once"),
         ("channels", "stage1", "got 'stage1'"),
     ],
@@ -128,7 +129,11 @@ def test_channels_are_taken_from_results_and_come_back(tmp_path):
     kept = {"stage2": 20, "stage1": 12, "stage1_block0.inner": 7}
     results.write_text(json.dumps({"kept": kept, "config": {"regularity": "channel"}}))
     assert configs.parse_channels(configs.channels_of(str(results))) == kept
-    for other in ({"kept": kept, "config": {"regularity": "weight"}}, {"kept": {}}, [1]):
+    pruned = {"regularity": "channel"}
+    for other in (
+        {"kept": kept, "config": {"regularity": "weight"}}, {"kept": {}, "config": pruned}, [1],
+        {"kept": [1], "config": pruned}, {"kept": kept, "config": None},
+    ):  # fmt: skip
         results.write_text(json.dumps(other))
         with pytest.raises(UserError, match="no channels"):
             configs.channels_of(str(results))

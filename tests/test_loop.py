@@ -16,7 +16,7 @@ import pytest
 from baseline_nets import Net as Small
 from silent import Silent
 
-from irp_jax import checkpoint, evaluation, models, network
+from irp_jax import checkpoint, evaluation, files, models, network
 from irp_jax import config as configs
 from irp_jax.cli import evaluate as command
 from irp_jax.config import Config
@@ -220,6 +220,14 @@ def test_a_workdir_of_another_run_is_refused_and_untouched(finished):
     before = {p: p.stat().st_mtime_ns for p in Path(config.workdir).rglob("*") if p.is_file()}
     with pytest.raises(UserError, match="epochs=4, not 5"):
         loop.run(dataclasses.replace(config, epochs=5), Silent(), "bin/train")
+    given = json.loads((Path(config.workdir) / "config.json").read_text())
+    assert given["channels"] == ""
+    other = configs.identity(config) | {"channels": "stem=9"}
+    with (
+        pytest.raises(UserError, match="channels=, not stem=9"),
+        files.claim(Path(config.workdir), other),
+    ):
+        pass
     del before[Path(config.workdir) / ".lock"]
     assert all(path.stat().st_mtime_ns == then for path, then in before.items())
 

@@ -22,6 +22,8 @@ class Own(nn.Module):
         second = models.Conv(5, "a", "b")
         x = nn.relu(models.Norm("a")(models.Conv(5, None, "a", kernel_size=size)(images), train))
         x = nn.relu(second(x))
+        if self.wrong == "sum":  # of two groups of one size
+            x = x + models.Conv(5, None, "c")(images)
         if self.wrong == "twice":
             x = second(x)
         if self.wrong == "foreign":
@@ -37,6 +39,7 @@ class Own(nn.Module):
         ("classes", r"answers with \(3,\) numbers an image, not \(4,\)"),
         ("kernel", "kernel_size must be odd, got 2"),
         ("group", "each layer must name the groups it reads and writes"),
+        ("sum", "does not run with fewer channels in its groups"),
         ("nothing", None),
     ],
 )

@@ -143,7 +143,11 @@ def test_a_wider_start_and_an_unusual_ramp_are_named():
     assert (tables.network(one), tables.method(one)) == ("resnet20 x 1.5", "priced, 10% to 60%")
     assert tables.method(one | {"method": "width"}) == "width"
     one["config"]["channels"] = "stage1=12"
-    assert tables.method(one | {"method": "width"}) == "width, channels given"
+    first = tables.method(one | {"method": "width"})
+    one["config"]["channels"] = "stage1=13"
+    second = tables.method(one | {"method": "width"})
+    assert first.startswith("width, given channels (") and first[:23] == second[:23] != first[:22]
+    assert first != second
 
 
 def test_what_is_not_usual_of_a_method_stands_with_it_and_of_no_other():

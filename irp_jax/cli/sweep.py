@@ -172,6 +172,7 @@ def _runs(options: Options) -> Iterator[Config]:
             run = dataclasses.replace(
                 base, **chosen, data_dir=options.data_dir or base.data_dir,
                 epochs=base.epochs if options.epochs is None else options.epochs,
+                channels=base.channels if chosen["method"] == "width" else "",
             )  # fmt: skip
             configs.check(run)
             if options.attacks and run.evaluate_on != "test":

@@ -53,8 +53,8 @@ def parse_channels(text: str) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     for part in text.split(",") if text else ():
-        name, _, count = (word.strip() for word in part.partition("="))
-        if not name or not count.isdecimal() or int(count) < 1 or name in found:
+        name, _, count = (word.strip() for word in part.rpartition("="))
+        if not name or not re.fullmatch("[1-9][0-9]{0,8}", count) or name in found:
             raise UserError(
                 f"--channels takes each group once with a count of at least 1, for instance "
                 f"stage1=12,stage2=20: got {part.strip()!r}"

@@ -96,8 +96,8 @@ def check(config: Config) -> None:
         )
     if parse_channels(config.channels) and config.method != "width":
         raise UserError(
-            f"--channels says what --method=width leaves: leave it out for {config.method}, "
-            f"which finds its own"
+            f"--channels is for --method=width, not {config.method}: "
+            f"give --method=width or leave --channels out"
         )
 
 

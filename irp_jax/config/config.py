@@ -38,15 +38,15 @@ class Config:
     """Where a prepared set or the official archive lies, or shall lie."""
     method: str = "priced"
     """How the network is made small: priced (masks learned, the budget never exceeded), paper
-    (masks under the constant-b hinge), or a baseline: width (uniformly narrow from the start),
-    magnitude (dense, pruned once, fine-tuned), admm (Robust ADMM)."""
+    (masks under the constant-b hinge), or a baseline: width (narrow from the start, uniformly or as
+    --channels says), magnitude (dense, pruned once, fine-tuned), admm (Robust ADMM)."""
     regularity: Regularity = "channel"
     """What is pruned: channel (a small dense network) or weight (a sparse one)."""
     width: float = 1.0
     """Multiplies every channel count of the model."""
     channels: str = ""
-    """How many channels each group keeps, instead of uniformly fewer: GROUP=COUNT,GROUP=COUNT with
-    the names under `kept` in a results.json; a group that is not named stays whole (width)."""
+    """How many channels each group keeps, instead of uniformly fewer: GROUP=COUNT,GROUP=COUNT, as
+    under `kept` in the results.json of another run, within the budget (width)."""
     epsilon: float = 8 / 255
     """L-inf radius to be robust against, in pixels of [0, 1]; may be written 8/255."""
     epsilon_warmup: float = 0.1

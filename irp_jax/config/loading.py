@@ -60,8 +60,12 @@ def channels_of(results: str) -> str:
         UserError: there is no such file, or it holds no channels.
     """
     found = files.read_json(Path(results))
-    kept = found.get("kept") if isinstance(found, dict) else None
-    if not kept or found.get("config", {}).get("regularity") != "channel":
+    try:
+        kept = {str(group): int(count) for group, count in found["kept"].items()}
+        of_channels = found["config"]["regularity"] == "channel"
+    except (AttributeError, KeyError, TypeError, ValueError):
+        kept, of_channels = {}, False
+    if not kept or not of_channels:
         raise UserError(
             f"no channels in {results}: give the results.json of a run that pruned channels"
         )

@@ -1,6 +1,7 @@
 """Masked network -> the small dense network that computes the same function."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -69,9 +70,16 @@ def check(dense: Architecture, network: Callable[..., Any], variables: Any, imag
         images: a batch, or its shape.
 
     Raises:
-        UserError: with a channel less in every group its layers do not fit together.
+        UserError: with fewer channels, not as many fewer in every group, its layers do not fit
+            together.
     """
-    fewer = {name: np.arange(max(1, size - 1)) for name, size in dense.groups.items()}
+    # Groups of one size lose different numbers, but keep two: one channel would broadcast.
+    alike: Counter[int] = Counter()
+    fewer = {}
+    for name, size in dense.groups.items():
+        lost = 1 + alike[size] % max(1, size - 2)
+        fewer[name] = np.arange(max(1, size - lost))
+        alike[size] += 1
 
     def small(variables: Any, images: Any) -> Any:
         variables = cut(dense, variables, fewer)
@@ -83,7 +91,7 @@ def check(dense: Architecture, network: Callable[..., Any], variables: Any, imag
         jax.eval_shape(small, variables, images)
     except Exception as error:  # whatever its layers raise
         raise UserError(
-            "the network does not run with a channel less in every group, so it cannot be pruned: "
+            "the network does not run with fewer channels in its groups, so it cannot be pruned: "
             f"each layer must name the groups it reads and writes ({type(error).__name__})"
         ) from error
 

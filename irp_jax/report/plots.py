@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from irp_jax.config import radius
 from irp_jax.errors import UserError
-from irp_jax.report.tables import Results, defense, groups, measured_on, network
+from irp_jax.report.tables import Results, defense, groups, measured_on, method, network
 
 # Names within a file would be random: the same results make the same file.
 plt.rcParams["svg.hashsalt"] = "irp_jax"
@@ -153,7 +153,7 @@ def curves_picture(results: Sequence[Results], path: Path) -> None:
                     epochs, [100 * row[key] for row in one["history"]], marker="o", markersize=3,
                     color=colors[methods.index(one["method"])],
                     linestyle=styles[seen[one["method"]]],
-                    label=f"{one['method']}, {one['epochs']} epochs, {_left(one):.3f} left"
+                    label=f"{method(one)}, {one['epochs']} epochs, {_left(one):.3f} left"
                     + (f", {defense(one)}" if several else ""),
                 )  # fmt: skip
             seen[one["method"]] += 1
@@ -169,7 +169,7 @@ def curves_picture(results: Sequence[Results], path: Path) -> None:
 def _line(one: Results) -> tuple[str, ...]:
     """What the runs of a line have in common; all but the first is named where lines differ."""
     return (
-        f"{one['method']}, {one['config']['regularity']} masks", network(one),
+        f"{method(one)}, {one['config']['regularity']} masks", network(one),
         f"eps {radius(one['attack']['epsilon'])}", f"of {one['budget']['kind']}", defense(one),
         measured_on(one),
     )  # fmt: skip

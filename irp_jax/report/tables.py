@@ -1,5 +1,6 @@
 """What the lines of a table of results say, and tables in Markdown for the README."""
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable
@@ -51,8 +52,9 @@ def method(one: Results) -> str:
     when = [one["config"].get(name, getattr(usual, name)) for name in ("ramp_start", "ramp_stop")]
     if one["method"] == "priced" and when != [usual.ramp_start, usual.ramp_stop]:
         return f"{one['method']}, {when[0]:.0%} to {when[1]:.0%}"
-    if one["config"].get("channels"):
-        return f"{one['method']}, channels given"
+    if channels := one["config"].get("channels"):
+        digest = hashlib.sha256(channels.encode()).hexdigest()[:4]
+        return f"{one['method']}, given channels ({digest})"
     return one["method"] + _rare(one, OWN.get(one["method"], ()))
 
 

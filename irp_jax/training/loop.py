@@ -61,7 +61,8 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
         apply=inference(network), mesh=parallel.mesh(parallel.usable_devices(config.batch_size)),
     )  # fmt: skip
     commit = files.commit()  # now: the files may change while this process runs on
-    with files.claim(workdir, identity):
+    # Text left empty is not part of the identity, but no run's whose folder says otherwise.
+    with files.claim(workdir, {"channels": "", **identity}):
         finished = files.read_json(workdir / "results.json")
         if finished is not None:
             reporter.note(f"{workdir} is finished: showing its results")

@@ -62,8 +62,8 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
         images: in the training split.
 
     Raises:
-        UserError: the batch is larger than the split, the budget cannot be met, or there are more
-            steps than can be counted.
+        UserError: the batch is larger than the split, the budget cannot be met, the channels given
+            are not the network's or over the budget, or there are more steps than can be counted.
     """
     if config.batch_size > images:
         raise UserError(
@@ -120,12 +120,19 @@ def _check_channels(config: Config, architecture: Architecture, limit: int) -> N
         if name not in sizes:
             raise unknown("channel group", name, sizes)
         if count > sizes[name]:
-            raise UserError(f"--channels: {name} has {sizes[name]} channels, got {count}")
+            raise UserError(
+                f"--channels: {name} has {sizes[name]} channels, got {count}: give the model and "
+                f"--width of the run they are from"
+            )
+    if given and (missing := [name for name in sizes if name not in given]):
+        raise UserError(
+            f"--channels must name every group of {config.model}, not all but {', '.join(missing)}"
+        )
     spent = getattr(cost.total(architecture, given), config.cost)
     if given and spent > limit:
         raise UserError(
             f"--channels leave {spent:,} {config.cost}, more than the budget {config.budget} "
-            f"({limit:,}): give fewer channels or a larger --budget"
+            f"({limit:,}): give --budget={math.ceil(spent / 10) / 100:.2f}k or fewer channels"
         )
 
 
@@ -228,9 +235,9 @@ def freeze(
     """Fixes the masks, on the budget exactly, and cuts the network down to what is kept.
 
     With method "paper" the masks are taken as they came out; a baseline's are made here, by one
-    keep rate, which for channels may stay a little under the budget. With channel regularity the
-    result has no masks but smaller arrays; with weight regularity it has masks of +-1 and zeros
-    behind them.
+    keep rate or of as many channels as are given, which may stay under the budget. With channel
+    regularity the result has no masks but smaller arrays; with weight regularity it has masks of
+    +-1 and zeros behind them.
 
     Args:
         dense: the architecture before.
@@ -291,8 +298,7 @@ def _final_masks(config: Config, plan: Plan, dense: Architecture, params: Any) -
     if config.method == "width":  # any channels will do, if only they are not chosen by their size
         parameters = jax.tree.map(np.zeros_like, parameters)
     given = parse_channels(config.channels)
-    # A number of every mask: those that are not named stay whole.
-    kept = {**dense.groups, **given} if given else uniform.kept(dense, regularity, kind, plan.limit)
+    kept = given or uniform.kept(dense, regularity, kind, plan.limit)
     sizes = magnitude.norms(dense, parameters, regularity)
     return jax.device_get(magnitude.largest(sizes, kept))
 
