@@ -1,4 +1,4 @@
-r"""The poster's larger ResNet20, 0.16 M parameters, CIFAR-10, in-train and uniformly narrow, on CPUs.
+r"""The poster's larger ResNet20, 0.16 M, CIFAR-10, in-train and narrow on CPUs.
 
     bin/sweep --config=poster_016m_cpu --jobs=2 --attacks=pgd-50-10 --images=1000 \
         --results=results/cifar10

@@ -129,7 +129,7 @@ def test_a_finished_run_of_given_channels_is_not_shown_for_uniform_ones(tmp_path
     [
         ("c=3", "1", "unknown channel group 'c'.*a, b"),
         ("a=17,b=1", "1", "a has 16 channels, got 17: give the model and --width"),
-        ("a=6", "1", "every group of resnet20, not all but b"),
+        ("a=6", "1", "every channel group of resnet20: give also b"),
         # 9 * 64 * (8 + 8 * 9) and 3 * 9 for the logits.
         (
             "a=8,b=9",

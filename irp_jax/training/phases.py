@@ -126,7 +126,8 @@ def _check_channels(config: Config, architecture: Architecture, limit: int) -> N
             )
     if given and (missing := [name for name in sizes if name not in given]):
         raise UserError(
-            f"--channels must name every group of {config.model}, not all but {', '.join(missing)}"
+            f"--channels must name every channel group of {config.model}: give also "
+            f"{', '.join(missing)}"
         )
     spent = getattr(cost.total(architecture, given), config.cost)
     if given and spent > limit:
