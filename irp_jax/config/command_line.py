@@ -18,6 +18,6 @@ def flags(config: Config, default: Config | None = None) -> list[str]:
             continue
         if isinstance(value, bool):
             given.append(flag(name) if value else flag(f"no_{name}"))
-        elif value is not None:
+        elif value is not None and value != "":  # as flags neither can be written
             given.append(f"{flag(name)}={value}")
     return given
