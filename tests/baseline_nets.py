@@ -1,4 +1,4 @@
-"""A network and random weights for the tests of the baselines."""
+"""A network, random weights and a run's beginning for the tests of the baselines."""
 
 import functools
 
@@ -10,6 +10,7 @@ from pruning_nets import quick_jit
 
 from irp_jax import models
 from irp_jax.models import Conv, Dense, Norm
+from irp_jax.training import phases
 
 
 class Net(nn.Module):
@@ -47,3 +48,11 @@ def random_weights(net, seed):
     return jax.tree.map(
         lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), variables(net)["params"]
     )
+
+
+def begun(config, net, seed=0):
+    """The dense architecture, the plan for 96 images and the state before the first step."""
+    dense = described(net)
+    plan = phases.plan(config, dense, 96)
+    state = quick_jit(functools.partial(phases.initial_state, config, plan, dense))
+    return dense, plan, state(variables(net, seed))

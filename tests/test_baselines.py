@@ -1,7 +1,6 @@
 """The baselines: one keep rate, the narrow start, the largest units, whole runs."""
 
 import dataclasses
-import functools
 import math
 from unittest import mock
 
@@ -10,10 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from baseline_nets import SHAPE, Net, described, random_weights, variables
-from pruning_nets import quick_jit
+from baseline_nets import SHAPE, Net, begun, described, random_weights, variables
 from scipy import stats
-from silent import Silent
 
 from irp_jax import checkpoint, evaluation, models, network
 from irp_jax import config as configs
@@ -22,15 +19,6 @@ from irp_jax.errors import UserError
 from irp_jax.pruning import admm, cost, magnitude, masks, uniform
 from irp_jax.training import loop, phases
 from irp_jax.training.optimizer import one_cycle, restarted
-
-
-def begun(config, net, seed=0):
-    """The dense architecture, the plan for 96 images and the state before the first step."""
-    dense = described(net)
-    plan = phases.plan(config, dense, 96)
-    state = quick_jit(functools.partial(phases.initial_state, config, plan, dense))
-    return dense, plan, state(variables(net, seed))
-
 
 # ---- one rate for all --------------------------------------------------------------------------
 
@@ -95,56 +83,6 @@ def test_the_cut_start_is_a_draw_from_the_narrow_networks_distribution():
         uncut = np.ravel(variables(wide)["params"][name]["kernel"])
         assert name == "first" or stats.ks_2samp(uncut, theirs).pvalue < 1e-3
     assert np.all(found["norm2"]["scale"] == 1) and np.all(found["norm2"]["bias"] == 0)
-
-
-def test_channels_that_are_given_are_what_is_left_drawn_as_a_network_of_their_own():
-    wide = Net(64, 96, classes=40)
-    config = Config(method="width", budget="0.2", batch_size=32, channels="a=6,b=90")
-    dense, plan, state = begun(config, wide)
-    frozen, kept = phases.freeze(config, plan, dense, state)
-    assert kept == {"a": 6, "b": 90}
-    narrow = variables(Net(6, 90, classes=40), seed=1)["params"]
-    found = frozen.params["weights"]
-    assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, narrow)
-    for name in ("second", "classifier"):
-        ours, theirs = (np.ravel(tree[name]["kernel"]) for tree in (found, narrow))
-        assert stats.ks_2samp(ours, theirs).pvalue > 0.05
-
-
-def test_a_finished_run_of_given_channels_is_not_shown_for_uniform_ones(tmp_path, monkeypatch):
-    monkeypatch.setitem(models.MODELS, "resnet8", lambda classes, scale: Net(8, 8, classes))
-    config = configs.suited("digits", Config(model="resnet8", method="width", epochs=1))
-    config = dataclasses.replace(
-        config, train_images=128, budget="0.5", channels="a=2,b=7", workdir=str(tmp_path)
-    )
-    assert loop.run(config, Silent(), "bin/train")["kept"] == {"a": 2, "b": 7}
-    assert loop.run(config, Silent(), "bin/train")["kept"] == {"a": 2, "b": 7}
-    for other in ("", "a=2,b=6"):
-        with pytest.raises(UserError, match="holds a different run"):
-            loop.run(dataclasses.replace(config, channels=other), Silent(), "bin/train")
-
-
-@pytest.mark.parametrize(
-    ("channels", "budget", "hint"),
-    [
-        ("c=3", "1", "unknown channel group 'c'.*a, b"),
-        ("a=17,b=1", "1", "a has 16 channels, got 17: give the model and --width"),
-        ("a=6", "1", "every channel group of resnet20: give also b"),
-        # 9 * 64 * (8 + 8 * 9) and 3 * 9 for the logits.
-        (
-            "a=8,b=9",
-            "46106",
-            "leave 46,107 macs, more than the budget 46.106k .46,106.: give --budget=46.11k",
-        ),
-    ],
-)
-def test_channels_that_are_not_there_or_cost_too_much_are_refused(channels, budget, hint):
-    budget = budget if budget == "1" else f"{float(budget) / 1000}k"
-    config = Config(method="width", budget=budget, channels=channels, batch_size=32)
-    with pytest.raises(UserError, match=hint):
-        phases.plan(config, described(Net()), 96)
-    fits = dataclasses.replace(config, channels="a=8,b=9", budget="46.107k")
-    phases.plan(fits, described(Net()), 96)
 
 
 # ---- magnitude ---------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 
 import pytest
@@ -115,30 +114,6 @@ def test_runs_that_differ_have_workdirs_that_differ():
     assert len({configs.workdir(c) for c in [base, *others]}) == 3
     moved = dataclasses.replace(base, data_dir="/elsewhere", checkpoint_every=1.0)
     assert configs.workdir(moved) == configs.workdir(base)
-
-
-def test_no_channels_given_leaves_a_run_the_one_it_was_before_they_could_be():
-    assert "channels" not in configs.identity(Config())
-    given = Config(method="width", channels="stage1=12")
-    assert configs.identity(given)["channels"] == "stage1=12"
-    assert configs.run_name(given) != configs.run_name(Config(method="width"))
-
-
-def test_channels_are_taken_from_results_and_come_back(tmp_path):
-    results = tmp_path / "results.json"
-    kept = {"stage2": 20, "stage1": 12, "stage1_block0.inner": 7}
-    results.write_text(json.dumps({"kept": kept, "config": {"regularity": "channel"}}))
-    assert configs.parse_channels(configs.channels_of(str(results))) == kept
-    pruned = {"regularity": "channel"}
-    for other in (
-        {"kept": kept, "config": {"regularity": "weight"}}, {"kept": {}, "config": pruned}, [1],
-        {"kept": [1], "config": pruned}, {"kept": kept, "config": None},
-    ):  # fmt: skip
-        results.write_text(json.dumps(other))
-        with pytest.raises(UserError, match="no channels"):
-            configs.channels_of(str(results))
-    with pytest.raises(UserError, match="no channels"):
-        configs.channels_of(str(tmp_path / "missing.json"))
 
 
 def test_what_suits_one_data_set_gives_way_to_what_suits_another():

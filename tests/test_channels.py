@@ -1,0 +1,103 @@
+"""Channels that are given: read, taken from results, refused, and what training makes of them."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from baseline_nets import Net, begun, described, variables
+from scipy import stats
+from silent import Silent
+
+from irp_jax import config as configs
+from irp_jax import files, models
+from irp_jax.config import Config
+from irp_jax.errors import UserError
+from irp_jax.training import loop, phases
+
+
+def test_no_channels_given_leaves_a_run_the_one_it_was_before_they_could_be():
+    assert "channels" not in configs.identity(Config())
+    given = Config(method="width", channels="stage1=12")
+    assert configs.identity(given)["channels"] == "stage1=12"
+    assert configs.run_name(given) != configs.run_name(Config(method="width"))
+
+
+def test_channels_are_taken_from_results_and_come_back(tmp_path):
+    results = tmp_path / "results.json"
+    kept = {"stage2": 20, "stage1": 12, "stage1_block0.inner": 7}
+    results.write_text(json.dumps({"kept": kept, "config": {"regularity": "channel"}}))
+    assert configs.parse_channels(configs.channels_of(str(results))) == kept
+    pruned = {"regularity": "channel"}
+    for other in (
+        {"kept": kept, "config": {"regularity": "weight"}}, {"kept": {}, "config": pruned}, [1],
+        {"kept": [1], "config": pruned}, {"kept": kept, "config": None},
+    ):  # fmt: skip
+        results.write_text(json.dumps(other))
+        with pytest.raises(UserError, match="no channels"):
+            configs.channels_of(str(results))
+    with pytest.raises(UserError, match="no channels"):
+        configs.channels_of(str(tmp_path / "missing.json"))
+
+
+def test_channels_that_are_given_are_what_is_left_drawn_as_a_network_of_their_own():
+    wide = Net(64, 96, classes=40)
+    config = Config(method="width", budget="0.2", batch_size=32, channels="a=6,b=90")
+    dense, plan, state = begun(config, wide)
+    frozen, kept = phases.freeze(config, plan, dense, state)
+    assert kept == {"a": 6, "b": 90}
+    narrow = variables(Net(6, 90, classes=40), seed=1)["params"]
+    found = frozen.params["weights"]
+    assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, narrow)
+    for name in ("second", "classifier"):
+        ours, theirs = (np.ravel(tree[name]["kernel"]) for tree in (found, narrow))
+        assert stats.ks_2samp(ours, theirs).pvalue > 0.05
+
+
+def test_a_finished_run_of_given_channels_is_not_shown_for_uniform_ones(tmp_path, monkeypatch):
+    monkeypatch.setitem(models.MODELS, "resnet8", lambda classes, scale: Net(8, 8, classes))
+    config = configs.suited("digits", Config(model="resnet8", method="width", epochs=1))
+    config = dataclasses.replace(
+        config, train_images=128, budget="0.5", channels="a=2,b=7", workdir=str(tmp_path)
+    )
+    assert loop.run(config, Silent(), "bin/train")["kept"] == {"a": 2, "b": 7}
+    assert loop.run(config, Silent(), "bin/train")["kept"] == {"a": 2, "b": 7}
+    for other in ("", "a=2,b=6"):
+        with pytest.raises(UserError, match="holds a different run"):
+            loop.run(dataclasses.replace(config, channels=other), Silent(), "bin/train")
+
+
+@pytest.mark.parametrize(
+    ("channels", "budget", "hint"),
+    [
+        ("c=3", "1", "unknown channel group 'c'.*a, b"),
+        ("a=17,b=1", "1", "a has 16 channels, got 17: give the model and --width"),
+        ("a=6", "1", "every channel group of resnet20: give also b"),
+        # 9 * 64 * (8 + 8 * 9) and 3 * 9 for the logits.
+        (
+            "a=8,b=9",
+            "46106",
+            "leave 46,107 macs, more than the budget 46.106k .46,106.: give --budget=46.11k",
+        ),
+    ],
+)
+def test_channels_that_are_not_there_or_cost_too_much_are_refused(channels, budget, hint):
+    budget = budget if budget == "1" else f"{float(budget) / 1000}k"
+    config = Config(method="width", budget=budget, channels=channels, batch_size=32)
+    with pytest.raises(UserError, match=hint):
+        phases.plan(config, described(Net()), 96)
+    fits = dataclasses.replace(config, channels="a=8,b=9", budget="46.107k")
+    phases.plan(fits, described(Net()), 96)
+
+
+def test_a_run_from_before_there_were_channels_goes_on_in_its_folder(tmp_path):
+    identity = configs.identity(Config())
+    files.write_json(tmp_path / "config.json", identity)  # names no channels
+    with files.claim(tmp_path, {"channels": "", **identity}):
+        pass
+    with (
+        pytest.raises(UserError, match="channels=None, not a=2"),
+        files.claim(tmp_path, identity | {"channels": "a=2"}),
+    ):
+        pass
