@@ -40,3 +40,10 @@ def _brief(logits_fn, images, labels, *, threat):
     return attacks.assess(
         logits_fn, images, labels, [attacks.Square(steps=3)], threat=threat, look_first=False
     )
+
+
+def test_everything_that_was_measured_is_in_the_list_of_it():
+    page = (ROOT / "results" / "README.md").read_text()
+    named = re.findall(r"`([a-z0-9_]+(?:\.json)?)`", page)
+    there = [path.name for path in (ROOT / "results").iterdir() if path.name != "README.md"]
+    assert sorted(named) == sorted(there)
