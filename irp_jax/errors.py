@@ -36,25 +36,26 @@ def unknown(kind: str, name: str, options: Iterable[str]) -> UserError:
     unknown model 'resnet21': did you mean 'resnet20'? (choices: resnet20, vgg16)
     """
     choices = list(options)
-    lowered = {choice.lower(): choice for choice in choices}
-    near = difflib.get_close_matches(name.lower(), lowered, n=5, cutoff=0.5)
+    word = name.lower().lstrip("-")  # the dashes of flags make none of them likelier
+    lowered = {choice.lower().lstrip("-"): choice for choice in choices}
+    near = difflib.get_close_matches(word, lowered, n=5, cutoff=0.5)
     # A name that was broken off goes on: apgd is meant to be apgd-t, not pgd. Of equally near names
     # the one that begins alike: resnet21 is meant to be resnet20.
     near.sort(
         key=lambda option: (
-            not option.startswith(name.lower()),
-            -_likeness(option, name),
-            -_shared_start(option, name),
+            not option.startswith(word),
+            -_likeness(option, word),
+            -_shared_start(option, word),
         )
     )
     hint = f"did you mean {lowered[near[0]]!r}? " if near else ""
     return UserError(f"unknown {kind} {name!r}: {hint}(choices: {', '.join(choices)})")
 
 
-def _likeness(option: str, name: str) -> float:
-    return difflib.SequenceMatcher(None, name.lower(), option).ratio()
+def _likeness(option: str, word: str) -> float:
+    return difflib.SequenceMatcher(None, word, option).ratio()
 
 
-def _shared_start(option: str, name: str) -> int:
-    pairs = zip(option, name.lower(), strict=False)
+def _shared_start(option: str, word: str) -> int:
+    pairs = zip(option, word, strict=False)
     return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))

@@ -61,6 +61,21 @@ def check_place(path: Path) -> None:
         raise UserError(f"cannot write {str(path)!r}: choose another place")
 
 
+def make_folder(path: Path, flag: str) -> None:
+    """Makes a folder, before the work for what goes into it is done.
+
+    Raises:
+        UserError: it is a file, or cannot be made or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(path, os.W_OK) else "it may not be written"
+    except OSError as error:
+        reason = error.strerror
+    if reason is not None:
+        raise UserError(f"cannot use {path} as a folder ({reason}): choose another {flag}")
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file, None where there is none.
 

@@ -30,6 +30,11 @@ def publish(run: Path, results: Path, into: Path, log: checkpoint.Log) -> None:
     if saved is None:
         raise UserError(f"no checkpoint in {run}: give a run's workdir, such as runs/<name>")
     found = files.read_json(results)
+    if found is None:
+        raise UserError(
+            f"there is no {results}: give the results.json of a finished run, or what bin/sweep "
+            f"collected of it"
+        )
     needed = {"config", "defense", "passes_per_image", "epochs", "wall_time_s"}
     if not isinstance(found, dict) or not needed <= set(found):
         raise UserError(f"{results} is no results of a run of this version: give its results.json")
@@ -45,6 +50,7 @@ def publish(run: Path, results: Path, into: Path, log: checkpoint.Log) -> None:
         raise UserError(f"{results} is of another training than the one in {run}")
     if into.exists():
         raise UserError(f"{into} exists: remove it first, or choose another name")
+    files.check_place(into)
     # Places on the machine that trained are nobody else's business, and this is no run to resume.
     dataset = _public(record["config"]["dataset"])
     config = {**record["config"], "workdir": None, "data_dir": None, "dataset": dataset}

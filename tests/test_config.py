@@ -108,6 +108,10 @@ def test_bad_values_are_refused_with_a_hint(field, value, hint):
         configs.check(dataclasses.replace(Config(), **{field: value}))
 
 
+def test_only_the_method_that_has_a_ramp_is_held_to_it():
+    configs.check(dataclasses.replace(configs.Config(), method="width", ramp_start=0.3))
+
+
 def test_runs_that_differ_have_workdirs_that_differ():
     base = configs.suited("digits")
     others = [dataclasses.replace(base, seed=1), dataclasses.replace(base, epochs=7)]

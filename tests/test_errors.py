@@ -14,6 +14,12 @@ def test_suggests_the_nearest_name(given, nearest):
     assert f"did you mean {nearest!r}?" in str(unknown("model", given, MODELS))
 
 
+def test_dashes_make_no_flag_likelier():
+    flags = ["--models", "--seeds"]
+    assert "did you mean" not in str(unknown("flag", "--defense", flags))
+    assert "did you mean '--seeds'?" in str(unknown("flag", "--seed", flags))
+
+
 def test_a_name_broken_off_goes_on():
     assert "did you mean 'apgd-t'?" in str(unknown("attack", "apgd", ["pgd", "apgd-ce", "apgd-t"]))
 

@@ -211,8 +211,11 @@ def test_settings_can_be_chosen_without_a_look_at_the_test_images(tmp_path, smal
     right = net.apply(net.variables, jnp.asarray(held_out.images / np.float32(255))).argmax(-1)
     natural = float((right == held_out.labels).mean())
     assert results["accuracy"]["natural"] == pytest.approx(natural, abs=0.003)
+    run = Path(config.workdir)
     with pytest.raises(UserError, match="train with --evaluate-on=test"):
-        publish(Path(config.workdir), tmp_path / "run" / "results.json", tmp_path / "zoo", print)
+        publish(run, run / "results.json", tmp_path / "zoo", print)
+    with pytest.raises(UserError, match=r"there is no .*none\.json: give the results\.json"):
+        publish(run, run / "none.json", tmp_path / "zoo", print)
 
 
 def test_a_workdir_of_another_run_is_refused_and_untouched(finished):

@@ -228,6 +228,27 @@ def test_attacks_that_not_every_run_has_seen_have_a_column_and_say_on_how_many_i
     assert cells["pgd-50-10 %"] == ("88.0, 100 images", "")
 
 
+def _with(one, **settings):
+    return {**one, "config": {**one["config"], **settings}}
+
+
+def test_curves_are_named_by_what_they_do_not_share_and_seeds_are_one(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, _: drawn.append(figure))
+    deep = {**result(0, 0.9), "model": "resnet56"}
+    clipped = _with(result(0, 0.7), clip=1.0)
+    lucky = copy.deepcopy(result(1, 0.9))
+    lucky["history"][0]["pgd"] = 0.5
+    plots.curves_picture([result(0, 0.9), lucky, clipped, deep], Path("curves.svg"))
+    rows = [drawn[0].axes[i : i + 2] for i in (0, 2)]
+    assert [row[0].get_title().partition(",")[0] for row in rows] == ["resnet20", "resnet56"]
+    named = [[text.get_text() for text in row[0].get_legend().get_texts()] for row in rows]
+    usual = "priced, 4 epochs, 0.160 left"
+    assert named == [[usual, f"{usual}, clip 1"], [usual]]
+    seeds, _ = rows[0][1].get_lines()
+    assert seeds.get_ydata().tolist() == pytest.approx([40.0, 30.0])  # of 30 and 50, 30 and 30
+
+
 @pytest.mark.parametrize("suffix", ["svg", "png"])
 def test_pictures_are_drawn(tmp_path, suffix):
     plots.run_picture(result(0, 0.9), tmp_path / "new" / f"run.{suffix}")
@@ -243,8 +264,12 @@ def test_pictures_are_drawn(tmp_path, suffix):
     plots.curves_picture(runs, tmp_path / f"again.{suffix}")
     again = (tmp_path / f"again.{suffix}").read_bytes()
     assert again == (tmp_path / f"curves.{suffix}").read_bytes()
-    with pytest.raises(UserError, match="curves of 5 runs"):
-        plots.curves_picture([result(seed, 0.9) for seed in range(5)], tmp_path / "curves.svg")
+    crowd = [_with(result(0, 0.9), learning_rate=rate) for rate in range(1, 30)]
+    with pytest.raises(UserError, match="29 curves of one method"):
+        plots.curves_picture(crowd, tmp_path / "curves.svg")
+    with pytest.raises(UserError, match="29 lines"):
+        plots.budget_picture(crowd, tmp_path / "curves.svg")
+    plots.budget_picture(crowd[:9], tmp_path / f"nine.{suffix}")
     with pytest.raises(UserError, match="cannot write"):
         plots.run_picture(copy.deepcopy(runs[0]), tmp_path / "picture.unknown")
 

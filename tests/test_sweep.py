@@ -252,6 +252,17 @@ def test_what_a_command_failed_of_is_its_last_error_not_what_others_write_there(
             running.result(timeout=60)
 
 
+@pytest.mark.parametrize("flag", ["--workdir", "--results"])
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_places_are_looked_at_before_anything_is_trained(ran, flag, place):
+    Path("file").write_text("")
+    with pytest.raises(
+        UserError, match=f"cannot use {place} as a folder .*: choose another {flag}"
+    ):
+        sweep_command.sweep(["--config=mine.py", f"{flag}={place}"])
+    assert not ran
+
+
 def test_a_run_that_cannot_be_attacked_leaves_the_others_their_turn(ran, monkeypatch, capsys):
     inner, trained = Commands.run, []
 

@@ -21,7 +21,10 @@ Parsed = TypeVar("Parsed")
 
 
 class _Refused(Exception):
-    """Carries a UserError out of the flag parser, which would frame a ValueError."""
+    """Carries a word that is no number out of the flag parser, which would frame a ValueError.
+
+    Its arguments are the word and what it should have been.
+    """
 
 
 def parse(
@@ -50,13 +53,13 @@ def parse(
         try:
             return fraction(text)
         except UserError as error:
-            raise _Refused(str(error)) from error
+            raise _Refused(text, "a number, for instance 0.03 or 8/255") from error
 
     def whole(text: str) -> int:
         try:
             return int(text)
         except ValueError:
-            raise _Refused(f"{text!r} is not a whole number") from None
+            raise _Refused(text, "a whole number") from None
 
     @registry.primitive_rule
     def choice(info: Any) -> PrimitiveConstructorSpec | None:
@@ -95,7 +98,8 @@ def parse(
             return_unknown_args=True, **given,
         )  # fmt: skip
     except _Refused as error:
-        raise UserError(str(error)) from error
+        word, meant = error.args
+        raise UserError(f"{_flag_of(word, arguments)} must be {meant}, got {word!r}") from error
     if unread:
         flags = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
         raise unknown("flag", unread[0].partition("=")[0], flags)
@@ -106,6 +110,15 @@ def parse(
         if isinstance(value := getattr(parsed, field.name), str) and value.startswith("~")
     }
     return dataclasses.replace(parsed, **homes)
+
+
+def _flag_of(word: str, arguments: list[str]) -> str:
+    """The flag that was given this value."""
+    for before, argument in itertools.pairwise(["", *arguments]):
+        name, equals, value = argument.partition("=")
+        if word == (value if equals else name):
+            return name if equals else before
+    return "a value"
 
 
 def _check_written(kind: Any, arguments: list[str], needed: bool) -> None:

@@ -55,7 +55,10 @@ def check(config: Config) -> None:
         ("admm_updates", 1),
     ):
         if getattr(config, name) < least:
-            raise UserError(f"{flag(name)} must be at least {least}, got {getattr(config, name)}")
+            stages = f" with --method={config.method}" if name == "epochs" and least > 1 else ""
+            raise UserError(
+                f"{flag(name)} must be at least {least}{stages}, got {getattr(config, name)}"
+            )
     for name in (
         "width", "learning_rate", "hinge_strength", "mask_learning_rate", "pretraining",
         "admm_stage", "admm_rho", "restart_rate",
@@ -74,7 +77,7 @@ def check(config: Config) -> None:
     for name in ("weight_decay", "checkpoint_every", "clip"):
         if not 0 <= getattr(config, name) < math.inf:
             raise UserError(f"{flag(name)} must be 0 or more, got {getattr(config, name):g}")
-    if not 0 <= config.ramp_start < config.ramp_stop < 1:
+    if config.method == "priced" and not 0 <= config.ramp_start < config.ramp_stop < 1:
         raise UserError(
             f"--ramp-start and --ramp-stop must satisfy 0 <= start < stop < 1, got "
             f"{config.ramp_start:g} and {config.ramp_stop:g}"

@@ -1,6 +1,5 @@
 """Plots of results; the only file that draws."""
 
-import itertools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +16,16 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from irp_jax.config import radius
 from irp_jax.errors import UserError
-from irp_jax.report.tables import Results, defense, groups, measured_on, method, network
+from irp_jax.report.tables import Results, defense, groups, measured_on, method, network, recipe
 
 # Names within a file would be random: the same results make the same file.
 plt.rcParams["svg.hashsalt"] = "irp_jax"
+
+COLORS = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+"""Of lines, in turn."""
+
+FEW, MOST = 6, 20
+"""Lines whose key leaves room for them, and that can be told apart."""
 
 INK = {
     "dense": "#c9ced6",
@@ -82,16 +87,22 @@ def budget_picture(results: Sequence[Results], path: Path) -> None:
         results: the runs; seeds are averaged, their range is drawn as a bar.
         path: .svg or .png to write.
     """
-    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", sharex=True)
     lines: dict[tuple[str, ...], list[list[Results]]] = defaultdict(list)
     for runs in groups(results):
-        lines[_line(runs[0])].append(runs)
-    told = [len(set(column)) > 1 for column in zip(*lines, strict=True)]
+        one = runs[0]
+        where = (network(one), f"of {one['budget']['kind']}", measured_on(one))
+        lines[method(one), *_setting(one), *where].append(runs)
+    if len(lines) > MOST:
+        raise UserError(
+            f"{len(lines)} lines cannot be told apart: give a folder of runs that differ less"
+        )
+    below = 0.0 if len(lines) <= FEW else 0.2 * len(lines)  # inches
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8 + below), layout="constrained", sharex=True)
     for axis, (key, label) in zip(
         axes, (("natural", "natural accuracy, %"), ("pgd", "PGD-10 accuracy, %")), strict=True
     ):
-        for line, sets in lines.items():
-            label_of_line = [line[0], *itertools.compress(line[1:], told[1:])]
+        names = _told_apart([(name, rest) for name, *rest in lines])
+        for number, (name, sets) in enumerate(zip(names, lines.values(), strict=True)):
             x = [mean(_left(r) for r in runs) for runs in sets]
             values = [[100 * r["accuracy"][key] for r in runs] for runs in sets]
             y = [mean(v) for v in values]
@@ -103,20 +114,26 @@ def budget_picture(results: Sequence[Results], path: Path) -> None:
             axis.errorbar(
                 [x[i] for i in order], [y[i] for i in order],
                 [[side[i] for i in order] for side in error],
-                marker="o", markersize=4, capsize=2, label=", ".join(label_of_line),
+                marker="os^Dv"[number // len(COLORS) % 5], markersize=4, capsize=2,
+                label=name,
             )  # fmt: skip
         axis.set(xlabel="cost left, fraction of dense", ylabel=label)
-    axes[0].legend(frameon=False, fontsize=8)
+    if len(lines) <= FEW:
+        axes[0].legend(frameon=False, fontsize=8)
+    else:
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=8)
     _save(figure, path)
 
 
 def curves_picture(results: Sequence[Results], path: Path) -> None:
-    """Accuracy over the epochs of training: a row a data set and budget, a line a run.
+    """Accuracy over the epochs of training: a row a data set, network and budget.
 
     Not over minutes, which differ with the machine and with what runs beside.
 
-    A method has its colour, and each of its runs a kind of line. Where runs differ in their
-    defence, the key names it.
+    Runs that differ in the seed alone are one line, their mean, in a band from the worst to the
+    best of them. A method has its colour, and each of its lines a kind. The key names what the
+    lines of a row do not share.
 
     Args:
         results: runs that hold `history`; the accuracies of a data set are of the same few held-out
@@ -124,55 +141,82 @@ def curves_picture(results: Sequence[Results], path: Path) -> None:
         path: .svg or .png to write.
 
     Raises:
-        UserError: a method has more runs of a budget than there are kinds of lines.
+        UserError: a method has more lines of a budget than there are kinds of them.
     """
     styles = ("-", "--", ":", "-.")
-    colors = plt.rcParams["axes.prop_cycle"].by_key()["color"]
     methods = sorted({one["method"] for one in results})
-    budgets: dict[tuple, list[Results]] = defaultdict(list)
-    for one in sorted(results, key=lambda one: (one["method"], defense(one))):
-        budgets[one["dataset"], one["budget"]["target"], one["budget"]["kind"]].append(one)
-    crowd = max(max(Counter(one["method"] for one in runs).values()) for runs in budgets.values())
+    rows: dict[tuple, list[list[Results]]] = defaultdict(list)
+    for runs in groups(results):
+        rows[_row(runs[0])].append(runs)
+    crowd = max(
+        max(Counter(runs[0]["method"] for runs in lines).values()) for lines in rows.values()
+    )
     if crowd > len(styles):
         raise UserError(
-            f"curves of {crowd} runs of one method and budget cannot be told apart: give a folder "
-            f"of at most {len(styles)}"
+            f"{crowd} curves of one method and budget cannot be told apart: give a folder of at "
+            f"most {len(styles)}, seeds not counted"
         )
-    several = len({defense(one) for one in results}) > 1
-    alike = len({dataset for dataset, *_ in budgets}) == 1
-    figure, rows = plt.subplots(
-        len(budgets), 2, figsize=(11, 3.8 * len(budgets)), layout="constrained",
+    alike = len({data for data, *_ in rows}) == 1
+    figure, grid = plt.subplots(
+        len(rows), 2, figsize=(11, 3.8 * len(rows)), layout="constrained",
         sharex="all" if alike else "row", squeeze=False,
     )  # fmt: skip
-    for axes, ((dataset, budget, kind), runs) in zip(rows, sorted(budgets.items()), strict=True):
+    for axes, ((data, net, budget, kind), lines) in zip(grid, sorted(rows.items()), strict=True):
         seen: Counter[str] = Counter()
-        for one in runs:
-            epochs = [row["epoch"] for row in one["history"]]
+        for name, runs in zip(
+            _told_apart([_curve_name(runs) for runs in lines]), lines, strict=True
+        ):
+            kind_of = runs[0]["method"]
+            style: dict[str, Any] = {
+                "color": COLORS[methods.index(kind_of) % len(COLORS)],
+                "linestyle": styles[seen[kind_of]],
+                "label": name,
+            }
+            seen[kind_of] += 1
             for axis, key in zip(axes, ("natural", "pgd"), strict=True):
-                axis.plot(
-                    epochs, [100 * row[key] for row in one["history"]], marker="o", markersize=3,
-                    color=colors[methods.index(one["method"])],
-                    linestyle=styles[seen[one["method"]]],
-                    label=f"{method(one)}, {one['epochs']} epochs, {_left(one):.3f} left"
-                    + (f", {defense(one)}" if several else ""),
-                )  # fmt: skip
-            seen[one["method"]] += 1
+                _curve(axis, runs, key, style)
         axes[0].legend(frameon=False, fontsize=8)
-        axes[0].set(ylabel="natural accuracy, %", title=f"{dataset}, budget {budget:,} {kind}")
+        axes[0].set(ylabel="natural accuracy, %", title=f"{net}, {data}, budget {budget:,} {kind}")
         axes[1].set(ylabel="PGD-10 accuracy, %")
-    for axis in rows[-1] if alike else rows.flat:
+    for axis in grid[-1] if alike else grid.flat:
         axis.set(xlabel="epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     _save(figure, path)
 
 
-def _line(one: Results) -> tuple[str, ...]:
-    """What the runs of a line have in common; all but the first is named where lines differ."""
-    return (
-        f"{method(one)}, {one['config']['regularity']} masks", network(one),
-        f"eps {radius(one['attack']['epsilon'])}", f"of {one['budget']['kind']}", defense(one),
-        measured_on(one),
-    )  # fmt: skip
+def _row(one: Results) -> tuple[str, str, int, str]:
+    """What the curves of a row have in common."""
+    return measured_on(one), network(one), one["budget"]["target"], one["budget"]["kind"]
+
+
+def _curve(axis: Any, runs: list[Results], key: str, style: dict[str, Any]) -> None:
+    """The mean of seeds over the epochs, and a band for their range."""
+    values: dict[int, list[float]] = defaultdict(list)
+    for run in runs:
+        for row in run["history"]:
+            values[row["epoch"]].append(100 * row[key])
+    epochs = sorted(values)
+    axis.plot(epochs, [mean(values[epoch]) for epoch in epochs], marker="o", markersize=3, **style)
+    if len(runs) > 1:
+        low, high = ([side(values[epoch]) for epoch in epochs] for side in (min, max))
+        axis.fill_between(epochs, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _curve_name(runs: list[Results]) -> tuple[str, list[str]]:
+    one, left = runs[0], mean(_left(run) for run in runs)
+    return f"{method(one)}, {one['epochs']} epochs, {left:.3f} left", _setting(one)
+
+
+def _setting(one: Results) -> list[str]:
+    """What a line may be named by besides its method."""
+    masks, eps = f"{one['config']['regularity']} masks", f"eps {radius(one['attack']['epsilon'])}"
+    return [masks, eps, defense(one), *recipe(one).split(", ")]
+
+
+def _told_apart(lines: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """Names of lines: each with those of its particulars that not all of them share."""
+    shared = set[str].intersection(*(set(rest) for _, rest in lines))
+    return [", ".join([name, *(p for p in rest if p not in shared)]) for name, rest in lines]
 
 
 def _left(results: Results) -> float:
