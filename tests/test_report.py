@@ -74,7 +74,9 @@ def test_tables_fit_their_terminal_with_no_word_broken_and_say_what_they_leave_o
             t for t in fitting.LEAST_WANTED if t in (table.caption or "").split(": ")[-1]
         ]
         assert set(headers) <= whole
-        cells = [row[titles.index(title)] for title in headers for row in rows]
+        # In a narrow terminal all settings stand in one cell, `run`.
+        shown_as_such = [title for title in headers if title != "run"]
+        cells = [row[titles.index(title)] for title in shown_as_such for row in rows]
         assert {part for cell in cells for part in cell.replace(" (", ", (").split(", ")} <= {
             part
             for line in whole
