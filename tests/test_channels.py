@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from silent import Silent
 
 from irp_jax import config as configs
 from irp_jax import files, models
+from irp_jax.cli import sweep
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.training import loop, phases
@@ -101,3 +103,12 @@ def test_a_run_from_before_there_were_channels_goes_on_in_its_folder(tmp_path):
         files.claim(tmp_path, identity | {"channels": "a=2"}),
     ):
         pass
+
+
+def test_channels_are_those_of_the_runs_that_are_narrow_from_the_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "from irp_jax.config import Config\nconfig = Config(method='width', channels='stage1=12')\n"
+    )
+    options = sweep.Options(config="mine.py", methods="width,priced")
+    assert [run.channels for run in sweep._runs(options)] == ["stage1=12", ""]

@@ -242,6 +242,13 @@ def test_the_images_probed_split_evenly(batch, devices):
     assert count % devices == 0
 
 
+def test_the_state_gone_back_to_is_told_with_what_it_is_worth():
+    told = [
+        guard._there(types.SimpleNamespace(health=h)) for h in (Health(), Health().after(0.0, 0.5))
+    ]
+    assert told == ["", ", 0.0% under PGD"]
+
+
 TINY = configs.suited("digits", Config(model="resnet8", budget="0.3", defense="fgsm"))
 TINY = dataclasses.replace(
     TINY, epochs=3, ramp_stop=0.4, train_images=256, batch_size=64, checkpoint_every=0.0

@@ -1,44 +1,21 @@
-"""Tables and pictures say what the results say."""
+"""Tables say what the results say."""
 
-import copy
 import io
 import json
 from pathlib import Path
 
 import pytest
 from rich.console import Console
+from run_results import ROW, result
 
 from irp_jax.cli import report as command
 from irp_jax.config import Config
 from irp_jax.errors import UserError
-from irp_jax.report import fitting, plots, tables, timing
+from irp_jax.report import fitting, tables, timing
 from irp_jax.report.terminal import Terminal, show_results
 from irp_jax.training.phases import Plan
 
 RESULTS = Path(__file__).parent.parent / "results"
-
-ROW = {
-    "epoch": 1, "loss": 1.5, "train_accuracy": 0.4, "natural": 0.5, "fgsm": 0.4, "pgd": 0.3,
-    "cost_ratio": 0.16, "frozen": True, "images_per_s": 100.0, "seconds": 3.0,
-}  # fmt: skip
-LAYER = {
-    "layer": "stem", "channels_in": 3, "channels_out": 4, "dense_channels_in": 3,
-    "dense_channels_out": 16, "macs": 10, "dense_macs": 40, "params": 9, "dense_params": 36,
-}  # fmt: skip
-
-
-def result(seed, pgd, budget=0.16):
-    return {
-        "model": "resnet20", "dataset": "digits", "method": "priced", "seed": seed,
-        "budget": {"kind": "macs", "target": budget},
-        "cost": {"macs": 16, "dense_macs": 100, "macs_ratio": budget, "params": 20,
-                 "dense_params": 100, "params_ratio": 0.2},
-        "accuracy": {"natural": 0.99, "pgd": pgd}, "epochs": 4,
-        "attack": {"name": "pgd", "norm": "linf", "epsilon": 0.1, "steps": 10, "restarts": 1,
-                   "images": 360},
-        "wall_time_s": 120.0, "config": {"regularity": "channel", "budget": str(budget)},
-        "history": [ROW, {**ROW, "epoch": 2}], "layers": [LAYER],
-    }  # fmt: skip
 
 
 def test_seeds_are_averaged_and_their_range_is_shown():
@@ -200,23 +177,12 @@ def test_lines_that_nothing_else_tells_apart_are_told_apart_by_commit():
     assert "commit" not in tables.lines([older, other])[0]
 
 
-def test_pictures_are_of_two_kinds(tmp_path):
-    with pytest.raises(UserError, match=r"another kind\): give a writable \.svg or \.png"):
-        plots.run_picture(result(0, 0.9), tmp_path / "run.gif")
-    assert not list(tmp_path.iterdir())
-
-
-def test_figures_of_held_out_images_say_so(tmp_path, monkeypatch):
+def test_figures_of_held_out_images_say_so():
     held_out = result(0, 0.9)
     held_out["config"]["evaluate_on"] = "validation"
     both = [held_out, result(0, 0.8)]
     titles, rows = tables.lines(both)
     assert [row[titles.index("data")] for row in rows] == ["digits, held out", "digits"]
-    drawn = []
-    monkeypatch.setattr(plots, "_save", lambda figure, _: drawn.append(figure))
-    plots.budget_picture(both, tmp_path / "both.svg")
-    lines = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
-    assert sorted(line.endswith("held out") for line in lines) == [False, True]
 
 
 def test_attacks_that_not_every_run_has_seen_have_a_column_and_say_on_how_many_images():
@@ -228,52 +194,6 @@ def test_attacks_that_not_every_run_has_seen_have_a_column_and_say_on_how_many_i
     cells = dict(zip(titles, zip(first, second, strict=True), strict=True))
     assert cells["autoattack %"] == ("85.0", "")
     assert cells["pgd-50-10 %"] == ("88.0, 100 images", "")
-
-
-def _with(one, **settings):
-    return {**one, "config": {**one["config"], **settings}}
-
-
-def test_curves_are_named_by_what_they_do_not_share_and_seeds_are_one(monkeypatch):
-    drawn = []
-    monkeypatch.setattr(plots, "_save", lambda figure, _: drawn.append(figure))
-    deep = {**result(0, 0.9), "model": "resnet56"}
-    clipped = _with(result(0, 0.7), clip=1.0)
-    lucky = copy.deepcopy(result(1, 0.9))
-    lucky["history"][0]["pgd"] = 0.5
-    plots.curves_picture([result(0, 0.9), lucky, clipped, deep], Path("curves.svg"))
-    rows = [drawn[0].axes[i : i + 2] for i in (0, 2)]
-    assert [row[0].get_title().partition(",")[0] for row in rows] == ["resnet20", "resnet56"]
-    named = [[text.get_text() for text in row[0].get_legend().get_texts()] for row in rows]
-    usual = "priced, 4 epochs, 0.160 left"
-    assert named == [[usual, f"{usual}, clip 1"], [usual]]
-    seeds, _ = rows[0][1].get_lines()
-    assert seeds.get_ydata().tolist() == pytest.approx([40.0, 30.0])  # of 30 and 50, 30 and 30
-
-
-@pytest.mark.parametrize("suffix", ["svg", "png"])
-def test_pictures_are_drawn(tmp_path, suffix):
-    plots.run_picture(result(0, 0.9), tmp_path / "new" / f"run.{suffix}")
-    runs = [result(0, 0.9), result(1, 0.8), result(0, 0.5, budget=0.5)]
-    plots.budget_picture(runs, tmp_path / f"budget.{suffix}")
-    assert (tmp_path / "new" / f"run.{suffix}").stat().st_size > 5000
-    assert (tmp_path / f"budget.{suffix}").stat().st_size > 5000
-    plots.curves_picture(runs, tmp_path / f"curves.{suffix}")
-    assert (tmp_path / f"curves.{suffix}").stat().st_size > 5000
-    other = {**result(0, 0.7), "dataset": "cifar10"}
-    plots.curves_picture([*runs, other], tmp_path / f"two_sets.{suffix}")
-    assert (tmp_path / f"two_sets.{suffix}").stat().st_size > 5000
-    plots.curves_picture(runs, tmp_path / f"again.{suffix}")
-    again = (tmp_path / f"again.{suffix}").read_bytes()
-    assert again == (tmp_path / f"curves.{suffix}").read_bytes()
-    crowd = [_with(result(0, 0.9), learning_rate=rate) for rate in range(1, 30)]
-    with pytest.raises(UserError, match="29 curves of one method"):
-        plots.curves_picture(crowd, tmp_path / "curves.svg")
-    with pytest.raises(UserError, match="29 lines"):
-        plots.budget_picture(crowd, tmp_path / "curves.svg")
-    plots.budget_picture(crowd[:9], tmp_path / f"nine.{suffix}")
-    with pytest.raises(UserError, match="cannot write"):
-        plots.run_picture(copy.deepcopy(runs[0]), tmp_path / "picture.unknown")
 
 
 @pytest.mark.parametrize("live", [True, False])

@@ -306,15 +306,6 @@ def test_all_runs_of_a_sweep_get_as_many_cores(cores, jobs, shares):
     assert sweep_command._shares(list(range(cores)), jobs) == shares
 
 
-def test_channels_are_those_of_the_runs_that_are_narrow_from_the_start(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("mine.py").write_text(
-        "from irp_jax.config import Config\nconfig = Config(method='width', channels='stage1=12')\n"
-    )
-    options = sweep_command.Options(config="mine.py", methods="width,priced")
-    assert [run.channels for run in sweep_command._runs(options)] == ["stage1=12", ""]
-
-
 def test_attacks_on_test_images_are_not_for_runs_that_choose_settings(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(

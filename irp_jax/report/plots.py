@@ -86,6 +86,9 @@ def budget_picture(results: Sequence[Results], path: Path) -> None:
     Args:
         results: the runs; seeds are averaged, their range is drawn as a bar.
         path: .svg or .png to write.
+
+    Raises:
+        UserError: there are more lines than can be told apart.
     """
     lines: dict[tuple[str, ...], list[list[Results]]] = defaultdict(list)
     for runs in groups(results):
@@ -166,13 +169,13 @@ def curves_picture(results: Sequence[Results], path: Path) -> None:
         for name, runs in zip(
             _told_apart([_curve_name(runs) for runs in lines]), lines, strict=True
         ):
-            kind_of = runs[0]["method"]
+            how = runs[0]["method"]
             style: dict[str, Any] = {
-                "color": COLORS[methods.index(kind_of) % len(COLORS)],
-                "linestyle": styles[seen[kind_of]],
+                "color": COLORS[methods.index(how) % len(COLORS)],
+                "linestyle": styles[seen[how]],
                 "label": name,
             }
-            seen[kind_of] += 1
+            seen[how] += 1
             for axis, key in zip(axes, ("natural", "pgd"), strict=True):
                 _curve(axis, runs, key, style)
         axes[0].legend(frameon=False, fontsize=8)

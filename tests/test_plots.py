@@ -1,0 +1,71 @@
+"""Pictures show what the results say."""
+
+import copy
+from pathlib import Path
+
+import pytest
+from run_results import result
+
+from irp_jax.errors import UserError
+from irp_jax.report import plots
+
+
+def _with(one, **settings):
+    return {**one, "config": {**one["config"], **settings}}
+
+
+def test_pictures_are_of_two_kinds(tmp_path):
+    with pytest.raises(UserError, match=r"another kind\): give a writable \.svg or \.png"):
+        plots.run_picture(result(0, 0.9), tmp_path / "run.gif")
+    assert not list(tmp_path.iterdir())
+
+
+def test_lines_of_held_out_images_say_so(monkeypatch):
+    held_out = _with(result(0, 0.9), evaluate_on="validation")
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, _: drawn.append(figure))
+    plots.budget_picture([held_out, result(0, 0.8)], Path("both.svg"))
+    lines = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    assert sorted(line.endswith("held out") for line in lines) == [False, True]
+
+
+def test_curves_are_named_by_what_they_do_not_share_and_seeds_are_one(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, _: drawn.append(figure))
+    deep = {**result(0, 0.9), "model": "resnet56"}
+    clipped = _with(result(0, 0.7), clip=1.0)
+    lucky = copy.deepcopy(result(1, 0.9))
+    lucky["history"][0]["pgd"] = 0.5
+    plots.curves_picture([result(0, 0.9), lucky, clipped, deep], Path("curves.svg"))
+    rows = [drawn[0].axes[i : i + 2] for i in (0, 2)]
+    assert [row[0].get_title().partition(",")[0] for row in rows] == ["resnet20", "resnet56"]
+    named = [[text.get_text() for text in row[0].get_legend().get_texts()] for row in rows]
+    usual = "priced, 4 epochs, 0.160 left"
+    assert named == [[usual, f"{usual}, clip 1"], [usual]]
+    seeds, _ = rows[0][1].get_lines()
+    assert seeds.get_ydata().tolist() == pytest.approx([40.0, 30.0])  # of 30 and 50, 30 and 30
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_pictures_are_drawn(tmp_path, suffix):
+    plots.run_picture(result(0, 0.9), tmp_path / "new" / f"run.{suffix}")
+    runs = [result(0, 0.9), result(1, 0.8), result(0, 0.5, budget=0.5)]
+    plots.budget_picture(runs, tmp_path / f"budget.{suffix}")
+    assert (tmp_path / "new" / f"run.{suffix}").stat().st_size > 5000
+    assert (tmp_path / f"budget.{suffix}").stat().st_size > 5000
+    plots.curves_picture(runs, tmp_path / f"curves.{suffix}")
+    assert (tmp_path / f"curves.{suffix}").stat().st_size > 5000
+    other = {**result(0, 0.7), "dataset": "cifar10"}
+    plots.curves_picture([*runs, other], tmp_path / f"two_sets.{suffix}")
+    assert (tmp_path / f"two_sets.{suffix}").stat().st_size > 5000
+    plots.curves_picture(runs, tmp_path / f"again.{suffix}")
+    again = (tmp_path / f"again.{suffix}").read_bytes()
+    assert again == (tmp_path / f"curves.{suffix}").read_bytes()
+    crowd = [_with(result(0, 0.9), learning_rate=rate) for rate in range(1, 30)]
+    with pytest.raises(UserError, match="29 curves of one method"):
+        plots.curves_picture(crowd, tmp_path / "curves.svg")
+    with pytest.raises(UserError, match="29 lines"):
+        plots.budget_picture(crowd, tmp_path / "curves.svg")
+    plots.budget_picture(crowd[:9], tmp_path / f"nine.{suffix}")
+    with pytest.raises(UserError, match="cannot write"):
+        plots.run_picture(copy.deepcopy(runs[0]), tmp_path / "picture.unknown")
