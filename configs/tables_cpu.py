@@ -2,8 +2,9 @@ r"""Rows of configs/tables.py for the larger networks, CIFAR-10, sized for CPUs.
 
     bin/sweep --config=tables_cpu --results=results/tables_cpu
 
-Channels of VGG16 and ResNet18, in-train and uniformly narrow from the start, and weights of
-ResNet56, on 10,000 images for eight epochs. So few epochs want small batches and a long warm-up of
+Channels of VGG16 and ResNet18, in-train and at three budgets also uniformly narrow from the start,
+and weights of ResNet56, on 10,000 images for eight epochs; weights of VGG16 and ResNet18, which
+cost the whole network to the end, for four. So few epochs want small batches and a long warm-up of
 the radius (configs/comparison.py). Pruning ends after a quarter of training, as these networks are
 slow while they are large: VGG16, ResNet18 and ResNet56 train 50, 28 and 80 images a second on a CPU
 core. VGG16 wants short gradients: without, its loss was 3.3 in the first epoch, and it had learnt
@@ -38,6 +39,16 @@ configs = [
             (VGG16, "0.76M"),
             (VGG16, "5.51M"),
         )
+    ),
+    *(
+        dataclasses.replace(network, budget=budget)
+        for network in (VGG16, RESNET18)
+        for budget in ("0.5", "0.25")
+    ),
+    *(
+        dataclasses.replace(network, budget=budget, regularity="weight", epochs=4)
+        for network in (VGG16, RESNET18)
+        for budget in ("0.1", "0.05", "0.01")
     ),
     dataclasses.replace(RESNET56, budget="0.13M"),
 ]
