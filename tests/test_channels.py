@@ -26,6 +26,11 @@ def test_no_channels_given_leaves_a_run_the_one_it_was_before_they_could_be():
     assert configs.run_name(given) != configs.run_name(Config(method="width"))
 
 
+def test_the_order_in_which_channels_are_given_makes_no_other_run():
+    one, other = (Config(method="width", channels=text) for text in ("a=1,b=2", "b=2,a=1"))
+    assert configs.run_name(one) == configs.run_name(other)
+
+
 def test_channels_are_taken_from_results_and_come_back(tmp_path):
     results = tmp_path / "results.json"
     kept = {"stage2": 20, "stage1": 12, "stage1_block0.inner": 7}

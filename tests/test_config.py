@@ -21,6 +21,22 @@ def test_the_default_is_valid():
     configs.check(Config())
 
 
+def test_settings_that_change_nothing_are_told_with_what_they_are_for():
+    given = Config(method="admm", admm_rho=0.01, attack_steps=3, ramp_stop=0.3)
+    told = configs.unused(given)
+    assert [line.split()[0] for line in told] == ["--attack-steps", "--ramp-stop"]
+    assert told[0].endswith("it is for --defense=pgd or trades")
+    assert not configs.unused(
+        dataclasses.replace(given, method="priced", admm_rho=0.001, defense="pgd")
+    )
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "digits", "mnist"])
+def test_usual_settings_are_never_told(dataset):
+    for method in configs.SETTINGS_OF["method"]:
+        assert not configs.unused(dataclasses.replace(configs.suited(dataset), method=method))
+
+
 @functools.cache
 def described(model, shape):
     return models.describe(models.build(model, 10, 1.0), shape)

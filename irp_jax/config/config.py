@@ -9,7 +9,19 @@ from irp_jax.pruning.masks import Regularity
 BASELINES = {"width": 1, "magnitude": 2, "admm": 3}
 """Methods that learn no masks but prune once -> stages of training, each at least an epoch."""
 
-METHODS = ("priced", "paper", *BASELINES)
+SETTINGS_OF: dict[str, dict[str, tuple[str, ...]]] = {
+    "method": {
+        "priced": ("ramp_start", "ramp_stop"),
+        "paper": ("hinge_strength", "mask_learning_rate"),
+        "width": ("channels",),
+        "magnitude": ("pretraining", "restart_rate"),
+        "admm": ("pretraining", "admm_stage", "admm_rho", "admm_updates", "restart_rate"),
+    },
+    "defense": {"pgd": ("attack_steps",), "trades": ("attack_steps",)},
+}
+"""Field -> its value -> the settings that only such values use."""
+
+METHODS = tuple(SETTINGS_OF["method"])
 COSTS = get_args(Kind)
 DEFENSES = (
     "none", "fgsm", "fgsm-rs", "n-fgsm", "fgsm-consistency", "fgsm-mep", "gradalign", "pgd",

@@ -19,6 +19,8 @@ def identity(config: Config) -> dict[str, Any]:
     """What decides a run's outcome, as JSON takes it: fields, and the content of a user's file."""
     # Text that is left empty decides nothing: runs from before there was such a field go on.
     fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in LOCAL and v != ""}
+    if config.channels:  # in whatever order they were given
+        fields["channels"] = ",".join(sorted(config.channels.split(",")))
     if config.dataset.endswith(".npz") and Path(config.dataset).is_file():
         with open(config.dataset, "rb") as file:
             fields["dataset_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()

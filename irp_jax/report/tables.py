@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 from statistics import mean
 from typing import Any
 
-from irp_jax.config import parse_budget, radius, suited
+from irp_jax.config import SETTINGS_OF, parse_budget, radius, suited
 from irp_jax.training.defenses import MANY_STEPS
 
 Results = dict[str, Any]
@@ -55,7 +55,7 @@ def method(one: Results) -> str:
     if channels := one["config"].get("channels"):
         digest = hashlib.sha256(channels.encode()).hexdigest()[:4]
         return f"{one['method']}, given channels ({digest})"
-    return one["method"] + _rare(one, OWN.get(one["method"], ()))
+    return one["method"] + _rare(one, SETTINGS_OF["method"].get(one["method"], ()))
 
 
 def defense(one: Results) -> str:
@@ -70,13 +70,6 @@ def defense(one: Results) -> str:
     asked = config.get("defense") or config.get("attack", "rs-fgsm").replace("rs-fgsm", "fgsm-rs")
     return _with_steps(one.get("defense", asked), config.get("attack_steps", 1))
 
-
-OWN = {
-    "paper": ("hinge_strength", "mask_learning_rate"),
-    "magnitude": ("pretraining", "restart_rate"),
-    "admm": ("pretraining", "admm_stage", "admm_rho", "admm_updates", "restart_rate"),
-}
-"""Settings of one method, named with it where they are not the usual ones."""
 
 RARE = ("ema", "weight_decay", "label_smoothing", "cutout")
 """Settings named in a recipe where they are not the usual ones."""

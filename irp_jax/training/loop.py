@@ -69,6 +69,8 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
             reporter.end(finished)
             return finished
         reporter.note(f"run in {workdir}")
+        for line in configs.unused(config):
+            reporter.note(line)
         progress = resume(setup, workdir, reporter.note)  # refuses checkpoints of another run
         everything = dataclasses.asdict(config) | identity
         files.write_json(workdir / "config.json", everything)

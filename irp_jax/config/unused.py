@@ -1,0 +1,28 @@
+"""Settings that were given and change nothing."""
+
+import dataclasses
+
+from irp_jax.config.command_line import flag
+from irp_jax.config.config import SETTINGS_OF, Config, suited
+
+
+def unused(config: Config) -> list[str]:
+    """Flags that are not at their usual values although this method or defence has no use for them.
+
+    They are told and not refused: one `configs/` file or sweep gives its settings to all methods.
+
+    Returns:
+        A line for each, in the order of the fields.
+    """
+    usual = suited(config.dataset)
+    lines = []
+    for field in dataclasses.fields(config):
+        if getattr(config, field.name) == getattr(usual, field.name):
+            continue
+        for by, users in SETTINGS_OF.items():
+            using = [value for value, settings in users.items() if field.name in settings]
+            if using and getattr(config, by) not in using:
+                lines.append(
+                    f"{flag(field.name)} changes nothing: it is for {flag(by)}={' or '.join(using)}"
+                )
+    return lines
