@@ -61,7 +61,7 @@ def check_place(path: Path) -> None:
         raise UserError(f"cannot write {str(path)!r}: choose another place")
 
 
-def make_folder(path: Path, flag: str) -> None:
+def make_folder(path: Path) -> None:
     """Makes a folder, before the work for what goes into it is done.
 
     Raises:
@@ -73,7 +73,7 @@ def make_folder(path: Path, flag: str) -> None:
     except OSError as error:
         reason = error.strerror
     if reason is not None:
-        raise UserError(f"cannot use {path} as a folder ({reason}): choose another {flag}")
+        raise UserError(f"cannot use {path} as a folder ({reason}): choose another")
 
 
 def read_json(path: Path) -> Any:

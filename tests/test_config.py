@@ -9,6 +9,7 @@ import pytest
 from irp_jax import config as configs
 from irp_jax import models
 from irp_jax.config import Config
+from irp_jax.config.config import METHODS
 from irp_jax.errors import UserError
 from irp_jax.training import phases
 from irp_jax.training.defenses import DEFENSES
@@ -33,7 +34,7 @@ def test_settings_that_change_nothing_are_told_with_what_they_are_for():
 
 @pytest.mark.parametrize("dataset", ["cifar10", "digits", "mnist"])
 def test_usual_settings_are_never_told(dataset):
-    for method in configs.SETTINGS_OF["method"]:
+    for method in METHODS:
         assert not configs.unused(dataclasses.replace(configs.suited(dataset), method=method))
 
 
@@ -105,7 +106,7 @@ def test_bad_fractions_are_refused(text):
         ("validation", 1.0, r"\[0, 1\)"),
         ("epsilon_warmup", 1.0, r"\[0, 1\)"),
         ("evaluate_on", "tests", "validation"),
-        ("ramp_stop", 0.01, "start < stop"),
+        ("ramp_stop", 0.01, "below --ramp-stop"),
         ("epochs", 22.5, "--epochs must be a whole number, got 22.5"),
         ("epochs", "3", "whole number, got '3'"),
         ("seed", True, "whole number, got True"),
@@ -125,7 +126,9 @@ def test_bad_values_are_refused_with_a_hint(field, value, hint):
 
 
 def test_only_the_method_that_has_a_ramp_is_held_to_it():
-    configs.check(dataclasses.replace(configs.Config(), method="width", ramp_start=0.3))
+    configs.check(Config(method="width", ramp_start=0.3))
+    with pytest.raises(UserError, match=r"--ramp-start must be in \[0, 1\), got nan"):
+        configs.check(Config(method="width", ramp_start=float("nan")))  # equal to no other run's
 
 
 def test_runs_that_differ_have_workdirs_that_differ():

@@ -44,6 +44,27 @@ def test_curves_are_named_by_what_they_do_not_share_and_seeds_are_one(monkeypatc
     assert named == [[usual, f"{usual}, clip 1"], [usual]]
     seeds, _ = rows[0][1].get_lines()
     assert seeds.get_ydata().tolist() == pytest.approx([40.0, 30.0])  # of 30 and 50, 30 and 30
+    [band] = rows[0][1].collections
+    corners = band.get_paths()[0].vertices
+    assert corners.min(axis=0) == pytest.approx([1, 30]) and corners.max(axis=0)[1] == 50
+
+
+def test_curves_that_nothing_else_tells_apart_are_named_by_commit(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, _: drawn.append(figure))
+    older = _with({**result(0, 0.9), "commit": "0123456789"}, unknown=1)
+    plots.curves_picture([older, {**result(0, 0.9), "commit": "abcdef0123"}], Path("curves.svg"))
+    named = [text.get_text() for text in drawn[0].axes[0].get_legend().get_texts()]
+    assert sorted(name.split(", ")[-1] for name in named) == ["at 0123456", "at abcdef0"]
+
+
+def test_a_line_of_budgets_is_of_runs_equally_long(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, _: drawn.append(figure))
+    longer = _with({**result(0, 0.95), "epochs": 9}, epochs=9)
+    plots.budget_picture([result(0, 0.9), longer, result(0, 0.5, budget=0.5)], Path("lines.svg"))
+    lines = {bar.get_label(): len(bar.lines[0].get_xdata()) for bar in drawn[0].axes[0].containers}
+    assert lines == {"priced, 4 epochs": 2, "priced, 9 epochs": 1}
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png"])

@@ -256,9 +256,7 @@ def test_what_a_command_failed_of_is_its_last_error_not_what_others_write_there(
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_places_are_looked_at_before_anything_is_trained(ran, flag, place):
     Path("file").write_text("")
-    with pytest.raises(
-        UserError, match=f"cannot use {place} as a folder .*: choose another {flag}"
-    ):
+    with pytest.raises(UserError, match=f"cannot use {place} as a folder .*: choose another"):
         sweep_command.sweep(["--config=mine.py", f"{flag}={place}"])
     assert not ran
 

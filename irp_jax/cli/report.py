@@ -27,7 +27,7 @@ class Options:
     plot: str | None = None
     """Draw to this .svg or .png: accuracy against cost, or, for one file, that run or benchmark."""
     curves: str | None = None
-    """Draw to this .svg or .png: accuracy over the epochs of training, a line a run."""
+    """Draw to this .svg or .png: accuracy over the epochs of training; seeds are one line."""
 
 
 NEEDED = {

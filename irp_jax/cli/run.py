@@ -5,7 +5,7 @@ import itertools
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -23,7 +23,7 @@ Parsed = TypeVar("Parsed")
 class _Refused(Exception):
     """Carries a word that is no number out of the flag parser, which would frame a ValueError.
 
-    Its arguments are the word and what it should have been.
+    Its arguments are the word, what it should have been and the type of its flag.
     """
 
 
@@ -53,13 +53,13 @@ def parse(
         try:
             return fraction(text)
         except UserError as error:
-            raise _Refused(text, "a number, for instance 0.03 or 8/255") from error
+            raise _Refused(text, "a number, for instance 0.03 or 8/255", float) from error
 
     def whole(text: str) -> int:
         try:
             return int(text)
         except ValueError:
-            raise _Refused(text, "a whole number") from None
+            raise _Refused(text, "a whole number", int) from None
 
     @registry.primitive_rule
     def choice(info: Any) -> PrimitiveConstructorSpec | None:
@@ -98,11 +98,16 @@ def parse(
             return_unknown_args=True, **given,
         )  # fmt: skip
     except _Refused as error:
-        word, meant = error.args
-        raise UserError(f"{_flag_of(word, arguments)} must be {meant}, got {word!r}") from error
+        word, meant, numeric = error.args
+        alike = [
+            name
+            for name, field in _flags(kind).items()
+            if numeric in (field.type, *get_args(field.type))
+        ]
+        flag = _given(word, arguments, alike)
+        raise UserError(f"{flag} must be {meant}, got {word!r}") from error
     if unread:
-        flags = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-        raise unknown("flag", unread[0].partition("=")[0], flags)
+        raise unknown("flag", unread[0].partition("=")[0], _flags(kind))
     # Shells leave the ~ of --flag=~/folder as it is.
     homes = {
         field.name: os.path.expanduser(value)
@@ -112,12 +117,18 @@ def parse(
     return dataclasses.replace(parsed, **homes)
 
 
-def _flag_of(word: str, arguments: list[str]) -> str:
-    """The flag that was given this value."""
+def _flags(kind: Any) -> dict[str, dataclasses.Field]:
+    """The fields of a dataclass by their flags."""
+    return {"--" + field.name.replace("_", "-"): field for field in dataclasses.fields(kind)}
+
+
+def _given(word: str, arguments: list[str], flags: Collection[str]) -> str:
+    """Which of these flags was given this value."""
     for before, argument in itertools.pairwise(["", *arguments]):
         name, equals, value = argument.partition("=")
-        if word == (value if equals else name):
-            return name if equals else before
+        flag, found = (name, value) if equals else (before, argument)
+        if found == word and flag.replace("_", "-") in flags:
+            return flag
     return "a value"
 
 
@@ -125,8 +136,7 @@ def _check_written(kind: Any, arguments: list[str], needed: bool) -> None:
     """Refuses in one line what the flag parser would frame: see `parse`."""
     if {"--help", "-h"} & set(arguments):
         return
-    fields = {"--" + field.name.replace("_", "-"): field for field in dataclasses.fields(kind)}
-    given = set()
+    fields, given = _flags(kind), set()
     for word, following in itertools.zip_longest(arguments, arguments[1:], fillvalue="--"):
         name, equals, value = word.partition("=")
         name = name.replace("_", "-")

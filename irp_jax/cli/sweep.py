@@ -85,9 +85,9 @@ def sweep(arguments: list[str]) -> None:
         raise UserError(f"--jobs must be at least 1, got {options.jobs}")
     if not on_cpu and jobs > 1:  # else the first run takes most of the device's memory for itself
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    for folder, flag in ((options.workdir, "--workdir"), (options.results, "--results")):
+    for folder in (options.workdir, options.results):
         if folder is not None:
-            files.make_folder(Path(folder), flag)
+            files.make_folder(Path(folder))
     before = {run.workdir: _collected(run, options) for run in runs}
     commands = Commands()
     shares: Queue[set[int]] = Queue()

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 
 from irp_jax.errors import UserError
 
@@ -61,6 +62,11 @@ def parse_channels(text: str) -> dict[str, int]:
             )
         found[name] = int(count)
     return found
+
+
+def write_channels(counts: Mapping[str, int]) -> str:
+    """Channel counts as `parse_channels` reads them, in the order of the groups' names."""
+    return ",".join(f"{group}={count}" for group, count in sorted(counts.items()))
 
 
 def fraction(text: str) -> float:

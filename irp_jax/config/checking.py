@@ -45,8 +45,10 @@ def check(config: Config) -> None:
     attacks.linf(config.epsilon)
     if config.seed >= 2**32:
         raise UserError(f"--seed must be below 2^32, got {config.seed}")
+    if config.epochs < (stages := BASELINES.get(config.method, 1)):
+        why = f", one for each stage of --method={config.method}" if stages > 1 else ""
+        raise UserError(f"--epochs must be at least {stages}{why}, got {config.epochs}")
     for name, least in (
-        ("epochs", BASELINES.get(config.method, 1)),
         ("batch_size", 1),
         ("seed", 0),
         ("cutout", 0),
@@ -55,10 +57,7 @@ def check(config: Config) -> None:
         ("admm_updates", 1),
     ):
         if getattr(config, name) < least:
-            stages = f" with --method={config.method}" if name == "epochs" and least > 1 else ""
-            raise UserError(
-                f"{flag(name)} must be at least {least}{stages}, got {getattr(config, name)}"
-            )
+            raise UserError(f"{flag(name)} must be at least {least}, got {getattr(config, name)}")
     for name in (
         "width", "learning_rate", "hinge_strength", "mask_learning_rate", "pretraining",
         "admm_stage", "admm_rho", "restart_rate",
@@ -71,16 +70,18 @@ def check(config: Config) -> None:
         raise UserError(f"--cutout must be at most {LARGEST_CUTOUT} pixels, got {config.cutout}")
     if config.width > WIDEST:
         raise UserError(f"--width must be at most {WIDEST}, got {config.width:g}")
-    for name in ("label_smoothing", "validation", "ema", "epsilon_warmup"):
+    for name in (
+        "label_smoothing", "validation", "ema", "epsilon_warmup", "ramp_start", "ramp_stop",
+    ):  # fmt: skip
         if not 0 <= getattr(config, name) < 1:
             raise UserError(f"{flag(name)} must be in [0, 1), got {getattr(config, name):g}")
     for name in ("weight_decay", "checkpoint_every", "clip"):
         if not 0 <= getattr(config, name) < math.inf:
             raise UserError(f"{flag(name)} must be 0 or more, got {getattr(config, name):g}")
-    if config.method == "priced" and not 0 <= config.ramp_start < config.ramp_stop < 1:
+    if config.method == "priced" and not config.ramp_start < config.ramp_stop:
         raise UserError(
-            f"--ramp-start and --ramp-stop must satisfy 0 <= start < stop < 1, got "
-            f"{config.ramp_start:g} and {config.ramp_stop:g}"
+            f"--ramp-start must be below --ramp-stop, got {config.ramp_start:g} and "
+            f"{config.ramp_stop:g}"
         )
     if config.method == "magnitude" and config.pretraining >= 1:
         raise UserError(

@@ -13,15 +13,14 @@ SETTINGS_OF: dict[str, dict[str, tuple[str, ...]]] = {
     "method": {
         "priced": ("ramp_start", "ramp_stop"),
         "paper": ("hinge_strength", "mask_learning_rate"),
-        "width": ("channels",),
         "magnitude": ("pretraining", "restart_rate"),
         "admm": ("pretraining", "admm_stage", "admm_rho", "admm_updates", "restart_rate"),
     },
     "defense": {"pgd": ("attack_steps",), "trades": ("attack_steps",)},
 }
-"""Field -> its value -> the settings that only such values use."""
+"""Field -> value -> the settings that change nothing unless the field has such a value."""
 
-METHODS = tuple(SETTINGS_OF["method"])
+METHODS = ("priced", "paper", *BASELINES)
 COSTS = get_args(Kind)
 DEFENSES = (
     "none", "fgsm", "fgsm-rs", "n-fgsm", "fgsm-consistency", "fgsm-mep", "gradalign", "pgd",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from irp_jax import files
+from irp_jax.config.amounts import write_channels
 from irp_jax.config.config import Config
 from irp_jax.errors import UserError, unknown
 
@@ -69,7 +70,7 @@ def channels_of(results: str) -> str:
         raise UserError(
             f"no channels in {results}: give the results.json of a run that pruned channels"
         )
-    return ",".join(f"{group}={count}" for group, count in sorted(kept.items()))
+    return write_channels(kept)
 
 
 def from_json(fields: dict[str, Any]) -> Config:

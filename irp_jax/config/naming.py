@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from irp_jax.config.amounts import parse_channels, write_channels
 from irp_jax.config.config import Config
 
 USUAL = ("macs", "channel", "priced")
@@ -20,7 +21,7 @@ def identity(config: Config) -> dict[str, Any]:
     # Text that is left empty decides nothing: runs from before there was such a field go on.
     fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in LOCAL and v != ""}
     if config.channels:  # in whatever order they were given
-        fields["channels"] = ",".join(sorted(config.channels.split(",")))
+        fields["channels"] = write_channels(parse_channels(config.channels))
     if config.dataset.endswith(".npz") and Path(config.dataset).is_file():
         with open(config.dataset, "rb") as file:
             fields["dataset_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()

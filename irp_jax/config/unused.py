@@ -7,9 +7,9 @@ from irp_jax.config.config import SETTINGS_OF, Config, suited
 
 
 def unused(config: Config) -> list[str]:
-    """Flags that are not at their usual values although this method or defence has no use for them.
+    """What to say of settings that are not the usual ones and that only other methods use.
 
-    They are told and not refused: one `configs/` file or sweep gives its settings to all methods.
+    Or other defences. It is no error: a sweep over methods gives its settings to all of them.
 
     Returns:
         A line for each, in the order of the fields.

@@ -16,7 +16,16 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from irp_jax.config import radius
 from irp_jax.errors import UserError
-from irp_jax.report.tables import Results, defense, groups, measured_on, method, network, recipe
+from irp_jax.report.tables import (
+    Results,
+    commits,
+    defense,
+    groups,
+    measured_on,
+    method,
+    network,
+    recipe,
+)
 
 # Names within a file would be random: the same results make the same file.
 plt.rcParams["svg.hashsalt"] = "irp_jax"
@@ -24,8 +33,11 @@ plt.rcParams["svg.hashsalt"] = "irp_jax"
 COLORS = plt.rcParams["axes.prop_cycle"].by_key()["color"]
 """Of lines, in turn."""
 
-FEW, MOST = 6, 20
-"""Lines whose key leaves room for them, and that can be told apart."""
+KEY_WITHIN, LINES_AT_MOST = 6, 20
+"""Lines whose key leaves room for them, and lines that can be told apart."""
+
+MARKERS = "os"
+"""Of lines: the next once all colours were used."""
 
 INK = {
     "dense": "#c9ced6",
@@ -94,17 +106,17 @@ def budget_picture(results: Sequence[Results], path: Path) -> None:
     for runs in groups(results):
         one = runs[0]
         where = (network(one), f"of {one['budget']['kind']}", measured_on(one))
-        lines[method(one), *_setting(one), *where].append(runs)
-    if len(lines) > MOST:
+        lines[method(one), *_setting(one), *where, f"{one['epochs']} epochs"].append(runs)
+    if len(lines) > LINES_AT_MOST:
         raise UserError(
             f"{len(lines)} lines cannot be told apart: give a folder of runs that differ less"
         )
-    below = 0.0 if len(lines) <= FEW else 0.2 * len(lines)  # inches
+    below = 0.0 if len(lines) <= KEY_WITHIN else 0.2 * len(lines)  # inches
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.8 + below), layout="constrained", sharex=True)
+    names = _names([(name, rest) for name, *rest in lines])
     for axis, (key, label) in zip(
         axes, (("natural", "natural accuracy, %"), ("pgd", "PGD-10 accuracy, %")), strict=True
     ):
-        names = _told_apart([(name, rest) for name, *rest in lines])
         for number, (name, sets) in enumerate(zip(names, lines.values(), strict=True)):
             x = [mean(_left(r) for r in runs) for runs in sets]
             values = [[100 * r["accuracy"][key] for r in runs] for runs in sets]
@@ -117,11 +129,11 @@ def budget_picture(results: Sequence[Results], path: Path) -> None:
             axis.errorbar(
                 [x[i] for i in order], [y[i] for i in order],
                 [[side[i] for i in order] for side in error],
-                marker="os^Dv"[number // len(COLORS) % 5], markersize=4, capsize=2,
+                marker=MARKERS[number // len(COLORS)], markersize=4, capsize=2,
                 label=name,
             )  # fmt: skip
         axis.set(xlabel="cost left, fraction of dense", ylabel=label)
-    if len(lines) <= FEW:
+    if len(lines) <= KEY_WITHIN:
         axes[0].legend(frameon=False, fontsize=8)
     else:
         handles, labels = axes[0].get_legend_handles_labels()
@@ -166,14 +178,13 @@ def curves_picture(results: Sequence[Results], path: Path) -> None:
     )  # fmt: skip
     for axes, ((data, net, budget, kind), lines) in zip(grid, sorted(rows.items()), strict=True):
         seen: Counter[str] = Counter()
-        for name, runs in zip(
-            _told_apart([_curve_name(runs) for runs in lines]), lines, strict=True
-        ):
+        names = _names([_curve_name(runs) for runs in lines])
+        for name, runs in zip(names, lines, strict=True):
             how = runs[0]["method"]
             style: dict[str, Any] = {
-                "color": COLORS[methods.index(how) % len(COLORS)],
+                "color": COLORS[methods.index(how)],
                 "linestyle": styles[seen[how]],
-                "label": name,
+                "label": name if names.count(name) == 1 else f"{name}, at {commits(runs)}",
             }
             seen[how] += 1
             for axis, key in zip(axes, ("natural", "pgd"), strict=True):
@@ -187,7 +198,7 @@ def curves_picture(results: Sequence[Results], path: Path) -> None:
     _save(figure, path)
 
 
-def _row(one: Results) -> tuple[str, str, int, str]:
+def _row(one: Results) -> tuple[str, str, float, str]:
     """What the curves of a row have in common."""
     return measured_on(one), network(one), one["budget"]["target"], one["budget"]["kind"]
 
@@ -216,7 +227,7 @@ def _setting(one: Results) -> list[str]:
     return [masks, eps, defense(one), *recipe(one).split(", ")]
 
 
-def _told_apart(lines: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+def _names(lines: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
     """Names of lines: each with those of its particulars that not all of them share."""
     shared = set[str].intersection(*(set(rest) for _, rest in lines))
     return [", ".join([name, *(p for p in rest if p not in shared)]) for name, rest in lines]

@@ -189,16 +189,16 @@ def lines(results: Iterable[Results]) -> tuple[list[str], list[list[str]]]:
     alike = [names.count(name) > 1 for name in names]
     if any(alike):  # the same command at several commits, say: figures move with the code
         columns["commit"] = [
-            _commits(runs) if a else "" for runs, a in zip(grouped, alike, strict=True)
+            commits(runs) if a else "" for runs, a in zip(grouped, alike, strict=True)
         ]
         titles.insert(titles.index("natural %"), "commit")
     return titles, [list(line) for line in zip(*(columns[t] for t in titles), strict=True)]
 
 
-def _commits(runs: list[Results]) -> str:
+def commits(runs: list[Results]) -> str:
     """Short, with the plus sign of a changed tree."""
-    commits = dict.fromkeys(run.get("commit") or "unknown" for run in runs)
-    return ", ".join(commit[:7] + "+" * commit.endswith("+") for commit in commits)
+    found = dict.fromkeys(run.get("commit") or "unknown" for run in runs)
+    return ", ".join(commit[:7] + "+" * commit.endswith("+") for commit in found)
 
 
 def sections(results: Iterable[Results]) -> dict[str, list[Results]]:

@@ -122,7 +122,7 @@ def _strengthened(
     reporter.note(
         f"catastrophic overfitting in epoch {now.epoch}: {now.health.trained:.1%} of the training "
         f"images right under {now.defense}, {now.health.pgd:.1%} under PGD; back to the end of "
-        f"epoch {healthy.epoch}{_there(healthy)}, going on with {defense}"
+        f"epoch {healthy.epoch}, going on with {defense}"
     )
     event = {
         "epoch": now.epoch, "back_to": healthy.epoch, "trained": now.health.trained,
@@ -132,12 +132,6 @@ def _strengthened(
     health, descent = Health(healthy.health.chance), healthy.descent.afresh
     back = _back(healthy, now, event)
     return dataclasses.replace(back, defense=defense, health=health, descent=descent)
-
-
-def _there(healthy: Progress) -> str:
-    """What the last sound state is worth: nothing, if nothing was learnt against this radius."""
-    pgd = healthy.health.last_pgd
-    return "" if pgd is None else f", {pgd:.1%} under PGD"
 
 
 def _steadied(
