@@ -2,13 +2,13 @@ r"""Rows of configs/tables.py for the larger networks, CIFAR-10, sized for CPUs.
 
     bin/sweep --config=tables_cpu --results=results/tables_cpu
 
-Channels of VGG16 and ResNet18, in-train and at three budgets also uniformly narrow from the start,
-and weights of ResNet56, on 10,000 images for eight epochs; weights of VGG16 and ResNet18, which
-cost the whole network to the end, for four. So few epochs want small batches and a long warm-up of
-the radius (configs/comparison.py). Pruning ends after a quarter of training, as these networks are
-slow while they are large: VGG16, ResNet18 and ResNet56 train 50, 28 and 80 images a second on a CPU
-core. VGG16 wants short gradients: without, its loss was 3.3 in the first epoch, and it had learnt
-nothing when it was cut, nor an epoch later (results/unclipped_vgg16.json).
+Channels of VGG16 and ResNet18, in-train and at four of the eight budgets also uniformly narrow from
+the start, and weights of ResNet56, on 10,000 images for eight epochs; weights of VGG16 and
+ResNet18, which cost the whole network to the end, for four. So few epochs want small batches and a
+long warm-up of the radius (configs/comparison.py). Pruning ends after a quarter of training, as
+these networks are slow while they are large: VGG16, ResNet18 and ResNet56 train 50, 27 and 80
+images a second on a CPU core. VGG16 wants short gradients: without, its loss was 3.3 in the first
+epoch, and it had learnt nothing when it was cut, nor an epoch later (results/unclipped_vgg16.json).
 """
 
 import dataclasses
