@@ -44,7 +44,8 @@ FASTER = 2**11
 """How much more a GPU or TPU does meanwhile: an H200 trained ResNet20 at 42,000 images a second,
 two passes each, which is 2**30 pixels in 12 seconds, and compiled its step in 40."""
 REFILL = 4
-"""A batch is filled up once one place in so many is free: to start runs costs all a full pass."""
+"""What was found is looked at once one run in so many is over, and a batch filled up once one place
+in so many is free: either costs all of them a pass."""
 LONGEST = 50
 """Steps taken before the host looks what has fallen, at most."""
 SAVE_EVERY = 30.0
@@ -207,12 +208,13 @@ def _one_attack(
             batch = _fill(network, attack, places, batch, held, filled, survived)
             chunk = 1
         assert batch is not None
+        done += chunk * int(np.asarray(batch.running).sum())
         batch = runs.advance(network, attack, batch, chunk)
-        done += chunk * int((held >= 0).sum())
         # Few steps at first, when most images fall; then many, to seldom wait for the host.
         chunk = min(2 * chunk, max(1, min(attack.steps // 20, LONGEST)))
-        over = np.flatnonzero((held >= 0) & ~np.asarray(batch.running))
-        if len(over):
+        running = np.asarray(batch.running)
+        over = np.flatnonzero((held >= 0) & ~running)
+        if len(over) and (len(over) >= (held >= 0).sum() // REFILL or not running.any()):
             claimed, confirmed, worst, taken = jax.device_get(runs.outcome(network, batch))
             doubtful = np.zeros(len(held), bool)
             for place in over:
