@@ -60,7 +60,7 @@ def solver(regularity, kind):
 
     @quick_jit
     def solve(score, goal):
-        return budget.solve(score, least, lambda kept: cost.ratio(dense, kind, kept), goal)
+        return budget.solve(score, least, lambda kept: cost.ratio(dense, kind, kept), goal)[1]
 
     return dense, solve
 
@@ -146,6 +146,19 @@ def run_priced(dense, regularity, kind, target, sizes, steps, later=None, **sett
         return jax.lax.scan(body, (start, rule.init(start)), noise)[1]
 
     return jax.device_get(run(start, noise))
+
+
+def test_logits_compare_across_masks_where_a_floor_holds_one_up():
+    poor = "stage2_block1.inner"
+    sizes = random_sizes(LARGE, "channel", 1)
+    sizes[poor] = 1e-3 * sizes[poor]
+    history = run_priced(LARGE, "channel", "macs", budget.ramp(0.5, 0, 1), sizes, 60)
+    logits = {name: values[-1] for name, values in history.items()}
+    assert (logits[poor] > 0).sum() == masks.floors(LARGE, "channel")[poor]
+    assert logits[poor][logits[poor] < 0].max() < -3
+    limit = int(0.51 * cost.total(LARGE).macs)
+    filled = kept_units(budget.project(LARGE, logits, "channel", "macs", limit))
+    assert filled[poor] == masks.floors(LARGE, "channel")[poor]
 
 
 def kept_history(logits):

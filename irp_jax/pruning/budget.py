@@ -104,13 +104,17 @@ def priced(
         )
         prices = jax.grad(ratio)({name: (m > 0).astype(m.dtype) for name, m in logits.items()})
         score = jax.tree.map(lambda w, p: 0.5 * (jnp.log(w + 1e-30) - jnp.log(p)), worth, prices)
-        thresholds = solve(score, least, lambda kept: cost.ratio(architecture, kind, kept), goal)
+        common, thresholds = solve(
+            score, least, lambda kept: cost.ratio(architecture, kind, kept), goal
+        )
 
         def move(score: jax.Array, threshold: jax.Array, logits: jax.Array) -> jax.Array:
-            above = score - threshold
+            # Even where a floor lowers the threshold, so that logits of all masks compare.
+            above = score - common
             # Off zero, or adding the update to the old logit could round a kept unit away, and with
             # it a floor.
-            clear = jnp.where(above > 0, jnp.maximum(above, HAIR), jnp.minimum(above, -HAIR))
+            kept = score > threshold
+            clear = jnp.where(kept, jnp.maximum(above, HAIR), jnp.minimum(above, -HAIR))
             return jnp.where(goal < 1.0, jnp.clip(clear, -LIMIT, LIMIT) - logits, 0.0)
 
         updates = jax.tree.map(move, score, thresholds, logits)
@@ -121,17 +125,18 @@ def priced(
 
 def solve(
     score: Masks, least: dict[str, int], ratio: Callable[[dict], jax.Array], goal: jax.Array
-) -> dict[str, jax.Array]:
-    """Mask name -> the threshold above which its units are kept.
-
-    One threshold for all, the lowest at which the ratio is at most `goal`; lower for a mask
-    that would fall under its floor.
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The scores above which units are kept.
 
     Args:
         score: mask name -> score of each unit, any shape.
         least: mask name -> units that stay in any case.
         ratio: kept units by mask name -> cost ratio, increasing in each.
         goal: ratio to meet.
+
+    Returns:
+        The threshold for all, the lowest at which the ratio is at most `goal`; and mask name -> its
+        own, which is lower where the mask would fall under its floor.
     """
 
     def count(thresholds):
@@ -163,7 +168,7 @@ def solve(
     lowest = jnp.stack(list(low.values())).min()
     highest = jnp.stack(list(high.values())).max()
     _, threshold = jax.lax.fori_loop(0, 24, narrow, (lowest, highest))
-    return capped(threshold)
+    return threshold, capped(threshold)
 
 
 def hinge(
