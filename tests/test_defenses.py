@@ -62,7 +62,7 @@ def test_attacks_of_many_steps_find_worse_images_than_attacks_of_one(variables, 
     @quick_jit
     def measures(images):
         clean, found = (logits(variables)(x) for x in (IMAGES, images))
-        return losses.cross_entropy(found, LABELS), losses.divergence(clean, found)
+        return losses.cross_entropy(found, LABELS), losses.kl_divergence(clean, found)
 
     names = ("none", "fgsm", "fgsm-rs", "pgd", "trades")
     loss, distance = zip(*(measures(perturbed(name).adversarial) for name in names), strict=True)
@@ -126,7 +126,7 @@ def test_divergence_and_squared_distance_by_hand():
         0.5 * np.log(2) + 0.25 * np.log(0.5),
         0.2 * np.log(1 / 3) + 0.5 * np.log(5),
     ]
-    found = losses.divergence(*(jnp.log(x).astype(jnp.float32) + 7 for x in (p, q)))
+    found = losses.kl_divergence(*(jnp.log(x).astype(jnp.float32) + 7 for x in (p, q)))
     assert found == pytest.approx(np.mean(by_hand), rel=1e-5)
     assert losses.squared_distance(jnp.array([[1.0, 2.0]]), jnp.array([[4.0, 0.0]])) == 6.5
 

@@ -177,11 +177,14 @@ def test_what_an_epoch_ends_with_counts(monkeypatch):
     state = SimpleNamespace(params=network, batch_stats={})
     losses = np.repeat([1.5, 1.4, 9.0], [20, 20, 10])
 
-    def loss(losses, state):
-        return epochs._loss(epochs._Trained(state, {"loss": losses}, health=None), steps=10)
+    def loss(losses, state, whole=1.0):
+        metrics = {"cross_entropy": losses, "loss": whole * losses}
+        return epochs._cross_entropy(epochs._Trained(state, metrics, health=None), steps=10)
 
     assert loss(losses, state) == 9.0
     assert loss(losses[:40], state) == pytest.approx(1.45)  # the mean is above the end
+    assert loss(losses, state, whole=7.0) == 9.0  # whatever else a defence minimises
+    assert math.isnan(loss(losses, state, whole=math.inf))
     assert math.isnan(loss(np.array([1.5, math.inf, math.nan]), state))
     broken = {**network, "bias": jnp.array([0.0, math.nan, 0.0])}
     assert math.isnan(loss(losses, SimpleNamespace(params=broken, batch_stats={})))

@@ -76,7 +76,7 @@ def test_steps_compile_once_follow_the_target_and_report_each_step():
     state, second = run(state)
     assert steps._cache_size() == 1
     assert {name: values.shape for name, values in first.items()} == {
-        "loss": (6,), "train_accuracy": (6,), "cost_ratio": (6,),
+        "loss": (6,), "cross_entropy": (6,), "train_accuracy": (6,), "cost_ratio": (6,),
     }  # fmt: skip
     assert int(state.step) == 12
     assert second["cost_ratio"][-1] <= plan.ratio + 1e-6

@@ -80,7 +80,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         progress = dataclasses.replace(
             progress, epoch=progress.epoch + 1, seconds=progress.seconds + seconds,
             state=trained.state, health=trained.health,
-            descent=descent.after(_loss(trained, steps=batches.shape[1])),
+            descent=descent.after(_cross_entropy(trained, steps=batches.shape[1])),
             passes=progress.passes + taken / plan.steps_per_epoch * recipe.defense.passes,
             images=progress.images + taken * config.batch_size,
         )  # fmt: skip
@@ -186,15 +186,16 @@ def _epoch(
     return _Trained(state, metrics, health)
 
 
-def _loss(trained: _Trained, steps: int) -> float:
+def _cross_entropy(trained: _Trained, steps: int) -> float:
     """The epoch's loss as the guard sees it: that of its last segment, if it is above the mean.
 
-    Not a number if a weight is not: the last step's loss is from before its update.
+    Without what some defences add, which a network that guesses has none of. Not a number if a
+    weight or the whole loss is not: the last step's is from before its update.
     """
-    if not _is_finite(trained.state):
+    if not _is_finite(trained.state) or not np.isfinite(trained.metrics["loss"]).all():
         return math.nan
-    losses = trained.metrics["loss"]
-    return float(np.max([losses.mean(), losses[-steps:].mean()]))  # NaN where either is
+    losses = trained.metrics["cross_entropy"]
+    return float(np.max([losses.mean(), losses[-steps:].mean()]))
 
 
 @jax.jit

@@ -20,7 +20,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
     return optax.softmax_cross_entropy(logits, targets).mean()
 
 
-def divergence(clean: jax.Array, other: jax.Array) -> jax.Array:
+def kl_divergence(clean: jax.Array, other: jax.Array) -> jax.Array:
     """Mean Kullback-Leibler divergence KL(softmax(clean) || softmax(other)).
 
     Args:

@@ -19,6 +19,7 @@ from irp_jax.pruning import cost, masks
 from irp_jax.training import average, overfitting
 from irp_jax.training.curriculum import threat_at
 from irp_jax.training.defenses import Batch, Defense, recall
+from irp_jax.training.losses import cross_entropy
 
 Metrics = dict[str, jax.Array]
 
@@ -101,8 +102,8 @@ def train_step(
         indices: (N,) int32, where in the data set they are; no image twice.
 
     Returns:
-        The state after it, and scalars: loss, accuracy on the adversarial images of this batch
-        ("train_accuracy", whatever the attack), cost ratio.
+        The state after it, and scalars: the defence's loss; cross-entropy and accuracy
+        ("train_accuracy") on the adversarial images of this batch, whatever the attack; cost ratio.
     """
     # A step's keys depend on the run's and its number alone, so a resumed run repeats itself.
     augment_key, attack_key = jax.random.split(jax.random.fold_in(key, state.step))
@@ -133,6 +134,7 @@ def train_step(
     kept = masks.kept(masks.gates(params["masks"]))
     metrics = {
         "loss": loss,
+        "cross_entropy": cross_entropy(trained.logits, labels, recipe.label_smoothing),
         "train_accuracy": jnp.mean(trained.logits.argmax(-1) == labels, dtype=jnp.float32),
         "cost_ratio": jnp.asarray(
             cost.ratio(recipe.architecture, recipe.cost_kind, kept), jnp.float32

@@ -8,7 +8,7 @@ from irp_jax.attacks import LogitsFn, clip_to_box
 from irp_jax.attacks.batch import ascend
 from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
 from irp_jax.training.defenses.pgd import length
-from irp_jax.training.losses import cross_entropy, divergence
+from irp_jax.training.losses import cross_entropy, kl_divergence
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Trades(Defense):
         noise = jax.random.normal(batch.key, images.shape, images.dtype)
 
         def total(current: jax.Array) -> jax.Array:
-            return images.shape[0] * divergence(clean, logits_fn(current))
+            return images.shape[0] * kl_divergence(clean, logits_fn(current))
 
         start = clip_to_box(images + self.start_deviation * noise)
         far = length(self.steps)
@@ -57,6 +57,6 @@ class Trades(Defense):
         clean, clean_stats = forward(batch.images)
         adversarial, adversarial_stats = forward(perturbed.adversarial)
         entropy = cross_entropy(clean, batch.labels, batch.smoothing)
-        loss = entropy + self.beta * divergence(clean, adversarial)
+        loss = entropy + self.beta * kl_divergence(clean, adversarial)
         both = jax.tree.map(lambda a, b: 0.5 * (a + b), clean_stats, adversarial_stats)
         return loss, Trained(adversarial, both)
