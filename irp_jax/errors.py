@@ -21,6 +21,10 @@ class UserError(ValueError):
         super().__init__(" ".join(message.split()))
 
 
+MANY = 20
+"""Options that can be read through for one name."""
+
+
 def unknown(kind: str, name: str, options: Iterable[str]) -> UserError:
     """Builds the error for a name that is in no table.
 
@@ -30,7 +34,8 @@ def unknown(kind: str, name: str, options: Iterable[str]) -> UserError:
         options: every name that would have worked.
 
     Returns:
-        An error that suggests the nearest option, when one is near, and lists them all.
+        An error that suggests the nearest option, when one is near, and lists them all unless they
+        are more than `MANY` and one is near.
 
     >>> print(unknown("model", "resnet21", ["resnet20", "vgg16"]))
     unknown model 'resnet21': did you mean 'resnet20'? (choices: resnet20, vgg16)
@@ -48,8 +53,10 @@ def unknown(kind: str, name: str, options: Iterable[str]) -> UserError:
             -_shared_start(option, word),
         )
     )
-    hint = f"did you mean {lowered[near[0]]!r}? " if near else ""
-    return UserError(f"unknown {kind} {name!r}: {hint}(choices: {', '.join(choices)})")
+    hint = f": did you mean {lowered[near[0]]!r}?" if near else ""
+    # Among many the nearest would be lost.
+    listed = "" if near and len(choices) > MANY else f" (choices: {', '.join(choices)})"
+    return UserError(f"unknown {kind} {name!r}{hint}{listed}")
 
 
 def _likeness(option: str, word: str) -> float:

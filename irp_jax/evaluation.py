@@ -22,7 +22,9 @@ Apply = Callable[[Any, jax.Array], jax.Array]
 class Probe(NamedTuple):
     """Accuracies on one batch, () float32 each, still on the device.
 
-    FGSM accuracy that soars while PGD accuracy collapses is catastrophic overfitting.
+    PGD accuracy that collapses while FGSM accuracy does not is how catastrophic overfitting looks.
+    (The guard compares with the attack trained on instead: `training.overfitting`.)
+
     """
 
     natural: jax.Array

@@ -1,4 +1,4 @@
-"""A trained network as others use it: to evaluate, to attack, to export."""
+"""A trained network as others use it: to evaluate and to attack."""
 
 import dataclasses
 import functools

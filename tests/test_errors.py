@@ -30,6 +30,14 @@ def test_suggests_nothing_where_nothing_is_near_but_lists_all():
     assert all(name in message for name in MODELS)
 
 
+def test_many_choices_are_not_listed_beside_the_nearest():
+    flags = [f"--flag-{number}" for number in range(30)]
+    assert (
+        str(unknown("flag", "--flag7", flags)) == "unknown flag '--flag7': did you mean '--flag-7'?"
+    )
+    assert "--flag-29)" in str(unknown("flag", "--zzzz", flags))
+
+
 def test_is_one_line_and_a_value_error():
     error = UserError("two\n  lines")
     assert str(error) == "two lines"

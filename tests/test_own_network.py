@@ -6,8 +6,10 @@ import jax.numpy as jnp
 import pytest
 
 from irp_jax import models
+from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.pruning import slim
+from irp_jax.training import phases
 
 
 class Own(nn.Module):
@@ -58,3 +60,15 @@ def test_a_network_that_cannot_be_counted_or_pruned_is_refused(wrong, said):
     else:
         with pytest.raises(UserError, match=said):
             look()
+
+
+@pytest.mark.parametrize("method", ["priced", "width"])
+def test_a_network_of_one_layer_has_nothing_to_prune(method):
+    class Linear(nn.Module):
+        @nn.compact
+        def __call__(self, images, train):
+            return models.Dense(4, None, None)(images.mean((1, 2)))
+
+    architecture = models.describe(Linear(), (8, 8, 2), classes=4)
+    with pytest.raises(UserError, match="resnet20 has nothing to prune"):
+        phases.plan(Config(budget="1", method=method), architecture, 1000)

@@ -106,6 +106,8 @@ def parse(
         ]
         flag = _given(word, arguments, alike)
         raise UserError(f"{flag} must be {meant}, got {word!r}") from error
+    if unread and not unread[0].startswith("-"):
+        raise UserError(f"{unread[0]!r} belongs to no flag: give --flag=value, see --help")
     if unread:
         raise unknown("flag", unread[0].partition("=")[0], _flags(kind))
     # Shells leave the ~ of --flag=~/folder as it is.

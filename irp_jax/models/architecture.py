@@ -1,4 +1,4 @@
-"""What a network is to who prunes, counts or exports it: layers and the channels they share."""
+"""What a network is to who prunes or counts it: layers and the channels they share."""
 
 import dataclasses
 import functools

@@ -77,9 +77,9 @@ class Terminal:
         """Training starts, or goes on after `done` steps."""
         self._config, self._plan, self._done = config, plan, done
         self.note(
-            f"{config.model} on {config.dataset}: {plan.epochs} epochs of {plan.steps_per_epoch} "
-            f"steps, {config.defense} at radius {radius(config.epsilon)}, "
-            f"budget {config.budget} of {config.cost} ({plan.ratio:.4f} of dense), "
+            f"{config.model} on {config.dataset}: {plan.epochs} epoch{'s' * (plan.epochs > 1)} "
+            f"of {plan.steps_per_epoch} steps, "
+            f"{config.defense} at radius {radius(config.epsilon)}, budget {config.budget} of {config.cost} ({plan.ratio:.4f} of dense), "
             f"{_cut_when(plan)}{_grown_when(plan)}; the first step compiles"
         )
         self.note(" ".join(f"{title:>8}" for title, _, _ in COLUMNS))

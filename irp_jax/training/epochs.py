@@ -49,6 +49,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
     reporter.begin(config, plan, progress.epoch * plan.steps_per_epoch)
     progress = dataclasses.replace(progress, state=parallel.place(progress.state, whole))
     saved_at, is_saved, steps = time.monotonic(), True, None
+    counted = time.monotonic()
     healthy: Progress | None = None
     while True:
         if progress.epoch >= plan.freeze_epoch and not progress.kept:
@@ -74,11 +75,12 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         ratio = _ratio(setup, progress.kept)
         look = functools.partial(guard.second_look, recipe, setup.network, key, seen, reporter)
         trained = _epoch(send, progress.state, progress.health, batches, ratio, reporter, look)
-        seconds = time.monotonic() - began
+        now = time.monotonic()
+        seconds, progress, counted = now - began, progress.after(now - counted), now
         taken = len(trained.metrics["loss"])
         descent = guard.descent_before(plan, progress)
         progress = dataclasses.replace(
-            progress, epoch=progress.epoch + 1, seconds=progress.seconds + seconds,
+            progress, epoch=progress.epoch + 1,
             state=trained.state, health=trained.health,
             descent=descent.after(_cross_entropy(trained, steps=batches.shape[1])),
             passes=progress.passes + taken / plan.steps_per_epoch * recipe.defense.passes,
@@ -114,7 +116,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
             saved_at, is_saved = time.monotonic(), True
     if not is_saved:
         save(setup, progress, workdir)
-    return progress
+    return progress.after(time.monotonic() - counted)
 
 
 def _last(metrics: Metrics, name: str) -> float:

@@ -33,6 +33,7 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
     Raises:
         UserError: the run cannot be done as asked; nothing is written that was not complete.
     """
+    began = time.monotonic()
     config = dataclasses.replace(config, budget=str(config.budget))
     configs.check(config)
     if jax.process_count() > 1:
@@ -75,6 +76,7 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
         everything = dataclasses.asdict(config) | identity
         files.write_json(workdir / "config.json", everything)
         progress = progress or start(setup, model)
+        progress = progress.after(time.monotonic() - began)
         progress = epochs.train(setup, progress, workdir, reporter)
         results = _evaluate(setup, progress, reporter) | {
             "environment": parallel.describe(),

@@ -62,7 +62,8 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
         images: in the training split.
 
     Raises:
-        UserError: the batch is larger than the split, the budget cannot be met, the channels given
+        UserError: the batch is larger than the split, the network has nothing to prune, the budget
+            cannot be met, the channels given
             are not the network's or over the budget, or there are more steps than can be counted.
     """
     if config.batch_size > images:
@@ -73,6 +74,10 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
     epochs = config.epochs
     amount, absolute = parse_budget(config.budget)
     kind, regularity = config.cost, config.regularity
+    if not masks.units(architecture, regularity):
+        raise UserError(
+            f"{config.model} has nothing to prune: no layer but the last, whose outputs are classes"
+        )
     dense = getattr(cost.total(architecture), kind)
     smallest = masks.floors(architecture, regularity)
     if config.method != "priced":  # the others have no floors

@@ -58,7 +58,7 @@ class Progress:
     Attributes:
         epoch: epochs completed.
         kept: mask name -> units kept once masks are frozen, empty before.
-        seconds: of training.
+        seconds: it has taken, from loading the data on; not what a killed process did last.
         state: to go on from.
         defense: the one in force.
         passes: forward and backward passes spent so far on each training image, in pairs; not
@@ -81,6 +81,10 @@ class Progress:
     health: Health
     clip: float
     descent: Descent
+
+    def after(self, seconds: float) -> "Progress":
+        """The same, so much later."""
+        return dataclasses.replace(self, seconds=self.seconds + seconds)
 
 
 def start(setup: Setup, model: Any) -> Progress:
