@@ -79,7 +79,8 @@ class Terminal:
         self.note(
             f"{config.model} on {config.dataset}: {plan.epochs} epoch{'s' * (plan.epochs > 1)} "
             f"of {plan.steps_per_epoch} steps, "
-            f"{config.defense} at radius {radius(config.epsilon)}, budget {config.budget} of {config.cost} ({plan.ratio:.4f} of dense), "
+            f"{config.defense} at radius {radius(config.epsilon)}, "
+            f"budget {config.budget} of {config.cost} ({plan.ratio:.4f} of dense), "
             f"{_cut_when(plan)}{_grown_when(plan)}; the first step compiles"
         )
         self.note(" ".join(f"{title:>8}" for title, _, _ in COLUMNS))
