@@ -9,10 +9,10 @@ import pytest
 from irp_jax import config as configs
 from irp_jax import models
 from irp_jax.config import Config
-from irp_jax.config.config import METHODS
 from irp_jax.errors import UserError
 from irp_jax.training import phases
 from irp_jax.training.defenses import DEFENSES
+from irp_jax.training.methods import METHODS
 from irp_jax.training.optimizer import SCHEDULES
 
 FOLDER = Path(__file__).parent.parent / "configs"
@@ -34,7 +34,7 @@ def test_settings_that_change_nothing_are_told_with_what_they_are_for():
 
 @pytest.mark.parametrize("dataset", ["cifar10", "digits", "mnist"])
 def test_usual_settings_are_never_told(dataset):
-    for method in METHODS:
+    for method in configs.METHODS:
         assert not configs.unused(dataclasses.replace(configs.suited(dataset), method=method))
 
 
@@ -169,6 +169,7 @@ def test_loading_a_config_that_is_none(tmp_path):
 
 
 def test_the_names_are_those_of_what_there_is():
+    assert set(configs.METHODS) == set(METHODS)
     assert set(configs.DEFENSES) == set(DEFENSES)
     assert set(configs.SCHEDULES) == set(SCHEDULES)
 

@@ -14,7 +14,7 @@ from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.report import fitting, tables, timing
 from irp_jax.report.terminal import Terminal, show_results
-from irp_jax.training.phases import Plan
+from irp_jax.training.plan import Plan
 
 RESULTS = Path(__file__).parent.parent / "results"
 

@@ -3,13 +3,21 @@
 from irp_jax.config.amounts import fraction, parse_budget, parse_channels, radius
 from irp_jax.config.checking import check
 from irp_jax.config.command_line import flags
-from irp_jax.config.config import BASELINES, DEFENSES, SCHEDULES, SETTINGS_OF, Config, suited
+from irp_jax.config.config import (
+    BASELINES,
+    DEFENSES,
+    METHODS,
+    SCHEDULES,
+    SETTINGS_OF,
+    Config,
+    suited,
+)
 from irp_jax.config.loading import channels_of, from_json, load, load_all
 from irp_jax.config.naming import identity, run_name, workdir
 from irp_jax.config.unused import unused
 
 __all__ = [
-    "BASELINES", "DEFENSES", "SCHEDULES", "SETTINGS_OF", "Config", "channels_of", "check", "flags",
-    "fraction", "from_json", "identity", "load", "load_all", "parse_budget", "parse_channels",
-    "radius", "run_name", "suited", "unused", "workdir",
+    "BASELINES", "DEFENSES", "METHODS", "SCHEDULES", "SETTINGS_OF", "Config", "channels_of",
+    "check", "flags", "fraction", "from_json", "identity", "load", "load_all", "parse_budget",
+    "parse_channels", "radius", "run_name", "suited", "unused", "workdir",
 ]  # fmt: skip

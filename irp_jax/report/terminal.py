@@ -18,7 +18,7 @@ from rich.table import Table
 from irp_jax.config import Config, radius
 from irp_jax.report.fitting import summary
 from irp_jax.report.tables import measured_on
-from irp_jax.training.phases import Plan
+from irp_jax.training.plan import Plan
 
 COLUMNS = (
     ("epoch", "epoch", "{:d}"),

@@ -19,7 +19,7 @@ from irp_jax.models import Architecture
 from irp_jax.network import cost_report, deployed
 from irp_jax.training import curriculum, defenses, guard, phases
 from irp_jax.training.overfitting import Health
-from irp_jax.training.phases import Plan
+from irp_jax.training.plan import Plan
 from irp_jax.training.progress import Progress, Setup, architecture_now, save
 from irp_jax.training.reporter import Reporter
 from irp_jax.training.step import Metrics, Recipe, TrainState, compile_steps

@@ -13,7 +13,7 @@ from irp_jax.training import defenses
 from irp_jax.training.defenses import Choice
 from irp_jax.training.divergence import Descent, steadier
 from irp_jax.training.overfitting import PATIENCE, Health
-from irp_jax.training.phases import Plan
+from irp_jax.training.plan import Plan
 from irp_jax.training.progress import Progress, Setup, memory_of
 from irp_jax.training.reporter import Reporter
 from irp_jax.training.step import Recipe, TrainState, probe_state

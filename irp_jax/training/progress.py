@@ -21,7 +21,7 @@ from irp_jax.training import defenses, phases
 from irp_jax.training.defenses import Choice
 from irp_jax.training.divergence import Descent
 from irp_jax.training.overfitting import Health
-from irp_jax.training.phases import Plan
+from irp_jax.training.plan import Plan
 from irp_jax.training.step import TrainState
 
 

@@ -3,7 +3,7 @@
 from typing import Any, Protocol
 
 from irp_jax.config import Config
-from irp_jax.training.phases import Plan
+from irp_jax.training.plan import Plan
 
 
 class Reporter(Protocol):

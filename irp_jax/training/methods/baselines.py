@@ -1,0 +1,135 @@
+"""Methods that learn no masks: one keep rate for all groups or kernels, and the largest units stay.
+
+They are what in-train pruning has to be better than.
+"""
+
+import abc
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from irp_jax.config import Config, parse_channels
+from irp_jax.models import Architecture
+from irp_jax.pruning import admm, magnitude, uniform
+from irp_jax.pruning.magnitude import Parameters
+from irp_jax.pruning.masks import Masks, Regularity
+from irp_jax.training.methods.method import Method
+from irp_jax.training.plan import Plan
+
+
+class Baseline(Method):
+    """Cuts once, at the beginning of its last stage."""
+
+    def ends(self, config: Config) -> tuple[float, ...]:
+        """Where all stages but the last one end, as fractions of training; here there is one."""
+        return ()
+
+    @abc.abstractmethod
+    def measured(
+        self, architecture: Architecture, weights: Any, regularity: Regularity
+    ) -> Parameters:
+        """The parameters whose size says which units are the largest."""
+
+    def kept(self, config: Config, architecture: Architecture, limit: int) -> dict[str, int]:
+        """Mask name -> units that stay; here at the highest rate that the budget allows."""
+        return uniform.kept(architecture, config.regularity, config.cost, limit)
+
+    def stages(self, config: Config) -> tuple[int, ...]:
+        """Whole epochs, at least one a stage."""
+        ends, starts = self.ends(config), [0]
+        for index, end in enumerate(ends):
+            left = len(ends) - index  # stages that still need an epoch each
+            start = min(max(round(end * config.epochs), starts[-1] + 1), config.epochs - left)
+            starts.append(start)
+        return tuple(starts)
+
+    def freeze_epoch(self, config: Config) -> int:
+        """Where the last stage begins."""
+        return self.stages(config)[-1]
+
+    def initial_masks(self, architecture: Architecture, regularity: Regularity) -> Masks:
+        """None."""
+        return {}
+
+    def rule(
+        self, config: Config, plan: Plan, architecture: Architecture
+    ) -> optax.GradientTransformation:
+        """There is nothing to move."""
+        return optax.set_to_zero()
+
+    def final_masks(
+        self, config: Config, plan: Plan, dense: Architecture, params: Any
+    ) -> dict[str, Any]:
+        """The largest units."""
+        parameters = self.measured(dense, params["weights"], config.regularity)
+        sizes = magnitude.norms(dense, parameters, config.regularity)
+        kept = self.kept(config, dense, plan.limit)
+        return jax.device_get(magnitude.largest(sizes, kept))
+
+
+class Width(Baseline):
+    """Narrow from the start, uniformly or as `Config.channels` says: nothing is ever pruned."""
+
+    def measured(
+        self, architecture: Architecture, weights: Any, regularity: Regularity
+    ) -> Parameters:
+        """Zeros: any channels will do, if only they are not chosen by their size."""
+        return jax.tree.map(np.zeros_like, magnitude.kernels(architecture, weights))
+
+    def kept(self, config: Config, architecture: Architecture, limit: int) -> dict[str, int]:
+        """As many channels as are given, if any are."""
+        return parse_channels(config.channels) or super().kept(config, architecture, limit)
+
+    def after_cut(self, dense: Architecture, weights: Any, kept: Mapping[str, int]) -> Any:
+        """What the narrow network would begin with."""
+        return uniform.rescale(dense, weights, kept)
+
+
+class Magnitude(Baseline):
+    """Trained dense, pruned once, fine-tuned."""
+
+    def ends(self, config: Config) -> tuple[float, ...]:
+        """Of training dense; the rest, as long as two stages of Robust ADMM, is fine-tuning."""
+        return (config.pretraining,)
+
+    def measured(
+        self, architecture: Architecture, weights: Any, regularity: Regularity
+    ) -> Parameters:
+        """Kernels."""
+        return magnitude.kernels(architecture, weights)
+
+
+class Admm(Baseline):
+    """Robust ADMM (Ye et al. 2019): see `pruning.admm`.
+
+    Its authors load each run into the next: 200 epochs densely, 200 with ADMM and 200 of what is
+    left, a third each, which is the default.
+    """
+
+    def ends(self, config: Config) -> tuple[float, ...]:
+        """Of training dense, and of ADMM."""
+        return (config.pretraining, config.pretraining + config.admm_stage)
+
+    def pull(
+        self, config: Config, plan: Plan, architecture: Architecture
+    ) -> optax.GradientTransformation:
+        """Towards the pruned network, in the second stage."""
+        start, stop = (epoch * plan.steps_per_epoch for epoch in plan.stages[1:])
+        return admm.pull(
+            architecture,
+            config.regularity,
+            self.kept(config, architecture, plan.limit),
+            rho=config.admm_rho,
+            start=start,
+            stop=stop,
+            updates=config.admm_updates,
+        )
+
+    def measured(
+        self, architecture: Architecture, weights: Any, regularity: Regularity
+    ) -> Parameters:
+        """What was pulled."""
+        return admm.pulled(architecture, weights, regularity)

@@ -1,0 +1,78 @@
+"""Masks that are learned with the weights: at a price that is solved for, and as published."""
+
+import math
+from typing import Any
+
+import optax
+
+from irp_jax.config import Config
+from irp_jax.models import Architecture
+from irp_jax.pruning import budget, masks
+from irp_jax.pruning.masks import Masks, Regularity
+from irp_jax.training.methods.method import Method
+from irp_jax.training.plan import Plan
+
+
+class Priced(Method):
+    """The default: see `budget.priced`. What comes out is on the budget exactly."""
+
+    def least(self, architecture: Architecture, regularity: Regularity) -> dict[str, int]:
+        """The floors that the rule holds."""
+        return masks.floors(architecture, regularity)
+
+    def freeze_epoch(self, config: Config) -> int:
+        """Where the ramp ends."""
+        # 0.28 of 25 is 7.000000000000001.
+        return min(max(math.ceil(round(config.ramp_stop * config.epochs, 6)), 1), config.epochs)
+
+    def initial_masks(self, architecture: Architecture, regularity: Regularity) -> Masks:
+        """All is kept."""
+        return masks.init(architecture, regularity)
+
+    def rule(
+        self, config: Config, plan: Plan, architecture: Architecture
+    ) -> optax.GradientTransformation:
+        """The price, along the ramp."""
+        stop = plan.freeze_step
+        start = min(round(config.ramp_start * plan.steps), stop - 1)
+        target = budget.ramp(plan.ratio, start, stop)
+        return budget.priced(architecture, config.regularity, config.cost, target)
+
+    def final_masks(
+        self, config: Config, plan: Plan, dense: Architecture, params: Any
+    ) -> dict[str, Any]:
+        """The best units that fit."""
+        return budget.project(dense, params["masks"], config.regularity, config.cost, plan.limit)
+
+
+class Paper(Method):
+    """As published (Vemparala et al. 2021): see `budget.hinge`. Masks move to the last epoch, and
+    are taken as they come out.
+    """
+
+    def freeze_epoch(self, config: Config) -> int:
+        """The end."""
+        return config.epochs
+
+    def initial_masks(self, architecture: Architecture, regularity: Regularity) -> Masks:
+        """All is kept."""
+        return masks.init(architecture, regularity)
+
+    def rule(
+        self, config: Config, plan: Plan, architecture: Architecture
+    ) -> optax.GradientTransformation:
+        """The hinge."""
+        return budget.hinge(
+            architecture,
+            config.cost,
+            plan.ratio,
+            config.mask_learning_rate,
+            strength=config.hinge_strength,
+            weight_decay=config.weight_decay,
+        )
+
+    def final_masks(
+        self, config: Config, plan: Plan, dense: Architecture, params: Any
+    ) -> dict[str, Any]:
+        """What was learned."""
+        return params["masks"]
