@@ -240,7 +240,7 @@ def project(
     order = rest[np.argsort(-np.concatenate(list(values.values()))[rest], kind="stable")]
 
     def spent(kept: dict[str, int]) -> int:
-        return getattr(cost.total(architecture, kept), kind)
+        return cost.total(architecture, kept).of(kind)
 
     if regularity == "weight":
         # A weight's price does not depend on the other weights, so whole runs of the order are kept

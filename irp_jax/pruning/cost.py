@@ -22,6 +22,10 @@ class Cost:
     macs: Any
     params: Any
 
+    def of(self, kind: Kind) -> Any:
+        """What a budget of this kind counts."""
+        return self.macs if kind == "macs" else self.params
+
 
 def layer_cost(layer: Layer, kept: Mapping[str, Any]) -> Cost:
     """Cost of one layer.
@@ -51,8 +55,8 @@ def ratio(architecture: Architecture, kind: Kind, kept: Mapping[str, Any]) -> An
     Every layer is divided by the dense total before summing, so that float32 is precise enough.
     """
     # A float, since the MACs of a large network do not fit the int32 that JAX makes of an integer.
-    dense = float(getattr(total(architecture), kind))
-    return sum(getattr(layer_cost(layer, kept), kind) / dense for layer in architecture.layers)
+    dense = float(total(architecture).of(kind))
+    return sum(layer_cost(layer, kept).of(kind) / dense for layer in architecture.layers)
 
 
 def table(

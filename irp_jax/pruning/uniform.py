@@ -35,7 +35,7 @@ def kept(
         return {name: max(1, round(rate * size)) for name, size in sizes.items()}
 
     def fits(rate: float) -> bool:
-        return getattr(cost.total(architecture, counts(rate)), kind) <= limit
+        return cost.total(architecture, counts(rate)).of(kind) <= limit
 
     if fits(1.0):
         return counts(1.0)

@@ -99,7 +99,8 @@ def _evaluate(setup: Setup, progress: Progress, reporter: Reporter) -> dict[str,
     spec = evaluation.AttackSpec(epsilon=config.epsilon)
     architecture = architecture_now(setup, progress.kept)
     variables = deployed(architecture, network, network["batch_stats"])
-    measured = getattr(setup.dataset, config.evaluate_on)
+    held_out = config.evaluate_on == "validation"
+    measured = setup.dataset.validation if held_out else setup.dataset.test
     began = time.monotonic()
     report = evaluation.evaluate(
         setup.apply, variables, measured.images, measured.labels, spec,

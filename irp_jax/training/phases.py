@@ -47,9 +47,9 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
         raise UserError(
             f"{config.model} has nothing to prune: no layer but the last, whose outputs are classes"
         )
-    dense = getattr(cost.total(architecture), kind)
+    dense = cost.total(architecture).of(kind)
     method = METHODS[config.method]
-    least = getattr(cost.total(architecture, method.least(architecture, regularity)), kind)
+    least = cost.total(architecture, method.least(architecture, regularity)).of(kind)
     # 0.29 of 100 is 28.999999999999996.
     limit = math.floor(round(amount if absolute else amount * dense, 6))
     if limit < least:
@@ -101,7 +101,7 @@ def _check_channels(config: Config, architecture: Architecture, limit: int) -> N
             f"--channels must name every channel group of {config.model}: give also "
             f"{', '.join(missing)}"
         )
-    spent = getattr(cost.total(architecture, given), config.cost)
+    spent = cost.total(architecture, given).of(config.cost)
     if given and spent > limit:
         raise UserError(
             f"--channels leave {spent:,} {config.cost}, more than the budget {config.budget} "
