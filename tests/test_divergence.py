@@ -16,7 +16,7 @@ from irp_jax import checkpoint, models
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.errors import UserError
-from irp_jax.training import divergence, epochs, guard, loop
+from irp_jax.training import divergence, guard, loop, segments
 from irp_jax.training.divergence import Descent, steadier
 from irp_jax.training.overfitting import Health
 
@@ -173,13 +173,13 @@ def test_a_network_that_dies_while_the_radius_grows_is_an_alarm():
 def test_what_an_epoch_ends_with_counts(monkeypatch):
     """A network that is wrecked in the last steps of an epoch is not one to go back to."""
     network = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
-    monkeypatch.setattr(epochs, "_is_finite", epochs._is_finite.__wrapped__)
+    monkeypatch.setattr(segments, "_is_finite", segments._is_finite.__wrapped__)
     state = SimpleNamespace(params=network, batch_stats={})
     losses = np.repeat([1.5, 1.4, 9.0], [20, 20, 10])
 
     def loss(losses, state, whole=1.0):
         metrics = {"cross_entropy": losses, "loss": whole * losses}
-        return epochs._cross_entropy(epochs._Trained(state, metrics, health=None), steps=10)
+        return segments._cross_entropy(segments._Trained(state, metrics, health=None), steps=10)
 
     assert loss(losses, state) == 9.0
     assert loss(losses[:40], state) == pytest.approx(1.45)  # the mean is above the end

@@ -18,7 +18,7 @@ from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.pruning import cost
-from irp_jax.training import epochs, guard, loop, overfitting, progress
+from irp_jax.training import epochs, guard, loop, overfitting, progress, segments
 from irp_jax.training.defenses import DEFENSES, Batch, Choice, Pgd
 from irp_jax.training.divergence import Descent
 from irp_jax.training.overfitting import Health
@@ -311,7 +311,7 @@ def test_an_epoch_is_cut_short_by_a_confirmed_alarm_and_by_nothing_else(alarmed_
 
     batches = np.zeros((8, 4, 2), np.int32)
     health = Health().after(0.5, 0.6).after(0.5, 0.6)
-    trained = epochs._epoch(send, 0, health, batches, None, Silent(), look)
+    trained = segments._epoch(send, 0, health, batches, None, Silent(), look)
     stopped = alarmed_at is not None and confirmed
     assert trained.health.alarming == stopped
     # Two bad probes, and the segment that was under way when the second was looked at.
