@@ -1,0 +1,89 @@
+"""What a network that is handed on says of itself."""
+
+import json
+import shlex
+import textwrap
+from pathlib import Path
+
+from irp_jax.config import radius
+from irp_jax.report.tables import Results, defense, network, recipe
+
+
+def model_card(found: Results, into: Path, size: int, class_names: list[str]) -> str:
+    """A model card, Markdown: data, recipe, figures and the commands that give them again, limits.
+
+    Args:
+        found: results of the run.
+        into: where readers find the network.
+        size: of its files, in bytes.
+        class_names: one per logit.
+    """
+    config, cost = found["config"], found["cost"]
+    place = f"--checkpoint={into.name if into.is_absolute() else into}"
+    plain = ["bin/evaluate", place]
+    if config["dataset"].endswith(".npz"):
+        plain.append(f"--dataset={config['dataset']}")
+    tested, accuracy = found["attack"]["images"], found["accuracy"]
+    measured = [
+        ("no attack", accuracy["natural"], tested, [*plain, "--attack=none"]),
+        ("PGD-10", accuracy["pgd"], tested, plain),
+    ]
+    for name, other in found.get("attacks", {}).items():
+        words = [w for w in shlex.split(other["command"])[1:] if not w.startswith("--checkpoint")]
+        measured.append((name, accuracy[name], other["attack"]["images"], [*plain, *words]))
+    rows = "\n".join(
+        f"| {name} | {100 * share:.2f} | {images:,} | `{shlex.join(command)}` |"
+        for name, share, images, command in measured
+    )
+    what = (
+        f"{network(found)} for {config['dataset']}, cut to {cost['macs_ratio']:.1%} of its "
+        f"operations and {cost['params_ratio']:.1%} of its parameters (method {found['method']}) "
+        f"and trained with the defence {defense(found)}: {cost['macs']:,} multiply-accumulates "
+        f"per image, {cost['params']:,} parameters, {size / 1000:.0f} kB as it lies here. It tells "
+        f"apart {', '.join(class_names)}."
+    )
+    attacks = (
+        f"Attacks are L-inf of radius {radius(config['epsilon'])}. PGD starts at random and steps "
+        f"by a quarter of the radius; an image counts as lost if any iterate is misclassified."
+    )
+    if any(count < tested for _, _, count, _ in measured):
+        attacks += (
+            " Figures of fewer test images are of the first ones: do not compare them with figures "
+            "of all."
+        )
+    training = (
+        f"{found['epochs']} epochs ({recipe(found)}), {found['passes_per_image']:g} forward and "
+        f"backward passes per training image, {_minutes(found['wall_time_s'])} on "
+        f"{_hardware(found)}, commit {found['commit'] or 'unknown'}."
+    )
+    limits = (
+        "Robust within this radius and norm only, and only as far as the table says: larger "
+        "perturbations, other norms, rotations, patches and changes of light were not trained "
+        f"against. It knows images of {config['dataset']} alone. Research: not for decisions that "
+        "matter."
+    )
+    parts = [
+        f"# {into.name}",
+        _filled(what),
+        f"| under | accuracy % | test images | regenerate with |\n|---|---|---|---|\n{rows}",
+        _filled(attacks),
+        f"## Training\n\n    {found['command']}\n\n{_filled(training)}",
+        f"## Limits\n\n{_filled(limits)}",
+        f"## Settings\n\n```json\n{json.dumps(config, indent=2)}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, 100, break_on_hyphens=False, break_long_words=False)
+
+
+def _minutes(seconds: float) -> str:
+    count = max(1, round(seconds / 60))
+    return f"{count} minute{'s' if count > 1 else ''}"
+
+
+def _hardware(found: Results) -> str:
+    facts = found["environment"]
+    kind = facts["processor"] if facts["platform"] == "cpu" else facts["device"]
+    return f"{facts['device_count']} x {kind}"
