@@ -44,6 +44,7 @@ def unknown(kind: str, name: str, options: Iterable[str]) -> UserError:
     word = name.lower().lstrip("-")  # the dashes of flags make none of them likelier
     lowered = {choice.lower().lstrip("-"): choice for choice in choices}
     near = difflib.get_close_matches(word, lowered, n=5, cutoff=0.6)
+    near += [option for option in lowered if word and option.startswith(word)]
     # A name that was broken off goes on: apgd is meant to be apgd-t, not pgd. Of equally near names
     # the one that begins alike: resnet21 is meant to be resnet20.
     near.sort(

@@ -19,8 +19,7 @@ from defense_nets import (
 )
 
 from irp_jax.data import Augmentation
-from irp_jax.training import epochs as epochs_module
-from irp_jax.training import phases
+from irp_jax.training import phases, segments
 from irp_jax.training import step as step_module
 from irp_jax.training.curriculum import threat_at
 from irp_jax.training.defenses import Choice, Trained
@@ -46,7 +45,7 @@ def test_the_radius_is_the_full_one_before_a_second_stage(method, epochs):
     assert plan.epsilon_steps == 0.5 * epochs * plan.steps_per_epoch
     # What the plan says is what is compiled.
     begun = types.SimpleNamespace(defense=Choice("n-fgsm", 10))
-    assert epochs_module._recipe(setup, DENSE, begun).epsilon_steps == plan.epsilon_steps
+    assert segments._recipe(setup, DENSE, begun).epsilon_steps == plan.epsilon_steps
 
 
 def test_the_guard_measures_at_the_radius_of_the_time(monkeypatch, quick_compile):
