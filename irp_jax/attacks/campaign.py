@@ -245,8 +245,8 @@ def _one_attack(
         watch.progress(done, done + int(left.sum()) * attack.steps, int(standing.sum()))
         if now - saved > SAVE_EVERY:
             saved = now
-            taken = (*at.seconds[:index], spent + now - began)
-            save(dataclasses.replace(reached(), runs=survived, seconds=taken))
+            seconds = (*at.seconds[:index], spent + now - began)
+            save(dataclasses.replace(reached(), runs=survived, seconds=seconds))
     return reached()
 
 
