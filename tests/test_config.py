@@ -170,6 +170,8 @@ def test_loading_a_config_that_is_none(tmp_path):
 
 def test_the_names_are_those_of_what_there_is():
     assert set(configs.METHODS) == set(METHODS)
+    stages = {name: len(method.stages(Config(epochs=9))) for name, method in METHODS.items()}
+    assert stages == {name: configs.BASELINES.get(name, 1) for name in METHODS}
     assert set(configs.DEFENSES) == set(DEFENSES)
     assert set(configs.SCHEDULES) == set(SCHEDULES)
 

@@ -31,7 +31,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
     """
     config, plan, whole = setup.config, setup.plan, parallel.replicated(setup.mesh)
     probe_images, probe_labels, _ = _probe_set(setup, reporter)
-    resident = segments.resident(setup)
+    resident = segments.on_devices(setup)
     reporter.begin(config, plan, progress.epoch * plan.steps_per_epoch)
     progress = dataclasses.replace(progress, state=parallel.place(progress.state, whole))
     saved_at, is_saved, counted = time.monotonic(), True, time.monotonic()

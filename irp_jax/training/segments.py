@@ -42,7 +42,7 @@ class Resident(NamedTuple):
     key: jax.Array
 
 
-def resident(setup: Setup) -> Resident:
+def on_devices(setup: Setup) -> Resident:
     """What a run needs there."""
     whole, split = parallel.replicated(setup.mesh), setup.dataset.train
     images: Any = parallel.place(split.images, whole)
