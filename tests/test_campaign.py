@@ -12,7 +12,7 @@ from campaign_nets import IMAGES, LABELS, NET, THREAT, N
 from jax.tree_util import Partial
 
 from irp_jax import attacks, parallel
-from irp_jax.attacks import attack, campaign, standings
+from irp_jax.attacks import attack, campaign, places, standings
 from irp_jax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -113,14 +113,14 @@ def test_same_result_when_survivors_move_into_a_smaller_batch(monkeypatch, split
     attacked = functools.partial(run, batch_size=64, threat=attacks.linf(0.06))
     want = attacked()
     moved = []
-    gather = campaign._gather
+    gather = places.Places.gather
 
-    def noted(batch, held, size, mesh):
+    def noted(self, batch, held, size):
         moved.append((len(held), size, int((held >= 0).sum())))
-        return gather(batch, held, size, mesh)
+        return gather(self, batch, held, size)
 
-    monkeypatch.setattr(campaign, "_gather", noted)
-    monkeypatch.setattr(campaign, "SMALLEST", 1)
+    monkeypatch.setattr(places.Places, "gather", noted)
+    monkeypatch.setattr(places, "SMALLEST", 1)
     attacked()
     assert moved == [], "too little to be spared"
     monkeypatch.setattr(campaign, "WORTHWHILE", 1)
@@ -136,9 +136,9 @@ def test_an_accelerator_moves_survivors_for_more_work_only(monkeypatch):
     attacked = functools.partial(run, batch_size=64, threat=attacks.linf(0.06))
     want = attacked()
     moved = []
-    gather = campaign._gather
-    monkeypatch.setattr(campaign, "_gather", lambda *args: moved.append(args) or gather(*args))
-    monkeypatch.setattr(campaign, "SMALLEST", 1)
+    gather = places.Places.gather
+    monkeypatch.setattr(places.Places, "gather", lambda *args: moved.append(args) or gather(*args))
+    monkeypatch.setattr(places, "SMALLEST", 1)
     monkeypatch.setattr(campaign, "WORTHWHILE", 1)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     got = attacked()
@@ -152,7 +152,7 @@ def test_an_accelerator_moves_survivors_for_more_work_only(monkeypatch):
 
 def test_a_step_is_compiled_once_an_attack_and_batch_size(monkeypatch, caplog):
     """State that is whole on all devices, or a radius come back as an array, would be another."""
-    monkeypatch.setattr(campaign, "SMALLEST", 1)
+    monkeypatch.setattr(places, "SMALLEST", 1)
     monkeypatch.setattr(campaign, "WORTHWHILE", 1)
     sizes = []
     advance = campaign.runs.advance

@@ -11,32 +11,24 @@ it depends on the image, its label and the seed alone, not on the batch it trave
 """
 
 import dataclasses
-import functools
 import math
 import time
-import zlib
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from irp_jax import parallel
 from irp_jax.attacks import runs
-from irp_jax.attacks.attack import Attack, Problem
+from irp_jax.attacks.attack import Attack
 from irp_jax.attacks.inputs import as_network
 from irp_jax.attacks.losses import LogitsFn
+from irp_jax.attacks.places import FREE, Places
 from irp_jax.attacks.standings import Standings
+from irp_jax.attacks.tally import Tally
 from irp_jax.attacks.threat import Threat
 
-GRAIN = 4
-"""Batch sizes in use are multiples of the full one's quarter: each costs a compilation."""
-SMALLEST = 128
-"""Given fewer places than these, an attack has batches of one size only."""
 WORTHWHILE = 2**19
 """Pixels times steps that a smaller batch has to spare, about 50 images of 32 x 32 in ten steps:
 seconds of a small network on a few cores, which is what its compilation takes."""
@@ -106,7 +98,7 @@ def campaign(
     """
     watch = watch or Watch()
     order = _ranking(logits, labels)
-    places = _Places(images, labels, order, threat, seed, batch_size, mesh)
+    places = Places(images, labels, order, threat, seed, batch_size, mesh)
     network = as_network(logits_fn)
     for index, attack in enumerate(list_of_attacks):
         if index >= at.finished:
@@ -129,40 +121,6 @@ def campaign(
     return at
 
 
-class _Places(NamedTuple):
-    """What runs are made from."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    order: np.ndarray
-    threat: Threat
-    seed: int
-    size: int
-    mesh: Mesh | None
-
-    @property
-    def sharding(self) -> NamedSharding | None:
-        return None if self.mesh is None else parallel.batch(self.mesh)
-
-    def fitting(self, wanted: int) -> int:
-        """Places for so many runs: of the sizes that need no more turns, the smallest."""
-        if self.size < SMALLEST:
-            return self.size
-        devices = 1 if self.mesh is None else self.mesh.size
-        grain = -(-self.size // (GRAIN * devices)) * devices
-        turns = max(1, -(-wanted // self.size))
-        return min(self.size, max(1, -(-wanted // (turns * grain))) * grain)
-
-    def problem(self, attack: Attack, rows: np.ndarray, numbers: np.ndarray) -> Problem:
-        """The runs `numbers` of the images `rows`, on the devices."""
-        image, label, order, row, number = jax.device_put(
-            (self.images[rows], self.labels[rows], self.order[rows], rows, numbers), self.sharding
-        )
-        salt = np.uint32(zlib.crc32(attack.name.encode()))
-        key = jax.random.fold_in(jax.random.key(self.seed), salt)
-        return Problem(image, label, order, number, runs.keys(key, row, number), self.threat)
-
-
 def _ranking(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """(N, K) int32: the label, then the other classes by falling logit."""
     last = logits.astype(np.float64)
@@ -174,111 +132,77 @@ def _one_attack(
     network: Partial,
     attack: Attack,
     index: int,
-    places: _Places,
+    places: Places,
     at: Standings,
     watch: Watch,
     save: Callable[[Standings], None],
     spent: float,
 ) -> Standings:
-    runs_each = attack.runs(places.order.shape[1])
-    standing, survived = at.standing.copy(), at.runs.copy()
-    felled_by, found = at.felled_by.copy(), at.images
-    waiting = deque(int(row) for row in np.flatnonzero(standing) if survived[row] < runs_each)
-    held = np.full(places.fitting(len(waiting)), -1)  # the image in each place, -1 where free
+    tally = Tally(attack, index, at, classes=places.order.shape[1])
+    held = np.full(places.fitting(len(tally.waiting)), FREE)
     batch: runs.Batch | None = None
     began = saved = time.perf_counter()
     done, chunk = 0, 1
-    worthwhile = WORTHWHILE * (1 if jax.default_backend() == "cpu" else FASTER)
-    unverified = at.unverified[index] if len(at.unverified) > index else 0
-    # A network known to be random is asked once more, as published, and may then answer otherwise.
-    insistent = getattr(attack, "eot", 1) == 1
-    doubts: Counter[int] = Counter()  # finds of runs under way that did not hold up, by image
-
-    def reached() -> Standings:
-        return dataclasses.replace(
-            at, standing=standing, felled_by=felled_by, images=found,
-            unverified=(*at.unverified[:index], unverified),
-        )  # fmt: skip
-
-    while waiting or (held >= 0).any():
-        free = np.flatnonzero(held < 0)
-        if waiting and len(free) >= max(1, min(len(waiting), len(held) // REFILL)):
-            filled = free[: len(waiting)]
-            held[filled] = [waiting.popleft() for _ in filled]
-            batch = _fill(network, attack, places, batch, held, filled, survived)
+    while tally.waiting or (held != FREE).any():
+        filled = _to_fill(held, len(tally.waiting))
+        if len(filled):
+            held[filled] = [tally.waiting.popleft() for _ in filled]
+            batch = places.fill(network, attack, batch, held, filled, tally.survived)
             chunk = 1
         assert batch is not None
         done += chunk * int(np.asarray(batch.running).sum())
         batch = runs.advance(network, attack, batch, chunk)
         # Few steps at first, when most images fall; then many, to seldom wait for the host.
         chunk = min(2 * chunk, max(1, min(attack.steps // 20, LONGEST)))
-        running = np.asarray(batch.running)
-        over = np.flatnonzero((held >= 0) & ~running)
-        if len(over) and (len(over) >= (held >= 0).sum() // REFILL or not running.any()):
-            claimed, confirmed, worst, taken = jax.device_get(runs.outcome(network, batch))
-            doubtful = np.zeros(len(held), bool)
-            for place in over:
-                row = int(held[place])
-                doubts[row] += int(insistent and claimed[place] and not confirmed[place])
-                if confirmed[place]:
-                    standing[row], felled_by[row], found[row] = False, index, worst[place]
-                elif insistent and claimed[place] and taken[place] < attack.steps:
-                    doubtful[place] = True
-                    continue
-                else:
-                    survived[row] += 1
-                    if survived[row] < runs_each:
-                        waiting.appendleft(row)
-                held[place] = -1
-                unverified += doubts.pop(row)
-            if doubtful.any():
-                batch = runs.with_threat(runs.go_on(attack, batch, doubtful), places.threat)
-            size = places.fitting(len(waiting) + int((held >= 0).sum()))
-            ahead = int((runs_each - survived[standing]).max(initial=0)) * attack.steps
-            if (held >= 0).any():
-                ahead -= int(taken[held >= 0].min())
-            spared = (len(held) - size) * ahead * math.prod(places.images.shape[1:3])
-            if size <= len(held) // 2 and spared >= worthwhile:
-                batch, held = _gather(batch, held, size, places.mesh)
+        over = (held != FREE) & ~np.asarray(batch.running)
+        if over.sum() >= max(1, (held != FREE).sum() // REFILL):
+            found = jax.device_get(runs.outcome(network, batch))
+            batch = _settle(attack, batch, held, np.flatnonzero(over), found, tally)
+            batch, held = _moved(batch, held, found.steps, tally, places)
+        watch.progress(done, done + tally.steps_left, int(tally.standing.sum()))
         now = time.perf_counter()
-        left = runs_each - survived[standing]
-        watch.progress(done, done + int(left.sum()) * attack.steps, int(standing.sum()))
         if now - saved > SAVE_EVERY:
             saved = now
             seconds = (*at.seconds[:index], spent + now - began)
-            save(dataclasses.replace(reached(), runs=survived, seconds=seconds))
-    return reached()
+            save(dataclasses.replace(tally.standings(), seconds=seconds))
+    return tally.standings()
 
 
-def _fill(
-    network: Partial,
+def _to_fill(held: np.ndarray, waiting: int) -> np.ndarray:
+    """The free places to start runs in now: none as long as they are few."""
+    free = np.flatnonzero(held == FREE)[:waiting]
+    return free if len(free) >= min(waiting, len(held) // REFILL) else free[:0]
+
+
+def _settle(
     attack: Attack,
-    places: _Places,
-    batch: runs.Batch | None,
+    batch: runs.Batch,
     held: np.ndarray,
-    taken: np.ndarray,
-    survived: np.ndarray,
+    over: np.ndarray,
+    found: runs.Outcome,
+    tally: Tally,
 ) -> runs.Batch:
-    """Starts a run in each of the places `taken`."""
-    # Every place is given an image, for the sake of one shape; those not taken are put aside.
-    rows = np.where(held >= 0, held, held[taken[0]]).astype(np.int32)
-    fresh = np.zeros(len(held), bool)
-    fresh[taken] = True
-    problem = places.problem(attack, rows, survived[rows])
-    if batch is None:
-        shapes = jax.eval_shape(functools.partial(runs.start, network, attack), problem)
-        blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.state)
-        blank = jax.device_put(blank, places.sharding)
-        batch = runs.Batch(problem, blank, jnp.zeros_like(problem.number), problem.number < 0)
-    return runs.with_threat(runs.restart(network, attack, batch, problem, fresh), places.threat)
+    """Books the runs in the places `over` and frees these, but for runs that should go on."""
+    doubtful = np.zeros(len(held), bool)
+    for place in over:
+        if tally.is_over(int(held[place]), runs.Outcome(*(part[place] for part in found))):
+            held[place] = FREE
+        else:
+            doubtful[place] = True
+    if not doubtful.any():
+        return batch
+    return runs.with_threat(runs.go_on(attack, batch, doubtful), batch.problem.threat)
 
 
-def _gather(
-    batch: runs.Batch, held: np.ndarray, size: int, mesh: Mesh | None
+def _moved(
+    batch: runs.Batch, held: np.ndarray, taken: np.ndarray, tally: Tally, places: Places
 ) -> tuple[runs.Batch, np.ndarray]:
-    """Moves the places in use to the front of a smaller batch."""
-    rows = np.argsort(held < 0, kind="stable")[:size]
-    smaller = runs.take(runs.without_threat(batch), rows)
-    if mesh is not None:
-        smaller = jax.device_put(smaller, parallel.batch(mesh))
-    return runs.with_threat(smaller, batch.problem.threat), held[rows]
+    """The batch and what it holds, in half as many places or fewer where that is worthwhile."""
+    in_use = held != FREE
+    size = places.fitting(len(tally.waiting) + int(in_use.sum()))
+    ahead = tally.longest_left - (int(taken[in_use].min()) if in_use.any() else 0)
+    spared = (len(held) - size) * ahead * math.prod(places.images.shape[1:3])
+    worthwhile = WORTHWHILE * (1 if jax.default_backend() == "cpu" else FASTER)
+    if size <= len(held) // 2 and spared >= worthwhile:
+        return places.gather(batch, held, size)
+    return batch, held

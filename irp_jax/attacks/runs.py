@@ -36,6 +36,22 @@ class Batch(NamedTuple):
     running: jax.Array  # bool
 
 
+class Outcome(NamedTuple):
+    """What runs have come to, leading axis B on every field.
+
+    Attributes:
+        claimed: bool, whether the attack says that the image fell.
+        confirmed: bool, whether it does when shown once more, inside the ball and the pixel box.
+        image: (B, H, W, C), the worst image found.
+        steps: int32, taken.
+    """
+
+    claimed: jax.Array
+    confirmed: jax.Array
+    image: jax.Array
+    steps: jax.Array
+
+
 def once(
     logits_fn: LogitsFn,
     attack: Attack,
@@ -167,15 +183,16 @@ def begin(
 
 
 @jax.jit
-def outcome(network: Partial, batch: Batch) -> tuple[jax.Array, ...]:
-    """Looks at what was found once more: (claimed, confirmed) (B,) bool, images, steps (B,)."""
+def outcome(network: Partial, batch: Batch) -> Outcome:
+    """Looks at what was found once more."""
     problem, worst = batch.problem, batch.state.worst
     fallen = ~jax.vmap(is_correct)(network(worst.image), problem.label)
     far = jax.vmap(distance, (None, 0, 0))(problem.threat, worst.image, problem.image)
     epsilon = problem.threat.epsilon
     near = far <= epsilon * (1 + ROUNDING) + LAST_BIT
     inside = ((worst.image >= 0) & (worst.image <= 1)).all(axis=(1, 2, 3))
-    return worst.fallen, worst.fallen & fallen & near & inside, worst.image, batch.number
+    confirmed = worst.fallen & fallen & near & inside
+    return Outcome(worst.fallen, confirmed, worst.image, batch.number)
 
 
 @functools.partial(jax.jit, static_argnums=0)
