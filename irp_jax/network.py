@@ -109,6 +109,11 @@ def load(path: str, log: checkpoint.Log) -> Network:
     saved = checkpoint.restore(folder, None, log)
     if saved is None:
         raise UserError(f"no checkpoint in {path}: give a run's workdir, such as runs/<name>")
+    return of(saved)
+
+
+def of(saved: checkpoint.Saved) -> Network:
+    """The network in a checkpoint."""
     record = saved.record
     config = configs.from_json(record["config"])
     model = models.build(config.model, len(record["class_names"]), config.width)

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from irp_jax import checkpoint, files
+from irp_jax import checkpoint, files, network
 from irp_jax.errors import UserError
 from irp_jax.report.card import model_card
 
@@ -30,7 +30,7 @@ def publish(run: Path, results: Path, into: Path, log: checkpoint.Log) -> None:
             f"there is no {results}: give the results.json of a finished run, or what bin/sweep "
             f"collected of it"
         )
-    needed = {"config", "defense", "passes_per_image", "epochs", "wall_time_s"}
+    needed = {"config", "defense", "passes_per_image", "epochs", "network_sha256"}
     if not isinstance(found, dict) or not needed <= set(found):
         raise UserError(f"{results} is no results of a run of this version: give its results.json")
     record = saved.record
@@ -41,7 +41,7 @@ def publish(run: Path, results: Path, into: Path, log: checkpoint.Log) -> None:
             f"{results} is of held-out images, and a card gives figures of test images: train with "
             f"--evaluate-on=test"
         )
-    if found["wall_time_s"] != (files.read_json(run / "results.json") or {}).get("wall_time_s"):
+    if found["network_sha256"] != checkpoint.digest(network.of(saved).variables):
         raise UserError(f"{results} is of another training than the one in {run}")
     if into.exists():
         raise UserError(f"{into} exists: remove it first, or choose another name")

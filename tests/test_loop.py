@@ -91,6 +91,7 @@ def test_the_checkpoint_alone_gives_the_network_that_was_reported(finished):
     config, results, _ = finished
     net = network.load(config.workdir, print)
     assert net.cost == results["cost"]
+    assert checkpoint.digest(net.variables) == results["network_sha256"]
     arrays = jax.tree.leaves(net.variables["params"])
     assert sum(a.size for a in arrays) == results["cost"]["params"]
     test = load("digits").test

@@ -166,17 +166,20 @@ def ran(tmp_path, monkeypatch):
     def run(self, command, flags, log, cores):
         folder, given = log.parent, dict(flag[2:].split("=", 1) for flag in flags)
         ran.append(given.get("attack", command))
-        figure, same = len(ran) / 100, {"cost": {"macs": 1}, "epochs": 60}
+        figure = len(ran) / 100
         if command == "evaluate":
             count = int(given.get("images", 360))
-            found = {key: None for key in sweep_command.ATTACK_FACTS} | same
+            found = {key: None for key in sweep_command.ATTACK_FACTS}
             found |= {"attack": {"images": count}, "accuracy": {given["attack"]: figure}}
+            trained = json.loads((folder / "results.json").read_text())
+            found["network_sha256"] = trained["network_sha256"]
             Path(given["out"]).write_text(json.dumps(found))
         elif not (folder / "results.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
             config = dataclasses.replace(MINE, seed=int(given.get("seed", 0)))
-            found = {"config": configs.identity(config), "wall_time_s": figure}
-            found |= {"attack": {"images": 360}, "accuracy": {"natural": figure}} | same
+            found = {"config": configs.identity(config), "wall_time_s": 1.0}
+            found |= {"attack": {"images": 360}, "accuracy": {"natural": figure}}
+            found["network_sha256"] = f"of training {len(ran)}"
             (folder / "results.json").write_text(json.dumps(found))
 
     monkeypatch.setattr(Commands, "run", run)
@@ -262,15 +265,14 @@ def test_places_are_looked_at_before_anything_is_trained(ran, flag, place):
 
 
 def test_a_run_that_cannot_be_attacked_leaves_the_others_their_turn(ran, monkeypatch, capsys):
-    inner, trained = Commands.run, []
+    inner = Commands.run
 
     def run(self, command, flags, log, cores):
         inner(self, command, flags, log, cores)
-        if command == "train":
-            trained.append(log.parent)
-            found = json.loads((log.parent / "results.json").read_text())
-            found["epochs"] -= len(trained) == 1  # as if its last checkpoint could not be read
-            (log.parent / "results.json").write_text(json.dumps(found))
+        target = Path(dict(flag.split("=", 1) for flag in flags).get("--out", ""))
+        if command == "evaluate" and len(ran) == 2:  # as if the last checkpoint could not be read
+            found = json.loads(target.read_text()) | {"network_sha256": "of the one before"}
+            target.write_text(json.dumps(found))
 
     monkeypatch.setattr(Commands, "run", run)
     flags = ["--config=mine.py", "--seeds=0,1,2", "--jobs=1", "--results=results"]
@@ -330,10 +332,9 @@ def test_a_network_is_handed_on_with_a_card_that_says_what_it_does(swept, monkey
     assert str(folder).encode() not in published, "no place on this machine"
     (command,) = [line.split("`")[1] for line in card.splitlines() if "pgd-3-2" in line]
     evaluate.evaluate([*shlex.split(command)[1:], "--out=again.json"])
-    assert (
-        json.loads(Path("again.json").read_text())["accuracy"]["pgd"]
-        == (found["accuracy"]["pgd-3-2"])
-    )
+    again = json.loads(Path("again.json").read_text())
+    assert again["accuracy"]["pgd"] == found["accuracy"]["pgd-3-2"]
+    assert again["network_sha256"] == found["network_sha256"]
     before = sorted(Path("zoo").rglob("*"))
     with pytest.raises(UserError, match="another run"):
         train.train([*shlex.split(found["command"])[1:], "--workdir=zoo/small"])
@@ -344,6 +345,9 @@ def test_a_network_is_handed_on_with_a_card_that_says_what_it_does(swept, monkey
     other = sorted((folder / "results").iterdir())[1]
     with pytest.raises(UserError, match="not of the finished run"):
         publish.publish([f"--run={run}", f"--results={other}", "--into=zoo/other"])
+    Path("elsewhere.json").write_text(json.dumps(found | {"network_sha256": "0" * 64}))
+    with pytest.raises(UserError, match="of another training"):
+        publish.publish([f"--run={run}", "--results=elsewhere.json", "--into=zoo/other"])
     capsys.readouterr()
     report.report(["results", "--markdown"])
     assert "priced" in capsys.readouterr().out

@@ -108,6 +108,7 @@ def evaluate(arguments: list[str]) -> None:
         "accuracy": {"natural": reports[-1].natural},
         "attack": specs[-1].describe() | {"images": len(images)},
         "epochs": net.epoch,
+        "network_sha256": checkpoint.digest(net.variables),
         "wall_time_s": round(time.perf_counter() - began, 1),
         "environment": parallel.describe(),
         "command": publishable("bin/evaluate", arguments),

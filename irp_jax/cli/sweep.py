@@ -204,12 +204,12 @@ def _run(
     """
     call("train", configs.flags(run, configs.suited(run.dataset)))
     results = files.read_json(_finished(run)) | {"attacks": {}}
-    if before is not None and before["wall_time_s"] == results["wall_time_s"]:  # the same training
+    if before is not None and before.get("network_sha256") == results.get("network_sha256"):
         results |= {"attacks": before.get("attacks", {}), "accuracy": before["accuracy"]}
     for name, flags in _missing(results, wanted, options).items():
         _attack(run, name, flags, options, call)
         found = files.read_json(_attacked(run, name, options))
-        if any(found[key] != results[key] for key in ("epochs", "cost")):
+        if results.get("network_sha256") not in (None, found.get("network_sha256")):
             raise UserError(
                 f"the last checkpoint in {run.workdir} cannot be read, so {name} attacked the one "
                 f"before it: remove the folder to train anew"

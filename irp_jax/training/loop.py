@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from irp_jax import attacks, data, evaluation, files, models, parallel
+from irp_jax import attacks, checkpoint, data, evaluation, files, models, parallel
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.errors import UserError
@@ -128,6 +128,7 @@ def _evaluate(setup: Setup, progress: Progress, reporter: Reporter) -> dict[str,
         "retreats": list(progress.retreats),
         "wall_time_s": round(progress.seconds + seconds, 1),
         "images_per_s": round(progress.images / progress.seconds, 1),
+        "network_sha256": checkpoint.digest(variables),
         "config": setup.identity,
         "kept": progress.kept,
     }
