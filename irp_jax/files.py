@@ -86,6 +86,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a folder where a JSON file is needed: give the file") from error
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot read {path} as JSON ({error}): move it away, or choose another place"

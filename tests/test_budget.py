@@ -7,35 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from budget_nets import (
+    KINDS,
+    LARGE,
+    REGULARITIES,
+    SMALL,
+    TINY,
+    assert_floors,
+    exact_ratio,
+    random_scores,
+    with_one_more,
+)
 from pruning_nets import kept_units, quick_jit, random_masks
 
-from irp_jax import models
 from irp_jax.pruning import budget, cost, masks
-
-REGULARITIES: tuple[masks.Regularity, ...] = ("channel", "weight")
-KINDS: tuple[cost.Kind, ...] = ("macs", "params")
-LARGE = models.describe(models.build("resnet20", 10), (32, 32, 3))
-SMALL = models.describe(models.build("resnet20", 10), (8, 8, 1))
-TINY = models.describe(models.resnet.ResNet((1, 1), (6, 8), 10), (8, 8, 1))
-
-
-def exact_ratio(dense, kind, kept):
-    return getattr(cost.total(dense, kept), kind) / getattr(cost.total(dense), kind)
-
-
-def assert_floors(dense, regularity, kept):
-    for name, least in masks.floors(dense, regularity).items():
-        assert kept[name] >= least, name
-
-
-def with_one_more(kept, dense, regularity):
-    """All ways to keep one unit more."""
-    for name, size in masks.units(dense, regularity).items():
-        if kept[name] < size:
-            yield {**kept, name: kept[name] + 1}
-
 
 # The ramp.
 
@@ -67,15 +52,6 @@ def solver(regularity, kind):
 
 def above(score, thresholds):
     return {name: int((np.asarray(s) > thresholds[name]).sum()) for name, s in score.items()}
-
-
-def random_scores(dense, regularity, seed):
-    """Scores whose groups differ as much as their units do."""
-    rng = np.random.default_rng(seed)
-    return {
-        name: (rng.normal(0, 3) + rng.normal(0, 2, logits.shape)).astype(np.float32)
-        for name, logits in masks.init(dense, regularity).items()
-    }
 
 
 @pytest.mark.parametrize("regularity", REGULARITIES)
@@ -287,73 +263,3 @@ def test_hinge_pushes_only_above_the_budget():
         updates, _ = quick_jit(rule.update)(zero, rule.init(logits), logits)
         for values in updates.values():
             assert bool((values < 0).all()) if pushes else not values.any()
-
-
-# Projection.
-
-
-@given(
-    st.sampled_from([LARGE, SMALL]),
-    st.sampled_from(REGULARITIES),
-    st.sampled_from(KINDS),
-    st.sampled_from([0.04, 0.1, 0.16, 0.3, 0.5, 0.7]),
-    st.integers(0, 10**6),
-)
-def test_projection_meets_the_budget_from_below(dense, regularity, kind, goal, seed):
-    logits = random_scores(dense, regularity, seed)
-    limit = int(goal * getattr(cost.total(dense), kind))
-    found = budget.project(dense, logits, regularity, kind, limit)
-    assert {name: m.shape for name, m in found.items()} == {n: m.shape for n, m in logits.items()}
-    assert all(set(np.unique(m)) <= {-1.0, 1.0} for m in found.values())
-    kept = kept_units(found)
-    assert_floors(dense, regularity, kept)
-    spent = getattr(cost.total(dense, kept), kind)
-    assert 0.97 * limit <= spent <= limit
-    for more in with_one_more(kept, dense, regularity):
-        assert getattr(cost.total(dense, more), kind) > limit
-    for name, values in logits.items():
-        # Within a mask all units cost the same, so the best stay.
-        on, off = values[found[name] > 0], values[found[name] < 0]
-        assert not off.size or on.min() >= off.max()
-
-
-@pytest.mark.parametrize("regularity", REGULARITIES)
-def test_projection_prefers_the_higher_logit(regularity):
-    """The units it keeps are those above one threshold, but for floors and the last few."""
-    logits = random_scores(SMALL, regularity, 0)
-    limit = int(0.3 * cost.total(SMALL).macs)
-    found = budget.project(SMALL, logits, regularity, "macs", limit)
-    least = masks.floors(SMALL, regularity)
-    free = [name for name in logits if (found[name] > 0).sum() > least[name]]
-    lowest_kept = np.concatenate([logits[n][found[n] > 0] for n in free])
-    highest_gone = np.concatenate([logits[n][found[n] < 0] for n in logits])
-    threshold = np.sort(highest_gone)[-1]
-    assert (lowest_kept < threshold).mean() < 0.05
-
-
-def test_projection_depends_on_nothing_but_the_logits():
-    for regularity in REGULARITIES:
-        logits = random_scores(SMALL, regularity, 3)
-        ties = {name: np.round(values) for name, values in logits.items()}
-        limit = int(0.2 * cost.total(SMALL).macs)
-        shuffled = {name: jnp.asarray(ties[name]) for name in sorted(ties)[::-1]}
-        first, again = (
-            budget.project(SMALL, logits, regularity, "macs", limit) for logits in (ties, shuffled)
-        )
-        assert set(first) == set(again)
-        for name in first:
-            np.testing.assert_array_equal(first[name], again[name])
-
-
-@pytest.mark.parametrize("regularity", REGULARITIES)
-def test_projection_onto_all_keeps_all_and_below_the_least_keeps_the_floors(regularity):
-    logits = random_scores(TINY, regularity, 0)
-    dense, least = cost.total(TINY), cost.total(TINY, masks.floors(TINY, regularity))
-    whole = budget.project(TINY, logits, regularity, "macs", dense.macs)
-    assert kept_units(whole) == masks.units(TINY, regularity)
-    for limit in (0, least.macs):
-        small = budget.project(TINY, logits, regularity, "macs", limit)
-        kept = kept_units(small)
-        if limit == 0:
-            assert kept == masks.floors(TINY, regularity)
-        assert cost.total(TINY, kept).macs == least.macs

@@ -1,5 +1,7 @@
 """What a user meets at the command line: one line for what cannot be done, and exit code 2."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,8 @@ import pytest
 from irp_jax.cli import evaluate, publish, report, run, sweep, train
 from irp_jax.config import Config
 from irp_jax.errors import UserError
+
+ZOO = Path(__file__).parent.parent / "results" / "zoo"
 
 
 def refusal(capsys, monkeypatch, command, *arguments):
@@ -134,6 +138,11 @@ def test_an_unwritable_workdir_is_refused(capsys, monkeypatch, tmp_path):
         (sweep.sweep, ["--images=5"], "--attacks"),
         (train.train, ["--config=comparison"], "bin/sweep"),
         (publish.publish, ["--run=nowhere", "--into=there"], "no checkpoint in nowhere"),
+        (
+            publish.publish,
+            [f"--run={ZOO}/resnet20-digits-0.16", "--results=.", "--into=there"],
+            ". is a folder where a JSON file is needed",
+        ),
     ],
 )
 def test_the_other_commands_refuse_alike(capsys, monkeypatch, tmp_path, command, arguments, said):

@@ -244,6 +244,10 @@ def test_a_workdir_of_another_run_is_refused_and_untouched(finished):
     [
         ({"budget": "0.0001"}, "least possible is 0.0"),
         ({"budget": "0.1k", "cost": "params"}, r"least possible is [0-9.]+k \("),
+        (
+            {"budget": "0.3", "width": 0.001},
+            "least possible is 1 .*; --width=0.001",
+        ),
         ({"budget": "5M", "cost": "params"}, "more than the whole network"),
         ({"batch_size": 9999}, "larger than"),
         ({"evaluate_on": "validation", "validation": 0.0}, "--validation=0 holds out none of"),

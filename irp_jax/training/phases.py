@@ -55,9 +55,10 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
     if limit < least:
         share = f"{math.ceil(least / dense * 1e4) / 1e4:g}"
         possible = f"{math.ceil(least / 10) / 100:.2f}k" if absolute else share
+        narrow = f"; --width={config.width:g} leaves it little to prune" if config.width < 1 else ""
         raise UserError(
             f"budget {config.budget} is below what this network can be pruned to: "
-            f"the least possible is {possible} ({least:,} of {dense:,} {kind})"
+            f"the least possible is {possible} ({least:,} of {dense:,} {kind}){narrow}"
         )
     if limit > dense:
         raise UserError(
