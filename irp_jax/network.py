@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from irp_jax import checkpoint, models
 from irp_jax import config as configs
@@ -84,6 +85,9 @@ def deployed(architecture: Architecture, params: Any, batch_stats: Any) -> dict[
         batch_stats: running statistics.
     """
     weights = masks.apply(architecture, params["weights"], masks.gates(params["masks"]))
+    # One zero: a negative weight times no gate is -0, which a packed kernel does not remember, and
+    # the same network has the same digest (`checkpoint.digest`).
+    weights = jax.tree.map(lambda leaf: jnp.where(leaf == 0, 0.0, leaf), weights)
     return {"params": weights, "batch_stats": batch_stats}
 
 

@@ -32,7 +32,10 @@ def publish(run: Path, results: Path, into: Path, log: checkpoint.Log) -> None:
         )
     needed = {"config", "defense", "passes_per_image", "epochs", "network_sha256"}
     if not isinstance(found, dict) or not needed <= set(found):
-        raise UserError(f"{results} is no results of a run of this version: give its results.json")
+        raise UserError(
+            f"{results} is no results of a run of this version: give its results.json, or remove "
+            f"that and give the run's command again, which evaluates it anew"
+        )
     record = saved.record
     if found["config"] != record["identity"] or saved.epoch != found["epochs"]:
         raise UserError(f"{results} is not of the finished run in {run}")

@@ -126,6 +126,7 @@ def test_schedules_at_known_steps():
     [
         ({"defense": "trade"}, "trades"),
         ({"attack_steps": 0}, "--attack-steps must be at least 1"),
+        ({"attack_steps": 3 * 10**9}, "--attack-steps must be at most 1,000,000"),
         ({"ema": 1.0}, r"--ema must be in \[0, 1\)"),
         ({"clip": -1.0}, "--clip must be 0 or more"),
         ({"schedule": "cosin"}, "cosine"),

@@ -170,6 +170,11 @@ def test_a_published_command_names_no_place_on_this_machine():
     several = ["--checkpoints=/home/a/one,runs/two", "--images=3"]
     published = run.publishable("bench", several)
     assert published == "bench --checkpoints=runs/one,runs/two --images=3"
+    assert (
+        run.publishable("bin/train", ["--config=~/secret/mine.py"]) == "bin/train --config=mine.py"
+    )
+    at_home = ["--checkpoint=~/me/runs/x"]
+    assert run.publishable("bin/evaluate", at_home) == "bin/evaluate --checkpoint=runs/x"
 
 
 def test_flags_win_over_what_suits_the_data_set_which_wins_over_the_config(monkeypatch):

@@ -122,6 +122,7 @@ def test_description_is_json_and_says_what_is_in_force(name):
         ({"epsilon": 0}, "epsilon must be"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"restarts": 0}, "restarts must be at least 1, got 0"),
+        ({"steps": 3 * 10**9}, "steps must be at most 1,000,000, got 3000000000"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"step_size": 2}, "step size must be in"),
         ({"step_size": float("nan")}, "step size must be in"),

@@ -12,7 +12,7 @@ from run_results import ROW, result
 from irp_jax.cli import report as command
 from irp_jax.config import Config
 from irp_jax.errors import UserError
-from irp_jax.report import fitting, tables, timing
+from irp_jax.report import fitting, tables, terminal, timing
 from irp_jax.report.terminal import Terminal, show_results
 from irp_jax.training.plan import Plan
 
@@ -239,6 +239,14 @@ def test_a_benchmark_becomes_a_table_and_a_picture(tmp_path, capsys):
     page.write_text(text + "The table ends at <!-- /bench -->.\n")
     command.report([str(file), f"--into={page}"])
     assert page.read_text() == text + "The table ends at <!-- /bench -->.\n"
+    page.write_bytes(text.replace("after", "after\r").encode())
+    command.report([str(file), f"--into={page}"])
+    assert page.read_bytes() == text.replace("after", "after\r").encode()
+    lost = "<!-- bench -->\nmine\n" + text
+    page.write_text(lost)
+    with pytest.raises(UserError, match="twice before"):
+        command.report([str(file), f"--into={page}"])
+    assert page.read_text() == lost
     costs = [
         {"varied": v, "value": n, "side": s, "seconds": float(n)}
         for v in ("images", "steps") for n in (1, 2) for s in ("irp_jax", "other")
@@ -248,6 +256,37 @@ def test_a_benchmark_becomes_a_table_and_a_picture(tmp_path, capsys):
     assert (tmp_path / "costs.svg").stat().st_size > 1000
     with pytest.raises(UserError, match="--plot"):
         command.report([str(file)])
+
+
+def test_results_that_lack_something_are_named(tmp_path):
+    unrecorded = {key: value for key, value in result(0, 0.9).items() if key != "history"}
+    (tmp_path / "one.json").write_text(json.dumps(unrecorded))
+    with pytest.raises(UserError, match="leave out --plot"):
+        command.report([str(tmp_path / "one.json"), f"--plot={tmp_path / 'one.svg'}"])
+    (tmp_path / "one.json").write_text(json.dumps(result(0, 0.9) | {"accuracy": {"natural": 1.0}}))
+    with pytest.raises(UserError, match="lacks pgd"):
+        command.report([str(tmp_path)])
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_closing_table_fits_its_terminal_and_has_every_figure_once(width):
+    autoattack = ("apgd-ce", "apgd-t", "fab-t", "square")
+    found = result(0, 0.9) | {
+        "model": "resnet20", "dataset": "cifar10", "wall_time_s": 2000.4,
+        "accuracy": {"natural": 0.512, **dict.fromkeys(autoattack, 0.3), "autoattack": 0.29},
+        "attack": {"name": "autoattack", "norm": "linf", "epsilon": 8 / 255, "images": 1000},
+        "seconds": dict.fromkeys(autoattack, 5.0),
+        "cost": {"macs": 6.54e6, "macs_ratio": 0.16, "params": 43_210, "params_ratio": 0.158},
+    }  # fmt: skip
+    text = io.StringIO()
+    console = Console(file=text, width=width, highlight=False)
+    for table in (terminal.attack_table, terminal.result_table):
+        console.print(table(found))
+    shown = text.getvalue()
+    assert all(len(line) <= width for line in shown.splitlines()) and "…" not in shown
+    for figure in ("51.20%", "29.00%", "6.54M (16.00%)", "43,210 (15.80%)", "2000 s"):
+        assert figure in shown
+    assert [shown.count(f" {name} ") for name in autoattack] == [1] * 4
 
 
 def test_times_of_a_step_become_a_table(tmp_path, capsys):

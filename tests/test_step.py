@@ -13,7 +13,7 @@ from irp_jax import attacks, checkpoint, models, parallel
 from irp_jax.config import Config
 from irp_jax.data import Augmentation
 from irp_jax.models import Conv, Dense, Norm
-from irp_jax.network import deployed
+from irp_jax.network import deployed, network_params
 from irp_jax.pruning import cost, slim, sparse
 from irp_jax.training import phases
 from irp_jax.training.defenses import DEFENSES
@@ -140,6 +140,13 @@ def test_frozen_weight_masks_are_stored_in_bits_and_come_back():
     values = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(packed)
               if "kernel_values" in jax.tree_util.keystr(path)]  # fmt: skip
     assert sum(v.size for v in values) == sum(kept.values())
+    trained = {"weights": weights, "masks": masks}
+    read = network_params(DENSE, {"weights": packed, "masks": {}})
+    found = [checkpoint.digest(deployed(DENSE, tree, {})) for tree in (trained, read)]
+    assert found[0] == found[1]
+    dense = deployed(DENSE, {**trained, "weights": jax.tree.map(lambda a: -a, weights)}, {})
+    for leaf in jax.tree.leaves(dense):
+        assert not np.signbit(leaf[leaf == 0]).any(), "there is one zero"
 
 
 def test_a_kernel_of_which_nothing_is_kept_is_stored_too(tmp_path):

@@ -154,6 +154,7 @@ def test_a_command_begun_while_the_sweep_stops_is_stopped_too(tmp_path):
 
 
 MINE = Config(dataset="digits", budget="0.3")
+THE_NETWORKS = ("network_sha256", "epochs", "cost")
 
 
 @pytest.fixture
@@ -172,7 +173,7 @@ def ran(tmp_path, monkeypatch):
             found = {key: None for key in sweep_command.ATTACK_FACTS}
             found |= {"attack": {"images": count}, "accuracy": {given["attack"]: figure}}
             trained = json.loads((folder / "results.json").read_text())
-            found["network_sha256"] = trained["network_sha256"]
+            found |= {key: trained[key] for key in THE_NETWORKS if key in trained}
             Path(given["out"]).write_text(json.dumps(found))
         elif not (folder / "results.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
@@ -218,6 +219,21 @@ def test_figures_of_another_network_are_not_taken_for_those_of_a_new_one(ran):
     os.utime(run / "square.json", (1, 1))
     sweep_command.sweep(flags)
     assert ran == ["train", "square"] * 2
+    assert collected()[1]["square"] != before["square"]
+
+
+def test_nor_are_those_of_runs_from_before_there_were_digests(ran):
+    flags = ["--config=mine.py", "--results=results"]
+    sweep_command.sweep([*flags, "--attacks=square"])
+    (run,) = Path("runs").iterdir()
+    path, before, _ = collected()
+    for place, seconds in ((path, 1.0), (run / "results.json", 2.0)):
+        found = json.loads(place.read_text()) | {"wall_time_s": seconds, "epochs": 60, "cost": {}}
+        del found["network_sha256"]
+        place.write_text(json.dumps(found))
+    os.utime(run / "square.json", (1, 1))
+    sweep_command.sweep([*flags, "--attacks=square,fgsm"])
+    assert ran == ["train", "square", "train", "square", "fgsm"], "the same run, another training"
     assert collected()[1]["square"] != before["square"]
 
 

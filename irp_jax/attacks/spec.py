@@ -25,6 +25,8 @@ STEPPED = ("pgd", "cw")
 """Attacks whose step has a length to choose."""
 ONE_START = ("fgsm", "autoattack", "none")
 """Attacks whose number of restarts is fixed."""
+MOST = 10**6
+"""Steps and restarts there may be: each is counted in int32, and APGD plans every step ahead."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,8 @@ class AttackSpec:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, got {value}")
+            if value is not None and value > MOST:
+                raise UserError(f"{name} must be at most {MOST:,}, got {value}")
         unused = {
             "steps": self.steps is not None and self.name in ONE_START,
             "restarts": self.restarts > 1 and self.name in ONE_START,

@@ -63,6 +63,7 @@ def bench(arguments: list[str]) -> None:
             raise UserError(f"--{name} must be at least 1, got {value}")
     config = Config(model=options.model, budget=options.budget, batch_size=options.batch_size)
     configs.check(config)
+    files.check_place(Path(options.out))
     device = _prepare_torch() if options.torch else None
     whole_run = None if options.run is None else _whole_run(Path(options.run), config)
     console = Console(highlight=False, soft_wrap=True)
@@ -73,8 +74,8 @@ def bench(arguments: list[str]) -> None:
     if options.torch:
         report["rival"] = _rival(report["seconds_per_step"])
         report["speedup"] |= _speedups(report, whole_run)
-    files.write_json(Path(options.out), report)
     timing.show(report, console)
+    files.write_json(Path(options.out), report)
     console.print(f"written to {options.out}")
 
 

@@ -61,12 +61,16 @@ def report(arguments: list[str]) -> None:
     runs = []
     for path, one in zip(paths, found, strict=True):
         if isinstance(one, dict) and {"config", "accuracy"} <= set(one):
-            if lacking := sorted(NEEDED - set(one)):
+            accuracy = set(one["accuracy"]) if isinstance(one["accuracy"], dict) else set()
+            lacking = sorted((NEEDED - set(one)) | ({"natural", "pgd"} - accuracy))
+            if lacking:
                 raise UserError(f"{path} lacks {', '.join(lacking)}: take it away from there")
             runs.append(one)
     if not runs:
         raise UserError(f"no results in {place}: give a folder of results.json files")
     if options.plot is not None and len(runs) == 1:
+        if not {"history", "layers"} <= set(runs[0]):
+            raise UserError(f"{place} does not have its epochs on record: leave out --plot")
         plots.run_picture(runs[0], Path(options.plot))
     elif options.plot is not None:
         plots.budget_picture(runs, Path(options.plot))
@@ -106,15 +110,17 @@ def _benchmark(options: Options, place: Path, found: dict[str, Any]) -> None:
 def _insert(path: Path, name: str, table: str) -> None:
     opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
     try:
-        text = path.read_text()
+        text = path.read_bytes().decode()
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text file: give a Markdown file") from error
     before, _, rest = text.partition(opening)
-    _, found, after = rest.partition(closing)
+    old, found, after = rest.partition(closing)
     if not found:
         raise UserError(f"{path} has no place for the table: add lines {opening} and {closing}")
+    if opening in old:
+        raise UserError(f"{path} has {opening} twice before {closing}: close or remove the first")
     whole = f"{before}{opening}\n{table}{closing}{after}"
     files.write_whole(path, lambda file: file.write(whole.encode()))
 

@@ -110,7 +110,6 @@ def parse(
         raise UserError(f"{unread[0]!r} belongs to no flag: give --flag=value, see --help")
     if unread:
         raise unknown("flag", unread[0].partition("=")[0], _flags(kind))
-    # Shells leave the ~ of --flag=~/folder as it is.
     homes = {
         field.name: os.path.expanduser(value)
         for field in dataclasses.fields(kind)  # type: ignore[arg-type]
@@ -172,7 +171,7 @@ def take_flag(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
         value = given if equals else next(words, None)
         if value is None:
             raise UserError(f"{flag} needs a value")
-    return value, rest
+    return value and os.path.expanduser(value), rest  # shells leave the ~ of --flag=~/folder
 
 
 def publishable(command: str, arguments: list[str]) -> str:

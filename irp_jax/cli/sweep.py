@@ -7,7 +7,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
@@ -204,12 +204,14 @@ def _run(
     """
     call("train", configs.flags(run, configs.suited(run.dataset)))
     results = files.read_json(_finished(run)) | {"attacks": {}}
-    if before is not None and before.get("network_sha256") == results.get("network_sha256"):
+    # Runs of older versions have no digest.
+    digest = {"network_sha256"} & set(results)
+    if before is not None and _agree(before, results, digest or {"wall_time_s"}):
         results |= {"attacks": before.get("attacks", {}), "accuracy": before["accuracy"]}
     for name, flags in _missing(results, wanted, options).items():
         _attack(run, name, flags, options, call)
         found = files.read_json(_attacked(run, name, options))
-        if results.get("network_sha256") not in (None, found.get("network_sha256")):
+        if not _agree(found, results, digest or {"epochs", "cost"}):
             raise UserError(
                 f"the last checkpoint in {run.workdir} cannot be read, so {name} attacked the one "
                 f"before it: remove the folder to train anew"
@@ -219,6 +221,10 @@ def _run(
     if options.results is not None:
         files.write_json(_target(run, options.results), results)
     return results
+
+
+def _agree(one: dict[str, Any], other: dict[str, Any], keys: Iterable[str]) -> bool:
+    return all(one.get(key) == other[key] for key in keys)
 
 
 def _attack(run: Config, name: str, flags: list[str], options: Options, call: Call) -> None:

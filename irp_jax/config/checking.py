@@ -64,6 +64,9 @@ def check(config: Config) -> None:
     ):  # fmt: skip
         if not 0 < getattr(config, name) < math.inf:
             raise UserError(f"{flag(name)} must be positive, got {getattr(config, name):g}")
+    for name in ("attack_steps", "admm_updates"):
+        if getattr(config, name) > MOST:
+            raise UserError(f"{flag(name)} must be at most {MOST:,}, got {getattr(config, name)}")
     if config.workdir == "":
         raise UserError("--workdir must name a folder, got an empty name")
     if config.cutout > LARGEST_CUTOUT:
@@ -107,6 +110,9 @@ def check(config: Config) -> None:
 
 WIDEST = 64
 """Times the usual channels: a network that wide has thousands of times the parameters."""
+
+MOST = 10**6
+"""Of what is counted in int32, far below where that ends and above what anybody wants."""
 
 LARGEST_CUTOUT = 4096
 """More than the side of any image here: it blackens all there is."""
