@@ -56,7 +56,7 @@ def check_place(path: Path) -> None:
     Raises:
         UserError: it is no name of a file, or its folder cannot be written.
     """
-    above = next(folder for folder in path.absolute().parents if folder.exists())
+    above = next((folder for folder in path.absolute().parents if folder.exists()), Path("/"))
     if not path.name or path.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"cannot write {str(path)!r}: choose another place")
 
@@ -74,6 +74,11 @@ def make_folder(path: Path) -> None:
         reason = error.strerror
     if reason is not None:
         raise UserError(f"cannot use {path} as a folder ({reason}): choose another")
+
+
+def as_json(value: Any) -> Any:
+    """A value as it is read again once it was written: lists for tuples, text for keys."""
+    return json.loads(json.dumps(value))
 
 
 def read_json(path: Path) -> Any:
@@ -120,7 +125,14 @@ def claim(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
         except OSError:
             pass  # a file system without locks, on some clusters: nobody else is known of
         found = read_json(folder / "config.json")
-        if found is not None:
+        if found is None:
+            for name in ("results.json", "metrics.jsonl"):
+                if (folder / name).exists():
+                    raise UserError(
+                        f"{folder} has {name} but no config.json to say whose it is: choose "
+                        f"another --workdir"
+                    )
+        else:
             if not isinstance(found, dict):
                 raise UserError(f"{folder / 'config.json'} is no run's: choose another --workdir")
             differing = [k for k in identity if found.get(k, "") != identity[k]]

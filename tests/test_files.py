@@ -38,6 +38,19 @@ def test_a_folder_belongs_to_one_run(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("name", ["results.json", "metrics.jsonl"])
+def test_a_folder_that_does_not_say_whose_it_is_belongs_to_nobody(tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match=f"has {name} but no config"), files.claim(tmp_path, {}):
+        pass
+    assert (tmp_path / name).read_text() == "{}"
+
+
+def test_the_root_is_no_file_to_write():
+    with pytest.raises(UserError, match="cannot write '/'"):
+        files.check_place(Path("/"))
+
+
 def test_a_folder_is_used_by_one_process_at_a_time(tmp_path):
     with (
         files.claim(tmp_path, {}),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -181,6 +182,12 @@ def test_a_run_killed_before_and_after_the_freeze_resumes_to_the_identical_resul
 
 def test_a_finished_run_is_shown_not_repeated(finished):
     again = Silent()
+    path = Path(finished[0].workdir) / "results.json"
+    own = path.read_text()
+    path.write_text(json.dumps({"accuracy": {"natural": 1.0}}))  # of bin/evaluate --out, say
+    with pytest.raises(UserError, match=r"results\.json is not of this run"):
+        loop.run(finished[0], again, "bin/train")
+    path.write_text(own)
     results = loop.run(finished[0], again, "bin/train")
     assert again.rows == []
     assert results["accuracy"] == finished[1]["accuracy"]
@@ -220,6 +227,15 @@ def test_settings_can_be_chosen_without_a_look_at_the_test_images(tmp_path, smal
         publish(run, run / "results.json", tmp_path / "zoo", print)
     with pytest.raises(UserError, match=r"there is no .*none\.json: give the results\.json"):
         publish(run, run / "none.json", tmp_path / "zoo", print)
+
+
+def test_a_share_to_hold_out_is_idle_where_the_file_brings_its_own_images():
+    file = Config(dataset="mine.npz", validation=0.2)
+    own, drawn = (SimpleNamespace(train=range(n), validation=range(90 - n)) for n in (80, 72))
+    (line,) = loop._validation_given(file, own)
+    assert line == "--validation changes nothing: mine.npz has 10 images held out already"
+    assert loop._validation_given(file, drawn) == []
+    assert loop._validation_given(dataclasses.replace(file, validation=0.02), own) == []
 
 
 def test_a_workdir_of_another_run_is_refused_and_untouched(finished):

@@ -171,15 +171,19 @@ def test_a_cut_that_leaves_more_than_the_budget_says_so():
     assert "over" not in epochs._frozen_note(setup, {name: 1 for name in everything})
 
 
-def test_epochs_measured_on_training_images_are_told():
+def test_epochs_measured_on_training_images_are_told(monkeypatch):
     setup, reporter = make_setup(CONFIG), Silent()
     setup.dataset.validation = setup.dataset.train.take(np.arange(4))
     assert len(epochs._probe_set(setup, reporter)[0]) == 4 and not reporter.notes
     setup.dataset.validation = setup.dataset.train.take(np.arange(0))
     assert len(epochs._probe_set(setup, reporter)[0]) == len(setup.dataset.train)
-    assert reporter.notes == [
-        "no images are held out: the accuracies of epochs are of training images"
-    ]
+    told = "are held out: the accuracies of epochs are of training images"
+    assert reporter.notes == [f"no images {told}"]
+    monkeypatch.setattr(segments, "some", lambda setup, split: split)
+    setup = dataclasses.replace(setup, mesh=types.SimpleNamespace(size=8))
+    setup.dataset.validation = setup.dataset.train.take(np.arange(4))
+    assert epochs._probe_set(setup, reporter) is setup.dataset.train
+    assert reporter.notes[1:] == [f"too few images (4) {told}"]
 
 
 def test_cheating_from_the_start_is_an_alarm():

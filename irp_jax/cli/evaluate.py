@@ -58,7 +58,7 @@ class Options:
     images: int | None = None
     """Only the first so many test images."""
     batch_size: int | None = None
-    """Images attacked at once. Default: 256 a device, on a CPU what a core's cache holds."""
+    """Images attacked at once. Default: up to 512 a device, on a CPU what a core's cache holds."""
     dataset: str | None = None
     """Another set or PATH.npz to test on. Default: that of the run."""
     data_dir: str | None = None

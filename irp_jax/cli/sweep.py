@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-import json
 import os
 import re
 import time
@@ -256,7 +255,7 @@ def _collected(run: Config, options: Options) -> dict[str, Any] | None:
     found = files.read_json(target)
     if found is None:
         return None
-    same = json.loads(json.dumps(configs.identity(run)))
+    same = files.as_json(configs.identity(run))
     known = isinstance(found, dict) and {"accuracy", "attack", "wall_time_s"} <= set(found)
     if not known or found.get("config") != same:
         raise UserError(

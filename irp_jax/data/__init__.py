@@ -3,7 +3,7 @@
 The only package that imports TensorFlow Datasets, scikit-learn and PIL.
 """
 
-from irp_jax.data.arrays import Dataset, Split, limited
+from irp_jax.data.arrays import Dataset, Split, limited, validation_size
 from irp_jax.data.augment import Augmentation, augment, to_float
 from irp_jax.data.load import DATASETS, check_name, default_augmentation, load
 
@@ -18,4 +18,5 @@ __all__ = [
     "limited",
     "load",
     "to_float",
+    "validation_size",
 ]

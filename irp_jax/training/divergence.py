@@ -57,8 +57,16 @@ class Descent(NamedTuple):
 
     @property
     def afresh(self) -> "Descent":
-        """With nothing to compare with: the network was cut, or another loss is minimised."""
+        """With nothing to compare with: another loss is minimised from here on."""
         return Descent(self.guessing, self.prior, self.guessing, self.guessing)
+
+    @property
+    def of_cut(self) -> "Descent":
+        """With nothing to compare with either: the network has just been cut, at any cost in loss.
+
+        But who has forgotten everything before is still held against what there was to forget.
+        """
+        return self if self.stuck else self.afresh
 
     @property
     def of_last(self) -> "Descent":

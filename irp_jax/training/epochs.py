@@ -32,6 +32,9 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
     config, plan, whole = setup.config, setup.plan, parallel.replicated(setup.mesh)
     probe_images, probe_labels, _ = _probe_set(setup, reporter)
     resident = segments.on_devices(setup)
+    if progress.retreats:  # resumed: what follows names the defence the run was begun with
+        clip = f", gradients no longer than {progress.clip:g}" if progress.clip else ""
+        reporter.note(f"going on with {progress.defense}{clip}, as the guard had it")
     reporter.begin(config, plan, progress.epoch * plan.steps_per_epoch)
     progress = dataclasses.replace(progress, state=parallel.place(progress.state, whole))
     saved_at, is_saved, counted = time.monotonic(), True, time.monotonic()
@@ -103,7 +106,8 @@ def _probe_set(setup: Setup, reporter: Reporter) -> Any:
     held_out = setup.dataset.validation
     if len(held_out) >= setup.mesh.size:
         return segments.some(setup, held_out)
-    reporter.note("no images are held out: the accuracies of epochs are of training images")
+    few = f"too few images ({len(held_out)})" if len(held_out) else "no images"
+    reporter.note(f"{few} are held out: the accuracies of epochs are of training images")
     return segments.some(setup, setup.dataset.train)
 
 

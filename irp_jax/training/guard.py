@@ -37,11 +37,11 @@ def is_sound(progress: Progress, healthy: Progress | None) -> bool:
 def descent_before(plan: Plan, progress: Progress) -> Descent:
     """What the next epoch's loss is compared with.
 
-    With nothing where the network has just been cut. With the last epoch's alone where the radius
-    grew in that, since loss rises with it.
+    With none where the network has just been cut. With the last epoch's alone where the radius grew
+    in that, since loss rises with it.
     """
     if progress.epoch == plan.freeze_epoch:
-        return progress.descent.afresh
+        return progress.descent.of_cut
     grew = 0 <= (progress.epoch - 1) * plan.steps_per_epoch < plan.epsilon_steps
     return progress.descent.of_last if grew else progress.descent
 

@@ -42,6 +42,7 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
     dataset = data.load(
         config.dataset, data_dir=config.data_dir, validation_fraction=config.validation
     )
+    notes = [*configs.unused(config), *_validation_given(config, dataset)]
     if config.train_images:
         dataset = data.limited(dataset, config.train_images)
     if config.evaluate_on == "validation" and not len(dataset.validation):
@@ -66,11 +67,16 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
     with files.claim(workdir, {"channels": "", **identity}):
         finished = files.read_json(workdir / "results.json")
         if finished is not None:
+            if not isinstance(finished, dict) or finished.get("config") != files.as_json(identity):
+                raise UserError(
+                    f"{workdir / 'results.json'} is not of this run: move it away, or choose "
+                    f"another --workdir"
+                )
             reporter.note(f"{workdir} is finished: showing its results")
             reporter.end(finished)
             return finished
         reporter.note(f"run in {workdir}")
-        for line in configs.unused(config):
+        for line in notes:
             reporter.note(line)
         progress = resume(setup, workdir, reporter.note)  # refuses checkpoints of another run
         everything = dataclasses.asdict(config) | identity
@@ -88,6 +94,15 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
         files.write_json(workdir / "results.json", results)
     reporter.end(results)
     return results
+
+
+def _validation_given(config: Config, dataset: data.Dataset) -> list[str]:
+    """What to say where a share is asked for, and the user's file brings its own images."""
+    count = len(dataset.validation)
+    drawn = data.validation_size(config.validation, len(dataset.train) + count)
+    if config.validation == configs.suited(config.dataset).validation or count == drawn:
+        return []
+    return [f"--validation changes nothing: {config.dataset} has {count} images held out already"]
 
 
 # ---- the final number ------------------------------------------------------------------------

@@ -221,7 +221,7 @@ def _batches(config: Config, plan: Plan, images: int, epoch: int) -> np.ndarray:
 def some(setup: Setup, split: Split) -> Any:
     """A few hundred images of a split, their labels and indices, split over the devices."""
     devices = setup.mesh.size
-    count = min(FEW, len(split)) // devices * devices
+    count = min(max(FEW, devices), len(split)) // devices * devices
     # Evenly spaced, since a user's images may be sorted by class.
     indices = np.linspace(0, len(split) - 1, count).astype(np.int32)
     few = split.take(indices)
