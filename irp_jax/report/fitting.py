@@ -29,7 +29,9 @@ def _fitted(name: str, results: list[Results], width: int) -> Table:
     """Breaks cells into parts, then leaves columns out, then puts all settings into one cell."""
     for known in (("data", "model", "recipe"), ("data", "model")):
         common, titles, rows = told_apart(results, known)
-        names = {tuple(row[: titles.index("natural %")]) for row in rows}
+        # How many seeds a line has is no name for it.
+        settings = [n for n in range(titles.index("natural %")) if titles[n] != "runs"]
+        names = {tuple(row[n] for n in settings) for row in rows}
         if len(names) == len(rows):
             break
     left_out: list[str] = []
