@@ -81,7 +81,8 @@ class Config:
     schedule: str = "cosine"
     """How the learning rate moves: cosine (down), cyclic (up and down) or piecewise (two drops)."""
     clip: float = 0.0
-    """Longest gradient of all weights together; 0 is off."""
+    """Longest gradient of the loss, all weights together; 0 is off. Decay and the pull of admm are
+    added to what it leaves."""
     ema: float = 0.0
     """Decay of a moving average of the weights, which becomes the network; 0 is off."""
     weight_decay: float = 5e-4
