@@ -6,11 +6,9 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +17,7 @@ from sklearn.datasets import load_digits
 
 from irp_jax import config as configs
 from irp_jax import parallel
-from irp_jax.cli import commands, evaluate, publish, report, train
+from irp_jax.cli import evaluate, publish, report, train
 from irp_jax.cli import sweep as sweep_command
 from irp_jax.cli.commands import Commands
 from irp_jax.config import Config
@@ -119,38 +117,6 @@ def test_a_sweep_that_is_terminated_takes_its_runs_along(swept, tmp_path):
     (lock,) = tmp_path.glob("runs/*/.lock")  # the second run was not begun
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def test_a_signal_that_is_ignored_stays_ignored():
-    running = Commands()
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    others = signal.getsignal(signal.SIGTERM)
-    try:
-        with running.stopped_together():
-            os.kill(os.getpid(), signal.SIGHUP)
-            assert signal.getsignal(signal.SIGTERM) is not others
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    assert not running.stopping.is_set()
-    assert signal.getsignal(signal.SIGTERM) is others
-
-
-def test_a_command_begun_while_the_sweep_stops_is_stopped_too(tmp_path):
-    running, log = Commands(), tmp_path / "of" / "log.txt"
-    running.stopping.set()
-    before, (core, *_) = parallel.core_numbers(), parallel.core_numbers()
-    flags = ["--dataset=digits", "--epochs=1000", f"--workdir={tmp_path}/run"]
-    with ThreadPoolExecutor(1) as pool:
-        begun = pool.submit(running.run, "train", flags, log, {core})
-        try:
-            with pytest.raises(UserError, match=r"bin/train ended with code -15"):
-                begun.result(timeout=60)
-        finally:
-            for child in running._running:
-                child.kill()
-    assert not running._running
-    assert log.read_text() == "$ bin/train " + " ".join(flags) + "\n"
-    assert parallel.core_numbers() == before
 
 
 MINE = Config(dataset="digits", budget="0.3")
@@ -256,19 +222,6 @@ def test_a_failure_is_told_in_the_words_of_the_command(ran, monkeypatch):
     monkeypatch.setattr(sweep_command, "show_results", lambda *_: pytest.fail("an empty table"))
     with pytest.raises(UserError, match=r"1 of 1 runs failed; .*log.txt\): no network: give --d"):
         sweep_command.sweep(["--config=mine.py"])
-
-
-def test_what_a_command_failed_of_is_its_last_error_not_what_others_write_there(tmp_path):
-    log = tmp_path / "log.txt"
-    before = "$ bin/train\nerror: of another day\n"
-    log.write_text(before + "$ bin/train\nerror: in use by another run\n└──┘ of that run\n")
-    assert commands._error(log, len(before)) == "in use by another run"
-    assert commands._error(log, log.stat().st_size) is None
-    with ThreadPoolExecutor(1) as pool:
-        cores = set(parallel.core_numbers())
-        running = pool.submit(Commands().run, "train", ["--budget=16"], log, cores)
-        with pytest.raises(UserError, match=r"^budget must be in .* did you mean 0\.16"):
-            running.result(timeout=60)
 
 
 @pytest.mark.parametrize("flag", ["--workdir", "--results"])

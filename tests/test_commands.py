@@ -1,0 +1,57 @@
+"""Commands that run beside each other: they stop together, and what one failed of is its own."""
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from irp_jax import parallel
+from irp_jax.cli import commands
+from irp_jax.cli.commands import Commands
+from irp_jax.errors import UserError
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    running = Commands()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    others = signal.getsignal(signal.SIGTERM)
+    try:
+        with running.stopped_together():
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGTERM) is not others
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert not running.stopping.is_set()
+    assert signal.getsignal(signal.SIGTERM) is others
+
+
+def test_a_command_begun_while_the_sweep_stops_is_stopped_too(tmp_path):
+    running, log = Commands(), tmp_path / "of" / "log.txt"
+    running.stopping.set()
+    before, (core, *_) = parallel.core_numbers(), parallel.core_numbers()
+    flags = ["--dataset=digits", "--epochs=1000", f"--workdir={tmp_path}/run"]
+    with ThreadPoolExecutor(1) as pool:
+        begun = pool.submit(running.run, "train", flags, log, {core})
+        try:
+            with pytest.raises(UserError, match=r"bin/train ended with code -15"):
+                begun.result(timeout=60)
+        finally:
+            for child in running._running:
+                child.kill()
+    assert not running._running
+    assert log.read_text() == "$ bin/train " + " ".join(flags) + "\n"
+    assert parallel.core_numbers() == before
+
+
+def test_what_a_command_failed_of_is_its_last_error_not_what_others_write_there(tmp_path):
+    log = tmp_path / "log.txt"
+    before = "$ bin/train\nerror: of another day\n"
+    log.write_text(before + "$ bin/train\nerror: in use by another run\n└──┘ of that run\n")
+    assert commands._error(log, len(before)) == "in use by another run"
+    assert commands._error(log, log.stat().st_size) is None
+    with ThreadPoolExecutor(1) as pool:
+        cores = set(parallel.core_numbers())
+        running = pool.submit(Commands().run, "train", ["--budget=16"], log, cores)
+        with pytest.raises(UserError, match=r"^budget must be in .* did you mean 0\.16"):
+            running.result(timeout=60)
