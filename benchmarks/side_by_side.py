@@ -1,7 +1,6 @@
 """One trained network attacked by several programs in turn: the same weights, images and radius."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from jax.tree_util import Partial
 
 from benchmarks import torch_device, torch_resnet
-from irp_jax import attacks, data, models, network, parallel
+from irp_jax import attacks, data, models, network, parallel, traced
 from irp_jax.errors import UserError
 
 
@@ -86,19 +85,21 @@ def load(
     """
     net = network.load(checkpoint, say)
     held = data.load(
-        net.config.dataset, data_dir=data_dir or net.config.data_dir, validation_fraction=0.0
+        net.record["trained"]["dataset"],
+        data_dir=data_dir or net.record["trained"]["data_dir"],
+        validation_fraction=0.0,
     )
     pixels = np.concatenate([held.test.images, held.train.images])
     labels = np.concatenate([held.test.labels, held.train.labels])
     count = len(held.test.images) if images is None else images
     if count > len(pixels):
-        raise UserError(f"--images={count}: {net.config.dataset} has {len(pixels)}")
+        raise UserError(f"--images={count}: {net.record['trained']['dataset']} has {len(pixels)}")
     return Subject(
         name=Path(checkpoint).name,
         net=net,
         images=pixels[:count].astype(np.float32) / np.float32(255),
         labels=labels[:count].astype(np.int32),
-        epsilon=net.config.epsilon if epsilon is None else epsilon,
+        epsilon=net.epsilon if epsilon is None else epsilon,
     )
 
 
@@ -111,15 +112,15 @@ def twin(subject: Subject, *, masked: bool = False) -> torch.nn.Module:
             zeros for the channels that are gone.
     """
     net = subject.net
-    model = models.build(net.config.model, len(net.class_names), net.config.width)
+    spec = net.record["model"]
+    model = models.build(net.name, len(net.class_names), spec["width"]) if "name" in spec else None
     if not isinstance(model, models.ResNet):
-        raise UserError(f"there is no PyTorch twin of {net.config.model}: choose a resnet")
+        raise UserError(f"there is no PyTorch twin of {net.name}: choose a resnet")
     variables = jax.device_get(net.variables)
     if masked:
-        image = jax.ShapeDtypeStruct((1, *net.image_shape), np.float32)
-        init = functools.partial(model.init, train=False)
-        dense = jax.eval_shape(init, jax.random.key(0), image)
-        variables = jax.tree.map(_fill, variables, dense)
+        traced_model = traced.named(net.name, spec["width"], net.image_shape, len(net.class_names))
+        params, state = jax.eval_shape(traced_model.init, jax.random.key(0))
+        variables = jax.tree.map(_fill, variables, {"params": params, "batch_stats": state})
     other = torch_resnet.build(
         model.blocks, model.widths, variables["params"], statistics=variables["batch_stats"],
         device=torch_device.device(),
@@ -193,13 +194,12 @@ def compare(
         for name in turn if number % 2 == 0 else reversed(turn):
             say(f"{subject.name}: slice {number + 1} of {slices}, {len(part)} images, {name}")
             found[name].append(sides[name](subject.images[part], subject.labels[part]))
-    config = subject.net.config
     right = logits(subject, subject.images).argmax(-1) == subject.labels
     return {
         "checkpoint": subject.name,
-        "model": config.model,
-        "dataset": config.dataset,
-        "defense": config.defense,
+        "model": subject.net.name,
+        "dataset": subject.net.record["trained"]["dataset"],
+        "defense": subject.net.record["trained"]["defense"],
         "macs_ratio": subject.net.cost["macs_ratio"],
         "images": len(subject.images),
         "epsilon": subject.epsilon,

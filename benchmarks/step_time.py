@@ -13,12 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from irp_jax import attacks, models, parallel
+from irp_jax import attacks, models, parallel, traced
 from irp_jax.config import Config
 from irp_jax.data.augment import Augmentation
 from irp_jax.errors import UserError
-from irp_jax.models import Architecture
-from irp_jax.pruning import cost, slim
+from irp_jax.pruning import cost
 from irp_jax.pruning.masks import Regularity
 from irp_jax.training import phases
 from irp_jax.training.defenses import DEFENSES
@@ -44,12 +43,11 @@ class Trainers:
 
     def __init__(self, config: Config, steps: int) -> None:
         self.config, self.steps, self.cost_ratio = config, steps, float("nan")
-        self.model = models.build(config.model, 10, config.width)
-        self.dense = models.describe(self.model, IMAGE)
-        self.plan = phases.plan(config, self.dense, 49_000)
-        self.variables = jax.jit(self.model.init, static_argnames="train")(
-            jax.random.key(config.seed), jnp.zeros((1, *IMAGE)), train=False
-        )
+        self.model = traced.named(config.model, config.width, IMAGE, 10)
+        self.graph = self.model.graph
+        self.plan = phases.plan(config, self.graph, 49_000)
+        params, batch_stats = jax.jit(self.model.init)(jax.random.key(config.seed))
+        self.variables = {"params": params, "batch_stats": batch_stats}
         random = np.random.default_rng(config.seed)
         self.images = random.integers(0, 256, (IMAGES, *IMAGE), dtype=np.uint8)
         self.labels = random.integers(0, 10, IMAGES, dtype=np.int32)
@@ -58,18 +56,18 @@ class Trainers:
     def dense_step(self) -> Burst:
         """No masks at all."""
         params = {"weights": self.variables["params"], "masks": {}}
-        optimizer = phases.optimizer(self.config, self.plan, self.dense, frozen=True)
+        optimizer = phases.optimizer(self.config, self.plan, self.graph, frozen=True)
         state = TrainState(
             jnp.zeros((), jnp.int32), params, self.variables["batch_stats"], optimizer.init(params)
         )
-        return self._compile(self.dense, optimizer, state)
+        return self._compile(optimizer, state)
 
     def masked_step(self, regularity: Regularity) -> Burst:
         """Masks being learned: what the first part of a run does."""
         config = self._with(regularity)
-        state = phases.initial_state(config, self.plan, self.dense, self.variables)
-        optimizer = phases.optimizer(config, self.plan, self.dense, frozen=False)
-        return self._compile(self.dense, optimizer, state)
+        state = phases.initial_state(config, self.plan, self.graph, self.variables)
+        optimizer = phases.optimizer(config, self.plan, self.graph, frozen=False)
+        return self._compile(optimizer, state)
 
     def slim_step(self) -> Burst:
         """The network cut to the budget: what the rest of a run does.
@@ -77,15 +75,14 @@ class Trainers:
         Every channel group loses the same share, as far as whole channels allow.
         """
         config = self._with("channel")
-        state = phases.initial_state(config, self.plan, self.dense, self.variables)
-        ranks = {name: -np.arange(n) / n for name, n in self.dense.groups.items()}
+        state = phases.initial_state(config, self.plan, self.graph, self.variables)
+        ranks = {name: -np.arange(n) / n for name, n in self.graph.groups.items()}
         params = {**state.params, "masks": ranks}
         ranked = TrainState(state.step, params, state.batch_stats, state.optimizer)
-        frozen, kept = phases.freeze(config, self.plan, self.dense, ranked)
-        architecture = slim.architecture(self.dense, kept)
-        optimizer = phases.optimizer(config, self.plan, architecture, frozen=True)
-        self.cost_ratio = cost.total(self.dense, kept).macs / cost.total(self.dense).macs
-        return self._compile(architecture, optimizer, frozen)
+        frozen, kept = phases.freeze(config, self.plan, self.graph, ranked)
+        optimizer = phases.optimizer(config, self.plan, self.graph, frozen=True)
+        self.cost_ratio = cost.total(self.graph, kept).macs / cost.total(self.graph).macs
+        return self._compile(optimizer, frozen)
 
     def torch_step(self, device: str, *, masked: bool = False, graphed: bool = False) -> Burst:
         """PyTorch, channels-last; on a CPU as many threads as cores.
@@ -100,15 +97,15 @@ class Trainers:
         """
         from benchmarks import torch_device, torch_resnet
 
-        if not isinstance(self.model, models.ResNet):
+        spec = self.config
+        model = None if models.is_file(spec.model) else models.build(spec.model, 10, spec.width)
+        if not isinstance(model, models.ResNet):
             raise UserError(
                 f"there is no PyTorch twin of {self.config.model}: give --no-torch, or "
                 "--model=resnet20/32/44/56/110/resnet18"
             )
         weights = jax.device_get(self.variables["params"])
-        twin = torch_resnet.build(
-            self.model.blocks, self.model.widths, weights, masked=masked, device=device
-        )
+        twin = torch_resnet.build(model.blocks, model.widths, weights, masked=masked, device=device)
         torch_device.compute(device, fast=False)
         self._check_equal(twin, torch_resnet.logits, torch_device.AGREEMENT[device])
         torch_device.compute(device, fast=True)
@@ -127,7 +124,7 @@ class Trainers:
         """Both networks compute the same, in training mode; else their times mean nothing."""
         images = self.images[: self.config.batch_size].astype(np.float32) / 255
         variables = self.variables
-        forward = jax.jit(models.forward(self.model), static_argnames="train")
+        forward = jax.jit(self.model.network, static_argnames="train")
         with jax.default_matmul_precision("float32"):
             ours, _ = forward(variables["params"], variables["batch_stats"], images, train=True)
         np.testing.assert_allclose(
@@ -137,15 +134,15 @@ class Trainers:
     def _with(self, regularity: Regularity) -> Config:
         return dataclasses.replace(self.config, regularity=regularity)
 
-    def _compile(self, architecture: Architecture, optimizer, state: TrainState) -> Burst:
+    def _compile(self, optimizer, state: TrainState) -> Burst:
         config = self.config
         mesh = parallel.mesh(parallel.usable_devices(config.batch_size))
         recipe = Recipe(
-            architecture=architecture, cost_kind="macs", threat=attacks.linf(config.epsilon),
+            graph=self.graph, cost_kind="macs", threat=attacks.linf(config.epsilon),
             defense=DEFENSES[config.defense], augmentation=AUGMENTATION,
             label_smoothing=config.label_smoothing,
         )  # fmt: skip
-        run = compile_steps(recipe, models.forward(self.model), optimizer, mesh)
+        run = compile_steps(recipe, self.model.network, optimizer, mesh)
         whole = parallel.replicated(mesh)
         images, labels = parallel.place((self.images, self.labels), whole)
         key = parallel.place(jax.random.key(config.seed), whole)

@@ -6,7 +6,6 @@ and activations are channels-last, PyTorch's fastest layout for convolutions on 
 tensor cores do them, on a GPU.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -101,37 +100,34 @@ def build(
 
     Args:
         blocks, widths: as for `irp_jax.models.ResNet`.
-        weights: that network's parameter tree, of arrays: kernels (k, k, C_in, C_out).
+        weights: that network's parameters, name -> array: kernels (k, k, C_in, C_out).
         masked: whether a mask is multiplied onto every convolution's kernel.
-        statistics: its running statistics; then the network is in inference mode.
+        statistics: its running statistics, name -> array; then the network is in inference mode.
         device: where it lies.
     """
-    classes = weights["classifier"]["bias"].shape[0]
+    classes = weights["classifier/bias"].shape[0]
     model = ResNet(blocks, widths, classes)
     for path, module in model.named_modules():
+        name = path.replace(".", "/") + "/"
         if isinstance(module, nn.Conv2d):
-            kernel = _at(weights, path)["kernel"]
+            kernel = weights[name + "kernel"]
             module.weight = nn.Parameter(
                 _tensor(kernel.transpose(3, 2, 0, 1)).contiguous(memory_format=torch.channels_last)
             )
             if masked:
                 MaskedConv2d.convert(module)
         elif isinstance(module, nn.Linear):
-            module.weight = nn.Parameter(_tensor(_at(weights, path)["kernel"].T).contiguous())
-            module.bias = nn.Parameter(_tensor(_at(weights, path)["bias"]))
+            module.weight = nn.Parameter(_tensor(weights[name + "kernel"].T).contiguous())
+            module.bias = nn.Parameter(_tensor(weights[name + "bias"]))
         elif isinstance(module, nn.BatchNorm2d):
-            module.weight = nn.Parameter(_tensor(_at(weights, path)["scale"]))
-            module.bias = nn.Parameter(_tensor(_at(weights, path)["bias"]))
+            module.weight = nn.Parameter(_tensor(weights[name + "scale"]))
+            module.bias = nn.Parameter(_tensor(weights[name + "bias"]))
             module.num_features = len(module.weight)
-            running = {} if statistics is None else _at(statistics, path)
-            module.running_mean = _tensor(running.get("mean", np.zeros(module.num_features)))
-            module.running_var = _tensor(running.get("variance", np.ones(module.num_features)))
+            running, ours = statistics or {}, f"batch_stats/{name}"
+            module.running_mean = _tensor(running.get(ours + "mean", np.zeros(len(module.weight))))
+            module.running_var = _tensor(running.get(ours + "var", np.ones(len(module.weight))))
     model.to(device)
     return model.train() if statistics is None else model.eval()
-
-
-def _at(tree: Mapping[str, Any], path: str) -> Mapping[str, Any]:
-    return functools.reduce(lambda branch, key: branch[key], path.split("."), tree)
 
 
 def _tensor(array: Any) -> torch.Tensor:

@@ -14,7 +14,7 @@ from pathlib import Path
 from irp_jax.config import Config, channels_of
 
 RESULTS = Path(__file__).parents[1] / "results" / "comparison"
-FOUND = RESULTS / "resnet20-cifar10-0.04M-params-seed0-62eb38.json"
+FOUND = RESULTS / "resnet20-cifar10-0.04M-params-seed0-784f10.json"
 
 config = Config(
     model="resnet20",

@@ -1,1 +1,60 @@
-"""Robust in-train pruning of image classifiers in JAX."""
+"""Small networks that stay right under attack: trained, made robust and pruned in one run.
+
+    import irp_jax as irp
+
+    small = irp.train(Net(), irp.load_data("digits"), budget=0.16, epsilon=0.1)
+    logits = small(images)
+    print(small.cost)
+    small.save("small")
+    again = irp.load("small")
+
+What is used is imported when it is: `irp_jax.attacks` alone needs nothing but JAX.
+"""
+
+import importlib
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from irp_jax import attacks, data, models
+    from irp_jax.api import describe, from_arrays, load, load_data, train
+    from irp_jax.config import Config
+    from irp_jax.data import Dataset
+    from irp_jax.errors import UserError
+    from irp_jax.graph import ChannelGraph
+    from irp_jax.network import Network
+
+_PLACES = {
+    "describe": "irp_jax.api",
+    "from_arrays": "irp_jax.api",
+    "load": "irp_jax.api",
+    "load_data": "irp_jax.api",
+    "train": "irp_jax.api",
+    "Config": "irp_jax.config",
+    "ChannelGraph": "irp_jax.graph",
+    "Dataset": "irp_jax.data",
+    "Network": "irp_jax.network",
+    "UserError": "irp_jax.errors",
+}
+
+__all__ = [
+    "ChannelGraph", "Config", "Dataset", "Network", "UserError", "__version__", "attacks", "data",
+    "describe", "from_arrays", "load", "load_data", "models", "train",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
+    if name in ("attacks", "data", "models"):
+        return importlib.import_module(f"irp_jax.{name}")
+    if name == "__version__":
+        try:
+            return metadata.version("irp_jax")
+        except metadata.PackageNotFoundError:  # run from a checkout
+            return "0.1.0"
+    raise AttributeError(f"module 'irp_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import subprocess
@@ -48,6 +49,12 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise UserError(
             f"cannot write {path} ({error.strerror}): free some space or choose another place"
         ) from error
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_place(path: Path) -> None:
@@ -126,18 +133,25 @@ def claim(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
             pass  # a file system without locks, on some clusters: nobody else is known of
         found = read_json(folder / "config.json")
         if found is None:
-            for name in ("results.json", "metrics.jsonl"):
+            for name in ("results.json", "metrics.jsonl", "network.json"):
                 if (folder / name).exists():
                     raise UserError(
                         f"{folder} has {name} but no config.json to say whose it is: choose "
                         f"another --workdir"
                     )
         else:
-            if not isinstance(found, dict):
-                raise UserError(f"{folder / 'config.json'} is no run's: choose another --workdir")
-            differing = [k for k in identity if found.get(k, "") != identity[k]]
+            whose = found.get("identity") if isinstance(found, dict) else None
+            if not isinstance(whose, dict):
+                raise UserError(
+                    f"{folder / 'config.json'} is of no run of this version: choose another "
+                    f"--workdir"
+                )
+            differing = sorted(k for k in {*identity, *whose} if identity.get(k) != whose.get(k))
             if differing:
-                what = ", ".join(f"{k}={found.get(k)}, not {identity[k]}" for k in differing[:3])
+                what = ", ".join(
+                    f"{k}={whose.get(k, 'default')}, not {identity.get(k, 'the default')}"
+                    for k in differing[:3]
+                )
                 raise UserError(
                     f"workdir {folder} holds a different run ({what}): choose another --workdir"
                 )

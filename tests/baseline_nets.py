@@ -4,12 +4,10 @@ import functools
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from pruning_nets import quick_jit
 
-from irp_jax import models
-from irp_jax.models import Conv, Dense, Norm
+from irp_jax import traced
 from irp_jax.training import phases
 
 
@@ -23,36 +21,48 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, images, train):
-        x = nn.relu(Norm("a", name="norm1")(Conv(self.a, None, "a", name="first")(images), train))
+        def conv(features, name):
+            return nn.Conv(features, (3, 3), use_bias=False, name=name)
+
+        def norm(name):
+            return nn.BatchNorm(use_running_average=not train, momentum=0.9, name=name)
+
+        x = nn.relu(norm("norm1")(conv(self.a, "first")(images)))
         if self.skip:
-            x = x + Conv(self.a, "a", "a", name="third")(x)
-        x = nn.relu(Norm("b", name="norm2")(Conv(self.b, "a", "b", name="second")(x), train))
-        return Dense(self.classes, "b", None, name="classifier")(x.mean((1, 2)))
+            x = x + conv(self.a, "third")(x)
+        x = nn.relu(norm("norm2")(conv(self.b, "second")(x)))
+        return nn.Dense(self.classes, name="classifier")(x.mean((1, 2)))
 
 
 SHAPE = (8, 8, 1)
 
 
+@functools.cache
+def traced_net(net):
+    return traced.trace(net, SHAPE)
+
+
 def described(net):
-    return models.describe(net, SHAPE)
+    return traced_net(net).graph
 
 
 @functools.cache
 def variables(net, seed=0):
-    init = quick_jit(lambda key: net.init(key, jnp.zeros((1, *SHAPE)), train=False))
-    return init(jax.random.key(seed))
+    params, state = quick_jit(traced_net(net).init)(jax.random.key(seed))
+    return {"params": params, "batch_stats": state}
 
 
 def random_weights(net, seed):
     rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), variables(net)["params"]
-    )
+    return {
+        name: rng.normal(size=leaf.shape).astype(np.float32)
+        for name, leaf in sorted(variables(net)["params"].items())
+    }
 
 
 def begun(config, net, seed=0):
-    """The dense architecture, the plan for 96 images and the state before the first step."""
-    dense = described(net)
-    plan = phases.plan(config, dense, 96)
-    state = quick_jit(functools.partial(phases.initial_state, config, plan, dense))
-    return dense, plan, state(variables(net, seed))
+    """The dense network's graph, the plan for 96 images and the state before the first step."""
+    graph = described(net)
+    plan = phases.plan(config, graph, 96)
+    state = quick_jit(functools.partial(phases.initial_state, config, plan, graph))
+    return graph, plan, state(variables(net, seed))

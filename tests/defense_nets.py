@@ -8,11 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from pruning_nets import quick_jit
 
-from irp_jax import attacks, models, parallel
+from irp_jax import attacks, parallel, traced
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.data import Augmentation, Split
-from irp_jax.models import Conv, Dense, Norm
 from irp_jax.network import inference
 from irp_jax.training import phases, progress
 from irp_jax.training.defenses import Batch, Choice, build
@@ -24,12 +23,13 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, images, train):
-        x = nn.relu(Norm("a")(Conv(16, None, "a")(images), train))
-        return Dense(3, "a", None)(jnp.square(x).mean((1, 2)))
+        x = nn.Conv(16, (3, 3), use_bias=False)(images)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        return nn.Dense(3)(jnp.square(x).mean((1, 2)))
 
 
-NETWORK = models.forward(Net())
-DENSE = models.describe(Net(), (6, 6, 2))
+MODEL = traced.trace(Net(), (6, 6, 2))
+NETWORK, GRAPH = MODEL.network, MODEL.graph
 THREAT = attacks.linf(8 / 255)
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 6, 6, 2), dtype=np.uint8)
 IMAGES = PIXELS / np.float32(255)
@@ -40,8 +40,8 @@ CONFIG = Config(budget="0.3", epochs=4, batch_size=8, learning_rate=0.05, ramp_s
 
 def initial():
     """What `Net` starts from, on the host."""
-    init = quick_jit(lambda key: Net().init(key, jnp.zeros((1, 6, 6, 2)), train=False))
-    return jax.device_get(init(jax.random.key(0)))
+    params, state = jax.device_get(quick_jit(MODEL.init)(jax.random.key(0)))
+    return {"params": params, "batch_stats": state}
 
 
 def forward(variables, weights=None):
@@ -60,9 +60,9 @@ def perturb(defense, logits_fn, images=IMAGES, labels=LABELS, memory=None):
     return jax.device_get(attack(images, labels))
 
 
-def recipe(name, architecture=DENSE):
+def recipe(name):
     return Recipe(
-        architecture=architecture, cost_kind="macs", threat=THREAT,
+        graph=GRAPH, cost_kind="macs", threat=THREAT,
         defense=build(Choice(name, 2)), label_smoothing=0.0, ema=0.9,
         augmentation=Augmentation(crop_padding=1, flip=True, cutout=2),
     )  # fmt: skip
@@ -72,12 +72,12 @@ def make_setup(config, dataset=PIXELS):
     return progress.Setup(
         config=config,
         identity=configs.identity(config),
-        plan=phases.plan(config, DENSE, len(dataset)),
+        plan=phases.plan(config, GRAPH, len(dataset)),
         dataset=types.SimpleNamespace(
             train=Split(images=dataset, labels=np.arange(len(dataset)) % 3), num_classes=3,
             image_shape=dataset.shape[1:], class_names=("a", "b", "c"),
         ),
-        dense=DENSE, network=NETWORK, apply=inference(NETWORK), mesh=parallel.mesh(2),
+        model=MODEL, apply=inference(NETWORK), mesh=parallel.mesh(2),
     )  # fmt: skip
 
 

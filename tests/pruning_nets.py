@@ -8,18 +8,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from irp_jax import traced
 from irp_jax.pruning import masks
 
 # Compilation is most of these tests' time, and little of it is worth its while.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
+# A model is traced once for all tests of a file.
+named = functools.cache(traced.named)
+
 IMAGE_SHAPES = ((8, 8, 1), (28, 28, 1), (32, 32, 3))
 
 
-def abstract_variables(model, image_shape):
-    """What `model.init` returns, shapes only."""
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    return jax.eval_shape(lambda key, x: model.init(key, x, train=False), jax.random.key(0), images)
+def abstract_variables(model):
+    """Shapes and dtypes of a traced model's arrays: {"params", "batch_stats"}, name -> array."""
+    params, state = jax.eval_shape(model.init, jax.random.key(0))
+    return {"params": params, "batch_stats": state}
+
+
+def zeros(variables):
+    """Arrays of zeros on the host, of the shapes of a tree."""
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables)
 
 
 def elements(tree):
@@ -27,18 +36,18 @@ def elements(tree):
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def random_variables(model, image_shape, seed):
+def random_variables(model, seed):
     """Variables in which no norm is neutral, so that a channel that leaks is seen.
 
     The running statistics are near those of the untrained network, so that no depth drowns or
     explodes the signal.
     """
     rng = np.random.default_rng(seed)
-    images = rng.uniform(size=(8, *image_shape)).astype(np.float32)
-    shapes = abstract_variables(model, image_shape)
+    images = rng.uniform(size=(8, *model.graph.image_shape)).astype(np.float32)
+    shapes = abstract_variables(model)
 
-    def draw(path, leaf):
-        kind, shape = path[-1].key, leaf.shape
+    def draw(name, leaf):
+        kind, shape = name.rpartition("/")[2], leaf.shape
         if kind == "kernel":
             values = rng.normal(0, math.sqrt(2 / math.prod(shape[:-1])), shape)
         elif kind == "scale":
@@ -47,28 +56,28 @@ def random_variables(model, image_shape, seed):
             values = rng.normal(0, 0.3, shape)
         return values.astype(np.float32)
 
-    weights = jax.tree_util.tree_map_with_path(draw, shapes["params"])
-    zero = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes["batch_stats"])
+    weights = {name: draw(name, leaf) for name, leaf in shapes["params"].items()}
 
-    def blur(path, leaf):
+    def blur(name, leaf):
         full = 10 * np.asarray(leaf)  # One step with momentum 0.9 from zero.
-        if path[-1].key == "mean":
+        if name.endswith("/mean"):
             return full + rng.normal(0, 0.2, full.shape).astype(np.float32)
         return (full + 1e-3) * rng.uniform(0.7, 1.5, full.shape).astype(np.float32)
 
-    variables = {"params": weights, "batch_stats": zero}
-    network = quick_jit(lambda v, x: model.apply(v, x, train=True, mutable=["batch_stats"]))
-    _, new = network(variables, images)
-    batch_stats = jax.tree_util.tree_map_with_path(blur, new["batch_stats"])
-    return {"params": weights, "batch_stats": batch_stats}
+    step = quick_jit(lambda p, s, x: model.network(p, s, x, train=True)[1])
+    new = step(weights, zeros(shapes["batch_stats"]), images)
+    return {
+        "params": weights,
+        "batch_stats": {name: blur(name, leaf) for name, leaf in new.items()},
+    }
 
 
-def random_masks(architecture, regularity, seed, kept=None):
+def random_masks(graph, regularity, seed, kept=None):
     """Logits of random size and sign: mask name -> `kept` positive ones, at least the floor."""
     rng = np.random.default_rng(seed)
-    least = masks.floors(architecture, regularity)
+    least = masks.floors(graph, regularity)
     drawn = {}
-    for name, start in masks.init(architecture, regularity).items():
+    for name, start in masks.init(graph, regularity).items():
         size = start.size
         count = kept[name] if kept else int(rng.integers(least[name], size + 1))
         sign = np.where(rng.permutation(size) < count, 1.0, -1.0)
@@ -97,23 +106,35 @@ def traced_macs(jaxpr):
     Knows nothing of layers; counts padding like the field does, as if it were image.
     """
     count = 0
-    for equation in equations(jaxpr):
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         shapes = [variable.aval.shape for variable in equation.invars]
-        out = math.prod(equation.outvars[0].aval.shape)
         if equation.primitive.name == "conv_general_dilated":
-            kernel = shapes[1]
-            assert equation.params["dimension_numbers"].rhs_spec == (3, 2, 0, 1)
-            count += out * math.prod(kernel[:3])
+            kernel, numbers = shapes[1], equation.params["dimension_numbers"]
+            if set(equation.params["lhs_dilation"]) == {1}:
+                positions = [equation.outvars[0].aval.shape[i] for i in numbers.out_spec[2:]]
+            else:  # the zeros between the pixels of its input are multiplied by nobody
+                positions = [shapes[0][i] for i in numbers.lhs_spec[2:]]
+            images = equation.outvars[0].aval.shape[numbers.out_spec[0]]
+            count += images * math.prod(positions) * math.prod(kernel)
         elif equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
+            out = math.prod(equation.outvars[0].aval.shape)
             count += out * math.prod(shapes[0][axis] for axis in contracted)
+        else:
+            turns = equation.params["length"] if equation.primitive.name == "scan" else 1
+            count += turns * sum(map(traced_macs, called(equation)))
     return count
+
+
+def called(equation):
+    """The traces of the functions that an operation calls."""
+    parts = jax.tree.leaves(list(equation.params.values()))
+    return [part for part in parts if hasattr(getattr(part, "jaxpr", part), "eqns")]
 
 
 def equations(jaxpr):
     """All operations of a trace, those of functions it calls included."""
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         yield equation
-        for value in jax.tree.leaves(list(equation.params.values())):
-            if hasattr(getattr(value, "jaxpr", value), "eqns"):
-                yield from equations(value)
+        for part in called(equation):
+            yield from equations(part)

@@ -12,38 +12,37 @@ from pruning_nets import quick_jit
 from irp_jax.pruning import admm
 
 TINY = Net(a=4, b=3, skip=True)
-KEPT = {"channel": {"a": 2, "b": 1}, "weight": {"first": 5, "third": 7, "second": 11}}
+KEPT = {
+    "channel": {"first": 2, "second": 1},
+    "weight": {"first/kernel": 5, "third/kernel": 7, "second/kernel": 11},
+}
 
 
 PARTS = {
-    "a": (("first", "kernel"), ("third", "kernel"), ("norm1", "scale"), ("norm1", "bias")),
-    "b": (("second", "kernel"), ("norm2", "scale"), ("norm2", "bias")),
+    "first": ("first/kernel", "third/kernel", "norm1/scale", "norm1/bias"),
+    "second": ("second/kernel", "norm2/scale", "norm2/bias"),
 }
 """What goes with the channels of each group but the kernels that read them."""
 
 
 def square(parameters, group, channel):
-    arrays = (parameters[layer][name][..., channel] for layer, name in PARTS[group])
+    arrays = (parameters[name][..., channel] for name in PARTS[group])
     return sum(float(np.sum(np.square(array))) for array in arrays)
 
 
 def test_with_channels_all_that_goes_with_one_is_pulled_and_no_more():
-    dense, weights = described(TINY), variables(TINY)["params"]
-    found = admm.pulled(dense, weights, "channel")
-    parts = {(layer, name) for layer, arrays in found.items() for name in arrays}
-    assert parts == {part for parts in PARTS.values() for part in parts}
-    found = admm.pulled(dense, weights, "weight")
-    assert {layer: set(arrays) for layer, arrays in found.items()} == {
-        layer: {"kernel"} for layer in ("first", "third", "second")
-    }
+    graph, weights = described(TINY), variables(TINY)["params"]
+    found = admm.pulled(graph, weights, "channel")
+    assert set(found) == {part for parts in PARTS.values() for part in parts}
+    assert set(admm.pulled(graph, weights, "weight")) == set(KEPT["weight"])
 
 
-@pytest.mark.parametrize("group", ["a", "b"])
+@pytest.mark.parametrize("group", ["first", "second"])
 def test_the_projection_on_channels_is_the_nearest_point_of_the_set(group):
-    dense, count = described(TINY), KEPT["channel"][group]
-    parameters = admm.pulled(dense, random_weights(TINY, 2), "channel")
-    found = admm.project(dense, parameters, "channel", KEPT["channel"])
-    channels = range({"a": 4, "b": 3}[group])
+    graph, count = described(TINY), KEPT["channel"][group]
+    parameters = admm.pulled(graph, random_weights(TINY, 2), "channel")
+    found = admm.project(graph, parameters, "channel", KEPT["channel"])
+    channels = range({"first": 4, "second": 3}[group])
     size = [square(parameters, group, channel) for channel in channels]
     best = min(sum(size) - sum(size[c] for c in s) for s in itertools.combinations(channels, count))
     gaps = jax.tree.map(np.subtract, parameters, found)
@@ -54,23 +53,22 @@ def test_the_projection_on_channels_is_the_nearest_point_of_the_set(group):
 
 @pytest.mark.parametrize("part", [part for parts in PARTS.values() for part in parts])
 def test_every_parameter_of_a_channel_has_a_say(part):
-    layer, name = part
-    dense = described(TINY)
-    parameters = admm.pulled(dense, random_weights(TINY, 0), "channel")
+    graph = described(TINY)
+    parameters = admm.pulled(graph, random_weights(TINY, 0), "channel")
     parameters = jax.tree.map(np.zeros_like, parameters)
-    parameters[layer][name][..., 2] = 1.0  # of zeros the first would stay
-    found = admm.project(dense, parameters, "channel", {"a": 1, "b": 1})
-    np.testing.assert_array_equal(found[layer][name], parameters[layer][name])
+    parameters[part][..., 2] = 1.0  # of zeros the first would stay
+    found = admm.project(graph, parameters, "channel", {"first": 1, "second": 1})
+    np.testing.assert_array_equal(found[part], parameters[part])
 
 
 def test_the_projection_on_weights_is_the_nearest_point_of_the_set():
-    dense, count = described(TINY), KEPT["weight"]["first"]
-    parameters = admm.pulled(dense, random_weights(TINY, 2), "weight")
+    graph, count = described(TINY), KEPT["weight"]["first/kernel"]
+    parameters = admm.pulled(graph, random_weights(TINY, 2), "weight")
     # Few enough for every subset to be tried.
-    kernel = np.where(np.arange(4) < 3, parameters["first"]["kernel"], 0.0).astype(np.float32)
+    kernel = np.where(np.arange(4) < 3, parameters["first/kernel"], 0.0).astype(np.float32)
     kernel[0] = 0.0
-    parameters["first"]["kernel"] = kernel
-    found = admm.project(dense, parameters, "weight", KEPT["weight"])["first"]["kernel"]
+    parameters["first/kernel"] = kernel
+    found = admm.project(graph, parameters, "weight", KEPT["weight"])["first/kernel"]
     values = np.ravel(kernel)
     subsets = itertools.combinations(np.flatnonzero(values), count)
     best = min(np.sum(np.square(values)) - np.sum(np.square(values[list(s)])) for s in subsets)
@@ -82,8 +80,8 @@ def test_the_projection_on_weights_is_the_nearest_point_of_the_set():
     ("steps", "updates", "factor"), [(30, 10, 1.3), (13, 10, 1.3**1.5), (3, 1, 1)]
 )
 def test_rho_grows_tenfold_however_often_it_does(steps, updates, factor):
-    dense, rho = described(TINY), 0.25
-    pull = admm.pull(dense, "weight", KEPT["weight"], rho=rho, start=0, stop=steps, updates=updates)
+    graph, rho = described(TINY), 0.25
+    pull = admm.pull(graph, "weight", KEPT["weight"], rho=rho, start=0, stop=steps, updates=updates)
     weights = jax.tree.map(np.ones_like, random_weights(TINY, 0))
     zero, update = jax.tree.map(np.zeros_like, weights), jax.jit(pull.update)
     state, pulls = pull.init(weights), []
@@ -92,8 +90,8 @@ def test_rho_grows_tenfold_however_often_it_does(steps, updates, factor):
         state = state._replace(sparse=jax.tree.map(jnp.zeros_like, state.sparse))
         found, state = update(zero, state, weights)
         # W - Z + U of a weight outside of Z
-        gap = 1.0 - state.sparse["second"]["kernel"] + state.dual["second"]["kernel"]
-        pulls.append(float((found["second"]["kernel"] / gap)[1, 1, 3, 2]))
+        gap = 1.0 - state.sparse["second/kernel"] + state.dual["second/kernel"]
+        pulls.append(float((found["second/kernel"] / gap)[1, 1, 3, 2]))
     ratios = [b / a for a, b in itertools.pairwise(pulls) if b != pytest.approx(a)]
     assert pulls[0] == pytest.approx(rho)
     assert ratios == pytest.approx([factor] * len(ratios), rel=1e-4)
@@ -110,14 +108,15 @@ def nearest(kernel, count):
 
 
 def test_z_and_u_follow_the_published_updates_and_compile_once():
-    dense, rho, name, count = described(TINY), 0.25, "second", KEPT["weight"]["second"]
-    pull = admm.pull(dense, "weight", KEPT["weight"], rho=rho, start=2, stop=10, updates=3)
+    graph, rho, name = described(TINY), 0.25, "second/kernel"
+    count = KEPT["weight"][name]
+    pull = admm.pull(graph, "weight", KEPT["weight"], rho=rho, start=2, stop=10, updates=3)
     update, state = jax.jit(pull.update), pull.init(variables(TINY)["params"])
     gradients = random_weights(TINY, 9)
     z = u = None
     for step in range(9):
         weights = random_weights(TINY, 20 + step)
-        w, g = weights[name]["kernel"], gradients[name]["kernel"]
+        w, g = weights[name], gradients[name]
         if step == 2:
             z, u = nearest(w, count), np.zeros_like(w)
         elif step in (5, 8):
@@ -126,19 +125,19 @@ def test_z_and_u_follow_the_published_updates_and_compile_once():
             rho *= 1.3**4.5
         found, state = update(gradients, state, weights)
         expected = g if z is None else g + rho * (w - z + u)
-        np.testing.assert_allclose(found[name]["kernel"], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6)
         if z is not None:
-            np.testing.assert_allclose(state.sparse[name]["kernel"], z, rtol=1e-6)
-            np.testing.assert_allclose(state.dual[name]["kernel"], u, rtol=1e-5, atol=1e-6)
-        for untouched in ("classifier", "norm1"):
-            jax.tree.map(np.testing.assert_array_equal, found[untouched], gradients[untouched])
+            np.testing.assert_allclose(state.sparse[name], z, rtol=1e-6)
+            np.testing.assert_allclose(state.dual[name], u, rtol=1e-5, atol=1e-6)
+        for untouched in set(gradients) - set(KEPT["weight"]):
+            np.testing.assert_array_equal(found[untouched], gradients[untouched])
     assert update._cache_size() == 1
     assert np.any(u != 0)
 
 
 def test_the_pull_is_the_gradient_of_the_penalty():
-    dense, rho = described(TINY), 0.5
-    pull = admm.pull(dense, "channel", KEPT["channel"], rho=rho, start=0, stop=9, updates=1)
+    graph, rho = described(TINY), 0.5
+    pull = admm.pull(graph, "channel", KEPT["channel"], rho=rho, start=0, stop=9, updates=1)
     first, weights = random_weights(TINY, 3), random_weights(TINY, 4)
     zero = jax.tree.map(jnp.zeros_like, weights)
     update = quick_jit(pull.update)
@@ -153,18 +152,16 @@ def test_the_pull_is_the_gradient_of_the_penalty():
         )  # fmt: skip
         return rho / 2 * sum(jax.tree.leaves(gaps))
 
-    wide = jax.tree.map(np.float64, admm.pulled(dense, weights, "channel"))
-    for layer, name, index in (
-        ("first", "kernel", (0, 1, 0, 3)), ("third", "kernel", (2, 2, 1, 0)),
-        ("second", "kernel", (1, 0, 3, 2)), ("norm1", "scale", (1,)), ("norm2", "bias", (2,)),
+    wide = jax.tree.map(np.float64, admm.pulled(graph, weights, "channel"))
+    for name, index in (
+        ("first/kernel", (0, 1, 0, 3)), ("third/kernel", (2, 2, 1, 0)),
+        ("second/kernel", (1, 0, 3, 2)), ("norm1/scale", (1,)), ("norm2/bias", (2,)),
     ):  # fmt: skip
-        step = 1e-3 * _unit(wide[layer][name], index)
-        up, down = (
-            penalty({**wide, layer: {**wide[layer], name: wide[layer][name] + sign * step}})
-            for sign in (1, -1)
-        )
-        assert pulled[layer][name][index] == pytest.approx((up - down) / 2e-3, rel=1e-4)
-    jax.tree.map(np.testing.assert_array_equal, pulled["classifier"], zero["classifier"])
+        step = 1e-3 * _unit(wide[name], index)
+        up, down = (penalty({**wide, name: wide[name] + sign * step}) for sign in (1, -1))
+        assert pulled[name][index] == pytest.approx((up - down) / 2e-3, rel=1e-4)
+    for name in ("classifier/kernel", "classifier/bias"):
+        np.testing.assert_array_equal(pulled[name], zero[name])
 
 
 def _unit(array, index):

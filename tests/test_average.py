@@ -9,9 +9,8 @@ import optax
 import pytest
 from defense_nets import (
     CONFIG,
-    DENSE,
+    GRAPH,
     PIXELS,
-    Net,
     assert_equal,
     initial,
     make_setup,
@@ -60,26 +59,25 @@ def test_the_freeze_cuts_the_average_too_and_what_is_saved_comes_back(
 ):
     config = dataclasses.replace(CONFIG, regularity=regularity, ema=ema, defense="fgsm-mep")
     fixed = make_setup(config)
-    begun = progress.start(fixed, Net())
+    begun = progress.start(fixed)
     state = _distinct(begun.state)
-    frozen, kept = phases.freeze(config, fixed.plan, DENSE, state)
+    frozen, kept = phases.freeze(config, fixed.plan, GRAPH, state)
     assert_equal(frozen.memory, state.memory)
     used = frozen.network
     shapes = [
         [a.shape for a in jax.tree.leaves(t)] for t in (used["weights"], frozen.params["weights"])
     ]
     assert shapes[0] == shapes[1]
-    kernel = np.asarray(used["weights"]["Conv_0"]["kernel"])
-    source = (state.average or {"weights": state.params["weights"]})["weights"]["Conv_0"]["kernel"]
+    kernel = np.asarray(used["weights"]["Conv_0/kernel"])
+    before = state.network
+    source = before["weights"]["Conv_0/kernel"]
     if regularity == "channel":
-        assert kernel.shape[-1] == kept["a"] < 16
+        assert kernel.shape[-1] == kept["Conv_0"] < 16
         assert {*map(tuple, kernel.reshape(18, -1).T)} < {*map(tuple, source.reshape(18, -1).T)}
-        stats = used["batch_stats"]["Norm_0"]["mean"]
-        assert set(stats) < set(
-            (state.average or {"batch_stats": state.batch_stats})["batch_stats"]["Norm_0"]["mean"]
-        )
+        mean = "batch_stats/BatchNorm_0/mean"
+        assert set(used["batch_stats"][mean]) < set(before["batch_stats"][mean])
     else:
-        hidden = np.asarray(frozen.params["masks"]["Conv_0"]) < 0
+        hidden = np.asarray(frozen.params["masks"]["Conv_0/kernel"]) < 0
         assert hidden.any()
         np.testing.assert_array_equal(kernel, np.where(hidden, 0, source))
 
@@ -89,8 +87,8 @@ def test_the_freeze_cuts_the_average_too_and_what_is_saved_comes_back(
 
 
 def test_without_options_a_state_holds_no_more_than_it_did(variables):
-    plan = phases.plan(CONFIG, DENSE, len(PIXELS))
-    state = phases.initial_state(CONFIG, plan, DENSE, variables)
+    plan = phases.plan(CONFIG, GRAPH, len(PIXELS))
+    state = phases.initial_state(CONFIG, plan, GRAPH, variables)
     assert isinstance(state, TrainState)
     assert (state.average, state.memory) == (None, None)
     assert state.network["weights"] is state.params["weights"]
@@ -99,9 +97,9 @@ def test_without_options_a_state_holds_no_more_than_it_did(variables):
 def test_a_gradient_longer_than_the_clip_is_shortened_and_no_other(variables, quick_compile):
     config = dataclasses.replace(CONFIG, clip=2.0, weight_decay=0.0, method="magnitude")
     config = dataclasses.replace(config, schedule="cosine", learning_rate=0.5)
-    plan = phases.plan(config, DENSE, len(PIXELS))
-    state = phases.initial_state(config, plan, DENSE, variables)
-    optimizer = phases.optimizer(config, plan, DENSE, frozen=False)
+    plan = phases.plan(config, GRAPH, len(PIXELS))
+    state = phases.initial_state(config, plan, GRAPH, variables)
+    optimizer = phases.optimizer(config, plan, GRAPH, frozen=False)
     for size, expected in ((1.0, None), (1e3, 2.0)):
         gradients = optax.tree_utils.tree_ones_like(state.params)
         scale = size / optax.tree_utils.tree_norm(gradients)

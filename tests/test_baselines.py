@@ -12,7 +12,7 @@ import pytest
 from baseline_nets import SHAPE, Net, begun, described, random_weights, variables
 from scipy import stats
 
-from irp_jax import checkpoint, evaluation, models, network
+from irp_jax import checkpoint, evaluation, models, network, traced
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.errors import UserError
@@ -24,43 +24,47 @@ from irp_jax.training.optimizer import one_cycle, restarted
 
 
 def test_the_largest_common_factor_within_the_budget_counted_by_hand():
-    dense = described(Net())
+    graph = described(Net())
     # c channels twice: 9 * 64 * c to read the image, 9 * 64 * c * c, and 3 * c for the logits.
     # 41,496 with 8, 51,867 with 9, 156,720 with 16.
     for limit, channels in ((41_496, 8), (51_866, 8), (51_867, 9), (156_720, 16), (1_155, 1)):
-        assert uniform.kept(dense, "channel", "macs", limit) == {"a": channels, "b": channels}
+        assert uniform.kept(graph, "channel", "macs", limit) == {
+            "first": channels,
+            "second": channels,
+        }
 
 
 @pytest.mark.parametrize("kind", ["macs", "params"])
 @pytest.mark.parametrize("budget", [0.05, 0.31, 0.9])
 def test_no_larger_factor_fits_and_none_is_skipped(kind, budget):
-    dense = described(Net(a=10, b=24))
-    limit = math.floor(budget * getattr(cost.total(dense), kind))
+    graph = described(Net(a=10, b=24))
+    limit = math.floor(budget * getattr(cost.total(graph), kind))
     # Counts change where a size times the factor is a half.
     halves = {(j + 0.5) / size + 1e-9 for size in (10, 24) for j in range(size)}
-    counts = [{"a": max(1, round(10 * f)), "b": max(1, round(24 * f))} for f in {0.0, *halves}]
-    fitting = [c for c in counts if getattr(cost.total(dense, c), kind) <= limit]
-    best = max(fitting, key=lambda c: getattr(cost.total(dense, c), kind))
-    assert uniform.kept(dense, "channel", kind, limit) == best
+    sizes = {"first": 10, "second": 24}
+    counts = [{n: max(1, round(s * f)) for n, s in sizes.items()} for f in {0.0, *halves}]
+    fitting = [c for c in counts if getattr(cost.total(graph, c), kind) <= limit]
+    best = max(fitting, key=lambda c: getattr(cost.total(graph, c), kind))
+    assert uniform.kept(graph, "channel", kind, limit) == best
 
 
 def test_the_narrowed_network_is_the_one_that_is_built_narrow():
-    dense = models.describe(models.build("resnet8", 10), SHAPE)
-    kept = uniform.kept(dense, "channel", "macs", cost.total(dense).macs // 5)
-    factor = kept["stage3"] / 64
-    narrow = models.describe(models.build("resnet8", 10, factor), SHAPE)
+    graph = traced.named("resnet8", 1.0, SHAPE, 10).graph
+    kept = uniform.kept(graph, "channel", "macs", cost.total(graph).macs // 5)
+    factor = kept["stage3_block0/conv2"] / 64
+    narrow = traced.named("resnet8", factor, SHAPE, 10).graph
     assert kept == dict(narrow.groups)
-    assert cost.total(dense, kept) == cost.total(narrow)
+    assert cost.total(graph, kept) == cost.total(narrow)
 
 
 @pytest.mark.parametrize("kind", ["macs", "params"])
 def test_weights_are_fine_enough_to_spend_the_budget(kind):
-    dense = described(Net(a=12, b=30))
-    limit = getattr(cost.total(dense), kind) // 4
-    kept = uniform.kept(dense, "weight", kind, limit)
-    spent = getattr(cost.total(dense, kept), kind)
+    graph = described(Net(a=12, b=30))
+    limit = getattr(cost.total(graph), kind) // 4
+    kept = uniform.kept(graph, "weight", kind, limit)
+    spent = getattr(cost.total(graph, kept), kind)
     assert 0.99 * limit <= spent <= limit
-    rates = [kept[layer.name] / layer.weights for layer in masks.maskable(dense)]
+    rates = [kept[name] / size for name, size in masks.units(graph, "weight").items()]
     assert max(rates) - min(rates) <= 1 / 100
 
 
@@ -69,38 +73,39 @@ def test_weights_are_fine_enough_to_spend_the_budget(kind):
 
 def test_the_cut_start_is_a_draw_from_the_narrow_networks_distribution():
     wide, config = Net(64, 96, classes=40), Config(method="width", budget="0.2", batch_size=32)
-    dense, plan, state = begun(config, wide)
+    graph, plan, state = begun(config, wide)
     assert state.params["masks"] == {} and plan.freeze_epoch == 0
-    frozen, kept = phases.freeze(config, plan, dense, state)
-    assert 0.95 * plan.limit <= cost.total(dense, kept).macs <= plan.limit
-    narrow = variables(Net(kept["a"], kept["b"], classes=40), seed=1)["params"]
+    frozen, kept = phases.freeze(config, plan, graph, state)
+    assert 0.95 * plan.limit <= cost.total(graph, kept).macs <= plan.limit
+    narrow = variables(Net(kept["first"], kept["second"], classes=40), seed=1)["params"]
     found = frozen.params["weights"]
     assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, narrow)
     for name in ("first", "second", "classifier"):
-        ours, theirs = (np.ravel(tree[name]["kernel"]) for tree in (found, narrow))
+        ours, theirs = (np.ravel(tree[f"{name}/kernel"]) for tree in (found, narrow))
         assert np.std(ours) == pytest.approx(np.std(theirs), rel=0.12)
         assert stats.ks_2samp(ours, theirs).pvalue > 0.05
-        uncut = np.ravel(variables(wide)["params"][name]["kernel"])
+        uncut = np.ravel(variables(wide)["params"][f"{name}/kernel"])
         assert name == "first" or stats.ks_2samp(uncut, theirs).pvalue < 1e-3
-    assert np.all(found["norm2"]["scale"] == 1) and np.all(found["norm2"]["bias"] == 0)
+    assert np.all(found["norm2/scale"] == 1) and np.all(found["norm2/bias"] == 0)
 
 
 # ---- magnitude ---------------------------------------------------------------------------------
 
 
 def test_norms_take_all_layers_that_write_a_channel():
-    dense, weights = described(Net(4, 3, skip=True)), random_weights(Net(4, 3, skip=True), 0)
-    kernels = magnitude.kernels(dense, weights)
-    assert set(kernels) == {"first", "third", "second"}
-    found = magnitude.norms(dense, kernels, "channel")
-    first, third, second = (weights[n]["kernel"] for n in ("first", "third", "second"))
+    graph, weights = described(Net(4, 3, skip=True)), random_weights(Net(4, 3, skip=True), 0)
+    kernels = magnitude.kernels(graph, weights)
+    names = ("first/kernel", "third/kernel", "second/kernel")
+    assert set(kernels) == set(names)
+    found = magnitude.norms(graph, kernels, "channel")
+    first, third, second = (weights[name] for name in names)
     for c in range(4):
         square = np.sum(first[:, :, :, c] ** 2) + np.sum(third[:, :, :, c] ** 2)
-        assert found["a"][c] == pytest.approx(math.sqrt(square), rel=1e-5)
+        assert found["first"][c] == pytest.approx(math.sqrt(square), rel=1e-5)
     for c in range(3):
-        assert found["b"][c] == pytest.approx(np.linalg.norm(second[:, :, :, c]), rel=1e-5)
-    single = magnitude.norms(dense, kernels, "weight")
-    np.testing.assert_array_equal(single["third"], np.abs(third))
+        assert found["second"][c] == pytest.approx(np.linalg.norm(second[:, :, :, c]), rel=1e-5)
+    single = magnitude.norms(graph, kernels, "weight")
+    np.testing.assert_array_equal(single["third/kernel"], np.abs(third))
 
 
 def test_the_largest_stay_and_of_equals_the_first():
@@ -115,44 +120,42 @@ def test_the_largest_stay_and_of_equals_the_first():
 def test_the_weakest_go_at_one_rate_and_the_rest_is_untouched(method, regularity):
     net = Net(a=8, b=16)
     config = Config(method=method, regularity=regularity, budget="0.3", batch_size=32, epochs=6)
-    dense, plan, state = begun(config, net)
+    graph, plan, state = begun(config, net)
     weights = random_weights(net, 6)
     state = dataclasses.replace(state, params={"weights": weights, "masks": {}})
     if method == "admm":  # the sum of past distances has no say in what is cut
         other = jax.tree.map(
-            lambda leaf: 9 * jnp.flip(leaf), admm.pulled(dense, weights, regularity)
+            lambda leaf: 9 * jnp.flip(leaf), admm.pulled(graph, weights, regularity)
         )
         optimizer = optax.tree_utils.tree_set(state.optimizer, dual=other)
         state = dataclasses.replace(state, optimizer=optimizer)
-    frozen, kept = phases.freeze(config, plan, dense, state)
-    assert kept == uniform.kept(dense, regularity, "macs", plan.limit)
+    frozen, kept = phases.freeze(config, plan, graph, state)
+    assert kept == uniform.kept(graph, regularity, "macs", plan.limit)
     left = frozen.params["weights"]
     if regularity == "channel":
 
         def size(conv, norm):  # magnitude goes by filters, ADMM by the scales and biases too
-            size = np.sum(weights[conv]["kernel"] ** 2, (0, 1, 2))
-            norms = weights[norm].values() if method == "admm" else ()
+            size = np.sum(weights[f"{conv}/kernel"] ** 2, (0, 1, 2))
+            norms = (weights[f"{norm}/scale"], weights[f"{norm}/bias"]) if method == "admm" else ()
             return size + sum(np.square(array) for array in norms)
 
         a, b = (
-            np.sort(np.argsort(-size(conv, norm))[: kept[group]])
-            for group, conv, norm in (("a", "first", "norm1"), ("b", "second", "norm2"))
+            np.sort(np.argsort(-size(conv, norm))[: kept[conv]])
+            for conv, norm in (("first", "norm1"), ("second", "norm2"))
         )
         assert len(a) < 8 and len(b) / 16 == pytest.approx(len(a) / 8, abs=0.07)
         np.testing.assert_array_equal(
-            left["second"]["kernel"], weights["second"]["kernel"][:, :, a][..., b]
+            left["second/kernel"], weights["second/kernel"][:, :, a][..., b]
         )
-        np.testing.assert_array_equal(
-            left["classifier"]["kernel"], weights["classifier"]["kernel"][b]
-        )
+        np.testing.assert_array_equal(left["classifier/kernel"], weights["classifier/kernel"][b])
     else:
-        for name in ("first", "second"):
-            size = np.abs(weights[name]["kernel"])
+        for name in ("first/kernel", "second/kernel"):
+            size = np.abs(weights[name])
             stays = size >= np.sort(size, axis=None)[-kept[name]]
-            expected = np.where(stays, weights[name]["kernel"], 0.0)
-            np.testing.assert_array_equal(left[name]["kernel"], expected)
+            expected = np.where(stays, weights[name], 0.0)
+            np.testing.assert_array_equal(left[name], expected)
             np.testing.assert_array_equal(frozen.params["masks"][name] > 0, stays)
-    optimizer = phases.optimizer(config, plan, dense, frozen=True)
+    optimizer = phases.optimizer(config, plan, graph, frozen=True)
     fresh = jax.eval_shape(optimizer.init, frozen.params)
     assert jax.tree.structure(frozen.optimizer) == jax.tree.structure(fresh)
 
@@ -185,16 +188,16 @@ def test_stages_have_an_epoch_each_at_least(change, stages, freeze):
 @pytest.mark.parametrize("regularity", ["channel", "weight"])
 def test_the_least_budget_that_is_named_will_do(method, kind, regularity):
     for width in range(20, 40):
-        architecture = described(Net(width))
+        graph = described(Net(width))
         for asked in ("1e-6", "0.001k"):
             config = Config(
                 budget=asked, cost=kind, method=method, regularity=regularity, batch_size=32
             )
             with pytest.raises(UserError, match="the least possible is") as error:
-                phases.plan(config, architecture, 96)
+                phases.plan(config, graph, 96)
             named = str(error.value).partition("least possible is ")[2].split()[0]
             config = dataclasses.replace(config, budget=named)
-            assert phases.plan(config, architecture, 96).limit >= 1
+            assert phases.plan(config, graph, 96).limit >= 1
 
 
 def test_the_learning_rate_starts_anew_with_each_stage():

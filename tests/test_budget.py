@@ -40,14 +40,14 @@ def test_the_ramp_is_one_then_falls_to_the_budget_and_stays():
 
 @functools.cache
 def solver(regularity, kind):
-    dense = LARGE if regularity == "channel" else TINY
-    least = masks.floors(dense, regularity)
+    graph = LARGE if regularity == "channel" else TINY
+    least = masks.floors(graph, regularity)
 
     @quick_jit
     def solve(score, goal):
-        return budget.solve(score, least, lambda kept: cost.ratio(dense, kind, kept), goal)[1]
+        return budget.solve(score, least, lambda kept: cost.ratio(graph, kind, kept), goal)[1]
 
-    return dense, solve
+    return graph, solve
 
 
 def above(score, thresholds):
@@ -57,15 +57,15 @@ def above(score, thresholds):
 @pytest.mark.parametrize("regularity", REGULARITIES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_solve_meets_the_goal_as_well_as_units_allow(regularity, kind):
-    dense, solve = solver(regularity, kind)
-    least = masks.floors(dense, regularity)
+    graph, solve = solver(regularity, kind)
+    least = masks.floors(graph, regularity)
     for seed, goal in enumerate((0.0, 0.02, 0.04, 0.1, 0.16, 0.3, 0.5, 0.7, 0.99, 1.0)):
-        score = random_scores(dense, regularity, seed)
+        score = random_scores(graph, regularity, seed)
         thresholds = {name: float(t) for name, t in solve(score, jnp.float32(goal)).items()}
         kept = above(score, thresholds)
-        assert_floors(dense, regularity, kept)
+        assert_floors(graph, regularity, kept)
         free = {name: t for name, t in thresholds.items() if kept[name] > least[name]}
-        ratio = exact_ratio(dense, kind, kept)
+        ratio = exact_ratio(graph, kind, kept)
         if not free:
             assert ratio >= goal and kept == least
             continue
@@ -78,31 +78,31 @@ def test_solve_meets_the_goal_as_well_as_units_allow(regularity, kind):
             name = max((n for n in best if best[n].size), key=lambda n: best[n].max())
             more = {**kept, name: kept[name] + 1}
             # Two scores may lie closer together than the bisection ends.
-            assert exact_ratio(dense, kind, more) > goal - 1e-5
+            assert exact_ratio(graph, kind, more) > goal - 1e-5
 
 
 @pytest.mark.parametrize("regularity", REGULARITIES)
 def test_solve_keeps_more_when_more_is_allowed(regularity):
-    dense, solve = solver(regularity, "macs")
-    score = random_scores(dense, regularity, 0)
+    graph, solve = solver(regularity, "macs")
+    score = random_scores(graph, regularity, 0)
     counts = [above(score, solve(score, jnp.float32(g))) for g in np.linspace(0, 1, 12)]
     for less, more in itertools.pairwise(counts):
         assert all(more[name] >= less[name] for name in less)
-    assert counts[-1] == masks.units(dense, regularity)
+    assert counts[-1] == masks.units(graph, regularity)
 
 
 # The default rule, fed with gradients of which only the size is meaningful.
 
 
-def run_priced(dense, regularity, kind, target, sizes, steps, later=None, **settings):
+def run_priced(graph, regularity, kind, target, sizes, steps, later=None, **settings):
     """Logits by mask after each of `steps` updates, steps first.
 
     Args:
         sizes: mask name -> standard deviation of each gate's gradient.
         later: the same for the second half of the steps.
     """
-    rule = budget.priced(dense, regularity, kind, target, **settings)
-    start = masks.init(dense, regularity)
+    rule = budget.priced(graph, regularity, kind, target, **settings)
+    start = masks.init(graph, regularity)
     rng = np.random.default_rng(0)
     noise = {n: rng.normal(size=(steps, *m.shape)).astype(np.float32) for n, m in start.items()}
     for name, values in noise.items():
@@ -125,7 +125,7 @@ def run_priced(dense, regularity, kind, target, sizes, steps, later=None, **sett
 
 
 def test_logits_compare_across_masks_where_a_floor_holds_one_up():
-    poor = "stage2_block1.inner"
+    poor = "stage2_block1/conv1"
     sizes = random_sizes(LARGE, "channel", 1)
     sizes[poor] = 1e-3 * sizes[poor]
     history = run_priced(LARGE, "channel", "macs", budget.ramp(0.5, 0, 1), sizes, 60)
@@ -143,11 +143,11 @@ def kept_history(logits):
     return [kept_units({name: values[step] for name, values in logits.items()}) for step in steps]
 
 
-def random_sizes(dense, regularity, seed):
+def random_sizes(graph, regularity, seed):
     rng = np.random.default_rng(seed)
     return {
         name: np.exp(rng.normal(0, 1) + rng.normal(0, 1, m.shape)).astype(np.float32)
-        for name, m in masks.init(dense, regularity).items()
+        for name, m in masks.init(graph, regularity).items()
     }
 
 
@@ -156,21 +156,21 @@ def random_sizes(dense, regularity, seed):
     [("channel", "macs", 0.16), ("channel", "params", 0.04), ("weight", "macs", 0.16)],
 )
 def test_priced_follows_the_ramp_and_spares_every_floor(regularity, kind, goal):
-    dense = LARGE if regularity == "channel" else TINY
+    graph = LARGE if regularity == "channel" else TINY
     ramp_end = 120
     target = budget.ramp(goal, 20, ramp_end)
-    sizes = random_sizes(dense, regularity, 1)
-    history = kept_history(run_priced(dense, regularity, kind, target, sizes, 200))
+    sizes = random_sizes(graph, regularity, 1)
+    history = kept_history(run_priced(graph, regularity, kind, target, sizes, 200))
     for step, kept in enumerate(history):
         now = float(target(jnp.int32(step)))
-        ratio = exact_ratio(dense, kind, kept)
-        assert_floors(dense, regularity, kept)
+        ratio = exact_ratio(graph, kind, kept)
+        assert_floors(graph, regularity, kept)
         assert ratio <= now * (1 + 1e-6), step
         if now >= 1.0:
             assert ratio == 1.0
             continue
         # Short of the target by no more than one unit.
-        costs = [exact_ratio(dense, kind, k) for k in with_one_more(kept, dense, regularity)]
+        costs = [exact_ratio(graph, kind, k) for k in with_one_more(kept, graph, regularity)]
         assert max(costs) > now - 1e-4, step
     changes = sum(a != b for a, b in itertools.pairwise(history[ramp_end:]))
     assert changes > 10  # Units still come and go.
@@ -195,13 +195,13 @@ def test_priced_prunes_the_worthless_first_and_a_unit_that_grows_comes_back():
     for name in sizes:
         sizes[name][: sizes[name].size // 2] = 1e-3
     later = {name: values.copy() for name, values in sizes.items()}
-    later["stage2"][0] = 30.0
+    later["stage2_block0/conv2"][0] = 30.0
     target = budget.ramp(0.2, 5, 50)
     logits = run_priced(SMALL, "channel", "macs", target, sizes, 200, later)
     for values in logits.values():
         worthless, worthy = np.split(values[99], 2)
         assert worthless.max() < 0 and worthless.max() < worthy.min()
-    assert logits["stage2"][99, 0] < 0 < logits["stage2"][199, 0]
+    assert logits["stage2_block0/conv2"][99, 0] < 0 < logits["stage2_block0/conv2"][199, 0]
 
 
 def test_priced_logit_is_half_the_log_of_worth_over_price():

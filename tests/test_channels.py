@@ -4,7 +4,6 @@ import dataclasses
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from baseline_nets import Net, begun, described, variables
@@ -50,15 +49,15 @@ def test_channels_are_taken_from_results_and_come_back(tmp_path):
 
 def test_channels_that_are_given_are_what_is_left_drawn_as_a_network_of_their_own():
     wide = Net(64, 96, classes=40)
-    config = Config(method="width", budget="0.2", batch_size=32, channels="a=6,b=90")
-    dense, plan, state = begun(config, wide)
-    frozen, kept = phases.freeze(config, plan, dense, state)
-    assert kept == {"a": 6, "b": 90}
+    config = Config(method="width", budget="0.2", batch_size=32, channels="first=6,second=90")
+    graph, plan, state = begun(config, wide)
+    frozen, kept = phases.freeze(config, plan, graph, state)
+    assert kept == {"first": 6, "second": 90}
     narrow = variables(Net(6, 90, classes=40), seed=1)["params"]
     found = frozen.params["weights"]
-    assert jax.tree.map(np.shape, found) == jax.tree.map(np.shape, narrow)
-    for name in ("second", "classifier"):
-        ours, theirs = (np.ravel(tree[name]["kernel"]) for tree in (found, narrow))
+    assert {n: a.shape for n, a in found.items()} == {n: a.shape for n, a in narrow.items()}
+    for name in ("second/kernel", "classifier/kernel"):
+        ours, theirs = (np.ravel(arrays[name]) for arrays in (found, narrow))
         assert stats.ks_2samp(ours, theirs).pvalue > 0.05
 
 
@@ -66,14 +65,14 @@ def test_a_finished_run_of_given_channels_is_not_shown_for_uniform_ones(tmp_path
     monkeypatch.setitem(models.MODELS, "resnet8", lambda classes, scale: Net(8, 8, classes))
     config = configs.suited("digits", Config(model="resnet8", method="width", epochs=1))
     config = dataclasses.replace(
-        config, train_images=128, budget="0.5", channels="a=2,b=7", workdir=str(tmp_path)
+        config, train_images=128, budget="0.5", channels="first=2,second=7", workdir=str(tmp_path)
     )
     reporter = Silent()
     config = dataclasses.replace(config, admm_rho=0.1)
-    assert loop.run(config, reporter, "bin/train")["kept"] == {"a": 2, "b": 7}
+    assert loop.run(config, reporter, "bin/train")["kept"] == {"first": 2, "second": 7}
     assert "--admm-rho changes nothing: it is for --method=admm" in reporter.notes
-    assert loop.run(config, Silent(), "bin/train")["kept"] == {"a": 2, "b": 7}
-    for other in ("", "a=2,b=6"):
+    assert loop.run(config, Silent(), "bin/train")["kept"] == {"first": 2, "second": 7}
+    for other in ("", "first=2,second=6"):
         with pytest.raises(UserError, match="holds a different run"):
             loop.run(dataclasses.replace(config, channels=other), Silent(), "bin/train")
 
@@ -81,12 +80,12 @@ def test_a_finished_run_of_given_channels_is_not_shown_for_uniform_ones(tmp_path
 @pytest.mark.parametrize(
     ("channels", "budget", "hint"),
     [
-        ("c=3", "1", "unknown channel group 'c'.*a, b"),
-        ("a=17,b=1", "1", "a has 16 channels, got 17: give the model and --width"),
-        ("a=6", "1", "every channel group of resnet20: give also b"),
+        ("c=3", "1", "unknown channel group 'c'.*first, second"),
+        ("first=17,second=1", "1", "first has 16 channels, got 17: give the model and --width"),
+        ("first=6", "1", "every channel group of resnet20: give also second"),
         # 9 * 64 * (8 + 8 * 9) and 3 * 9 for the logits.
         (
-            "a=8,b=9",
+            "first=8,second=9",
             "46106",
             "leave 46,107 macs, more than the budget 46.106k .46,106.: give --budget=46.11k",
         ),
@@ -97,18 +96,20 @@ def test_channels_that_are_not_there_or_cost_too_much_are_refused(channels, budg
     config = Config(method="width", budget=budget, channels=channels, batch_size=32)
     with pytest.raises(UserError, match=hint):
         phases.plan(config, described(Net()), 96)
-    fits = dataclasses.replace(config, channels="a=8,b=9", budget="46.107k")
+    fits = dataclasses.replace(config, channels="first=8,second=9", budget="46.107k")
     phases.plan(fits, described(Net()), 96)
 
 
 def test_a_run_from_before_there_were_channels_goes_on_in_its_folder(tmp_path):
-    identity = configs.identity(Config())
-    files.write_json(tmp_path / "config.json", identity)  # names no channels
-    with files.claim(tmp_path, {"channels": "", **identity}):
+    before = configs.settings(Config(seed=3))
+    assert "channels" not in before
+    identity = configs.normalised(before)
+    files.write_json(tmp_path / "config.json", {"identity": identity, "settings": before})
+    with files.claim(tmp_path, configs.identity(Config(seed=3))):
         pass
     with (
-        pytest.raises(UserError, match="channels=None, not a=2"),
-        files.claim(tmp_path, identity | {"channels": "a=2"}),
+        pytest.raises(UserError, match="channels=default, not a=2"),
+        files.claim(tmp_path, configs.identity(Config(seed=3, channels="a=2"))),
     ):
         pass
 

@@ -3,6 +3,7 @@
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,8 @@ from irp_jax import parallel
 from irp_jax.cli import commands
 from irp_jax.cli.commands import Commands
 from irp_jax.errors import UserError
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_a_signal_that_is_ignored_stays_ignored():
@@ -44,7 +47,10 @@ def test_a_command_begun_while_the_sweep_stops_is_stopped_too(tmp_path):
     assert parallel.core_numbers() == before
 
 
-def test_what_a_command_failed_of_is_its_last_error_not_what_others_write_there(tmp_path):
+def test_what_a_command_failed_of_is_its_last_error_not_what_others_write_there(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # as bin/ has it
     log = tmp_path / "log.txt"
     before = "$ bin/train\nerror: of another day\n"
     log.write_text(before + "$ bin/train\nerror: in use by another run\n└──┘ of that run\n")

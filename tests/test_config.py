@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
+import json
 from pathlib import Path
 
 import pytest
 
 from irp_jax import config as configs
-from irp_jax import models
+from irp_jax import files, traced
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.training import phases
@@ -40,7 +41,7 @@ def test_usual_settings_are_never_told(dataset):
 
 @functools.cache
 def described(model, shape):
-    return models.describe(models.build(model, 10, 1.0), shape)
+    return traced.named(model, 1.0, shape, 10).graph
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in FOLDER.glob("*.py")))
@@ -48,8 +49,8 @@ def test_configs_in_the_folder_can_be_trained(name):
     for config in configs.load_all(name):
         configs.check(config)
         digits = config.dataset == "digits"
-        dense = described(config.model, (8, 8, 1) if digits else (32, 32, 3))
-        phases.plan(config, dense, 1000 if digits else 45_000)
+        graph = described(config.model, (8, 8, 1) if digits else (32, 32, 3))
+        phases.plan(config, graph, 1000 if digits else 45_000)
 
 
 @pytest.mark.parametrize(
@@ -149,11 +150,85 @@ def test_what_suits_one_data_set_gives_way_to_what_suits_another():
     assert configs.suited("cifar10", chosen).epsilon == 0.2
 
 
-def test_a_config_survives_json():
+def test_settings_and_identity_survive_json():
     config = configs.suited("digits", Config(budget="0.04M", cost="params"))
-    assert configs.from_json(dataclasses.asdict(config)) == config
-    with pytest.raises(UserError, match="unknown fields"):
-        configs.from_json({"colour": "red"})
+    settings = configs.settings(config)
+    assert files.as_json(settings) == settings
+    assert files.as_json(configs.identity(config)) == configs.identity(config)
+    assert configs.normalised(files.as_json(settings)) == configs.identity(config)
+
+
+# ---- which runs are the same -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "alike",
+    [
+        ("0.04M", "40k", "0.040M", " 40.0k", "4e-5G"),
+        ("0.16", "0.160", "1.6e-1", 0.16),
+        ("1", "1.0", 1, 1.0),
+        ("900k", "0.9M"),
+    ],
+)
+def test_a_budget_is_the_same_however_it_is_written(alike):
+    found = [configs.identity(Config(budget=text)) for text in alike]
+    assert all(one == found[0] for one in found)
+    other = Config(budget="0.041M" if str(alike[0]).endswith(("M", "k")) else "0.17")
+    assert configs.identity(other) != found[0]
+
+
+def test_a_share_is_not_the_amount_of_its_digits():
+    budgets = ("1", "1k", "1M", "0.001k")
+    assert len({configs.run_name(Config(budget=text)) for text in budgets}) == 4
+    assert len({str(configs.identity(Config(budget=text))) for text in budgets}) == 4
+
+
+def test_a_setting_at_its_default_is_not_in_the_identity():
+    assert configs.identity(Config()) == {}
+    assert configs.identity(Config(epochs=30, seed=0, budget="0.160", workdir="elsewhere")) == {}
+    assert configs.identity(Config(epochs=31, seed=2)) == {"epochs": 31, "seed": 2}
+    for field in dataclasses.fields(Config):
+        if field.type is float and field.name != "checkpoint_every":
+            found = configs.identity(Config(**{field.name: 0.123}))
+            assert found == {field.name: 0.123}
+    # What suits a data set is no default: who says it by hand asks for the same run.
+    digits = configs.identity(configs.suited("digits"))
+    assert digits["epochs"] == 60 and "batch_size" not in digits
+
+
+def test_the_whole_config_of_older_results_is_the_same_run():
+    """They have all fields of their version, places among them, and the digest of a user's file."""
+    config = Config(dataset="mine.npz", budget="0.04M", method="width", channels="b=2,a=1", seed=3)
+    then = dataclasses.asdict(config) | {"channels": "a=1,b=2", "dataset_sha256": "0" * 64}
+    for unknown in ("guard", "ema", "clip"):  # as if they had come later
+        del then[unknown]
+    assert configs.normalised(then) == configs.identity(config) | {"dataset_sha256": "0" * 64}
+    assert configs.normalised(dataclasses.asdict(Config())) == {}
+    assert configs.normalised({}) == {}
+
+
+def test_results_of_older_versions_are_of_the_runs_they_were_of():
+    """By their full config; the oldest ones have fields that are gone."""
+    known, checked = {field.name for field in dataclasses.fields(Config)}, 0
+    for path in (FOLDER.parent / "results").rglob("*.json"):
+        found = json.loads(path.read_text())
+        config = found.get("config") if isinstance(found, dict) else None
+        if config and set(config) <= known:
+            assert configs.normalised(config) == configs.identity(Config(**config)), path
+            checked += 1
+    assert checked > 20
+
+
+def test_a_file_of_the_user_is_part_of_the_identity_by_its_content(tmp_path):
+    net = tmp_path / "net.py"
+    config = Config(model=f"{net}:Net")
+    assert "model_sha256" not in configs.identity(config)
+    found = []
+    for text in ("one", "two", "one"):
+        net.write_text(text)
+        found.append(configs.identity(config)["model_sha256"])
+    assert found[0] == found[2] != found[1]
+    assert configs.run_name(config).startswith("net_Net-cifar10-0.16-seed0-")
 
 
 def test_loading_a_config_that_is_none(tmp_path):

@@ -1,7 +1,7 @@
 """Cost: exact counts, XLA's own count, and a gradient that finite differences confirm."""
 
-import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pruning_nets import kept_units, random_masks
+from pruning_nets import kept_units, named, random_masks
 
-from irp_jax import models
-from irp_jax.models.architecture import Architecture, Layer
+from irp_jax.graph import ChannelGraph, Extent, Layer
 from irp_jax.pruning import cost, masks
 
-DENSE = models.describe(models.build("resnet20", 10), (32, 32, 3))
+DENSE = named("resnet20", 1.0, (32, 32, 3), 10).graph
 REGULARITIES: tuple[masks.Regularity, ...] = ("channel", "weight")
 KINDS: tuple[cost.Kind, ...] = ("macs", "params")
 
@@ -32,60 +31,97 @@ def xla_flops(function, *shapes):
     return analysis["flops"]
 
 
+def convolve(stride, images, kernel):
+    order = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(
+        images, kernel, (stride, stride), "VALID", dimension_numbers=order
+    )
+
+
 def distinct(layers):
     """One layer of each size."""
-    sizes = lambda a: (a.kind, a.window, a.positions, a.channels_in, a.channels_out)  # noqa: E731
+    sizes = lambda a: (a.kind, a.uses, tuple(extent.size for extent in a.extents))  # noqa: E731
     return list({sizes(layer): layer for layer in layers}.values())
 
 
-@pytest.mark.parametrize("layer", distinct(DENSE.kernels), ids=lambda layer: layer.name)
+@pytest.mark.parametrize("layer", distinct(DENSE.layers), ids=lambda layer: layer.name)
 def test_macs_are_half_the_flops_xla_counts(layer):
     """XLA leaves products with padding out, so the image here comes with its border in place."""
+    channels_in, channels_out = layer.channels({})
     if layer.kind == "dense":
-        flops = xla_flops(jnp.matmul, (1, layer.channels_in), (layer.channels_in, 10))
+        flops = xla_flops(jnp.matmul, (1, channels_in), (channels_in, channels_out))
     else:
-        side, size = (round(n**0.5) for n in (layer.positions, layer.window))
-        image = (1, side + size - 1, side + size - 1, layer.channels_in)
-        flops = xla_flops(
-            lambda x, k: jax.lax.conv_general_dilated(
-                x, k, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-            ),
-            image,
-            (size, size, layer.channels_in, layer.channels_out),
-        )
-    assert cost.layer_cost(layer, {}).macs == flops / 2
+        side, size = math.isqrt(layer.uses), layer.extents[0].size
+        image = (1, side + size - 1, side + size - 1, channels_in)
+        kernel = (size, size, channels_in, channels_out)
+        flops = xla_flops(functools.partial(convolve, 1), image, kernel)
+    assert layer.macs({}) == flops / 2
 
 
 def test_macs_of_a_strided_shortcut_are_half_the_flops_xla_counts():
     (layer,) = [layer for layer in DENSE.layers if layer.name == "stage2_block0/shortcut"]
-    flops = xla_flops(
-        functools.partial(models.layers.convolve, stride=2), (1, 32, 32, 16), (1, 1, 16, 32)
-    )
-    assert cost.layer_cost(layer, {}).macs == flops / 2
+    flops = xla_flops(functools.partial(convolve, 2), (1, 32, 32, 16), (1, 1, 16, 32))
+    assert layer.macs({}) == flops / 2
+
+
+IN, OUT = Extent("group", 6, "in"), Extent("group", 5, "out")
+CONV = Layer(
+    name="x", kind="conv", kernel="x/kernel", reads=(2,), writes=(3,), uses=16,
+    extents=(Extent("fixed", 3), Extent("fixed", 3), IN, OUT),
+)  # fmt: skip
+PRODUCT = Layer(
+    name="y", kind="dense", kernel="y/kernel", reads=(0,), writes=(1,), uses=1, extents=(IN, OUT)
+)
+
+
+def graph_of(layers, **others):
+    """A graph of the groups `in` and `out`, with the layers' kernels and other arrays."""
+    kernels = {layer.kernel: layer.extents for layer in layers if layer.kernel}
+    return ChannelGraph(
+        groups={"in": 6, "out": 5}, layers=tuple(layers), params={**kernels, **others}, state={},
+        reads={}, whole=(), image_shape=(4, 4, 1), classes=2, any_batch=True, fingerprint="",
+    )  # fmt: skip
 
 
 def test_one_layer_by_hand():
-    conv = Layer(
-        path=("x",),
-        kind="conv",
-        reads="in",
-        writes="out",
-        channels_in=6,
-        channels_out=5,
-        window=9,
-        positions=16,
-        bias=False,
-    )
-    dense = dataclasses.replace(conv, kind="dense", window=1, positions=1, bias=True)
-    norm = dataclasses.replace(conv, path=("y",), kind="norm", window=0, reads="out", channels_in=5)
-    assert cost.layer_cost(conv, {}) == cost.Cost(macs=16 * 9 * 6 * 5, params=9 * 6 * 5)
+    conv, dense = graph_of([CONV]), graph_of([PRODUCT], **{"y/bias": (OUT,)})
+    norm = graph_of([], **{"z/scale": (OUT,), "z/bias": (OUT,)})
+    assert cost.total(conv) == cost.Cost(macs=16 * 9 * 6 * 5, params=9 * 6 * 5)
     kept = {"in": 2, "out": 3}
-    assert cost.layer_cost(conv, kept) == cost.Cost(macs=16 * 9 * 2 * 3, params=9 * 2 * 3)
-    assert cost.layer_cost(dense, kept) == cost.Cost(macs=2 * 3, params=2 * 3 + 3)
-    assert cost.layer_cost(norm, kept) == cost.Cost(macs=0, params=2 * 3)
-    assert cost.layer_cost(conv, {"x": 7}) == cost.Cost(macs=16 * 7, params=7)
-    assert cost.layer_cost(dense, {"x": 7}) == cost.Cost(macs=7, params=7 + 5)
-    assert cost.layer_cost(norm, {"x": 7}) == cost.Cost(macs=0, params=10)
+    assert cost.total(conv, kept) == cost.Cost(macs=16 * 9 * 2 * 3, params=9 * 2 * 3)
+    assert cost.total(dense, kept) == cost.Cost(macs=2 * 3, params=2 * 3 + 3)
+    assert cost.total(norm, kept) == cost.Cost(macs=0, params=2 * 3)
+    assert cost.total(conv, {"x/kernel": 7}) == cost.Cost(macs=16 * 7, params=7)
+    assert cost.total(dense, {"y/kernel": 7}) == cost.Cost(macs=7, params=7 + 5)
+    assert cost.total(norm, {"x/kernel": 7}) == cost.Cost(macs=0, params=10)
+
+
+def test_concatenated_and_flattened_channels_by_hand():
+    """A kernel that reads two groups one after the other, and one that reads 4 pixels of each."""
+    both = Extent("concatenation", 11, "", (IN, OUT))
+    flat = Extent("product", 24, "", (Extent("fixed", 4), IN))
+    joined = Layer(
+        name="x", kind="dense", kernel="x", reads=(0,), writes=(1,), uses=7, extents=(both, OUT)
+    )
+    dense = Layer(
+        name="y", kind="dense", kernel="y", reads=(0,), writes=(1,), uses=1, extents=(flat, OUT)
+    )
+    kept = {"in": 2, "out": 3}
+    assert cost.total(graph_of([joined])) == cost.Cost(macs=7 * 11 * 5, params=11 * 5)
+    assert cost.total(graph_of([joined]), kept) == cost.Cost(macs=7 * 5 * 3, params=5 * 3)
+    assert cost.total(graph_of([dense]), kept) == cost.Cost(macs=8 * 3, params=8 * 3)
+
+
+def test_a_product_of_activations_costs_operations_and_no_parameters():
+    product = Layer(
+        name="attention", kind="matmul", kernel=None, reads=(), writes=(), uses=10,
+        extents=(Extent("fixed", 3),), around=(IN, OUT),
+    )  # fmt: skip
+    assert cost.total(graph_of([product])) == cost.Cost(macs=10 * 3 * 6 * 5, params=0)
+    kept = {"in": 2, "out": 3}
+    assert cost.total(graph_of([product]), kept) == cost.Cost(macs=10 * 3 * 2 * 3, params=0)
+    (row,) = cost.table(graph_of([product]), kept)
+    assert (row["macs"], row["params"]) == (180, 0)
 
 
 def test_half_of_every_group_by_hand():
@@ -117,7 +153,7 @@ def test_the_float_ratio_is_the_exact_one(seed, regularity, kind):
     assert type(exact.macs) is int and type(exact.params) is int
     ratio, _ = compiled_ratio(kind)(masks.gates(logits))
     assert ratio.dtype == jnp.float32
-    expected = getattr(exact, kind) / getattr(cost.total(DENSE), kind)
+    expected = exact.of(kind) / cost.total(DENSE).of(kind)
     np.testing.assert_allclose(ratio, expected, rtol=2e-6)
 
 
@@ -127,12 +163,12 @@ def test_the_gradient_is_the_finite_difference(regularity, kind):
     logits = random_masks(DENSE, regularity, 3)
     kept = kept_units(logits)
     _, gradient = compiled_ratio(kind)(masks.gates(logits))
-    dense = getattr(cost.total(DENSE), kind)
+    dense = cost.total(DENSE).of(kind)
     for name, values in gradient.items():
         # No layer reads what it writes, so the cost is linear in each group: any step is exact.
         for step in (1, -1):
-            more = getattr(cost.total(DENSE, {**kept, name: kept[name] + step}), kind)
-            slope = (more - getattr(cost.total(DENSE, kept), kind)) / (step * dense)
+            more = cost.total(DENSE, {**kept, name: kept[name] + step}).of(kind)
+            slope = (more - cost.total(DENSE, kept).of(kind)) / (step * dense)
             np.testing.assert_allclose(values, np.full(values.shape, slope), rtol=1e-5)
 
 
@@ -162,26 +198,28 @@ def test_the_table_adds_up(regularity):
     kept = kept_units(random_masks(DENSE, regularity, 0))
     rows = cost.table(DENSE, kept)
     total, dense = cost.total(DENSE, kept), cost.total(DENSE)
-    assert [row["layer"] for row in rows] == [layer.name for layer in DENSE.kernels]
+    assert [row["layer"] for row in rows] == [layer.name for layer in DENSE.layers]
     assert sum(row["macs"] for row in rows) == total.macs
     assert sum(row["dense_macs"] for row in rows) == dense.macs
-    norms = [layer for layer in DENSE.layers if layer.kind == "norm"]
-    norm_params = sum(cost.layer_cost(layer, kept).params for layer in norms)
-    assert sum(row["params"] for row in rows) + norm_params == total.params
+    kernels = {layer.kernel for layer in DENSE.layers}
+    others = [extents for name, extents in DENSE.params.items() if name not in kernels]
+    assert all(len(extents) == 1 for extents in others), "norms and a bias"
+    other_params = sum(extent.count(kept) for (extent,) in others)
+    assert sum(row["params"] for row in rows) + other_params == total.params
     row = rows[1]
     assert row["dense_channels_in"] == row["dense_channels_out"] == 16
     if regularity == "channel":
         assert (row["channels_in"], row["channels_out"]) == (
-            kept["stage1"],
-            kept["stage1_block0.inner"],
+            kept["stem"],
+            kept["stage1_block0/conv1"],
         )
         assert row["macs"] == 1024 * 9 * row["channels_in"] * row["channels_out"]
     else:
-        assert row["macs"] == 1024 * kept["stage1_block0/conv1"]
+        assert row["macs"] == 1024 * kept["stage1_block0/conv1/kernel"]
 
 
 def test_large_images_do_not_overflow():
-    dense = models.describe(models.build("resnet18", 10), (224, 224, 3))
+    dense = named("resnet18", 1.0, (224, 224, 3), 10).graph
     assert cost.total(dense).macs == 27_215_467_520 > 2**32
 
     @jax.jit
@@ -192,4 +230,4 @@ def test_large_images_do_not_overflow():
 
 
 def test_a_network_without_layers_costs_nothing():
-    assert cost.total(Architecture(())) == cost.Cost(macs=0, params=0)
+    assert cost.total(graph_of([])) == cost.Cost(macs=0, params=0)

@@ -10,7 +10,7 @@ import optax
 import pytest
 from defense_nets import (
     CONFIG,
-    DENSE,
+    GRAPH,
     IMAGES,
     KEY,
     LABELS,
@@ -150,14 +150,15 @@ def test_misalignment_of_known_gradients_and_of_none():
 
 def numpy_logits(weights, images):
     """`Net` in NumPy: float64 in, float64 out."""
-    conv, norm, dense = (weights[n] for n in ("Conv_0", "Norm_0", "Dense_0"))
+    conv = weights["Conv_0/kernel"]
+    scale, bias = weights["BatchNorm_0/scale"], weights["BatchNorm_0/bias"]
     windows = np.lib.stride_tricks.sliding_window_view(
         np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (1, 2)
     )
-    x = np.einsum("nhwcij,ijco->nhwo", windows, conv["kernel"])
+    x = np.einsum("nhwcij,ijco->nhwo", windows, conv)
     x = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5)
-    x = np.maximum(x * norm["scale"] + norm["bias"], 0)
-    return np.square(x).mean((1, 2)) @ dense["kernel"] + dense["bias"]
+    x = np.maximum(x * scale + bias, 0)
+    return np.square(x).mean((1, 2)) @ weights["Dense_0/kernel"] + weights["Dense_0/bias"]
 
 
 def numpy_loss(name, weights, perturbed):
@@ -252,9 +253,9 @@ def test_training_compiles_once_repeats_itself_and_resumes(
     name, variables, tmp_path, quick_compile
 ):
     fixed = make_setup(dataclasses.replace(CONFIG, defense=name, ema=0.9, method="paper"))
-    begun = phases.initial_state(fixed.config, fixed.plan, DENSE, variables)
+    begun = phases.initial_state(fixed.config, fixed.plan, GRAPH, variables)
     begun = dataclasses.replace(begun, memory=DEFENSES[name].memory(KEY, 24, (6, 6, 2)))
-    optimizer = phases.optimizer(fixed.config, fixed.plan, DENSE, frozen=False)
+    optimizer = phases.optimizer(fixed.config, fixed.plan, GRAPH, frozen=False)
     whole = parallel.replicated(fixed.mesh)
     growing = dataclasses.replace(recipe(name), epsilon_steps=2)  # a radius that is traced
     steps = compile_steps(growing, NETWORK, optimizer, fixed.mesh)

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -22,16 +23,28 @@ def test_examples_of_the_page_on_attacks_run_with_a_shorter_autoattack(tmp_path,
         assert 0 <= names["report"].robust <= 1
 
 
-def test_examples_of_the_readme_print_what_they_say(monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    text = (ROOT / "README.md").read_text()
-    # The one on attacks has a network of the reader's.
-    blocks = [b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "print(report" not in b]
-    assert len(blocks) == 2
-    for code in blocks:
-        exec(compile(code, "README.md", "exec"), {})
-        said = re.search(r"print\(.*\)  # (.*)", code)
-        assert said is not None and capsys.readouterr().out == said.group(1) + "\n"
+def examples(page):
+    """The blocks that say what they print."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+    return [pytest.param(b, id=f"{page}-{n}") for n, b in enumerate(blocks) if ")  # " in b]
+
+
+EXAMPLES = [*examples("README.md"), *examples("docs/own_network.md")]
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 5
+
+
+@pytest.mark.parametrize("code", EXAMPLES)
+def test_examples_on_networks_print_what_they_say(code, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "epochs=3" in code
+    code = code.replace("epochs=3", "epochs=1, train_images=256, guard=False")
+    with jax.numpy_dtype_promotion("standard"):  # as readers have it
+        exec(compile(code, "example", "exec"), {"__name__": "example"})
+    said = re.search(r"print\(.*\)  # (.*)", code)
+    assert said is not None and capsys.readouterr().out.splitlines()[-1] == said.group(1)
 
 
 def _brief(logits_fn, images, labels, *, threat):

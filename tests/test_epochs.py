@@ -5,7 +5,7 @@ import types
 
 import numpy as np
 import pytest
-from defense_nets import CONFIG, Net, make_setup
+from defense_nets import CONFIG, make_setup
 from silent import Silent
 
 from irp_jax.errors import UserError
@@ -17,15 +17,15 @@ from irp_jax.training.overfitting import Health
 def test_a_checkpoint_of_another_version_is_refused(tmp_path, monkeypatch):
     setup = make_setup(CONFIG)
     monkeypatch.setattr(Health, "_asdict", lambda self: list(self))
-    progress.save(setup, dataclasses.replace(progress.start(setup, Net()), epoch=1), tmp_path)
+    progress.save(setup, dataclasses.replace(progress.start(setup), epoch=1), tmp_path)
     with pytest.raises(UserError, match="another version: choose another --workdir"):
         progress.resume(setup, tmp_path, print)
 
 
 def test_a_cut_that_leaves_more_than_the_budget_says_so():
     setup = make_setup(CONFIG)
-    everything = {name: int(size) for name, size in setup.dense.groups.items()}
-    over = 100 * (cost.total(setup.dense).macs / setup.plan.limit - 1)
+    everything = {name: int(size) for name, size in setup.graph.groups.items()}
+    over = 100 * (cost.total(setup.graph).macs / setup.plan.limit - 1)
     assert f", {over:.1f}% over the budget of {setup.plan.limit:,}" in epochs._frozen_note(
         setup, everything
     )

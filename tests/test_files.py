@@ -28,7 +28,8 @@ def test_damaged_json_and_unwritable_places_are_user_errors(tmp_path):
 
 def test_a_folder_belongs_to_one_run(tmp_path):
     with files.claim(tmp_path / "run", {"seed": 0}):
-        files.write_json(tmp_path / "run" / "config.json", {"seed": 0, "workdir": "x"})
+        own = {"identity": {"seed": 0}, "settings": {"seed": 0, "epochs": 3}}
+        files.write_json(tmp_path / "run" / "config.json", own)
     with files.claim(tmp_path / "run", {"seed": 0}):
         pass
     with (
@@ -36,9 +37,22 @@ def test_a_folder_belongs_to_one_run(tmp_path):
         files.claim(tmp_path / "run", {"seed": 1}),
     ):
         pass
+    with (
+        pytest.raises(UserError, match=r"\(epochs=default, not 5, seed=0, not the default\)"),
+        files.claim(tmp_path / "run", {"epochs": 5}),
+    ):
+        pass
 
 
-@pytest.mark.parametrize("name", ["results.json", "metrics.jsonl"])
+@pytest.mark.parametrize("found", [[], {"seed": 0, "epochs": 3}, {"identity": None}])
+def test_a_folder_of_another_version_or_of_something_else_is_refused(tmp_path, found):
+    """It would have the default settings else."""
+    files.write_json(tmp_path / "config.json", found)
+    with pytest.raises(UserError, match="choose another --workdir"), files.claim(tmp_path, {}):
+        pass
+
+
+@pytest.mark.parametrize("name", ["results.json", "metrics.jsonl", "network.json"])
 def test_a_folder_that_does_not_say_whose_it_is_belongs_to_nobody(tmp_path, name):
     (tmp_path / name).write_text("{}")
     with pytest.raises(UserError, match=f"has {name} but no config"), files.claim(tmp_path, {}):

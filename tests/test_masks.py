@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pruning_nets import abstract_variables, elements, kept_units, quick_jit, random_masks
+from pruning_nets import abstract_variables, elements, kept_units, named, quick_jit, random_masks
 
-from irp_jax import models
+from irp_jax import models, traced
 from irp_jax.pruning import cost, masks
 
 SHAPE = (8, 8, 1)
-MODEL = models.resnet.ResNet((1, 1), (6, 8), 10)
-DENSE = models.describe(MODEL, SHAPE)
+MODEL = traced.trace(models.ResNet((1, 1), (6, 8), 10), SHAPE)
+DENSE = MODEL.graph
 REGULARITIES: tuple[masks.Regularity, ...] = ("channel", "weight")
 LOGITS = st.lists(st.floats(-8, 8, width=32), min_size=5, max_size=5)
 
@@ -23,9 +23,8 @@ def numbers(shape, seed):
 
 
 def random_weights(seed=0):
-    shapes = abstract_variables(MODEL, SHAPE)["params"]
-    leaves, treedef = jax.tree.flatten(shapes)
-    return jax.tree.unflatten(treedef, [numbers(a.shape, (seed, i)) for i, a in enumerate(leaves)])
+    shapes = abstract_variables(MODEL)["params"]
+    return {name: numbers(a.shape, (seed, i)) for i, (name, a) in enumerate(shapes.items())}
 
 
 @given(LOGITS)
@@ -60,36 +59,28 @@ def test_one_logit_a_unit_that_starts_kept(regularity):
     assert {values.dtype for values in logits.values()} == {jnp.dtype(jnp.float32)}
     assert all(float(values.min()) > 0 for values in logits.values())
     if regularity == "weight":
-        params = abstract_variables(MODEL, SHAPE)["params"]
-        assert "classifier" not in logits, "every class keeps all its weights"
-        for layer in masks.maskable(DENSE):
-            assert logits[layer.name].shape == parameters_of(params, layer)["kernel"].shape
+        params = abstract_variables(MODEL)["params"]
+        kernels = {layer.kernel for layer in DENSE.layers}
+        assert set(logits) == kernels - {"classifier/kernel"}, "every class keeps all its weights"
+        for name, values in logits.items():
+            assert values.shape == params[name].shape
     else:
-        assert logits["stage2"].shape == (8,)
+        assert logits["stage2_block0/conv2"].shape == (8,)
 
 
 def test_floors_by_hand():
-    dense = models.describe(models.build("resnet20", 10), (32, 32, 3))
+    dense = named("resnet20", 1.0, (32, 32, 3), 10).graph
     channel, weight = masks.floors(dense, "channel"), masks.floors(dense, "weight")
-    assert channel["stage1"] == 1 and channel["stage2"] == 2 and channel["stage3_block0.inner"] == 4
-    assert weight["stem"] == 3 + 16  # Of 432.
-    assert weight["stage3_block0/shortcut"] == 32 + 64  # Of 2048.
-    assert "classifier" not in weight
-    thin = models.describe(models.build("resnet20", 10, 0.01), (8, 8, 1))
-    assert min(masks.floors(thin, "channel").values()) == 1
-    assert masks.floors(thin, "weight")["stage3_block0/shortcut"] == 1  # Of 1 in all.
-    narrow = models.describe(models.build("resnet20", 10, 0.25), (32, 32, 3))
-    assert masks.floors(narrow, "weight")["stage3_block0/shortcut"] == 16  # Of 128: an eighth.
-
-
-def parameters_of(tree, layer):
-    for key in layer.path:
-        tree = tree[key]
-    return tree
-
-
-def kernel_of(tree, layer):
-    return np.asarray(parameters_of(tree, layer)["kernel"])
+    assert channel["stem"] == 1 and channel["stage2_block0/conv2"] == 2
+    assert channel["stage3_block0/conv1"] == 4
+    assert weight["stem/kernel"] == 3 + 16  # Of 432.
+    assert weight["stage3_block0/shortcut/kernel"] == 32 + 64  # Of 2048.
+    assert "classifier/kernel" not in weight
+    narrow = named("resnet20", 0.25, (32, 32, 3), 10).graph
+    assert masks.floors(narrow, "weight")["stage3_block0/shortcut/kernel"] == 16  # Of 128.
+    thin = named("resnet20", 0.1, (8, 8, 1), 10).graph
+    assert set(masks.floors(thin, "channel").values()) == {1}
+    assert masks.floors(thin, "weight")["stage2_block0/shortcut/kernel"] == 1  # Of 2 by 3.
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -98,18 +89,14 @@ def test_channel_masks_hide_a_channel_from_all_who_read_it_and_touch_nothing_els
     gates = masks.gates(random_masks(DENSE, "channel", seed))
     masked = masks.apply(DENSE, weights, gates)
     assert jax.tree.map(np.shape, masked) == jax.tree.map(np.shape, weights)
-    for layer in DENSE.kernels:
-        before, after = kernel_of(weights, layer), kernel_of(masked, layer)
-        alive = np.ones(layer.channels_in, bool)
-        if layer.reads is not None:
-            alive = np.asarray(gates[layer.reads]) == 1
+    for layer in DENSE.layers:
+        before, after = np.asarray(weights[layer.kernel]), np.asarray(masked[layer.kernel])
+        group = layer.extents[-2].group
+        alive = np.asarray(gates[group]) == 1 if group else np.ones(before.shape[-2], bool)
         np.testing.assert_array_equal(after[..., alive, :], before[..., alive, :])
         assert not after[..., ~alive, :].any()
-    for layer in DENSE.layers:
-        before, after = (dict(parameters_of(tree, layer)) for tree in (weights, masked))
-        for tree in (before, after):
-            tree.pop("kernel", None)
-        jax.tree.map(np.testing.assert_array_equal, after, before)
+    for name in set(weights) - {layer.kernel for layer in DENSE.layers}:
+        np.testing.assert_array_equal(masked[name], weights[name])
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -117,16 +104,12 @@ def test_weight_masks_leave_as_many_parameters_as_are_counted(seed):
     weights = random_weights(seed)
     logits = random_masks(DENSE, "weight", seed)
     masked = masks.apply(DENSE, weights, masks.gates(logits))
-    left = {layer.name: np.count_nonzero(kernel_of(masked, layer)) for layer in DENSE.kernels}
-    assert left == kept_units(logits) | {"classifier": DENSE.kernels[-1].weights}
-    gone = sum(layer.weights - left[layer.name] for layer in DENSE.kernels)
+    left = {layer.kernel: np.count_nonzero(masked[layer.kernel]) for layer in DENSE.layers}
+    assert left == kept_units(logits) | {"classifier/kernel": 8 * 10}
+    gone = sum(weights[name].size - count for name, count in left.items())
     found = cost.total(DENSE, kept_units(logits))
-    assert found.params == elements(weights) - gone == sum(map(np.count_nonzero, leaves(masked)))
-    assert found.macs == sum(left[layer.name] * layer.positions for layer in DENSE.kernels)
-
-
-def leaves(tree):
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+    assert found.params == elements(weights) - gone == sum(map(np.count_nonzero, masked.values()))
+    assert found.macs == sum(left[layer.kernel] * layer.uses for layer in DENSE.layers)
 
 
 @pytest.mark.parametrize("regularity", REGULARITIES)
@@ -135,13 +118,14 @@ def test_all_on_changes_nothing_and_missing_names_mask_nothing(regularity):
     gates = masks.gates(masks.init(DENSE, regularity))
     for some in (gates, {}):
         jax.tree.map(np.testing.assert_array_equal, masks.apply(DENSE, weights, some), weights)
-    name = "stage1" if regularity == "channel" else "stem"
+    name = "stem" if regularity == "channel" else "stem/kernel"
     off = masks.apply(DENSE, weights, {name: jnp.zeros_like(gates[name])})
-    changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), off, weights)
-    readers = [
-        layer for layer in DENSE.kernels if name in (layer.reads, layer.name) and layer.weights
-    ]
-    assert sum(jax.tree.leaves(changed)) == len(readers)
+    changed = {key for key in weights if not np.array_equal(off[key], weights[key])}
+    if regularity == "channel":
+        readers = ("stage1_block0/conv1", "stage2_block0/conv1", "stage2_block0/shortcut")
+        assert changed == {f"{reader}/kernel" for reader in readers}
+    else:
+        assert changed == {"stem/kernel"}
 
 
 def test_the_weights_given_are_not_changed():
@@ -184,9 +168,8 @@ def test_mask_and_weight_gradients_through_apply(regularity):
     pruned = jnp.concatenate([by_gates[name][gates[name] == 0].ravel() for name in gates])
     assert float((pruned != 0).mean()) > 0.9
     if regularity == "weight":
-        for layer in masks.maskable(DENSE):
-            silent = kernel_of(by_weights, layer)[np.asarray(gates[layer.name]) == 0]
-            assert not silent.any()
+        for name in logits:
+            assert not np.asarray(by_weights[name])[np.asarray(gates[name]) == 0].any()
 
 
 def test_kept_counts_units():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from defense_nets import (
     CONFIG,
-    DENSE,
+    GRAPH,
     KEY,
     LABELS,
     NETWORK,
@@ -89,11 +89,11 @@ def test_a_remembered_perturbation_meets_the_pixels_it_was_made_for(variables):
             return Perturbed(batch.images, batch.images, Prior(shown, missed))
 
     config = dataclasses.replace(CONFIG, method="paper")
-    plan = phases.plan(config, DENSE, len(PIXELS))
-    optimizer = phases.optimizer(config, plan, DENSE, frozen=False)
+    plan = phases.plan(config, GRAPH, len(PIXELS))
+    optimizer = phases.optimizer(config, plan, GRAPH, frozen=False)
     spied = dataclasses.replace(recipe("none"), defense=Spy())
     levels = jnp.asarray(PIXELS // 2, jnp.int8)  # an image's memory is the image
-    state = phases.initial_state(config, plan, DENSE, variables)
+    state = phases.initial_state(config, plan, GRAPH, variables)
     state = dataclasses.replace(state, memory=Prior(levels, jnp.zeros_like(levels)))
     chosen = np.arange(0, 24, 3, dtype=np.int32)
     step = quick_jit(functools.partial(train_step, spied, NETWORK, optimizer))

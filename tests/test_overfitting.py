@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from baseline_nets import Net as Small
-from defense_nets import CONFIG, IMAGES, KEY, NETWORK, Net, make_setup, recipe
+from defense_nets import CONFIG, IMAGES, KEY, NETWORK, make_setup, recipe
 from silent import Silent
 
 from irp_jax import attacks, checkpoint, models
@@ -294,10 +294,10 @@ def test_an_epoch_is_cut_short_by_a_confirmed_alarm_and_by_nothing_else(alarmed_
 def test_a_second_look_attacks_by_both(logits_fn, collapsed):
     """What FGSM does not see and PGD does."""
 
-    def network(weights, batch_stats, images, train):
+    def network(weights, batch_stats, images, train, key):
         return logits_fn(images), batch_stats
 
-    state = progress.start(make_setup(CONFIG), Net()).state
+    state = progress.start(make_setup(CONFIG)).state
     how = dataclasses.replace(recipe("fgsm"), threat=THREAT)
     seen = jnp.full(GREY.shape, 127, jnp.uint8), ZEROS, jnp.arange(len(ZEROS))
     alarming, reporter = Health(pgd=0.1, trained=0.6, rising=False), Silent()
@@ -309,7 +309,7 @@ def test_a_second_look_attacks_by_both(logits_fn, collapsed):
 @pytest.mark.parametrize("name", sorted(DEFENSES))
 def test_the_probe_attacks_the_network_as_it_trains(name, quick_compile):
     """By the statistics of its batch, whatever the running ones say by now."""
-    state = progress.start(make_setup(dataclasses.replace(CONFIG, defense=name)), Net()).state
+    state = progress.start(make_setup(dataclasses.replace(CONFIG, defense=name))).state
     weights, indices = state.params["weights"], jnp.arange(len(IMAGES))
     logits, _ = NETWORK(weights, state.batch_stats, IMAGES, train=True)
     lagging = jax.tree.map(lambda leaf: leaf + 7.0, state.batch_stats)

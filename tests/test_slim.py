@@ -14,27 +14,31 @@ from pruning_nets import (
     abstract_variables,
     elements,
     kept_units,
+    named,
     quick_jit,
     random_masks,
     random_variables,
     trace,
     traced_macs,
+    zeros,
 )
 
-from irp_jax import models
+from irp_jax import models, traced
+from irp_jax.errors import UserError
 from irp_jax.pruning import cost, masks, slim
 
 # Of the ResNets that differ in depth alone, the shortest two: the others compile for long.
 DEEP = {"resnet32", "resnet44", "resnet56", "resnet110"}
+NAMES = sorted(set(models.MODELS) - DEEP)
+NARROW = {"resnet18", "vgg16", "wrn28_4", "mobilenet_v2"}
 
 
-@pytest.mark.parametrize("name", sorted(set(models.MODELS) - DEEP))
+@pytest.mark.parametrize("name", NAMES)
 def test_slim_is_masked(name):
     shape = (8, 8, 3)
-    model = models.build(name, 10, 0.25 if name in ("resnet18", "vgg16", "wrn28_4") else 1.0)
-    dense = models.describe(model, shape)
-    variables = random_variables(model, shape, seed=0)
-    network = models.forward(model)
+    model = named(name, 0.25 if name in NARROW else 1.0, shape, 10)
+    dense, network = model.graph, model.network
+    variables = random_variables(model, seed=0)
     kept = kept_units(random_masks(dense, "channel", 1))
 
     @quick_jit
@@ -59,45 +63,56 @@ def test_slim_is_masked(name):
         assert float(jnp.abs(expected - masked(variables, everything, images)).max()) > 0.1
 
 
-@pytest.mark.parametrize("name", sorted(models.MODELS))
+@pytest.mark.parametrize("name", NAMES)
 def test_slim_is_as_small_as_counted(name):
-    shape = (8, 8, 3)
-    model = models.build(name, 10)
-    dense = models.describe(model, shape)
-    shapes = abstract_variables(model, shape)
-    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    model = named(name, 1.0, (8, 8, 3), 10)
+    dense, network = model.graph, model.network
+    variables = zeros(abstract_variables(model))
     logits = random_masks(dense, "channel", 1)
     cut = slim.cut(dense, variables, slim.surviving(logits))
     kept = kept_units(logits)
     reported = cost.total(dense, kept)
     assert elements(cut["params"]) == reported.params
-    assert cost.total(slim.architecture(dense, kept)) == reported
-    network = models.forward(model)
+    assert dense.sizes({**cut["params"], **cut["batch_stats"]}) == kept
     jaxpr, _ = trace(
         lambda cut, images: network(cut["params"], cut["batch_stats"], images, train=False)[0],
         cut,
-        jnp.zeros((1, *shape)),
+        jnp.zeros((1, 8, 8, 3)),
     )
     assert traced_macs(jaxpr) == reported.macs
 
 
 def test_nothing_pruned_is_nothing_cut():
-    model = models.build("resnet20", 10, 0.25)
-    dense = models.describe(model, (8, 8, 1))
+    model = named("resnet20", 0.25, (8, 8, 1), 10)
+    dense = model.graph
     everything = slim.surviving(masks.init(dense, "channel"))
-    shapes = abstract_variables(model, (8, 8, 1))
-    tree = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    tree = zeros(abstract_variables(model))
     for survivors in (everything, {}):
         same = slim.cut(dense, tree, survivors)
         assert jax.tree.map(np.shape, same) == jax.tree.map(np.shape, tree)
-    assert slim.architecture(dense, dense.groups) == dense
+    assert cost.total(dense, dense.groups) == cost.total(dense)
 
 
 @pytest.mark.parametrize("name", ["resnet20", "vgg16", "wrn28_4"])
 def test_half_of_every_group_is_the_network_of_half_the_width(name):
-    dense = models.describe(models.build(name, 10), (8, 8, 1))
-    half = {group: size // 2 for group, size in dense.groups.items()}
-    assert slim.architecture(dense, half) == models.describe(models.build(name, 10, 0.5), (8, 8, 1))
+    model, narrow = (named(name, width, (8, 8, 1), 10) for width in (1.0, 0.5))
+    half = {group: np.arange(size // 2) for group, size in model.graph.groups.items()}
+    cut = slim.cut(model.graph, zeros(abstract_variables(model)), half)
+    assert jax.tree.map(np.shape, cut) == jax.tree.map(jnp.shape, abstract_variables(narrow))
+    kept = {group: kept.size for group, kept in half.items()}
+    assert kept == narrow.graph.groups
+    assert cost.total(model.graph, kept) == cost.total(narrow.graph)
+
+
+def test_a_channel_that_leaks_is_seen():
+    """Masks that hide a channel from all layers that read it but one."""
+    model = small_residual()
+    params, state = jax.eval_shape(model.init, jax.random.key(0))
+    assert slim.check(model.graph, model.network, params, state) == traced.check(model) < 1e-4
+    for name in ("stage1_block0/conv1/kernel", "classifier/kernel"):
+        fewer = {key: axes for key, axes in model.graph.reads.items() if key != name}
+        with pytest.raises(UserError, match="masked and cut it differs"):
+            slim.check(dataclasses.replace(model.graph, reads=fewer), model.network, params, state)
 
 
 @jax.tree_util.register_dataclass
@@ -118,11 +133,14 @@ class Averages(NamedTuple):
 
 
 @functools.cache
+def small_residual():
+    return traced.trace(models.ResNet((1, 2), (6, 8), 10), (8, 8, 1))
+
+
+@functools.cache
 def training():
-    """A small residual network and one training step of it: (state, logits, batch) -> state."""
-    model = models.resnet.ResNet((1, 2), (6, 8), 10)
-    dense = models.describe(model, (8, 8, 1))
-    network = models.forward(model)
+    """An optimiser, and one training step of a small residual network."""
+    dense, network = small_residual().graph, small_residual().network
     optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, momentum=0.9))
 
     @quick_jit
@@ -139,16 +157,16 @@ def training():
         params = {**state.params, "weights": weights}
         return State(state.step + 1, params, batch_stats, inner, state.history)
 
-    return model, dense, optimizer, step
+    return optimizer, step
 
 
 def new_state(seed=0):
-    model, dense, optimizer, _ = training()
-    variables = random_variables(model, (8, 8, 1), seed)
+    optimizer, _ = training()
+    variables = random_variables(small_residual(), seed)
     momentum = jax.tree.map(lambda leaf: jnp.cos(100 * leaf), variables["params"])
     inner = optimizer.init(variables["params"])
     inner = (inner[0], (optax.TraceState(trace=momentum), *inner[1][1:]))
-    logits = random_masks(dense, "channel", seed)
+    logits = random_masks(small_residual().graph, "channel", seed)
     return State(
         jnp.int32(7),
         {"weights": variables["params"], "masks": logits},
@@ -159,7 +177,7 @@ def new_state(seed=0):
 
 
 def test_a_whole_training_state_is_cut_alike():
-    _, dense, _, _ = training()
+    dense = small_residual().graph
     state = new_state()
     survivors = slim.surviving(state.params["masks"])
     small = slim.cut(dense, state, survivors)
@@ -178,7 +196,7 @@ def test_a_whole_training_state_is_cut_alike():
 
 
 def test_training_and_then_cutting_is_cutting_and_then_training():
-    _, dense, _, step = training()
+    dense, (_, step) = small_residual().graph, training()
     state = new_state()
     logits = state.params["masks"]
     images = np.random.default_rng(5).uniform(size=(16, 8, 8, 1)).astype(np.float32)
@@ -201,29 +219,30 @@ class Nested(nn.Module):
 
     class Inside(nn.Module):
         @nn.compact
-        def __call__(self, x, train):
-            return models.Conv(8, "a", "b", name="conv")(x)
+        def __call__(self, x):
+            return nn.Conv(8, (3, 3), use_bias=False, name="conv")(x)
 
     @nn.compact
-    def __call__(self, images, train):
-        x = nn.relu(models.Conv(4, None, "a", name="conv")(images))
-        x = Nested.Inside(name="inside")(x, train)
-        return models.Dense(3, "b", None, name="last")(x.mean((1, 2)))
+    def __call__(self, images):
+        x = nn.relu(nn.Conv(4, (3, 3), use_bias=False, name="conv")(images))
+        x = Nested.Inside(name="inside")(x)
+        return nn.Dense(3, name="last")(x.mean((1, 2)))
 
 
 def test_layers_are_told_apart_by_their_whole_path():
-    model = Nested()
-    dense = models.describe(model, (4, 4, 2))
-    shapes = abstract_variables(model, (4, 4, 2))
-    tree = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
-    survivors = {"a": np.array([1, 3]), "b": np.array([0, 2, 7])}
-    small = slim.cut(dense, {"momentum": tree, "bare": tree["params"]}, survivors)
-    for params in (small["momentum"]["params"], small["bare"]):
-        assert jax.tree.map(np.shape, params) == {
-            "conv": {"kernel": (3, 3, 2, 2)},
-            "inside": {"conv": {"kernel": (3, 3, 2, 3)}},
-            "last": {"kernel": (3, 3), "bias": (3,)},
-        }
+    model = traced.trace(Nested(), (4, 4, 2))
+    weights = zeros(abstract_variables(model))["params"]
+    survivors = {"conv": np.array([1, 3]), "inside/conv": np.array([0, 2, 7])}
+    assert set(survivors) == set(model.graph.groups)
+    # "count" is no array of the network.
+    small = slim.cut(model.graph, {"momentum": (weights,), "count": np.zeros(4)}, survivors)
+    assert jax.tree.map(np.shape, small["momentum"][0]) == {
+        "conv/kernel": (3, 3, 2, 2),
+        "inside/conv/kernel": (3, 3, 2, 3),
+        "last/kernel": (3, 3),
+        "last/bias": (3,),
+    }
+    assert small["count"].shape == (4,)
 
 
 def test_the_channels_kept_are_those_with_a_positive_logit():

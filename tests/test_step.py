@@ -4,17 +4,15 @@ import dataclasses
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from irp_jax import attacks, checkpoint, models, parallel
+from irp_jax import attacks, checkpoint, parallel, traced
 from irp_jax.config import Config
 from irp_jax.data import Augmentation
-from irp_jax.models import Conv, Dense, Norm
 from irp_jax.network import deployed, network_params
-from irp_jax.pruning import cost, slim, sparse
+from irp_jax.pruning import cost, sparse
 from irp_jax.training import phases
 from irp_jax.training.defenses import DEFENSES
 from irp_jax.training.step import Recipe, compile_steps
@@ -25,15 +23,17 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, images, train):
-        x = nn.relu(Norm("a")(Conv(16, None, "a")(images), train))
-        x = nn.relu(Norm("b")(Conv(16, "a", "b")(x), train))
-        return Dense(3, "b", None)(x.mean((1, 2)))
+        x = nn.Conv(16, (3, 3), use_bias=False)(images)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        x = nn.Conv(16, (3, 3), use_bias=False)(x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        return nn.Dense(3)(x.mean((1, 2)))
 
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-NETWORK = models.forward(Net())
-DENSE = models.describe(Net(), (8, 8, 1))
+MODEL = traced.trace(Net(), (8, 8, 1))
+GRAPH = MODEL.graph
 IMAGES = np.random.default_rng(0).integers(0, 256, (96, 8, 8, 1), dtype=np.uint8)
 LABELS = (IMAGES.astype(np.int32).sum((1, 2, 3)) // 97 % 3).astype(np.int32)
 BATCHES = np.random.default_rng(1).integers(0, 96, (6, 32), dtype=np.int32)
@@ -41,20 +41,21 @@ CONFIG = Config(budget="0.3", epochs=4, batch_size=32, learning_rate=0.05, ramp_
 
 
 def begin(config):
-    plan = phases.plan(config, DENSE, len(IMAGES))
-    variables = Net().init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)), train=False)
-    return plan, phases.initial_state(config, plan, DENSE, variables)
+    plan = phases.plan(config, GRAPH, len(IMAGES))
+    params, batch_stats = MODEL.init(jax.random.key(0))
+    variables = {"params": params, "batch_stats": batch_stats}
+    return plan, phases.initial_state(config, plan, GRAPH, variables)
 
 
-def program(config, plan, architecture, frozen):
+def program(config, plan, frozen):
     recipe = Recipe(
-        architecture=architecture, cost_kind="macs", threat=attacks.linf(0.02),
+        graph=GRAPH, cost_kind="macs", threat=attacks.linf(0.02),
         defense=DEFENSES["fgsm-rs"], augmentation=Augmentation(crop_padding=1),
         label_smoothing=0.0,
     )  # fmt: skip
-    optimizer = phases.optimizer(config, plan, architecture, frozen)
+    optimizer = phases.optimizer(config, plan, GRAPH, frozen)
     mesh = parallel.mesh(2)
-    steps = compile_steps(recipe, NETWORK, optimizer, mesh)
+    steps = compile_steps(recipe, MODEL.network, optimizer, mesh)
     whole = parallel.replicated(mesh)
     images, labels, key = parallel.place((IMAGES, LABELS, jax.random.key(0)), whole)
 
@@ -71,7 +72,7 @@ def momentum(state):
 
 def test_steps_compile_once_follow_the_target_and_report_each_step():
     plan, state = begin(CONFIG)
-    run, steps = program(CONFIG, plan, DENSE, frozen=False)
+    run, steps = program(CONFIG, plan, frozen=False)
     state, first = run(state)
     state, second = run(state)
     assert steps._cache_size() == 1
@@ -85,7 +86,7 @@ def test_steps_compile_once_follow_the_target_and_report_each_step():
 
 def test_the_same_state_and_key_give_the_same_bits():
     plan, state = begin(CONFIG)
-    run, _ = program(CONFIG, plan, DENSE, frozen=False)
+    run, _ = program(CONFIG, plan, frozen=False)
     one, _ = run(state)
     two, _ = run(state)
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
@@ -96,55 +97,48 @@ def test_the_same_state_and_key_give_the_same_bits():
 def frozen(request):
     config = dataclasses.replace(CONFIG, regularity=request.param)
     plan, state = begin(config)
-    run, _ = program(config, plan, DENSE, frozen=False)
+    run, _ = program(config, plan, frozen=False)
     state, _ = run(state)
-    before = deployed(DENSE, state.params, state.batch_stats)
-    after, kept = phases.freeze(config, plan, DENSE, state)
+    before = deployed(GRAPH, state.params, state.batch_stats)
+    after, kept = phases.freeze(config, plan, GRAPH, state)
     return config, plan, before, after, kept
 
 
 def test_freezing_meets_the_budget_and_training_goes_on_within_it(frozen):
     config, plan, _, state, kept = frozen
-    ratio = cost.total(DENSE, kept).macs / cost.total(DENSE).macs
+    ratio = cost.total(GRAPH, kept).macs / cost.total(GRAPH).macs
     assert 0.8 * plan.ratio <= ratio <= plan.ratio  # 16 channels are coarse
-    channel = config.regularity == "channel"
-    architecture = slim.architecture(DENSE, kept) if channel else DENSE
-    run, _ = program(config, plan, architecture, frozen=True)
+    run, _ = program(config, plan, frozen=True)
     after, metrics = run(state)
     assert np.isfinite(metrics["loss"]).all()
     shapes = [a.shape for a in jax.tree.leaves(state.params)]
     assert [a.shape for a in jax.tree.leaves(after.params)] == shapes
     for name, logits in state.params["masks"].items():
         np.testing.assert_array_equal(after.params["masks"][name], logits)
-        layer = next(one for one in DENSE.kernels if one.name == name)
-        for tree in (after.params["weights"], momentum(after)):
-            kernel = tree
-            for part in layer.path:
-                kernel = kernel[part]
-            assert np.all(np.asarray(kernel["kernel"])[np.asarray(logits) < 0] == 0)
+        for arrays in (after.params["weights"], momentum(after)):
+            assert np.all(np.asarray(arrays[name])[np.asarray(logits) < 0] == 0)
 
 
 def test_frozen_weight_masks_are_stored_in_bits_and_come_back():
     config = dataclasses.replace(CONFIG, regularity="weight")
     plan, state = begin(config)
-    frozen, kept = phases.freeze(config, plan, DENSE, state)
+    frozen, kept = phases.freeze(config, plan, GRAPH, state)
     weights, masks = frozen.params["weights"], frozen.params["masks"]
-    packed = sparse.pack(DENSE, weights, masks)
+    packed = sparse.pack(weights, masks)
     size = sum(np.asarray(a).nbytes for a in jax.tree.leaves(packed))
     assert size < 0.5 * sum(np.asarray(a).nbytes for a in jax.tree.leaves(weights))
-    again, gates = sparse.unpack(DENSE, packed)
+    again, gates = sparse.unpack(GRAPH, packed)
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(weights), strict=True):
         np.testing.assert_array_equal(a, b)
     for name, logits in masks.items():
         np.testing.assert_array_equal(gates[name], logits)
-    values = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(packed)
-              if "kernel_values" in jax.tree_util.keystr(path)]  # fmt: skip
+    values = [array for name, array in packed.items() if name.endswith("/kernel_values")]
     assert sum(v.size for v in values) == sum(kept.values())
     trained = {"weights": weights, "masks": masks}
-    read = network_params(DENSE, {"weights": packed, "masks": {}})
-    found = [checkpoint.digest(deployed(DENSE, tree, {})) for tree in (trained, read)]
+    read = network_params(GRAPH, {"weights": packed, "masks": {}})
+    found = [checkpoint.digest(deployed(GRAPH, tree, {})) for tree in (trained, read)]
     assert found[0] == found[1]
-    dense = deployed(DENSE, {**trained, "weights": jax.tree.map(lambda a: -a, weights)}, {})
+    dense = deployed(GRAPH, {**trained, "weights": jax.tree.map(lambda a: -a, weights)}, {})
     for leaf in jax.tree.leaves(dense):
         assert not np.signbit(leaf[leaf == 0]).any(), "there is one zero"
 
@@ -154,12 +148,10 @@ def test_a_kernel_of_which_nothing_is_kept_is_stored_too(tmp_path):
     _, state = begin(config)
     weights = jax.device_get(state.params["weights"])
     gone = {name: -np.ones_like(logits) for name, logits in state.params["masks"].items()}
-    packed = sparse.pack(DENSE, weights, gone)
+    packed = sparse.pack(weights, gone)
     checkpoint.save(tmp_path, 1, {"weights": packed}, None, {})
     saved = checkpoint.restore(tmp_path, None, print)
-    again, masks = sparse.unpack(DENSE, saved.network["weights"])
+    again, masks = sparse.unpack(GRAPH, saved.network["weights"])
     for name, logits in gone.items():
         np.testing.assert_array_equal(masks[name], logits)
-    for layer in DENSE.kernels:
-        if layer.name in gone:
-            assert not layer.of(again)["kernel"].any()
+        assert not again[name].any()

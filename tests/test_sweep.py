@@ -144,7 +144,8 @@ def ran(tmp_path, monkeypatch):
         elif not (folder / "results.json").exists():
             folder.mkdir(parents=True, exist_ok=True)
             config = dataclasses.replace(MINE, seed=int(given.get("seed", 0)))
-            found = {"config": configs.identity(config), "wall_time_s": 1.0}
+            found = {"config": configs.settings(config), "wall_time_s": 1.0}
+            found["identity"] = configs.identity(config)
             found |= {"attack": {"images": 360}, "accuracy": {"natural": figure}}
             found["network_sha256"] = f"of training {len(ran)}"
             (folder / "results.json").write_text(json.dumps(found))
@@ -305,7 +306,7 @@ def test_a_network_is_handed_on_with_a_card_that_says_what_it_does(swept, monkey
     assert again["accuracy"]["pgd"] == found["accuracy"]["pgd-3-2"]
     assert again["network_sha256"] == found["network_sha256"]
     before = sorted(Path("zoo").rglob("*"))
-    with pytest.raises(UserError, match="another run"):
+    with pytest.raises(UserError, match=r"has network\.json but no config"):
         train.train([*shlex.split(found["command"])[1:], "--workdir=zoo/small"])
     assert set(before) <= set(Path("zoo").rglob("*")), "what is handed on is not a run to resume"
     assert not Path("zoo/small/config.json").exists(), "nor made one by a refused command"

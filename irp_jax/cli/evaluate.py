@@ -38,7 +38,9 @@ class Options:
     """Attack a trained network on the test split of the data it was trained on."""
 
     checkpoint: str
-    """A run's workdir, such as runs/<name>, or one checkpoint in it."""
+    """A run's workdir, such as runs/<name>, one checkpoint in it, or a saved network."""
+    model: str | None = None
+    """FILE.py:NAME of a network of your own. Default: what was saved with it."""
     attack: AttackName = "pgd"
     """autoattack, pgd, fgsm, cw, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square or none."""
     version: str = "standard"
@@ -85,11 +87,11 @@ def evaluate(arguments: list[str]) -> None:
         if place is not None:
             files.check_place(Path(place))
     terminal = Terminal()
-    net = network.load(options.checkpoint, terminal.note)
-    radii = _radii(options, net.config.epsilon)
+    net = network.load(options.checkpoint, terminal.note, model=options.model)
+    radii = _radii(options, net.epsilon)
     attacked = [radius for radius in radii if radius > 0] if options.epsilons else radii
     specs = [_spec(options, radius) for radius in attacked]
-    name = options.dataset or net.config.dataset
+    name = options.dataset or net.record["trained"]["dataset"]
     images, labels = _test_set(options, net, name)
     if options.corruptions:  # too small ones are refused now, not after the attack
         corruptions.corrupt(images[:1], corruptions.CORRUPTIONS[0], 1)
@@ -100,10 +102,10 @@ def evaluate(arguments: list[str]) -> None:
     finally:
         terminal.close()
     results: dict[str, Any] = {
-        "model": net.config.model,
+        "model": net.name,
         "dataset": name,
-        "method": net.config.method,
-        "seed": net.config.seed,
+        "method": net.record["trained"]["method"],
+        "seed": net.record["trained"]["seed"],
         "cost": net.cost,
         "accuracy": {"natural": reports[-1].natural},
         "attack": specs[-1].describe() | {"images": len(images)},
@@ -190,7 +192,9 @@ def _spec(options: Options, epsilon: float) -> AttackSpec:
 
 
 def _test_set(options: Options, net: network.Network, name: str) -> tuple[np.ndarray, np.ndarray]:
-    trained_on = net.config.data_dir  # on another machine, perhaps: nothing is put there
+    trained_on = net.record["trained"][
+        "data_dir"
+    ]  # on another machine, perhaps: nothing is put there
     known = trained_on is not None and Path(trained_on).expanduser().is_dir()
     there = trained_on if known else None
     dataset = data.load(name, data_dir=options.data_dir or there, validation_fraction=0.0)

@@ -257,7 +257,7 @@ def _collected(run: Config, options: Options) -> dict[str, Any] | None:
         return None
     same = files.as_json(configs.identity(run))
     known = isinstance(found, dict) and {"accuracy", "attack", "wall_time_s"} <= set(found)
-    if not known or found.get("config") != same:
+    if not known or found.get("identity", configs.normalised(found["config"])) != same:
         raise UserError(
             f"{target} does not hold results of this run: move it away, or give another --results"
         )

@@ -12,12 +12,12 @@ from irp_jax.config.config import (
     Config,
     suited,
 )
-from irp_jax.config.loading import channels_of, from_json, load, load_all
-from irp_jax.config.naming import identity, run_name, workdir
+from irp_jax.config.loading import channels_of, load, load_all
+from irp_jax.config.naming import identity, normalised, run_name, settings, workdir
 from irp_jax.config.unused import unused
 
 __all__ = [
     "BASELINES", "DEFENSES", "METHODS", "SCHEDULES", "SETTINGS_OF", "Config", "channels_of",
-    "check", "flags", "fraction", "from_json", "identity", "load", "load_all", "parse_budget",
-    "parse_channels", "radius", "run_name", "suited", "unused", "workdir",
+    "check", "flags", "fraction", "identity", "load", "load_all", "normalised", "parse_budget",
+    "parse_channels", "radius", "run_name", "settings", "suited", "unused", "workdir",
 ]  # fmt: skip

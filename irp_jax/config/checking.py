@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
+from collections.abc import Collection
 from typing import Any
 
-from irp_jax import attacks
+from irp_jax import attacks, models
 from irp_jax.config.amounts import parse_budget, parse_channels
 from irp_jax.config.command_line import flag
 from irp_jax.config.config import (
@@ -19,19 +20,24 @@ from irp_jax.config.config import (
 )
 from irp_jax.data import check_name
 from irp_jax.errors import UserError, unknown
-from irp_jax.models import MODELS
 
 
-def check(config: Config) -> None:
+def check(config: Config, given: Collection[str] = ()) -> None:
     """Checks every value.
+
+    Args:
+        config: of a run.
+        given: "model" and "dataset" where these are objects, which then need not have a known name.
 
     Raises:
         UserError: names the first value that cannot be meant and what to give instead.
     """
     _check_types(config)
-    check_name(config.dataset)
+    if "dataset" not in given:
+        check_name(config.dataset)
+    if "model" not in given:
+        _check_model(config)
     for kind, value, options in (
-        ("model", config.model, MODELS),
         ("method", config.method, METHODS),
         ("cost", config.cost, COSTS),
         ("regularity", config.regularity, REGULARITIES),
@@ -105,6 +111,18 @@ def check(config: Config) -> None:
         raise UserError(
             f"--channels is for --method=width, not {config.method}: "
             f"give --method=width or leave --channels out"
+        )
+
+
+def _check_model(config: Config) -> None:
+    if not models.is_file(config.model):
+        if config.model not in models.MODELS:
+            raise unknown("model", config.model, [*models.MODELS, "FILE.py:NAME"])
+        return
+    models.check_file(config.model)
+    if config.width != 1:
+        raise UserError(
+            f"--width={config.width:g} is for models of ours: {config.model} has widths of its own"
         )
 
 

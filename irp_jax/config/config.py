@@ -36,7 +36,8 @@ class Config:
     """Train, prune and harden a network in one run."""
 
     model: str = "resnet20"
-    """resnet8/20/32/44/56/110, resnet18, vgg16 or wrn28_4."""
+    """resnet8/20/32/44/56/110, resnet18, vgg16, wrn28_4, mobilenet_v2, densenet; or FILE.py:NAME, a
+    network of your own: a Flax (Linen or NNX) or Equinox module, or a pair (apply, variables)."""
     budget: str = "0.16"
     """What may be left: a fraction of the dense cost (0.16) or an absolute amount (0.04M, 900k)."""
     cost: Kind = "macs"
@@ -54,7 +55,7 @@ class Config:
     regularity: Regularity = "channel"
     """What is pruned: channel (a small dense network) or weight (a sparse one)."""
     width: float = 1.0
-    """Multiplies every channel count of the model."""
+    """Multiplies every channel count of the model, if it is one of ours."""
     channels: str = ""
     """How many channels each group keeps, instead of uniformly fewer: GROUP=COUNT,GROUP=COUNT, as
     under `kept` in the results.json of another run, within the budget (width)."""

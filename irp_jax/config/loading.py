@@ -1,9 +1,7 @@
 """Configs from files: Python ones in configs/, and the JSON beside a checkpoint."""
 
-import dataclasses
 import runpy
 from pathlib import Path
-from typing import Any
 
 from irp_jax import files
 from irp_jax.config.amounts import write_channels
@@ -71,17 +69,3 @@ def channels_of(results: str) -> str:
             f"no channels in {results}: give the results.json of a run that pruned channels"
         )
     return write_channels(kept)
-
-
-def from_json(fields: dict[str, Any]) -> Config:
-    """The config written by `dataclasses.asdict`; fields this version does not know are an error.
-
-    Raises:
-        UserError: the fields are not those of a config.
-    """
-    known = {field.name for field in dataclasses.fields(Config)}
-    if extra := set(fields) - known:
-        raise UserError(
-            f"the run's config has unknown fields {sorted(extra)}: it is of another version"
-        )
-    return Config(**fields)

@@ -3,10 +3,12 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from irp_jax.config.amounts import parse_channels, write_channels
+from irp_jax import files
+from irp_jax.config.amounts import parse_budget, parse_channels, write_channels
 from irp_jax.config.config import Config
 
 USUAL = ("macs", "channel", "priced")
@@ -16,16 +18,41 @@ LOCAL = ("workdir", "data_dir", "checkpoint_every")
 """Fields that say where and how often, not what: they do not change a run's outcome."""
 
 
+def settings(config: Config) -> dict[str, Any]:
+    """All fields that decide a run's outcome, as JSON takes them."""
+    fields = dataclasses.asdict(config)
+    return {name: value for name, value in fields.items() if name not in LOCAL and value != ""}
+
+
 def identity(config: Config) -> dict[str, Any]:
-    """What decides a run's outcome, as JSON takes it: fields, and the content of a user's file."""
-    # Text that is left empty decides nothing: runs from before there was such a field go on.
-    fields = {k: v for k, v in dataclasses.asdict(config).items() if k not in LOCAL and v != ""}
-    if config.channels:  # in whatever order they were given
-        fields["channels"] = write_channels(parse_channels(config.channels))
+    """What tells a run from others: settings other than the defaults, and the content of files.
+
+    A setting that is new in a version has its default in runs of older ones, so these stay what
+    they were. Values are normalised: a budget of 0.04M, 40k or 0.040M is one.
+    """
+    fields = normalised(settings(config))
     if config.dataset.endswith(".npz") and Path(config.dataset).is_file():
-        with open(config.dataset, "rb") as file:
-            fields["dataset_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        fields["dataset_sha256"] = files.sha256(Path(config.dataset))
+    source = Path(config.model.partition(":")[0])
+    if source.suffix == ".py" and source.is_file():
+        fields["model_sha256"] = files.sha256(source)
     return fields
+
+
+def normalised(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as an identity has them, from `settings` of this or of an older version."""
+    usual = dataclasses.asdict(Config())
+    fields = dict(fields)
+    if "budget" in fields:
+        amount, absolute = parse_budget(fields["budget"])
+        fields["budget"] = f"{amount / 1e3:.12g}k" if absolute else f"{amount:.12g}"
+    if fields.get("channels"):  # in whatever order they were given
+        fields["channels"] = write_channels(parse_channels(fields["channels"]))
+    return {
+        name: value
+        for name, value in sorted(fields.items())
+        if name not in LOCAL and (name not in usual or value != usual[name])
+    }
 
 
 def workdir(config: Config) -> Path:
@@ -37,6 +64,7 @@ def run_name(config: Config) -> str:
     """Names a run: what tells runs apart at a glance, and a digest of what decides the outcome."""
     digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:6]
     kind = [part for part in (config.cost, config.regularity, config.method) if part not in USUAL]
+    model = Path(config.model.replace(".py:", "_")).name
     dataset = Path(config.dataset).stem
-    parts = (config.model, dataset, config.budget, *kind, f"seed{config.seed}", digest)
+    parts = (model, dataset, config.budget, *kind, f"seed{config.seed}", digest)
     return "-".join(str(part) for part in parts)

@@ -3,9 +3,10 @@
 The only package that imports TensorFlow Datasets, scikit-learn and PIL.
 """
 
-from irp_jax.data.arrays import Dataset, Split, limited, validation_size
+from irp_jax.data.arrays import Dataset, Split, digest, hold_out, limited, validation_size
 from irp_jax.data.augment import Augmentation, augment, to_float
 from irp_jax.data.load import DATASETS, check_name, default_augmentation, load
+from irp_jax.data.npz import checked
 
 __all__ = [
     "DATASETS",
@@ -14,7 +15,10 @@ __all__ = [
     "Split",
     "augment",
     "check_name",
+    "checked",
     "default_augmentation",
+    "digest",
+    "hold_out",
     "limited",
     "load",
     "to_float",

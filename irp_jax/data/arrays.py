@@ -1,6 +1,7 @@
 """A data set as NumPy arrays, and the stratified split that holds images out."""
 
 import dataclasses
+import hashlib
 
 import numpy as np
 
@@ -116,6 +117,16 @@ def limited(dataset: Dataset, count: int) -> Dataset:
         )
     chosen = stratified_indices(dataset.train.labels, count)
     return dataclasses.replace(dataset, train=dataset.train.take(chosen))
+
+
+def digest(dataset: Dataset) -> str:
+    """SHA-256 of a data set's images, labels and class names."""
+    total = hashlib.sha256(repr(dataset.class_names).encode())
+    for split in (dataset.train, dataset.validation, dataset.test):
+        for array in (split.images, split.labels):
+            total.update(f"{array.dtype}{array.shape}".encode())
+            total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()
 
 
 def validation_size(fraction: float, train_size: int) -> int:

@@ -45,7 +45,24 @@ def load_npz(path: str) -> tuple[Split, Split | None, Split, tuple[str, ...]]:
     Raises:
         UserError: for whatever does not fit that layout; nothing in the file is ever executed.
     """
-    arrays = _read(path)
+    return checked(path, _read(path))
+
+
+def checked(
+    path: str, arrays: Mapping[str, np.ndarray]
+) -> tuple[Split, Split | None, Split, tuple[str, ...]]:
+    """Checks arrays laid out as this module's docstring says.
+
+    Args:
+        path: where they are from, for messages.
+        arrays: name -> array.
+
+    Returns:
+        As `load_npz`.
+
+    Raises:
+        UserError: for whatever does not fit that layout.
+    """
     splits = {
         name: _split(path, arrays, name)
         for name in ("train", "validation", "test")

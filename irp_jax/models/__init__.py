@@ -1,27 +1,23 @@
-"""The networks, by name. The only package that imports flax."""
+"""Networks by name: ordinary Flax modules, one file each, which know nothing of pruning."""
 
 from collections.abc import Callable
 
 import flax.linen as nn
 
 from irp_jax.errors import unknown
-from irp_jax.models.architecture import Architecture, Layer
-from irp_jax.models.layers import Conv, Dense, Norm, describe, forward, standardize
+from irp_jax.models.densenet import DenseNet
+from irp_jax.models.mobilenet import STAGES, MobileNetV2
+from irp_jax.models.own import check as check_file
+from irp_jax.models.own import from_file, is_file
 from irp_jax.models.resnet import ResNet, WideResNet
 from irp_jax.models.vgg import VGG, VGG16
 
 __all__ = [
-    "MODELS",
-    "Architecture",
-    "Conv",
-    "Dense",
-    "Layer",
-    "Norm",
-    "build",
-    "describe",
-    "forward",
-    "standardize",
-]
+    "MODELS", "VGG", "DenseNet", "MobileNetV2", "ResNet", "WideResNet", "build", "check_file",
+    "from_file", "is_file",
+]  # fmt: skip
+
+_MOBILENET = (32, *(width for _, width, _, _ in STAGES), 1280)
 
 
 def _small_resnet(depth: int) -> Callable[..., ResNet]:
@@ -39,6 +35,8 @@ MODELS = {
     "resnet18": lambda classes, scale: ResNet((2,) * 4, scale(64, 128, 256, 512), classes),
     "vgg16": lambda classes, scale: VGG(tuple(scale(*stage) for stage in VGG16), classes),
     "wrn28_4": lambda classes, scale: WideResNet((4,) * 3, scale(16, 64, 128, 256), classes),
+    "mobilenet_v2": lambda classes, scale: MobileNetV2(scale(*_MOBILENET), classes),
+    "densenet": lambda classes, scale: DenseNet((6, 6, 6), scale(12)[0], classes),
 }
 
 

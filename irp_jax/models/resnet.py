@@ -3,14 +3,11 @@
 import flax.linen as nn
 import jax
 
-from irp_jax.models.layers import Conv, Dense, Norm, standardize
+from irp_jax.models.parts import conv, norm, standardize
 
 
 class ResNet(nn.Module):
     """Residual network (He et al. 2016), projection shortcuts where the width changes.
-
-    Every stage has one channel group for its residual stream, which all its blocks add to, and one
-    per block for the channels inside it.
 
     Attributes:
         blocks: blocks in each stage; the first of each later stage halves the image.
@@ -24,38 +21,29 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        x = Conv(self.widths[0], None, "stage1", name="stem")(standardize(images))
-        x = nn.relu(Norm("stage1", name="stem_norm")(x, train))
-        stream = "stage1"
+        x = conv(self.widths[0], name="stem")(standardize(images))
+        x = nn.relu(norm(train, name="stem_norm")(x))
         for stage, (depth, width) in enumerate(zip(self.blocks, self.widths, strict=True), start=1):
             for index in range(depth):
                 stride = 2 if stage > 1 and index == 0 else 1
-                block = Block(
-                    width, stream, f"stage{stage}", stride, name=f"stage{stage}_block{index}"
-                )
-                x, stream = block(x, train), f"stage{stage}"
-        return Dense(self.classes, stream, None, name="classifier")(x.mean((1, 2)))
+                x = Block(width, stride, name=f"stage{stage}_block{index}")(x, train)
+        return nn.Dense(self.classes, name="classifier")(x.mean((1, 2)))
 
 
 class Block(nn.Module):
-    """relu(x + norm(conv(relu(norm(conv(x)))))), x projected where stride or stream change."""
+    """relu(x + norm(conv(relu(norm(conv(x)))))), x projected where its shape changes."""
 
     width: int
-    reads: str
-    writes: str
     stride: int
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        inner = f"{self.name}.inner"
-        y = Conv(self.width, self.reads, inner, stride=self.stride, name="conv1")(x)
-        y = nn.relu(Norm(inner, name="norm1")(y, train))
-        y = Norm(self.writes, name="norm2")(
-            Conv(self.width, inner, self.writes, name="conv2")(y), train
-        )
-        if self.reads != self.writes:
-            x = Conv(self.width, self.reads, self.writes, 1, self.stride, name="shortcut")(x)
-            x = Norm(self.writes, name="shortcut_norm")(x, train)
+        y = conv(self.width, self.stride, name="conv1")(x)
+        y = nn.relu(norm(train, name="norm1")(y))
+        y = norm(train, name="norm2")(conv(self.width, name="conv2")(y))
+        if x.shape != y.shape:
+            x = conv(self.width, self.stride, size=1, name="shortcut")(x)
+            x = norm(train, name="shortcut_norm")(x)
         return nn.relu(x + y)
 
 
@@ -75,33 +63,28 @@ class WideResNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         stem, *widths = self.widths
-        stream = "stem.out"
-        x = Conv(stem, None, stream, name="stem")(standardize(images))
+        x = conv(stem, name="stem")(standardize(images))
         for stage, (depth, width) in enumerate(zip(self.blocks, widths, strict=True), start=1):
             for index in range(depth):
                 stride = 2 if stage > 1 and index == 0 else 1
-                block = PreActivationBlock(
-                    width, stream, f"stage{stage}", stride, name=f"stage{stage}_block{index}"
-                )
-                x, stream = block(x, train), f"stage{stage}"
-        x = nn.relu(Norm(stream, name="final_norm")(x, train))
-        return Dense(self.classes, stream, None, name="classifier")(x.mean((1, 2)))
+                name = f"stage{stage}_block{index}"
+                x = PreActivationBlock(width, stride, project=index == 0, name=name)(x, train)
+        x = nn.relu(norm(train, name="final_norm")(x))
+        return nn.Dense(self.classes, name="classifier")(x.mean((1, 2)))
 
 
 class PreActivationBlock(nn.Module):
-    """x + conv(relu(norm(conv(relu(norm(x)))))), x projected where stride or stream change."""
+    """x + conv(relu(norm(conv(relu(norm(x)))))); with `project` x passes a convolution, too."""
 
     width: int
-    reads: str
-    writes: str
     stride: int
+    project: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        inner = f"{self.name}.inner"
-        y = nn.relu(Norm(self.reads, name="norm1")(x, train))
-        if self.reads != self.writes:
-            x = Conv(self.width, self.reads, self.writes, 1, self.stride, name="shortcut")(y)
-        y = Conv(self.width, self.reads, inner, stride=self.stride, name="conv1")(y)
-        y = nn.relu(Norm(inner, name="norm2")(y, train))
-        return x + Conv(self.width, inner, self.writes, name="conv2")(y)
+        y = nn.relu(norm(train, name="norm1")(x))
+        if self.project:
+            x = conv(self.width, self.stride, size=1, name="shortcut")(y)
+        y = conv(self.width, self.stride, name="conv1")(y)
+        y = nn.relu(norm(train, name="norm2")(y))
+        return x + conv(self.width, name="conv2")(y)

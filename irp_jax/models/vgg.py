@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 
-from irp_jax.models.layers import Conv, Dense, Norm, standardize
+from irp_jax.models.parts import conv, norm, standardize
 
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -24,16 +24,15 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        x, group = standardize(images), None
+        x = standardize(images)
         for stage, widths in enumerate(self.stages, start=1):
             for index, width in enumerate(widths):
                 name = f"stage{stage}_conv{index}"
-                x = Conv(width, group, f"{name}.out", name=name)(x)
-                group = f"{name}.out"
-                x = nn.relu(Norm(group, name=f"{name}_norm")(x, train))
+                x = conv(width, name=name)(x)
+                x = nn.relu(norm(train, name=f"{name}_norm")(x))
             if min(x.shape[1:3]) > 1:
                 x = _halve(x)
-        return Dense(self.classes, group, None, name="classifier")(x.mean((1, 2)))
+        return nn.Dense(self.classes, name="classifier")(x.mean((1, 2)))
 
 
 def _halve(x: jax.Array) -> jax.Array:

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from irp_jax.models import Architecture
+from irp_jax.graph import ChannelGraph
 from irp_jax.pruning import magnitude, masks
 from irp_jax.pruning.magnitude import Parameters
 
@@ -48,16 +48,15 @@ class AdmmState(NamedTuple):
     dual: Parameters
 
 
-def pulled(architecture: Architecture, weights: Any, regularity: masks.Regularity) -> Parameters:
+def pulled(graph: ChannelGraph, params: Parameters, regularity: masks.Regularity) -> Parameters:
     """W: the kernels, with regularity "weight"; what goes with a channel, with "channel"."""
     if regularity == "weight":
-        return magnitude.kernels(architecture, weights)
-    writers = [layer for layer in architecture.layers if layer.writes is not None]
-    return {layer.name: dict(layer.of(weights)) for layer in writers}
+        return magnitude.kernels(graph, params)
+    return {name: array for name, array in params.items() if graph.owns(name)}
 
 
 def project(
-    architecture: Architecture,
+    graph: ChannelGraph,
     parameters: Parameters,
     regularity: masks.Regularity,
     kept: Mapping[str, int],
@@ -65,25 +64,27 @@ def project(
     """The parameters with all but the largest units set to zero: the nearest point of S.
 
     Args:
-        architecture: of the dense network.
+        graph: of the dense network.
         parameters: W + U.
         regularity: what a unit is.
         kept: mask name -> units that may be other than zero.
     """
-    sizes = magnitude.norms(architecture, parameters, regularity)
+    sizes = magnitude.norms(graph, parameters, regularity)
     gates = masks.gates(magnitude.largest(sizes, kept))
-    return {
-        layer.name: {
-            name: array * gates[layer.name if regularity == "weight" else str(layer.writes)]
-            for name, array in parameters[layer.name].items()
-        }
-        for layer in architecture.layers
-        if layer.name in parameters
-    }
+    if regularity == "weight":
+        return {name: array * gates[name] for name, array in parameters.items()}
+
+    def pruned(name: str, array: jax.Array) -> jax.Array:
+        for axis in graph.owns(name):
+            gate = graph.params[name][axis].gate(gates)
+            array = array * jnp.expand_dims(gate, [i for i in range(array.ndim) if i != axis])
+        return array
+
+    return {name: pruned(name, array) for name, array in parameters.items()}
 
 
 def pull(
-    architecture: Architecture,
+    graph: ChannelGraph,
     regularity: masks.Regularity,
     kept: Mapping[str, int],
     *,
@@ -97,7 +98,7 @@ def pull(
     It stands before the optimiser, so momentum applies to both. Nothing is added before `start`.
 
     Args:
-        architecture: of the dense network.
+        graph: of the dense network.
         regularity: what a unit is.
         kept: mask name -> units kept in Z.
         rho: strength of the pull at first; in the end it is `GROWN` times as much.
@@ -110,16 +111,16 @@ def pull(
     growth = GROWN ** (1 / max(1, chosen - 1))
 
     def init(weights: Any) -> AdmmState:
-        current = pulled(architecture, weights, regularity)
+        current = pulled(graph, weights, regularity)
         zeros = [jax.tree.map(jnp.zeros_like, current) for _ in range(2)]
         return AdmmState(jnp.zeros((), jnp.int32), *zeros)
 
     def update(gradients: Any, state: AdmmState, weights: Any = None) -> tuple[Any, AdmmState]:
-        current = pulled(architecture, weights, regularity)
+        current = pulled(graph, weights, regularity)
 
         def renewed() -> tuple[Parameters, Parameters]:
             sum_ = jax.tree.map(jnp.add, current, state.dual)
-            sparse = project(architecture, sum_, regularity, kept)
+            sparse = project(graph, sum_, regularity, kept)
             dual = jax.tree.map(
                 lambda s, z: jnp.where(state.step == start, 0.0, s - z), sum_, sparse
             )
@@ -131,16 +132,11 @@ def pull(
         sparse, dual = jax.lax.cond(due, renewed, lambda: (state.sparse, state.dual))
         strength = jnp.where(begun, rho * growth ** grown.astype(jnp.float32), 0.0)
 
-        def with_pull(path: Any, gradient: jax.Array) -> jax.Array:
-            *where, leaf = (key.key for key in path)
-            name = "/".join(where)
-            if leaf not in current.get(name, {}):
-                return gradient
-            return gradient + strength * (
-                current[name][leaf] - sparse[name][leaf] + dual[name][leaf]
-            )
-
-        gradients = jax.tree_util.tree_map_with_path(with_pull, gradients)
+        pulls = {name: strength * (current[name] - sparse[name] + dual[name]) for name in current}
+        gradients = {
+            name: gradient + pulls[name] if name in pulls else gradient
+            for name, gradient in gradients.items()
+        }
         return gradients, AdmmState(state.step + 1, sparse, dual)
 
     return optax.GradientTransformation(init, update)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from irp_jax.models import Architecture
+from irp_jax.graph import ChannelGraph
 from irp_jax.pruning import cost, masks
 from irp_jax.pruning.masks import Masks, Regularity
 
@@ -55,7 +55,7 @@ class PricedState(NamedTuple):
 
 
 def priced(
-    architecture: Architecture,
+    graph: ChannelGraph,
     regularity: Regularity,
     kind: cost.Kind,
     target: optax.Schedule,
@@ -77,16 +77,16 @@ def priced(
     and a unit whose worth grows returns. Floors hold whatever the price.
 
     Args:
-        architecture: of the dense network.
+        graph: of the dense network.
         regularity: what a unit is.
         kind: what the budget counts.
         target: step -> cost ratio to meet; at 1 and above nothing is pruned.
         decay: of the running mean of the squared gradients.
     """
-    least = masks.floors(architecture, regularity)
+    least = masks.floors(graph, regularity)
 
     def ratio(gates: Masks) -> jax.Array:
-        return cost.ratio(architecture, kind, masks.kept(gates))
+        return cost.ratio(graph, kind, masks.kept(gates))
 
     def init(logits: Masks) -> PricedState:
         return PricedState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, logits))
@@ -104,9 +104,7 @@ def priced(
         )
         prices = jax.grad(ratio)({name: (m > 0).astype(m.dtype) for name, m in logits.items()})
         score = jax.tree.map(lambda w, p: 0.5 * (jnp.log(w + 1e-30) - jnp.log(p)), worth, prices)
-        common, thresholds = solve(
-            score, least, lambda kept: cost.ratio(architecture, kind, kept), goal
-        )
+        common, thresholds = solve(score, least, lambda kept: cost.ratio(graph, kind, kept), goal)
 
         def move(score: jax.Array, threshold: jax.Array, logits: jax.Array) -> jax.Array:
             # Even where a floor lowers the threshold, so that logits of all masks compare.
@@ -172,7 +170,7 @@ def solve(
 
 
 def hinge(
-    architecture: Architecture,
+    graph: ChannelGraph,
     kind: cost.Kind,
     budget: float,
     learning_rate: optax.ScalarOrSchedule,
@@ -186,7 +184,7 @@ def hinge(
     hinge max(ratio - budget, 0) (Vemparala et al. 2021, section 3).
 
     Args:
-        architecture: of the dense network.
+        graph: of the dense network.
         kind: what the budget counts.
         budget: cost ratio below which the hinge is zero.
         learning_rate: of both optimisers.
@@ -196,7 +194,7 @@ def hinge(
 
     def hardware_loss(logits: Masks) -> jax.Array:
         kept = masks.kept(masks.gates(logits))
-        return jnp.maximum(cost.ratio(architecture, kind, kept) - budget, 0.0)
+        return jnp.maximum(cost.ratio(graph, kind, kept) - budget, 0.0)
 
     def both(gradients: Masks, logits: Masks) -> Masks:
         push = jax.grad(hardware_loss)(logits)
@@ -210,14 +208,14 @@ def hinge(
 
 
 def project(
-    architecture: Architecture, logits: Masks, regularity: Regularity, kind: cost.Kind, limit: int
+    graph: ChannelGraph, logits: Masks, regularity: Regularity, kind: cost.Kind, limit: int
 ) -> dict[str, np.ndarray]:
     """The best units that fit: logits that are +1 for kept and -1 for pruned units.
 
     Floors come first, then units from the highest logit down, each kept if it still fits.
 
     Args:
-        architecture: of the dense network.
+        graph: of the dense network.
         logits: learned masks.
         regularity: what a unit is.
         kind: what the budget counts.
@@ -226,7 +224,7 @@ def project(
     Returns:
         Masks whose exact cost is at most `limit`, by less than the cheapest pruned unit's cost.
     """
-    least = masks.floors(architecture, regularity)
+    least = masks.floors(graph, regularity)
     names = list(least)
     values = {name: np.asarray(logits[name]).ravel() for name in names}
     sizes = [values[name].size for name in names]
@@ -240,7 +238,7 @@ def project(
     order = rest[np.argsort(-np.concatenate(list(values.values()))[rest], kind="stable")]
 
     def spent(kept: dict[str, int]) -> int:
-        return cost.total(architecture, kept).of(kind)
+        return cost.total(graph, kept).of(kind)
 
     if regularity == "weight":
         # A weight's price does not depend on the other weights, so whole runs of the order are kept

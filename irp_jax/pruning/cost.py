@@ -1,16 +1,17 @@
 """What a network costs as a function of the units it keeps: exact in integers, smooth in floats.
 
-A layer costs window x positions x channels_in x channels_out multiply-accumulates (MACs) per image
-and window x channels_in x channels_out weights, with the channel counts those of the groups it
-reads and writes. FLOPs are twice the MACs. Norms and biases cost parameters; their arithmetic can
-be folded into the convolution before them, so by the field's custom it is not counted.
+A convolution costs window x positions x channels_in x channels_out multiply-accumulates (MACs) per
+image, with the channel counts those of the groups it reads and writes; a matrix product likewise.
+FLOPs are twice the MACs. Norms and biases cost parameters; their arithmetic can be folded into the
+convolution before them, so by the field's custom it is not counted.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from irp_jax.models import Architecture, Layer
+from irp_jax.graph import ChannelGraph, Extent
 
 Kind = Literal["macs", "params"]
 
@@ -27,58 +28,62 @@ class Cost:
         return self.macs if kind == "macs" else self.params
 
 
-def layer_cost(layer: Layer, kept: Mapping[str, Any]) -> Cost:
-    """Cost of one layer.
+def total(graph: ChannelGraph, kept: Mapping[str, Any] | None = None) -> Cost:
+    """Cost of a network.
 
     Args:
-        layer: the layer.
-        kept: mask name -> units kept, integers or scalars of any array library; what is not named
-            is kept whole.
+        graph: of the dense network.
+        kept: group -> channels kept, or name of a kernel -> weights kept; integers or scalars of
+            any array library. What is not named is kept whole.
+
+    Returns:
+        Exact whole numbers where `kept` holds Python integers.
     """
-    channels_in, channels_out = layer.channels(kept)
-    if layer.kind == "norm":
-        return Cost(macs=0, params=2 * channels_out)
-    weights = kept.get(layer.name, layer.window * channels_in * channels_out)
-    biases = channels_out if layer.bias else 0
-    return Cost(macs=weights * layer.positions, params=weights + biases)
+    kept = kept or {}
+    return Cost(
+        macs=sum(layer.macs(kept) for layer in graph.layers),
+        params=sum(_size(name, extents, kept) for name, extents in graph.params.items()),
+    )
 
 
-def total(architecture: Architecture, kept: Mapping[str, Any] | None = None) -> Cost:
-    """Cost of the network, the dense one without `kept`; exact when that holds Python integers."""
-    costs = [layer_cost(layer, kept or {}) for layer in architecture.layers]
-    return Cost(macs=sum(c.macs for c in costs), params=sum(c.params for c in costs))
+def _size(name: str, extents: tuple[Extent, ...], kept: Mapping[str, Any]) -> Any:
+    return kept[name] if name in kept else math.prod(extent.count(kept) for extent in extents)
 
 
-def ratio(architecture: Architecture, kind: Kind, kept: Mapping[str, Any]) -> Any:
+def ratio(graph: ChannelGraph, kind: Kind, kept: Mapping[str, Any]) -> Any:
     """Cost of one kind as a fraction of the dense network's, differentiable in `kept`.
 
     Every layer is divided by the dense total before summing, so that float32 is precise enough.
     """
     # A float, since the MACs of a large network do not fit the int32 that JAX makes of an integer.
-    dense = float(total(architecture).of(kind))
-    return sum(layer_cost(layer, kept).of(kind) / dense for layer in architecture.layers)
+    dense = float(total(graph).of(kind))
+    if kind == "macs":
+        return sum(layer.macs(kept) / dense for layer in graph.layers)
+    return sum(_size(name, extents, kept) / dense for name, extents in graph.params.items())
 
 
-def table(
-    architecture: Architecture, kept: Mapping[str, int] | None = None
-) -> list[dict[str, Any]]:
-    """One row per kernel: name, kept and dense channels, MACs and parameters, dense MACs."""
+def table(graph: ChannelGraph, kept: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
+    """One row per layer: name, kept and dense channels, MACs and parameters of its kernel."""
     kept = kept or {}
-    rows = []
-    for layer in architecture.kernels:
-        cost, dense = layer_cost(layer, kept), layer_cost(layer, {})
+    rows, seen = [], set()
+    for layer in graph.layers:
         channels_in, channels_out = layer.channels(kept)
+        dense_in, dense_out = layer.channels({})
+        # Of a kernel that several layers share, the first.
+        new = layer.kernel is not None and layer.kernel not in seen
+        owned = (layer.kernel, graph.params[layer.kernel]) if layer.kernel and new else ()
+        seen.add(layer.kernel)
         rows.append(
             {
                 "layer": layer.name,
                 "channels_in": channels_in,
                 "channels_out": channels_out,
-                "dense_channels_in": layer.channels_in,
-                "dense_channels_out": layer.channels_out,
-                "macs": cost.macs,
-                "dense_macs": dense.macs,
-                "params": cost.params,
-                "dense_params": dense.params,
+                "dense_channels_in": dense_in,
+                "dense_channels_out": dense_out,
+                "macs": layer.macs(kept),
+                "dense_macs": layer.macs({}),
+                "params": _size(*owned, kept) if owned else 0,
+                "dense_params": _size(*owned, {}) if owned else 0,
             }
         )
     return rows

@@ -6,44 +6,41 @@ the group have a say, and the selection is the one that changes their kernels le
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from irp_jax.models import Architecture
+from irp_jax.graph import ChannelGraph
 from irp_jax.pruning import masks
 from irp_jax.pruning.masks import Masks
 
-Parameters = dict[str, dict[str, jax.Array]]
-"""Layer name -> parameter name -> array, the last axis being the channels the layer writes."""
+Parameters = dict[str, jax.Array]
+"""Name -> array."""
 
 
-def kernels(architecture: Architecture, weights: Any) -> Parameters:
-    """All kernels of a parameter tree but that of the logits."""
-    return {
-        layer.name: {"kernel": layer.of(weights)["kernel"]}
-        for layer in masks.maskable(architecture)
-    }
+def kernels(graph: ChannelGraph, params: Parameters) -> Parameters:
+    """The kernels among a network's arrays, but that of the logits."""
+    return {name: params[name] for name in graph.kernels}
 
 
-def norms(
-    architecture: Architecture, parameters: Parameters, regularity: masks.Regularity
-) -> Masks:
+def norms(graph: ChannelGraph, parameters: Parameters, regularity: masks.Regularity) -> Masks:
     """Mask name -> magnitude of each unit, float32, shaped like the mask.
 
     Args:
-        architecture: of the dense network.
+        graph: of the dense network.
         parameters: what is measured: kernels alone with regularity "weight"; with "channel" any
-            parameters of layers that write one.
+            arrays that go with channels.
         regularity: what a unit is.
     """
     if regularity == "weight":
-        return {name: jnp.abs(arrays["kernel"]) for name, arrays in parameters.items()}
-    squares = {name: jnp.zeros((size,), jnp.float32) for name, size in architecture.groups.items()}
-    for layer in architecture.layers:
-        for array in parameters.get(layer.name, {}).values():
-            squares[str(layer.writes)] += jnp.square(array).sum(tuple(range(array.ndim - 1)))
+        return {name: jnp.abs(array) for name, array in parameters.items()}
+    squares = {name: jnp.zeros((size,), jnp.float32) for name, size in graph.groups.items()}
+    for name, array in parameters.items():
+        for axis in graph.owns(name):
+            others = tuple(i for i in range(array.ndim) if i != axis)
+            sums = jnp.square(array).sum(others)
+            for group, values in graph.params[name][axis].gather(sums).items():
+                squares[group] += values
     return {name: jnp.sqrt(total) for name, total in squares.items()}
 
 

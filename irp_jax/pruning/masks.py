@@ -1,8 +1,7 @@
 """Prune masks: one logit per channel or per weight; a unit is kept while its logit is positive.
 
 Masks are plain dictionaries from a mask's name to its logits. With regularity "channel" there is
-one mask per channel group of the architecture, shape (channels,); with "weight" one per kernel,
-named after its layer, shape of the kernel.
+one mask per channel group, shape (channels,); with "weight" one per kernel, of its name and shape.
 """
 
 import math
@@ -11,7 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from irp_jax.models import Architecture, Layer
+from irp_jax.graph import ChannelGraph
 
 Regularity = Literal["channel", "weight"]
 Masks = dict[str, jax.Array]
@@ -20,54 +19,43 @@ START = 1.0
 """Initial logit: every unit is kept, with a soft value of 0.88."""
 
 
-def units(architecture: Architecture, regularity: Regularity) -> dict[str, int]:
+def units(graph: ChannelGraph, regularity: Regularity) -> dict[str, int]:
     """Mask name -> how many units it decides about."""
     if regularity == "channel":
-        return dict(architecture.groups)
-    return {layer.name: layer.weights for layer in maskable(architecture)}
+        return dict(graph.groups)
+    return {name: math.prod(kernel_shape(graph, name)) for name in graph.kernels}
 
 
-def maskable(architecture: Architecture) -> list[Layer]:
-    """The layers whose weights may be masked one by one: all kernels but that of the logits.
-
-    A class whose last weight is gone is lost for good, and the last layer is a small part of the
-    cost.
-    """
-    return [layer for layer in architecture.kernels if layer.writes is not None]
-
-
-def floors(architecture: Architecture, regularity: Regularity) -> dict[str, int]:
+def floors(graph: ChannelGraph, regularity: Regularity) -> dict[str, int]:
     """Mask name -> how many of its units always stay, so that no layer can die.
 
     A sixteenth of a channel group. Of a kernel as many weights as it reads and writes channels,
     wherever they lie, but no more than an eighth of it. At least one.
     """
     if regularity == "channel":
-        return {name: max(1, size // 16) for name, size in architecture.groups.items()}
+        return {name: max(1, size // 16) for name, size in graph.groups.items()}
+    channels: dict[str, int] = {}
+    for layer in graph.layers:
+        if layer.kernel is not None:
+            channels.setdefault(layer.kernel, sum(layer.channels({})))
     return {
-        layer.name: max(1, min(layer.weights // 8, layer.channels_in + layer.channels_out))
-        for layer in maskable(architecture)
+        name: max(1, min(size // 8, channels[name]))
+        for name, size in units(graph, regularity).items()
     }
 
 
-def init(architecture: Architecture, regularity: Regularity) -> Masks:
+def init(graph: ChannelGraph, regularity: Regularity) -> Masks:
     """Logits that keep everything."""
     if regularity == "channel":
-        return {
-            name: jnp.full((size,), START, jnp.float32)
-            for name, size in architecture.groups.items()
-        }
-    return {
-        layer.name: jnp.full(kernel_shape(layer), START, jnp.float32)
-        for layer in maskable(architecture)
-    }
+        shapes: dict[str, Any] = {name: (size,) for name, size in graph.groups.items()}
+    else:
+        shapes = {name: kernel_shape(graph, name) for name in graph.kernels}
+    return {name: jnp.full(shape, START, jnp.float32) for name, shape in shapes.items()}
 
 
-def kernel_shape(layer: Layer) -> tuple[int, ...]:
-    """(k, k, C_in, C_out) for a convolution, (C_in, C_out) for a dense layer."""
-    side = math.isqrt(layer.window)
-    window = (side, side) if layer.kind == "conv" else ()
-    return (*window, layer.channels_in, layer.channels_out)
+def kernel_shape(graph: ChannelGraph, name: str) -> tuple[int, ...]:
+    """The shape of a trained array in the dense network."""
+    return tuple(extent.size for extent in graph.params[name])
 
 
 @jax.custom_jvp
@@ -101,26 +89,28 @@ def kept(gates: Masks) -> dict[str, jax.Array]:
     return {name: gate.sum() for name, gate in gates.items()}
 
 
-def apply(architecture: Architecture, weights: Any, gates: Masks) -> Any:
-    """Weights with everything that is masked out set to zero.
+def apply(graph: ChannelGraph, params: dict[str, Any], gates: Masks) -> dict[str, Any]:
+    """The network's arrays with everything that is masked out set to zero.
 
-    Masking the channels a layer reads is enough: nobody sees a pruned channel, whatever the layer
-    before still computes. Its mask gradient then says what the channel would contribute if it came
-    back.
+    Masking the kernels that read a channel is enough: nobody sees a pruned channel, whatever the
+    layer before still computes. Its mask gradient then says what the channel would contribute if it
+    came back.
 
     Args:
-        architecture: of the network the weights belong to.
-        weights: parameter tree of the network.
-        gates: binarised masks; names that are missing mask nothing.
-
-    Returns:
-        A tree like `weights`.
+        graph: of the dense network.
+        params: name -> trained array.
+        gates: binarised masks, by group or by kernel; what is missing is not masked.
     """
-    weights = jax.tree.map(lambda leaf: leaf, weights)  # dictionaries of its own
-    for layer in architecture.kernels:
-        parameters = layer.of(weights)
-        if layer.name in gates:
-            parameters["kernel"] = parameters["kernel"] * gates[layer.name]
-        elif layer.reads in gates:
-            parameters["kernel"] = parameters["kernel"] * gates[layer.reads][:, None]
-    return weights
+    masked = dict(params)
+    for name in graph.kernels:
+        if name in gates:
+            masked[name] = masked[name] * gates[name].astype(masked[name].dtype)
+    for name, along in graph.reads.items():
+        for axis in along:
+            extent = graph.params[name][axis]
+            if any(group in gates for group in extent.groups):
+                gate = extent.gate(gates).astype(masked[name].dtype)
+                masked[name] = masked[name] * jnp.expand_dims(
+                    gate, [i for i in range(masked[name].ndim) if i != axis]
+                )
+    return masked

@@ -1,16 +1,21 @@
-"""Masked network -> the small dense network that computes the same function."""
+"""Masked network -> the arrays of the small dense network that computes the same function."""
 
-import dataclasses
-from collections import Counter
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from irp_jax.errors import UserError
-from irp_jax.models import Architecture, Layer
+from irp_jax.graph import ChannelGraph, Network
+from irp_jax.pruning import masks as masking
 from irp_jax.pruning.masks import Masks
+
+TOLERANCE = 1e-3
+"""Difference between the logits of a masked and a cut network that is no rounding error any more,
+relative to the largest logit. A channel that leaks makes hundreds of times as much."""
 
 
 def surviving(masks: Masks) -> dict[str, np.ndarray]:
@@ -23,82 +28,78 @@ def surviving(masks: Masks) -> dict[str, np.ndarray]:
     return {name: kept if kept.size else np.zeros(1, int) for name, kept in indices.items()}
 
 
-def architecture(dense: Architecture, kept: Mapping[str, int]) -> Architecture:
-    """The architecture with every channel group cut to the size given for it."""
+def cut(graph: ChannelGraph, tree: Any, survivors: Mapping[str, np.ndarray]) -> Any:
+    """The surviving channels of every array in a tree.
 
-    def cut_layer(layer: Layer) -> Layer:
-        channels_in, channels_out = layer.channels(kept)
-        return dataclasses.replace(layer, channels_in=channels_in, channels_out=channels_out)
-
-    return Architecture(tuple(cut_layer(layer) for layer in dense.layers))
-
-
-def cut(dense: Architecture, tree: Any, survivors: Mapping[str, np.ndarray]) -> Any:
-    """The surviving channels of every array in a tree that is laid out like the network's.
-
-    A leaf belongs to a layer if its path ends with the layer's path and the leaf's own name, so
-    weights, batch statistics, momentum and whole training states can be cut alike; other leaves
-    stay.
+    A leaf is cut if the last key of its path is the name of one of the network's arrays: weights,
+    batch statistics, momentum and whole training states are cut alike. Other leaves stay.
 
     Args:
-        dense: the architecture the tree belongs to.
+        graph: of the network the tree belongs to.
         tree: any pytree.
         survivors: channel group -> indices kept; groups that are missing are kept whole.
     """
-    layers = {layer.path: layer for layer in dense.layers}
-    # Longest first: a layer inside a block may have the name of one outside.
-    depths = sorted({len(path) for path in layers}, reverse=True)
 
-    def cut_leaf(path, leaf):
-        keys = tuple(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
-        for depth in depths:
-            layer = layers.get(keys[-depth - 1 : -1])
-            if layer is not None:
-                return _take(layer, keys[-1], leaf, survivors)
+    def cut_leaf(path: Any, leaf: Any) -> Any:
+        extents = graph.arrays.get(str(getattr(path[-1], "key", "")), ()) if path else ()
+        for axis, extent in enumerate(extents):
+            if any(group in survivors for group in extent.groups):
+                leaf = np.take(np.asarray(leaf), extent.indices(survivors), axis)
         return leaf
 
     return jax.tree_util.tree_map_with_path(cut_leaf, tree)
 
 
-def check(dense: Architecture, network: Callable[..., Any], variables: Any, images: Any) -> None:
-    """Refuses a network that does not run with fewer channels, before it is trained.
+def check(graph: ChannelGraph, network: Network, params: Any, state: Any) -> float:
+    """Compares the masked with the cut network by value, on random arrays and masks.
 
     Args:
-        dense: its architecture.
-        network: (weights, batch_stats, images, train) -> logits, batch_stats.
-        variables: its "params" and "batch_stats", or their shapes.
-        images: a batch, or its shape.
+        graph: the channel graph.
+        network: the function that it was read off, see `graph.network`.
+        params, state: name -> array, or its shape and dtype; values play no part.
+
+    Returns:
+        The largest difference between their logits, relative to the largest logit.
 
     Raises:
-        UserError: with fewer channels, not as many fewer in every group, its layers do not fit
-            together.
+        UserError: they differ: the network does something that the graph does not know of.
     """
-    # Groups of one size lose different numbers, but keep two: one channel would broadcast.
-    alike: Counter[int] = Counter()
-    fewer = {}
-    for name, size in dense.groups.items():
-        lost = 1 + alike[size] % max(1, size - 2)
-        fewer[name] = np.arange(max(1, size - lost))
-        alike[size] += 1
-
-    def small(variables: Any, images: Any) -> Any:
-        variables = cut(dense, variables, fewer)
-        stats = variables.get("batch_stats", {})
-        logits, _ = network(variables["params"], stats, images, train=False)
-        return logits
-
-    try:
-        jax.eval_shape(small, variables, images)
-    except Exception as error:  # whatever its layers raise
+    random = np.random.default_rng(0)
+    params = {name: _drawn(random, array) for name, array in params.items()}
+    state = {name: _drawn(random, array) for name, array in state.items()}
+    images = random.uniform(size=(2, *graph.image_shape)).astype(np.float32)
+    run = jax.jit(
+        lambda params, state: network(params, state, images, train=False)[0],
+        compiler_options={"xla_backend_optimization_level": 0},  # it runs a few times only
+    )
+    worst = 0.0
+    for share in (0.25, 0.75):
+        logits: Masks = {
+            name: jnp.where(random.permutation(size) < max(1, round(share * size)), 1.0, -1.0)
+            for name, size in graph.groups.items()
+        }
+        gates = masking.gates(logits)
+        survivors = surviving(logits)
+        masked = np.asarray(run(masking.apply(graph, params, gates), state))
+        small = np.asarray(run(cut(graph, params, survivors), cut(graph, state, survivors)))
+        scale = max(float(np.nan_to_num(np.abs(masked)).max()), 1e-6)
+        apart = np.where(np.isnan(masked) & np.isnan(small), 0.0, np.abs(masked - small))
+        worst = float(np.maximum(worst, apart.max() / scale))  # not a number stays that
+    if not worst <= TOLERANCE:
         raise UserError(
-            "the network does not run with fewer channels in its groups, so it cannot be pruned: "
-            f"each layer must name the groups it reads and writes ({type(error).__name__})"
-        ) from error
+            f"the network cannot be pruned: masked and cut it differs by {worst:.1g} of its "
+            f"largest logit; please report it, with the network, as a defect of irp_jax"
+        )
+    return worst
 
 
-def _take(layer: Layer, name: str, array: Any, survivors: Mapping[str, np.ndarray]) -> Any:
-    if name == "kernel" and layer.reads is not None and layer.reads in survivors:
-        array = array[..., survivors[layer.reads], :]
-    if layer.writes is not None and layer.writes in survivors:
-        array = array[..., survivors[layer.writes]]
-    return array
+def _drawn(random: np.random.Generator, array: Any) -> np.ndarray:
+    """Random values that no layer drowns: kernels of the usual size, all else near one."""
+    shape = np.shape(array)
+    if not jnp.issubdtype(array.dtype, np.floating):
+        return np.zeros(shape, array.dtype)
+    if len(shape) > 1:
+        values = random.normal(0, math.sqrt(2 * max(shape) / math.prod(shape)), shape)
+    else:
+        values = random.uniform(0.5, 1.5, shape)
+    return values.astype(array.dtype)

@@ -2,47 +2,47 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 
-from irp_jax.models import Architecture
+from irp_jax.graph import ChannelGraph
 from irp_jax.pruning.masks import Masks, kernel_shape
 
+BITS, VALUES = "_bits", "_values"
 
-def pack(architecture: Architecture, weights: Any, masks: Masks) -> Any:
-    """Replaces each masked kernel by "kernel_bits" (uint8) and "kernel_values" (kept weights).
+
+def pack(params: dict[str, Any], masks: Masks) -> dict[str, np.ndarray]:
+    """Replaces each masked kernel by NAME_bits (uint8) and NAME_values (the weights kept).
 
     Args:
-        architecture: whose layers the masks are named after.
-        weights: parameter tree of the network, NumPy arrays.
-        masks: layer name -> logits, positive where the weight is kept.
+        params: name -> array.
+        masks: name of a kernel -> logits, positive where the weight is kept.
 
     Returns:
-        A tree like `weights` but for the packed kernels. What the masks hide is not stored.
+        All arrays but the packed kernels, and what these were packed into. What the masks hide is
+        not stored.
     """
-    packed = jax.tree.map(np.asarray, weights)
-    for layer in architecture.kernels:
-        if layer.name in masks:
-            parameters = layer.of(packed)
-            kept = np.asarray(masks[layer.name]) > 0
-            kernel = parameters.pop("kernel")
-            parameters["kernel_bits"] = np.packbits(kept)
-            # One that nobody reads where nothing is kept: orbax saves no empty array.
-            parameters["kernel_values"] = kernel[kept] if kept.any() else kernel.ravel()[:1]
+    packed = {name: np.asarray(array) for name, array in params.items()}
+    for name, logits in masks.items():
+        kept = np.asarray(logits) > 0
+        kernel = packed.pop(name)
+        packed[name + BITS] = np.packbits(kept)
+        # One that nobody reads where nothing is kept: orbax saves no empty array.
+        packed[name + VALUES] = kernel[kept] if kept.any() else kernel.ravel()[:1]
     return packed
 
 
-def unpack(architecture: Architecture, packed: Any) -> tuple[Any, dict[str, np.ndarray]]:
-    """The inverse of `pack`: weights with zeros where they are pruned, and masks of +1 and -1."""
-    weights, masks = jax.tree.map(np.asarray, packed), {}
-    for layer in architecture.kernels:
-        parameters = layer.of(weights)
-        if "kernel_bits" in parameters:
-            shape = kernel_shape(layer)
-            bits = np.unpackbits(parameters.pop("kernel_bits"), count=int(np.prod(shape)))
-            kept = bits.astype(bool).reshape(shape)
-            values = parameters.pop("kernel_values")
-            parameters["kernel"] = np.zeros(shape, values.dtype)
-            parameters["kernel"][kept] = values[: kept.sum()]
-            masks[layer.name] = np.where(kept, 1.0, -1.0).astype(np.float32)
-    return weights, masks
+def unpack(
+    graph: ChannelGraph, packed: dict[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The inverse of `pack`: arrays with zeros where they are pruned, and masks of +1 and -1."""
+    params = {name: np.asarray(array) for name, array in packed.items()}
+    masks = {}
+    for name in [name.removesuffix(BITS) for name in params if name.endswith(BITS)]:
+        shape = kernel_shape(graph, name)
+        bits = np.unpackbits(params.pop(name + BITS), count=int(np.prod(shape)))
+        kept = bits.astype(bool).reshape(shape)
+        values = params.pop(name + VALUES)
+        params[name] = np.zeros(shape, values.dtype)
+        params[name][kept] = values[: kept.sum()]
+        masks[name] = np.where(kept, 1.0, -1.0).astype(np.float32)
+    return params, masks

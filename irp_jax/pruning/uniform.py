@@ -9,14 +9,14 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax
+import numpy as np
 
-from irp_jax.models import Architecture
+from irp_jax.graph import ChannelGraph, Layer
 from irp_jax.pruning import cost, masks
 
 
 def kept(
-    architecture: Architecture, regularity: masks.Regularity, kind: cost.Kind, limit: int
+    graph: ChannelGraph, regularity: masks.Regularity, kind: cost.Kind, limit: int
 ) -> dict[str, int]:
     """Mask name -> units kept by the largest common keep rate that the budget allows.
 
@@ -24,18 +24,18 @@ def kept(
     one unit. Channel counts are coarse, so some of the budget may stay unspent.
 
     Args:
-        architecture: of the dense network.
+        graph: of the dense network.
         regularity: what a unit is.
         kind: what the budget counts.
         limit: the budget in MACs or parameters; enough for one unit a mask.
     """
-    sizes = masks.units(architecture, regularity)
+    sizes = masks.units(graph, regularity)
 
     def counts(rate: float) -> dict[str, int]:
         return {name: max(1, round(rate * size)) for name, size in sizes.items()}
 
     def fits(rate: float) -> bool:
-        return cost.total(architecture, counts(rate)).of(kind) <= limit
+        return cost.total(graph, counts(rate)).of(kind) <= limit
 
     if fits(1.0):
         return counts(1.0)
@@ -46,27 +46,42 @@ def kept(
     return counts(low)
 
 
-def rescale(dense: Architecture, weights: Any, kept: Mapping[str, int]) -> Any:
+def rescale(graph: ChannelGraph, params: dict[str, Any], kept: Mapping[str, int]) -> dict[str, Any]:
     """Makes the cut of a wide network's initial weights a draw from the narrow one's distribution.
 
-    Initial kernels vary by 2 / fan_out in a convolution and by 1 / fan_in in a dense layer
-    (models/layers.py), else they are alike; norms and biases do not depend on the width.
+    The usual initialisers draw kernels with a variance of 1 or 2 over the number of inputs, of
+    outputs or the mean of both. Which of these it was is told from the kernels. What does not
+    depend on the width, norms and biases, stays.
 
     Args:
-        dense: the architecture before the cut.
-        weights: parameter tree after it.
+        graph: of the network before the cut.
+        params: name -> initial array, after the cut.
         kept: channel group -> channels kept.
     """
-    layers = {layer.path: layer for layer in dense.kernels}
+    scaled = dict(params)
+    for layer in graph.layers:
+        if layer.kernel is not None:
+            kernel = np.asarray(params[layer.kernel])
+            wide, narrow = _fans(layer, {}), _fans(layer, kept)
+            kind = _initialiser(wide, float(np.square(kernel).mean()))
+            scaled[layer.kernel] = params[layer.kernel] * math.sqrt(wide[kind] / narrow[kind])
+    return scaled
 
-    def scaled(path: Any, leaf: Any) -> Any:
-        *where, name = (key.key for key in path)
-        if name != "kernel":
-            return leaf
-        layer = layers[tuple(where)]
-        channels_in, channels_out = layer.channels(kept)
-        conv = layer.kind == "conv"
-        shrunk = channels_out / layer.channels_out if conv else channels_in / layer.channels_in
-        return leaf / math.sqrt(shrunk)
 
-    return jax.tree_util.tree_map_with_path(scaled, weights)
+def _initialiser(fans: Mapping[str, float], variance: float) -> str:
+    """Which of the fans a kernel's variance goes by."""
+    if variance <= 0:
+        return "in"
+    misfits = {
+        kind: min(abs(math.log(variance * fan / gain)) for gain in (1, 2))
+        for kind, fan in fans.items()
+    }
+    return min(misfits, key=lambda kind: misfits[kind])
+
+
+def _fans(layer: Layer, kept: Mapping[str, int]) -> dict[str, float]:
+    """Inputs and outputs of a kernel, as initialisers count them."""
+    channels_in, channels_out = layer.channels(kept)
+    window = layer.weights(kept) / (channels_in * channels_out)
+    fan_in, fan_out = window * channels_in, window * channels_out
+    return {"in": fan_in, "out": fan_out, "mean": (fan_in + fan_out) / 2}

@@ -55,8 +55,14 @@ class Terminal:
         console: where lines go; its `is_terminal` decides between a live bar and plain lines.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or plain_console()
+    def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
+        """Opens nothing yet.
+
+        Args:
+            console: where lines go; standard output if None.
+            quiet: whether nothing is shown at all.
+        """
+        self.console = Console(quiet=True) if quiet else console or plain_console()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._segments = 0

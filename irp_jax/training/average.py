@@ -16,7 +16,7 @@ def follow(average: Any, latest: Any, step: Any, decay: float) -> Any:
     adversarial images at every probe, and their attacks would need the statistics to begin with.
 
     Args:
-        average: pytree of float arrays, the average so far; None for none.
+        average: pytree of arrays, the average so far; None for none.
         latest: the same structure, as it is after the step.
         step: () int32, steps taken before this one.
         decay: in [0, 1). The first steps forget faster, (1 + step) / (10 + step), so that the
@@ -26,4 +26,9 @@ def follow(average: Any, latest: Any, step: Any, decay: float) -> Any:
         return None
     count = step.astype(jnp.float32)
     keep = jnp.minimum(jnp.float32(decay), (1.0 + count) / (10.0 + count))
-    return jax.tree.map(lambda old, new: keep * old + (1.0 - keep) * new, average, latest)
+
+    def averaged(old: jax.Array, new: jax.Array) -> jax.Array:
+        # What a network counts, steps for instance, is as it is now.
+        return keep * old + (1.0 - keep) * new if jnp.issubdtype(new.dtype, jnp.floating) else new
+
+    return jax.tree.map(averaged, average, latest)

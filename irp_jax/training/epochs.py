@@ -70,7 +70,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
             )
         network = progress.state.network
         accuracies = evaluation.probe(
-            setup.apply, deployed(program.architecture, network, network["batch_stats"]),
+            setup.apply, deployed(setup.graph, network, network["batch_stats"]),
             probe_images, probe_labels, attacks.linf(config.epsilon), key=resident.key,
         )  # fmt: skip
         row = _row(setup, progress, metrics, accuracies, seconds)
@@ -89,7 +89,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
 
 def _frozen(setup: Setup, progress: Progress, reporter: Reporter) -> Progress:
     """The run with masks frozen and the network cut."""
-    state, kept = phases.freeze(setup.config, setup.plan, setup.dense, progress.state)
+    state, kept = phases.freeze(setup.config, setup.plan, setup.graph, progress.state)
     reporter.note(_frozen_note(setup, kept))
     state = parallel.place(state, parallel.replicated(setup.mesh))
     return dataclasses.replace(progress, kept=kept, state=state)
@@ -135,7 +135,7 @@ def _row(
 
 
 def _frozen_note(setup: Setup, kept: dict[str, int]) -> str:
-    report, limit = cost_report(setup.dense, kept), setup.plan.limit
+    report, limit = cost_report(setup.graph, kept), setup.plan.limit
     over = report[setup.config.cost] - limit  # the published rule may end there
     return (
         f"masks frozen: {report['macs'] / 1e6:.2f}M of {report['dense_macs'] / 1e6:.2f}M MACs "

@@ -1,48 +1,64 @@
 """A run from its config to its results: load, train, freeze, train on, evaluate; resumable."""
 
 import dataclasses
-import functools
 import time
 from typing import Any
 
 import jax
 import numpy as np
 
-from irp_jax import attacks, checkpoint, data, evaluation, files, models, parallel
+from irp_jax import attacks, checkpoint, data, evaluation, files, parallel, traced
 from irp_jax import config as configs
+from irp_jax import network as networks
 from irp_jax.config import Config
+from irp_jax.data import Dataset
 from irp_jax.errors import UserError
-from irp_jax.network import cost_report, deployed, inference
-from irp_jax.pruning import cost, slim
+from irp_jax.network import Network, cost_report, deployed, inference
+from irp_jax.pruning import cost
 from irp_jax.training import epochs, phases
-from irp_jax.training.progress import Progress, Setup, architecture_now, resume, start
+from irp_jax.training.progress import Progress, Setup, network_record, resume, start
 from irp_jax.training.reporter import Reporter
 
 
-def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
+def run(
+    config: Config,
+    reporter: Reporter,
+    command: str,
+    *,
+    model: Any = None,
+    dataset: Dataset | None = None,
+    variables: Any = None,
+) -> dict[str, Any]:
     """Trains, prunes, evaluates and saves.
 
     Args:
         config: what to do.
         reporter: is told how it goes.
         command: the user's command line, for results.json.
+        model: a network to train instead of the one that the config names: see `adapters.adapt`.
+        dataset: what to train on instead of the data set that the config names.
+        variables: weights for `model` to start from.
 
     Returns:
-        What results.json holds.
+        What results.json holds. The network lies in `network` in the workdir.
 
     Raises:
         UserError: the run cannot be done as asked; nothing is written that was not complete.
     """
     began = time.monotonic()
     config = dataclasses.replace(config, budget=str(config.budget))
-    configs.check(config)
+    given = {"model": model, "dataset": dataset}
+    configs.check(config, [name for name, value in given.items() if value is not None])
     if jax.process_count() > 1:
         raise UserError("training runs on the devices of one host: start it on one host alone")
     workdir, identity = configs.workdir(config), configs.identity(config)
-    dataset = data.load(
-        config.dataset, data_dir=config.data_dir, validation_fraction=config.validation
-    )
-    notes = [*configs.unused(config), *_validation_given(config, dataset)]
+    if dataset is None:
+        dataset = data.load(
+            config.dataset, data_dir=config.data_dir, validation_fraction=config.validation
+        )
+        notes = [*configs.unused(config), *_validation_given(config, dataset)]
+    else:
+        identity["dataset_sha256"], notes = data.digest(dataset), configs.unused(config)
     if config.train_images:
         dataset = data.limited(dataset, config.train_images)
     if config.evaluate_on == "validation" and not len(dataset.validation):
@@ -50,24 +66,26 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
             f"--evaluate-on=validation needs images held out, and --validation="
             f"{config.validation:g} holds out none of {len(dataset.train):,}: give 0.1 for a tenth"
         )
-    model = models.build(config.model, dataset.num_classes, config.width)
-    dense = models.describe(model, dataset.image_shape, dataset.num_classes)
-    plan = phases.plan(config, dense, len(dataset.train))
-    network = models.forward(model)
+    shape, classes = dataset.image_shape, dataset.num_classes
+    if model is None:
+        subject = traced.named(config.model, config.width, shape, classes, config.seed)
+    else:
+        subject = traced.trace(model, shape, classes, variables=variables)
+        identity["model_sha256"] = subject.graph.fingerprint
+        identity["weights_sha256"] = _weights_digest(subject, config.seed)
+    plan = phases.plan(config, subject.graph, len(dataset.train))
     if config.regularity == "channel":
-        image = jax.ShapeDtypeStruct((1, *dataset.image_shape), np.float32)
-        init = functools.partial(model.init, train=False)
-        slim.check(dense, network, jax.eval_shape(init, jax.random.key(0), image), image)
+        traced.check(subject)
     setup = Setup(
-        config=config, identity=identity, plan=plan, dataset=dataset, dense=dense, network=network,
-        apply=inference(network), mesh=parallel.mesh(parallel.usable_devices(config.batch_size)),
+        config=config, identity=identity, plan=plan, dataset=dataset, model=subject,
+        apply=inference(subject.network),
+        mesh=parallel.mesh(parallel.usable_devices(config.batch_size)),
     )  # fmt: skip
     commit = files.commit()  # now: the files may change while this process runs on
-    # Text left empty is not part of the identity, but no run's whose folder says otherwise.
-    with files.claim(workdir, {"channels": "", **identity}):
+    with files.claim(workdir, identity):
         finished = files.read_json(workdir / "results.json")
         if finished is not None:
-            if not isinstance(finished, dict) or finished.get("config") != files.as_json(identity):
+            if not isinstance(finished, dict) or finished.get("identity") != identity:
                 raise UserError(
                     f"{workdir / 'results.json'} is not of this run: move it away, or choose "
                     f"another --workdir"
@@ -76,21 +94,23 @@ def run(config: Config, reporter: Reporter, command: str) -> dict[str, Any]:
             reporter.end(finished)
             return finished
         reporter.note(f"run in {workdir}")
-        for line in notes:
+        for line in [*notes, *_kept_whole(subject)]:
             reporter.note(line)
         progress = resume(setup, workdir, reporter.note)  # refuses checkpoints of another run
-        everything = dataclasses.asdict(config) | identity
+        everything = {"identity": identity, "settings": configs.settings(config)}
         files.write_json(workdir / "config.json", everything)
-        progress = progress or start(setup, model)
+        progress = progress or start(setup)
         progress = progress.after(time.monotonic() - began)
         progress = epochs.train(setup, progress, workdir, reporter)
-        results = _evaluate(setup, progress, reporter) | {
+        trained = _network(setup, progress, workdir)
+        results = _evaluate(setup, progress, trained, reporter) | {
             "environment": parallel.describe(),
             "command": command,
             "commit": commit,
-            "layers": cost.table(dense, progress.kept),
-            "history": files.read_log(workdir / "metrics.jsonl"),
+            "layers": cost.table(setup.graph, progress.kept),
+            "history": trained.history,
         }
+        networks.save(trained, workdir / "network")
         files.write_json(workdir / "results.json", results)
     reporter.end(results)
     return results
@@ -105,20 +125,54 @@ def _validation_given(config: Config, dataset: data.Dataset) -> list[str]:
     return [f"--validation changes nothing: {config.dataset} has {count} images held out already"]
 
 
+def _kept_whole(subject: traced.TracedModel) -> list[str]:
+    """What to say of layers that cannot be pruned, but for the logits."""
+    kept = [whole for whole in subject.graph.whole if whole.reason != "the logits"]
+    lines = [f"{w.name}: {w.channels} channels kept whole ({w.reason})" for w in kept[:3]]
+    more = [f"and {len(kept) - 3} layers more: see bin/describe"] if kept[3:] else []
+    return lines + more
+
+
+def _weights_digest(subject: traced.TracedModel, seed: int) -> str:
+    """Of the weights that a run starts from, but those that are drawn: what is drawn with one seed
+    differs in its last bits from machine to machine."""
+    init = jax.jit(subject.init)
+    one, other = (
+        {**params, **state}
+        for params, state in jax.device_get(
+            [init(jax.random.key(number)) for number in (seed, seed ^ 1)]
+        )
+    )
+    return checkpoint.digest({n: a for n, a in one.items() if np.array_equal(a, other[n])})
+
+
 # ---- the final number ------------------------------------------------------------------------
 
 
-def _evaluate(setup: Setup, progress: Progress, reporter: Reporter) -> dict[str, Any]:
+def _network(setup: Setup, progress: Progress, workdir: Any) -> Network:
+    """The trained network."""
+    state = progress.state.network
+    variables = jax.device_get(deployed(setup.graph, state, state["batch_stats"]))
+    record = network_record(setup, progress.kept)
+    return Network(
+        apply=setup.apply,
+        variables=variables,
+        record=networks.described(record, setup.graph, progress.kept, progress.epoch),
+        history=files.read_log(workdir / "metrics.jsonl"),
+    )
+
+
+def _evaluate(
+    setup: Setup, progress: Progress, trained: Network, reporter: Reporter
+) -> dict[str, Any]:
     """Natural and PGD accuracy of the deployed network, and the run's facts."""
-    config, network = setup.config, progress.state.network
+    config = setup.config
     spec = evaluation.AttackSpec(epsilon=config.epsilon)
-    architecture = architecture_now(setup, progress.kept)
-    variables = deployed(architecture, network, network["batch_stats"])
     held_out = config.evaluate_on == "validation"
     measured = setup.dataset.validation if held_out else setup.dataset.test
     began = time.monotonic()
     report = evaluation.evaluate(
-        setup.apply, variables, measured.images, measured.labels, spec,
+        trained.apply, trained.variables, measured.images, measured.labels, spec,
         batch_size=parallel.attacked_at_once(setup.mesh, *setup.dataset.image_shape[:2]),
         mesh=setup.mesh,
         watch=attacks.Watch(
@@ -126,7 +180,7 @@ def _evaluate(setup: Setup, progress: Progress, reporter: Reporter) -> dict[str,
         ),
     )  # fmt: skip
     seconds = time.monotonic() - began
-    plan, left = setup.plan, cost_report(setup.dense, progress.kept)
+    plan, left = setup.plan, cost_report(setup.graph, progress.kept)
     unused = round(1 - left[config.cost] / plan.limit, 6)
     return {
         "model": config.model,
@@ -143,7 +197,8 @@ def _evaluate(setup: Setup, progress: Progress, reporter: Reporter) -> dict[str,
         "retreats": list(progress.retreats),
         "wall_time_s": round(progress.seconds + seconds, 1),
         "images_per_s": round(progress.images / progress.seconds, 1),
-        "network_sha256": checkpoint.digest(variables),
-        "config": setup.identity,
+        "network_sha256": checkpoint.digest(trained.variables),
+        "identity": setup.identity,
+        "config": configs.settings(config),
         "kept": progress.kept,
     }

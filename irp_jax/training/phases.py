@@ -11,7 +11,7 @@ import optax
 
 from irp_jax.config import Config, parse_budget, parse_channels
 from irp_jax.errors import UserError, unknown
-from irp_jax.models import Architecture
+from irp_jax.graph import ChannelGraph
 from irp_jax.pruning import admm, cost, masks, slim
 from irp_jax.training.methods import METHODS
 from irp_jax.training.optimizer import SCHEDULES, partitioned, restarted
@@ -22,12 +22,12 @@ SEGMENT = 50
 """Steps of one compiled call, at most."""
 
 
-def plan(config: Config, architecture: Architecture, images: int) -> Plan:
+def plan(config: Config, graph: ChannelGraph, images: int) -> Plan:
     """Schedules a run.
 
     Args:
         config: of the run.
-        architecture: dense.
+        graph: of the dense network.
         images: in the training split.
 
     Raises:
@@ -43,13 +43,15 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
     epochs = config.epochs
     amount, absolute = parse_budget(config.budget)
     kind, regularity = config.cost, config.regularity
-    if not masks.units(architecture, regularity):
+    if not masks.units(graph, regularity):
+        kept = "; ".join(f"{whole.name}: {whole.reason}" for whole in graph.whole[:3])
         raise UserError(
-            f"{config.model} has nothing to prune: no layer but the last, whose outputs are classes"
+            f"{config.model} has nothing to prune: all its channels are kept whole ({kept}): see "
+            f"bin/describe"
         )
-    dense = cost.total(architecture).of(kind)
+    dense = cost.total(graph).of(kind)
     method = METHODS[config.method]
-    least = cost.total(architecture, method.least(architecture, regularity)).of(kind)
+    least = cost.total(graph, method.least(graph, regularity)).of(kind)
     # 0.29 of 100 is 28.999999999999996.
     limit = math.floor(round(amount if absolute else amount * dense, 6))
     if limit < least:
@@ -64,7 +66,7 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
         raise UserError(
             f"budget {config.budget} is more than the whole network: it has {dense:,} {kind}"
         )
-    _check_channels(config, architecture, limit)
+    _check_channels(config, graph, limit)
     stages = method.stages(config)
     first = stages[1] if len(stages) > 1 else epochs
     steps = images // config.batch_size
@@ -87,8 +89,8 @@ def plan(config: Config, architecture: Architecture, images: int) -> Plan:
     )
 
 
-def _check_channels(config: Config, architecture: Architecture, limit: int) -> None:
-    given, sizes = parse_channels(config.channels), architecture.groups
+def _check_channels(config: Config, graph: ChannelGraph, limit: int) -> None:
+    given, sizes = parse_channels(config.channels), graph.groups
     for name, count in given.items():
         if name not in sizes:
             raise unknown("channel group", name, sizes)
@@ -102,7 +104,7 @@ def _check_channels(config: Config, architecture: Architecture, limit: int) -> N
             f"--channels must name every channel group of {config.model}: give also "
             f"{', '.join(missing)}"
         )
-    spent = cost.total(architecture, given).of(config.cost)
+    spent = cost.total(graph, given).of(config.cost)
     if given and spent > limit:
         raise UserError(
             f"--channels leave {spent:,} {config.cost}, more than the budget {config.budget} "
@@ -111,7 +113,7 @@ def _check_channels(config: Config, architecture: Architecture, limit: int) -> N
 
 
 def optimizer(
-    config: Config, plan: Plan, architecture: Architecture, frozen: bool
+    config: Config, plan: Plan, graph: ChannelGraph, frozen: bool
 ) -> optax.GradientTransformation:
     """SGD with momentum on the weights; on the masks the method's rule, or nothing once frozen."""
     method = METHODS[config.method]
@@ -120,32 +122,30 @@ def optimizer(
     rate = restarted(schedule, config.learning_rate, starts, plan.steps, config.restart_rate)
     weights = optax.chain(
         optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
-        optax.identity() if frozen else method.pull(config, plan, architecture),
+        optax.identity() if frozen else method.pull(config, plan, graph),
         optax.add_decayed_weights(config.weight_decay),
         optax.sgd(rate, momentum=0.9),
     )
-    rule = optax.set_to_zero() if frozen else method.rule(config, plan, architecture)
+    rule = optax.set_to_zero() if frozen else method.rule(config, plan, graph)
     return partitioned(weights, rule)
 
 
-def initial_state(
-    config: Config, plan: Plan, architecture: Architecture, variables: Any
-) -> TrainState:
+def initial_state(config: Config, plan: Plan, graph: ChannelGraph, variables: Any) -> TrainState:
     """The state before the first step.
 
     Args:
-        variables: the network's initial {"params", "batch_stats"}.
+        variables: the network's initial {"params", "batch_stats"}, each name -> array.
     """
-    logits = METHODS[config.method].initial_masks(architecture, config.regularity)
+    logits = METHODS[config.method].initial_masks(graph, config.regularity)
     params = {"weights": variables["params"], "masks": logits}
-    state = optimizer(config, plan, architecture, frozen=False).init(params)
+    state = optimizer(config, plan, graph, frozen=False).init(params)
     batch_stats = variables.get("batch_stats", {})
     average = {"weights": variables["params"], "batch_stats": batch_stats} if config.ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, batch_stats, state, average)
 
 
 def freeze(
-    config: Config, plan: Plan, dense: Architecture, state: TrainState
+    config: Config, plan: Plan, graph: ChannelGraph, state: TrainState
 ) -> tuple[TrainState, dict[str, int]]:
     """Fixes the masks, as the method will have them, and cuts the network down to what is kept.
 
@@ -153,7 +153,7 @@ def freeze(
     has masks of +-1 and zeros behind them.
 
     Args:
-        dense: the architecture before.
+        graph: of the dense network.
         state: on the host or a device.
 
     Returns:
@@ -161,33 +161,33 @@ def freeze(
     """
     regularity, method = config.regularity, METHODS[config.method]
     state = jax.device_get(state)
-    logits = method.final_masks(config, plan, dense, state.params)
+    logits = method.final_masks(config, plan, graph, state.params)
     gates = masks.gates(logits)
     average = state.average
     if average is not None:
-        average = {**average, "weights": masks.apply(dense, average["weights"], gates)}
+        average = {**average, "weights": masks.apply(graph, average["weights"], gates)}
     trees = {
         "weights": state.params["weights"],
         "momentum": admm.dropped(state.optimizer.inner_states["weights"]),
     }
     # What is hidden is zero from here on, and so is its momentum: it stays zero.
-    trees["weights"] = masks.apply(dense, trees["weights"], gates)
-    hidden = masks.apply(dense, optax.tree_utils.tree_get(trees["momentum"], "trace"), gates)
+    trees["weights"] = masks.apply(graph, trees["weights"], gates)
+    hidden = masks.apply(graph, optax.tree_utils.tree_get(trees["momentum"], "trace"), gates)
     trees["momentum"] = optax.tree_utils.tree_set(trees["momentum"], trace=hidden)
     batch_stats, frozen_logits = state.batch_stats, logits
     if regularity == "channel":
         survivors = slim.surviving(logits)
-        trees, batch_stats, average = slim.cut(dense, (trees, batch_stats, average), survivors)
+        trees, batch_stats, average = slim.cut(graph, (trees, batch_stats, average), survivors)
         frozen_logits = {}
         kept = {name: len(indices) for name, indices in survivors.items()}
-        trees["weights"] = method.after_cut(dense, trees["weights"], kept)
+        trees["weights"] = method.after_cut(graph, trees["weights"], kept)
         if average is not None:
-            average = {**average, "weights": method.after_cut(dense, average["weights"], kept)}
+            average = {**average, "weights": method.after_cut(graph, average["weights"], kept)}
     else:
         kept = {name: int((logit > 0).sum()) for name, logit in logits.items()}
     params = {"weights": trees["weights"], "masks": frozen_logits}
     # Frozen masks have no optimiser state, so its structure is all that is needed of a new one.
-    fresh = jax.eval_shape(optimizer(config, plan, dense, frozen=True).init, params)
+    fresh = jax.eval_shape(optimizer(config, plan, graph, frozen=True).init, params)
     inner = {**fresh.inner_states, "weights": trees["momentum"]}
     frozen = dataclasses.replace(
         state, params=params, batch_stats=batch_stats, average=average,
@@ -197,14 +197,14 @@ def freeze(
 
 
 def example_state(
-    config: Config, plan: Plan, architecture: Architecture, network: dict[str, Any], frozen: bool
+    config: Config, plan: Plan, graph: ChannelGraph, network: dict[str, Any], frozen: bool
 ) -> TrainState:
     """A state of the right structure and shapes around a restored network, to restore the rest.
 
     What the defence remembers is left out.
     """
     params = {"weights": network["weights"], "masks": network["masks"]}
-    state = jax.eval_shape(optimizer(config, plan, architecture, frozen).init, params)
+    state = jax.eval_shape(optimizer(config, plan, graph, frozen).init, params)
     zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), state)
     average = {name: network[name] for name in ("weights", "batch_stats")} if config.ema else None
     return TrainState(np.zeros((), np.int32), params, network["batch_stats"], zeros, average)

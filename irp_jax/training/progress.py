@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -14,9 +13,10 @@ from irp_jax import checkpoint, files
 from irp_jax.config import Config
 from irp_jax.data import Dataset
 from irp_jax.errors import UserError
-from irp_jax.models import Architecture
+from irp_jax.graph import ChannelGraph
 from irp_jax.network import network_params
-from irp_jax.pruning import slim, sparse
+from irp_jax.pruning import sparse
+from irp_jax.traced import TracedModel
 from irp_jax.training import defenses, phases
 from irp_jax.training.defenses import Choice
 from irp_jax.training.divergence import Descent
@@ -35,8 +35,7 @@ class Setup:
             while it goes on.
         plan: when things happen.
         dataset: on the host.
-        dense: the architecture before anything is pruned.
-        network: (weights, batch_stats, images, train) -> logits, new batch_stats.
+        model: the network, before anything is pruned.
         apply: (variables, images) -> logits, in inference mode.
         mesh: the devices.
     """
@@ -45,10 +44,14 @@ class Setup:
     identity: dict[str, Any]
     plan: Plan
     dataset: Dataset
-    dense: Architecture
-    network: Callable
+    model: TracedModel
     apply: Callable
     mesh: Mesh
+
+    @property
+    def graph(self) -> ChannelGraph:
+        """Of the dense network."""
+        return self.model.graph
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,15 +90,15 @@ class Progress:
         return dataclasses.replace(self, seconds=self.seconds + seconds)
 
 
-def start(setup: Setup, model: Any) -> Progress:
+def start(setup: Setup) -> Progress:
     """The beginning of a run: the network initialised from its seed."""
     wanted = Choice(setup.config.defense, setup.config.attack_steps)
 
     @jax.jit
     def init(key: jax.Array) -> TrainState:
-        image = jnp.zeros((1, *setup.dataset.image_shape), jnp.float32)
-        variables = model.init(key, image, train=False)
-        state = phases.initial_state(setup.config, setup.plan, setup.dense, variables)
+        params, batch_stats = setup.model.init(key)
+        variables = {"params": params, "batch_stats": batch_stats}
+        state = phases.initial_state(setup.config, setup.plan, setup.graph, variables)
         return dataclasses.replace(state, memory=memory_of(setup, defenses.build(wanted), key))
 
     return Progress(
@@ -130,9 +133,8 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
                 f"{workdir} holds checkpoints of another version: choose another --workdir"
             )
         frozen = bool(record["kept"])
-        architecture = architecture_now(setup, record["kept"])
-        network = network_params(setup.dense, network) | {"batch_stats": network["batch_stats"]}
-        state = phases.example_state(setup.config, setup.plan, architecture, network, frozen)
+        network = network_params(setup.graph, network) | {"batch_stats": network["batch_stats"]}
+        state = phases.example_state(setup.config, setup.plan, setup.graph, network, frozen)
         defense = defenses.build(Choice(*record["defense"]))
         memory = jax.eval_shape(lambda key: memory_of(setup, defense, key), jax.random.key(0))
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), memory)
@@ -143,7 +145,7 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
     if saved is None:
         return None
     log(f"resuming after epoch {saved.epoch}")
-    params, rest = network_params(setup.dense, saved.network), saved.training
+    params, rest = network_params(setup.graph, saved.network), saved.training
     network = {"weights": params["weights"], "batch_stats": saved.network["batch_stats"]}
     live = rest["live"] or network
     state = TrainState(
@@ -174,13 +176,11 @@ def save(setup: Setup, progress: Progress, workdir: Path) -> None:
     """Writes a checkpoint."""
     network = jax.device_get(progress.state.network)
     if progress.kept and network["masks"]:
-        weights = sparse.pack(setup.dense, network["weights"], network["masks"])
+        weights = sparse.pack(network["weights"], network["masks"])
         network = {**network, "weights": weights, "masks": {}}
     record = {
-        "config": dataclasses.asdict(setup.config),
         "identity": setup.identity,
-        "class_names": list(setup.dataset.class_names),
-        "image_shape": list(setup.dataset.image_shape),
+        "network": network_record(setup, progress.kept),
         "kept": progress.kept,
         "seconds": progress.seconds,
         "defense": list(progress.defense),
@@ -193,6 +193,28 @@ def save(setup: Setup, progress: Progress, workdir: Path) -> None:
     }
     training = _besides(progress.state)
     checkpoint.save(workdir / "checkpoints", progress.epoch, network, training, record)
+
+
+def network_record(setup: Setup, kept: dict[str, int]) -> dict[str, Any]:
+    """What is needed to use the network: see `network.RECORD`."""
+    config = setup.config
+    return {
+        "format": 1,
+        "model": setup.model.spec,
+        "class_names": list(setup.dataset.class_names),
+        "image_shape": list(setup.dataset.image_shape),
+        "groups": dict(setup.graph.groups),
+        "kept": kept,
+        "regularity": config.regularity,
+        "trained": {
+            "dataset": config.dataset,
+            "data_dir": config.data_dir,
+            "epsilon": config.epsilon,
+            "defense": config.defense,
+            "method": config.method,
+            "seed": config.seed,
+        },
+    }
 
 
 def _besides(state: TrainState) -> dict[str, Any]:
@@ -211,10 +233,3 @@ def memory_of(setup: Setup, defense: defenses.Defense, key: jax.Array) -> Any:
     # A number that no step has, so that no other draw has this key.
     own = jax.random.fold_in(key, 2**32 - 1)
     return defense.memory(own, len(setup.dataset.train), setup.dataset.image_shape)
-
-
-def architecture_now(setup: Setup, kept: dict[str, int]) -> Architecture:
-    """The architecture as it is now: cut once channels are frozen."""
-    if kept and setup.config.regularity == "channel":
-        return slim.architecture(setup.dense, kept)
-    return setup.dense

@@ -14,12 +14,11 @@ import numpy as np
 from irp_jax import attacks, data, parallel
 from irp_jax.config import Config
 from irp_jax.data import Split
-from irp_jax.models import Architecture
 from irp_jax.network import cost_report
 from irp_jax.training import defenses, guard, phases
 from irp_jax.training.overfitting import Health
 from irp_jax.training.plan import Plan
-from irp_jax.training.progress import Progress, Setup, architecture_now
+from irp_jax.training.progress import Progress, Setup
 from irp_jax.training.reporter import Reporter
 from irp_jax.training.step import Metrics, Recipe, TrainState, compile_steps
 
@@ -55,24 +54,21 @@ class Program(NamedTuple):
     """What is compiled anew once the network is cut, or another defence or clipping is in force.
 
     Attributes:
-        architecture: of the network that is trained.
         recipe: of its steps.
         steps: see `compile_steps`.
     """
 
-    architecture: Architecture
     recipe: Recipe
     steps: Callable
 
 
 def compiled(setup: Setup, progress: Progress) -> Program:
     """What the run goes on with from here."""
-    architecture = architecture_now(setup, progress.kept)
     clipped = dataclasses.replace(setup.config, clip=progress.clip)
-    optimizer = phases.optimizer(clipped, setup.plan, architecture, frozen=bool(progress.kept))
-    recipe = _recipe(setup, architecture, progress)
-    steps = compile_steps(recipe, setup.network, optimizer, setup.mesh)
-    return Program(architecture, recipe, steps)
+    optimizer = phases.optimizer(clipped, setup.plan, setup.graph, frozen=bool(progress.kept))
+    recipe = _recipe(setup, progress)
+    steps = compile_steps(recipe, setup.model.network, optimizer, setup.mesh)
+    return Program(recipe, steps)
 
 
 def advance(
@@ -85,7 +81,12 @@ def advance(
         program.steps, key=resident.key, images=resident.images, labels=resident.labels
     )
     look = functools.partial(
-        guard.second_look, program.recipe, setup.network, resident.key, resident.seen, reporter
+        guard.second_look,
+        program.recipe,
+        setup.model.network,
+        resident.key,
+        resident.seen,
+        reporter,
     )
     ratio = _ratio(setup, progress.kept)
     trained = _epoch(send, progress.state, progress.health, batches, ratio, reporter, look)
@@ -102,7 +103,7 @@ def advance(
 
 def _ratio(setup: Setup, kept: dict[str, int]) -> float | None:
     """What is left of the cost once masks are frozen."""
-    return cost_report(setup.dense, kept)[f"{setup.config.cost}_ratio"] if kept else None
+    return cost_report(setup.graph, kept)[f"{setup.config.cost}_ratio"] if kept else None
 
 
 def _last(metrics: Metrics, name: str) -> float:
@@ -192,11 +193,11 @@ def _is_finite(state: TrainState) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
-def _recipe(setup: Setup, architecture: Architecture, progress: Progress) -> Recipe:
+def _recipe(setup: Setup, progress: Progress) -> Recipe:
     config = setup.config
     augmentation = data.default_augmentation(config.dataset, setup.dataset.image_shape)
     return Recipe(
-        architecture=architecture,
+        graph=setup.graph,
         cost_kind=config.cost,
         threat=attacks.linf(config.epsilon),
         defense=defenses.build(progress.defense),

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from irp_jax import parallel
 from irp_jax.attacks import Threat
 from irp_jax.data.augment import Augmentation, augment, to_float
-from irp_jax.models import Architecture
+from irp_jax.graph import ChannelGraph
 from irp_jax.pruning import cost, masks
 from irp_jax.training import average, overfitting
 from irp_jax.training.curriculum import threat_at
@@ -31,8 +31,8 @@ class TrainState:
 
     Attributes:
         step: () int32, steps taken since the start of the run.
-        params: {"weights": parameter tree of the network, "masks": mask name -> logits}.
-        batch_stats: running statistics of the network's norms.
+        params: {"weights": name -> array of the network, "masks": mask name -> logits}.
+        batch_stats: name -> array, what else the network carries: running statistics of its norms.
         optimizer: state of the optax optimiser.
         average: {"weights", "batch_stats"}, their moving average; None where none is kept.
         memory: what the defence remembers of every training image; None where that is nothing.
@@ -57,7 +57,7 @@ class Recipe:
     """The fixed settings of a step.
 
     Attributes:
-        architecture: of the network being trained, as it is now.
+        graph: of the dense network.
         cost_kind: which cost the reported ratio is of.
         threat: what the network is hardened against.
         epsilon_steps: steps in which the radius trained against grows to its; 0 is none.
@@ -68,7 +68,7 @@ class Recipe:
         guarded: whether the network is probed for catastrophic overfitting after the last step.
     """
 
-    architecture: Architecture
+    graph: ChannelGraph
     cost_kind: cost.Kind
     threat: Threat
     defense: Defense
@@ -93,7 +93,7 @@ def train_step(
 
     Args:
         recipe: fixed settings.
-        network: (weights, batch_stats, images, train) -> logits (N, K), new batch_stats.
+        network: (weights, batch_stats, images, train, key) -> logits (N, K), new batch_stats.
         optimizer: over {"weights", "masks"}; the masks' part knows the hardware loss (budget.py).
         key: the run's; each step derives its own.
         state: before the step.
@@ -106,21 +106,24 @@ def train_step(
         ("train_accuracy") on the adversarial images of this batch, whatever the attack; cost ratio.
     """
     # A step's keys depend on the run's and its number alone, so a resumed run repeats itself.
-    augment_key, attack_key = jax.random.split(jax.random.fold_in(key, state.step))
+    step_key = jax.random.fold_in(key, state.step)
+    augment_key, attack_key = jax.random.split(step_key)
+    dropout_key = jax.random.fold_in(step_key, 2**32 - 1)
     images = to_float(augment(augment_key, images, recipe.augmentation))
     # Cutout moves no pixel, and what is remembered behind the square shall not be lost.
     moving = dataclasses.replace(recipe.augmentation, cutout=0)
     seen, store = recall(state.memory, indices, lambda x: augment(augment_key, x, moving))
 
     def masked(params):
-        return masks.apply(recipe.architecture, params["weights"], masks.gates(params["masks"]))
+        return masks.apply(recipe.graph, params["weights"], masks.gates(params["masks"]))
 
     weights = masked(state.params)
     threat = threat_at(recipe.threat, state.step, recipe.epsilon_steps)
     batch = Batch(images, labels, threat, attack_key, seen, recipe.label_smoothing)
 
     def forward(weights, x):
-        return network(weights, state.batch_stats, x, train=True)
+        # One draw of dropout a step: the attack is on the network that then learns from it.
+        return network(weights, state.batch_stats, x, True, dropout_key)
 
     perturbed = recipe.defense.perturb(lambda x: forward(weights, x)[0], batch)
 
@@ -136,9 +139,7 @@ def train_step(
         "loss": loss,
         "cross_entropy": cross_entropy(trained.logits, labels, recipe.label_smoothing),
         "train_accuracy": jnp.mean(trained.logits.argmax(-1) == labels, dtype=jnp.float32),
-        "cost_ratio": jnp.asarray(
-            cost.ratio(recipe.architecture, recipe.cost_kind, kept), jnp.float32
-        ),
+        "cost_ratio": jnp.asarray(cost.ratio(recipe.graph, recipe.cost_kind, kept), jnp.float32),
     }
     latest = {"weights": params["weights"], "batch_stats": trained.batch_stats}
     after = TrainState(
@@ -214,14 +215,13 @@ def probe_state(
     Returns:
         Accuracies, () float32: "probe_trained" and "probe_pgd".
     """
-    attack_key, pgd_key = jax.random.split(
-        jax.random.fold_in(jax.random.fold_in(key, state.step), 2**32 - 1)
-    )
+    step_key = jax.random.fold_in(jax.random.fold_in(key, state.step), 2**32 - 1)
+    attack_key, pgd_key = jax.random.split(step_key)
     gates = masks.gates(state.params["masks"])
-    weights = masks.apply(recipe.architecture, state.params["weights"], gates)
+    weights = masks.apply(recipe.graph, state.params["weights"], gates)
 
     def logits_fn(x):
-        return network(weights, state.batch_stats, x, train=True)[0]
+        return network(weights, state.batch_stats, x, True, step_key)[0]
 
     threat = threat_at(recipe.threat, state.step, recipe.epsilon_steps)
     images = to_float(images)

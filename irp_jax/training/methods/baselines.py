@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from irp_jax.config import Config, parse_channels
-from irp_jax.models import Architecture
+from irp_jax.graph import ChannelGraph
 from irp_jax.pruning import admm, magnitude, uniform
 from irp_jax.pruning.magnitude import Parameters
 from irp_jax.pruning.masks import Masks, Regularity
@@ -28,14 +28,12 @@ class Baseline(Method):
         return ()
 
     @abc.abstractmethod
-    def measured(
-        self, architecture: Architecture, weights: Any, regularity: Regularity
-    ) -> Parameters:
+    def measured(self, graph: ChannelGraph, weights: Any, regularity: Regularity) -> Parameters:
         """The parameters whose size says which units are the largest."""
 
-    def kept(self, config: Config, architecture: Architecture, limit: int) -> dict[str, int]:
+    def kept(self, config: Config, graph: ChannelGraph, limit: int) -> dict[str, int]:
         """Mask name -> units that stay; here at the highest rate that the budget allows."""
-        return uniform.kept(architecture, config.regularity, config.cost, limit)
+        return uniform.kept(graph, config.regularity, config.cost, limit)
 
     def stages(self, config: Config) -> tuple[int, ...]:
         """Whole epochs, at least one a stage."""
@@ -50,42 +48,38 @@ class Baseline(Method):
         """Where the last stage begins."""
         return self.stages(config)[-1]
 
-    def initial_masks(self, architecture: Architecture, regularity: Regularity) -> Masks:
+    def initial_masks(self, graph: ChannelGraph, regularity: Regularity) -> Masks:
         """None."""
         return {}
 
-    def rule(
-        self, config: Config, plan: Plan, architecture: Architecture
-    ) -> optax.GradientTransformation:
+    def rule(self, config: Config, plan: Plan, graph: ChannelGraph) -> optax.GradientTransformation:
         """There is nothing to move."""
         return optax.set_to_zero()
 
     def final_masks(
-        self, config: Config, plan: Plan, dense: Architecture, params: Any
+        self, config: Config, plan: Plan, graph: ChannelGraph, params: Any
     ) -> dict[str, Any]:
         """The largest units."""
-        parameters = self.measured(dense, params["weights"], config.regularity)
-        sizes = magnitude.norms(dense, parameters, config.regularity)
-        kept = self.kept(config, dense, plan.limit)
+        parameters = self.measured(graph, params["weights"], config.regularity)
+        sizes = magnitude.norms(graph, parameters, config.regularity)
+        kept = self.kept(config, graph, plan.limit)
         return jax.device_get(magnitude.largest(sizes, kept))
 
 
 class Width(Baseline):
     """Narrow from the start, uniformly or as `Config.channels` says: nothing is ever pruned."""
 
-    def measured(
-        self, architecture: Architecture, weights: Any, regularity: Regularity
-    ) -> Parameters:
+    def measured(self, graph: ChannelGraph, weights: Any, regularity: Regularity) -> Parameters:
         """Zeros: any channels will do, if only they are not chosen by their size."""
-        return jax.tree.map(np.zeros_like, magnitude.kernels(architecture, weights))
+        return jax.tree.map(np.zeros_like, magnitude.kernels(graph, weights))
 
-    def kept(self, config: Config, architecture: Architecture, limit: int) -> dict[str, int]:
+    def kept(self, config: Config, graph: ChannelGraph, limit: int) -> dict[str, int]:
         """As many channels as are given, if any are."""
-        return parse_channels(config.channels) or super().kept(config, architecture, limit)
+        return parse_channels(config.channels) or super().kept(config, graph, limit)
 
-    def after_cut(self, dense: Architecture, weights: Any, kept: Mapping[str, int]) -> Any:
+    def after_cut(self, graph: ChannelGraph, weights: Any, kept: Mapping[str, int]) -> Any:
         """What the narrow network would begin with."""
-        return uniform.rescale(dense, weights, kept)
+        return uniform.rescale(graph, weights, kept)
 
 
 class Magnitude(Baseline):
@@ -95,11 +89,9 @@ class Magnitude(Baseline):
         """Of training dense; the rest, as long as two stages of Robust ADMM, is fine-tuning."""
         return (config.pretraining,)
 
-    def measured(
-        self, architecture: Architecture, weights: Any, regularity: Regularity
-    ) -> Parameters:
+    def measured(self, graph: ChannelGraph, weights: Any, regularity: Regularity) -> Parameters:
         """Kernels."""
-        return magnitude.kernels(architecture, weights)
+        return magnitude.kernels(graph, weights)
 
 
 class Admm(Baseline):
@@ -113,23 +105,19 @@ class Admm(Baseline):
         """Of training dense, and of ADMM."""
         return (config.pretraining, config.pretraining + config.admm_stage)
 
-    def pull(
-        self, config: Config, plan: Plan, architecture: Architecture
-    ) -> optax.GradientTransformation:
+    def pull(self, config: Config, plan: Plan, graph: ChannelGraph) -> optax.GradientTransformation:
         """Towards the pruned network, in the second stage."""
         start, stop = (epoch * plan.steps_per_epoch for epoch in plan.stages[1:])
         return admm.pull(
-            architecture,
+            graph,
             config.regularity,
-            self.kept(config, architecture, plan.limit),
+            self.kept(config, graph, plan.limit),
             rho=config.admm_rho,
             start=start,
             stop=stop,
             updates=config.admm_updates,
         )
 
-    def measured(
-        self, architecture: Architecture, weights: Any, regularity: Regularity
-    ) -> Parameters:
+    def measured(self, graph: ChannelGraph, weights: Any, regularity: Regularity) -> Parameters:
         """What was pulled."""
-        return admm.pulled(architecture, weights, regularity)
+        return admm.pulled(graph, weights, regularity)

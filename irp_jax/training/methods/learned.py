@@ -6,7 +6,7 @@ from typing import Any
 import optax
 
 from irp_jax.config import Config
-from irp_jax.models import Architecture
+from irp_jax.graph import ChannelGraph
 from irp_jax.pruning import budget, masks
 from irp_jax.pruning.masks import Masks, Regularity
 from irp_jax.training.methods.method import Method
@@ -16,33 +16,31 @@ from irp_jax.training.plan import Plan
 class Priced(Method):
     """The default: see `budget.priced`. What comes out is on the budget exactly."""
 
-    def least(self, architecture: Architecture, regularity: Regularity) -> dict[str, int]:
+    def least(self, graph: ChannelGraph, regularity: Regularity) -> dict[str, int]:
         """The floors that the rule holds."""
-        return masks.floors(architecture, regularity)
+        return masks.floors(graph, regularity)
 
     def freeze_epoch(self, config: Config) -> int:
         """Where the ramp ends."""
         # 0.28 of 25 is 7.000000000000001.
         return min(max(math.ceil(round(config.ramp_stop * config.epochs, 6)), 1), config.epochs)
 
-    def initial_masks(self, architecture: Architecture, regularity: Regularity) -> Masks:
+    def initial_masks(self, graph: ChannelGraph, regularity: Regularity) -> Masks:
         """All is kept."""
-        return masks.init(architecture, regularity)
+        return masks.init(graph, regularity)
 
-    def rule(
-        self, config: Config, plan: Plan, architecture: Architecture
-    ) -> optax.GradientTransformation:
+    def rule(self, config: Config, plan: Plan, graph: ChannelGraph) -> optax.GradientTransformation:
         """The price, along the ramp."""
         stop = plan.freeze_step
         start = min(round(config.ramp_start * plan.steps), stop - 1)
         target = budget.ramp(plan.ratio, start, stop)
-        return budget.priced(architecture, config.regularity, config.cost, target)
+        return budget.priced(graph, config.regularity, config.cost, target)
 
     def final_masks(
-        self, config: Config, plan: Plan, dense: Architecture, params: Any
+        self, config: Config, plan: Plan, graph: ChannelGraph, params: Any
     ) -> dict[str, Any]:
         """The best units that fit."""
-        return budget.project(dense, params["masks"], config.regularity, config.cost, plan.limit)
+        return budget.project(graph, params["masks"], config.regularity, config.cost, plan.limit)
 
 
 class Paper(Method):
@@ -54,16 +52,14 @@ class Paper(Method):
         """The end."""
         return config.epochs
 
-    def initial_masks(self, architecture: Architecture, regularity: Regularity) -> Masks:
+    def initial_masks(self, graph: ChannelGraph, regularity: Regularity) -> Masks:
         """All is kept."""
-        return masks.init(architecture, regularity)
+        return masks.init(graph, regularity)
 
-    def rule(
-        self, config: Config, plan: Plan, architecture: Architecture
-    ) -> optax.GradientTransformation:
+    def rule(self, config: Config, plan: Plan, graph: ChannelGraph) -> optax.GradientTransformation:
         """The hinge."""
         return budget.hinge(
-            architecture,
+            graph,
             config.cost,
             plan.ratio,
             config.mask_learning_rate,
@@ -72,7 +68,7 @@ class Paper(Method):
         )
 
     def final_masks(
-        self, config: Config, plan: Plan, dense: Architecture, params: Any
+        self, config: Config, plan: Plan, graph: ChannelGraph, params: Any
     ) -> dict[str, Any]:
         """What was learned."""
         return params["masks"]

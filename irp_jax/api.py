@@ -1,0 +1,213 @@
+"""The Python interface: what the commands do, as functions."""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from irp_jax import checkpoint, data, models, parallel, traced
+from irp_jax import config as configs
+from irp_jax import network as networks
+from irp_jax.config import Config
+from irp_jax.data import Dataset, Split
+from irp_jax.errors import UserError, unknown
+from irp_jax.graph import ChannelGraph
+from irp_jax.network import Network
+from irp_jax.report.terminal import Terminal
+from irp_jax.training import loop
+
+Callback = Callable[[dict[str, Any]], None]
+"""Told of each epoch: "epoch", "loss", "natural", "fgsm", "pgd", "cost_ratio" and more."""
+
+
+def load_data(
+    name: str, *, data_dir: str | None = None, validation: float | None = None
+) -> Dataset:
+    """A data set.
+
+    Args:
+        name: "digits" (embedded), "cifar10", "cifar100", "svhn_cropped", "mnist", "fashion_mnist",
+            or the path of an .npz file (docs: "your own data").
+        data_dir: where a downloaded set lies, or shall lie.
+        validation: fraction of the training images held out; None for what suits the data set.
+
+    Raises:
+        UserError: an unknown name, a file that cannot be used, or a download that fails.
+
+    >>> load_data("digits").image_shape
+    (8, 8, 1)
+    """
+    share = configs.suited(name).validation if validation is None else validation
+    return data.load(name, data_dir=data_dir, validation_fraction=share)
+
+
+def from_arrays(
+    images: Any,
+    labels: Any,
+    test_images: Any,
+    test_labels: Any,
+    *,
+    class_names: Sequence[str] | None = None,
+    validation: float = 0.1,
+    name: str = "arrays",
+) -> Dataset:
+    """A data set of your own arrays.
+
+    Args:
+        images: (N, H, W) or (N, H, W, 1 or 3) uint8, or floats in [0, 1].
+        labels: (N,) integers, 0 to K - 1.
+        test_images, test_labels: likewise, for the final figures alone.
+        class_names: (K,); the numbers if None.
+        validation: fraction of the training images held out.
+        name: what it is called in results.
+
+    Raises:
+        UserError: arrays that do not fit together.
+
+    >>> images, labels = np.zeros((20, 8, 8), np.uint8), np.arange(20) % 2
+    >>> from_arrays(images, labels, images, labels).num_classes
+    2
+    """
+    arrays = {
+        "train_images": np.asarray(images), "train_labels": np.asarray(labels),
+        "test_images": np.asarray(test_images), "test_labels": np.asarray(test_labels),
+    }  # fmt: skip
+    if class_names is not None:
+        arrays["class_names"] = np.asarray(list(class_names))
+    train, _, test, names = data.checked(name, arrays)
+    train, held_out = data.hold_out(train, data.validation_size(validation, len(train)))
+    return Dataset(name=name, train=train, validation=held_out, test=test, class_names=names)
+
+
+def train(
+    model: Any,
+    dataset: Dataset | str,
+    config: Config | None = None,
+    *,
+    variables: Any = None,
+    workdir: str | Path | None = None,
+    callback: Callback | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Network:
+    """Trains a network, makes it robust and prunes it to a budget, in one run.
+
+    Args:
+        model: a network as its author wrote it: a Flax (Linen or NNX) or Equinox module, a pair
+            (apply, variables) with `apply(variables, images) -> logits`, the name of one of our
+            models, or "FILE.py:NAME". Images are (N, H, W, C) float32 in [0, 1], so normalisation
+            belongs into it. It returns a logit for each class.
+        dataset: of `load_data` or `from_arrays`, or a name for `load_data`.
+        config: settings; None for those that suit the data set.
+        variables: weights to start from, of a Linen module: {"params": ...} and its other
+            collections. NNX and Equinox modules and pairs have theirs in them.
+        workdir: where the run is kept; the same call again resumes it there, or returns the
+            finished network. None keeps nothing.
+        callback: see `Callback`.
+        progress: whether progress is shown.
+        **settings: fields of `Config`, in place of those of `config`: budget, cost, epsilon,
+            epochs, defense, seed and so on.
+
+    Returns:
+        The small network: callable, with its cost, groups, history and measured accuracies.
+
+    Raises:
+        UserError: it cannot be done as asked: says which value is wrong and what to give instead.
+    """
+    parallel.configure()
+    checkpoint.quiet()
+    name = dataset if isinstance(dataset, str) else dataset.name
+    base = config or configs.suited(name)
+    fields = {field.name for field in dataclasses.fields(Config)}
+    for key in settings:
+        if key not in fields:
+            raise unknown("setting", key, sorted(fields))
+    chosen = dataclasses.replace(base, **settings, dataset=name)
+    if isinstance(dataset, str):
+        given = None
+    else:
+        given, chosen = dataset, dataclasses.replace(chosen, data_dir=None)
+    subject = model
+    if isinstance(model, str):
+        chosen, subject = dataclasses.replace(chosen, model=model), None
+        if variables is not None:
+            raise UserError(
+                f"variables are for a module that is given, not for the name {model!r}: give the "
+                f"module"
+            )
+    else:
+        chosen = dataclasses.replace(chosen, model=_name(model))
+    with tempfile.TemporaryDirectory(prefix="irp_jax-") as temporary:
+        folder = Path(temporary, "run") if workdir is None else Path(workdir)
+        chosen = dataclasses.replace(chosen, workdir=str(folder))
+        reporter = _Reporter(callback, shown=progress)
+        try:
+            results = loop.run(
+                chosen, reporter, "irp_jax.train", model=subject, dataset=given,
+                variables=variables,
+            )  # fmt: skip
+        finally:
+            reporter.close()
+        code = model if not isinstance(model, str) or models.is_file(model) else None
+        network = networks.load(folder / "network", model=code)
+    return dataclasses.replace(network, results=results)
+
+
+def describe(model: Any, image_shape: tuple[int, int, int], classes: int = 10) -> ChannelGraph:
+    """The channel graph of a network: its groups, layers, cost, and what is kept whole and why.
+
+    Args:
+        model: as for `train`.
+        image_shape: (H, W, C) of one image.
+        classes: number of logits of one of our models; others have their own.
+
+    Raises:
+        UserError: it does not take such images, or returns no logits.
+
+    >>> describe("resnet8", (8, 8, 1)).groups["stem"]
+    16
+    """
+    if isinstance(model, str):
+        return traced.named(model, 1.0, image_shape, classes).graph
+    return traced.trace(model, image_shape).graph
+
+
+def load(path: str | Path, *, model: Any = None) -> Network:
+    """A saved network, or that of a run: see `network.load`.
+
+    Args:
+        path: a folder that `Network.save` wrote, or a run's workdir.
+        model: the module, for one that is none of ours; needed only where the saved function
+            cannot be read any more, or to train it on.
+
+    Raises:
+        UserError: there is no network, none that is whole, or its model is needed.
+    """
+    checkpoint.quiet()
+    return networks.load(path, model=model)
+
+
+def _name(model: Any) -> str:
+    """What a given network is called."""
+    if isinstance(model, tuple) and model:
+        model = model[0]
+    return getattr(model, "__name__", None) or type(model).__name__
+
+
+class _Reporter(Terminal):
+    """Shows a run, or not, and tells the callback."""
+
+    def __init__(self, callback: Callback | None, shown: bool) -> None:
+        super().__init__(quiet=not shown)
+        self._callback = callback
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        super().epoch(row)
+        if self._callback is not None:
+            self._callback(dict(row))
+
+
+__all__ = ["Callback", "Split", "describe", "from_arrays", "load", "load_data", "train"]

@@ -1,0 +1,411 @@
+"""Runs the rules over a program: the axes of every variable, and the layers that were met.
+
+A layer is a contraction: a convolution or a matrix product. If one side of it depends on the images
+and the other does not, the other is its kernel, which is followed back to the parameter that it
+came from. Masks will multiply that parameter where the kernel is contracted, so the way there must
+keep zeros zero.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from irp_jax.graph.axes import Axis, divided, is_whole, keep, made, root, tie
+from irp_jax.graph.program import Atom, Equation, Program
+from irp_jax.graph.rules import POSITIONS, RULES, Axes, opaque, plain
+
+ZERO_STAYS = frozenset(
+    {
+        "abs", "asinh", "atan", "convert_element_type", "copy", "copy_p", "erf",
+        "expm1", "integer_pow", "log1p", "mul", "neg", "reduce_precision", "sign", "sin",
+        "sinh", "square", "stop_gradient", "tan", "tanh", "optimization_barrier",
+        "sharding_constraint",
+    }
+)  # fmt: skip
+"""Elementwise operations that are zero where an input is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """The parameter that an array was computed from, and which of its axes are whose.
+
+    Attributes:
+        name: of the parameter.
+        axes: for each axis of the array, that of the parameter; None for an axis of its own.
+    """
+
+    name: str
+    axes: tuple[int | None, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contraction:
+    """A layer, as the analysis meets it.
+
+    Attributes:
+        kind: "conv", "dense", or "matmul" of two activations.
+        origin: of its kernel; None where that is not a parameter.
+        kernel: the axes of the kernel.
+        reads: which axes of the kernel are contracted with the input's channels.
+        writes: which axes of the kernel become the output's channels.
+        around: axes of the input that are neither contracted nor in the kernel, but for the batch.
+        where: the module or source line.
+    """
+
+    kind: Literal["conv", "dense", "matmul"]
+    origin: Origin | None
+    kernel: Axes
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    around: Axes
+    where: str
+
+
+class Analysis:
+    """The axes of a program's variables.
+
+    Attributes:
+        axes: variable -> its axes.
+        contractions: the layers, in the order they run.
+        batch: the axis of the images that counts them.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        parameters: Mapping[int, str],
+        inputs: Sequence[Axes],
+        images: Sequence[int],
+        batch: Axis,
+    ) -> None:
+        """Runs the rules.
+
+        Args:
+            program: what to analyse.
+            parameters: position of an input -> its name, of those that are trained.
+            inputs: the axes of each input.
+            images: positions of inputs that are the images, or depend on them.
+            batch: see above.
+        """
+        self.program, self.batch = program, batch
+        self.axes: dict[int, Axes] = {}
+        self.contractions: list[Contraction] = []
+        self._under_way: set[int] = set()
+        self._seen: set[int] = {program.inputs[i] for i in images}
+        self._origins: dict[int, Origin] = {
+            program.inputs[i]: Origin(name, tuple(range(len(inputs[i]))))
+            for i, name in parameters.items()
+        }
+        self._run(program, inputs)
+        self.outputs = [self._of(atom) for atom in program.outputs]
+
+    def _of(self, atom: Atom) -> Axes:
+        return self.axes[atom] if isinstance(atom, int) else plain(np.shape(atom.val))
+
+    def _run(self, program: Program, inputs: Sequence[Axes]) -> None:
+        for variable, axes in zip(program.inputs, inputs, strict=True):
+            self.axes[variable] = tuple(axes)
+        for variable, value in program.constants.items():
+            self.axes[variable] = _constant(value)
+        for equation in program.equations:
+            outputs = self._apply(equation)
+            self.axes.update(zip(equation.outputs, outputs, strict=True))
+            if any(isinstance(atom, int) and atom in self._seen for atom in equation.inputs):
+                self._seen.update(equation.outputs)
+            origin = self._origin(equation)
+            if origin is not None:
+                self._origins[equation.outputs[0]] = origin
+
+    def _apply(self, equation: Equation) -> list[Axes]:
+        inputs = [self._of(atom) for atom in equation.inputs]
+        shapes = [self.program.avals[variable].shape for variable in equation.outputs]
+        if equation.call is not None:
+            return self._called(equation, inputs)
+        if equation.name == "conv_general_dilated":
+            return self._convolution(equation, inputs, shapes)
+        if equation.name == "dot_general":
+            return self._product(equation, inputs)
+        sizes = [size for shape in shapes for size in shape]
+        rule = RULES.get(equation.name, opaque) if all(sizes) else opaque
+        if rule is opaque and (inside := macs_of(equation.source)):
+            self._count(equation, inside)
+        return rule(equation, inputs, shapes)
+
+    def _count(self, equation: Equation, macs: int) -> None:
+        """Adds a layer of which nothing but its cost is known."""
+        self.contractions.append(
+            Contraction(
+                kind="matmul",
+                origin=None,
+                kernel=(),
+                reads=(),
+                writes=(),
+                around=plain((macs,)),
+                where=f"{equation.name} in {equation.where}",
+            )
+        )
+
+    def _called(self, equation: Equation, inputs: list[Axes]) -> list[Axes]:
+        """A call that is not inlined: its body, and its derivative on the same axes."""
+        call = equation.call
+        assert call is not None
+        body, jvp = call.body, call.jvp
+        if id(call) in self._under_way:  # from its own derivative
+            _tie_all([self.axes[v] for v in body.inputs], inputs)
+            return [self._of(atom) for atom in body.outputs]
+        self._hand_on(equation.inputs, body.inputs)
+        self._run(body, inputs)
+        outputs = [self._of(atom) for atom in body.outputs]
+        if jvp is not None:
+            self._under_way.add(id(call))
+            self._hand_on(equation.inputs * 2, jvp.inputs)
+            met = len(self.contractions)
+            self._run(jvp, inputs * 2)
+            del self.contractions[met:]
+            self._under_way.remove(id(call))
+            _tie_all(outputs * 2, [self._of(atom) for atom in jvp.outputs])
+        return outputs
+
+    def _hand_on(self, atoms: Sequence[Atom], variables: Sequence[int]) -> None:
+        """What is known of the arguments of a call holds for the inputs of what is called."""
+        for atom, variable in zip(atoms, variables, strict=True):
+            if self._depends(atom):
+                self._seen.add(variable)
+            if isinstance(atom, int) and atom in self._origins:
+                self._origins[variable] = self._origins[atom]
+
+    def _depends(self, atom: Atom) -> bool:
+        return isinstance(atom, int) and atom in self._seen
+
+    def _kernel(self, equation: Equation) -> int | None:
+        """Which input of a contraction is its kernel."""
+        left, right = (self._depends(atom) for atom in equation.inputs)
+        if left == right:
+            return None
+        return 1 if left else 0
+
+    def _convolution(
+        self, equation: Equation, inputs: list[Axes], shapes: list[tuple[int, ...]]
+    ) -> list[Axes]:
+        params, (left, right) = equation.params, inputs
+        if params["batch_group_count"] != 1 or self._kernel(equation) != 1:
+            self._count(equation, macs_of(equation.source))
+            return opaque(equation, inputs, shapes)
+        numbers, where = params["dimension_numbers"], equation.where
+        (n, c, *space), (o, i, *window), (n_out, c_out, *places) = numbers
+        for axis in (*(left[index] for index in space), *(right[index] for index in window)):
+            keep(axis, f"convolved over in {where}")
+        groups = params["feature_group_count"]
+        if groups == 1:
+            tie(left[c], right[i], f"channels read in two ways in {where}")
+            channels = right[o]
+        else:
+            # Each of the groups reads channels of its own: they are a product, and a group of one
+            # channel is that channel.
+            sizes = [groups, right[i].size]
+            many, each = divided(left[c], "product", sizes, f"grouped convolution in {where}")
+            tie(each, right[i], f"grouped convolution in {where}")
+            sizes = [groups, right[o].size // groups]
+            also, _ = divided(right[o], "product", sizes, f"grouped convolution in {where}")
+            tie(many, also, f"grouped convolution in {where}")
+            channels = right[o]
+        out = list(plain(shapes[0], POSITIONS))
+        out[n_out], out[c_out] = left[n], channels
+        counted = list(out)
+        if set(params["lhs_dilation"]) != {1}:
+            # Transposed: between the pixels of its input there are zeros, which nobody multiplies.
+            for where_out, where_in in zip(places, space, strict=True):
+                counted[where_out] = left[where_in]
+        self._record("conv", equation, 1, right, (i,), (o,), tuple(counted), (c_out,))
+        return [tuple(out)]
+
+    def _product(self, equation: Equation, inputs: list[Axes]) -> list[Axes]:
+        contracted, batched = equation.params["dimension_numbers"]
+        left, right = inputs
+        where = equation.where
+        for pairs in (contracted, batched):
+            for a, b in zip(*pairs, strict=True):
+                tie(left[a], right[b], f"channels read in two ways in {where}")
+        free = [
+            [index for index in range(len(axes)) if index not in (*contracted[s], *batched[s])]
+            for s, axes in enumerate(inputs)
+        ]
+        out = (
+            *(left[index] for index in batched[0]),
+            *(left[index] for index in free[0]),
+            *(right[index] for index in free[1]),
+        )
+        kernel = self._kernel(equation)
+        if kernel is None:
+            why = "two activations" if self._depends(equation.inputs[0]) else "parameters alone"
+            for index in contracted[0]:
+                keep(left[index], f"a product of {why} sums over it in {where}")
+            axes = tuple(left[index] for index in contracted[0])
+            self.contractions.append(
+                Contraction(
+                    kind="matmul",
+                    origin=None,
+                    kernel=axes,
+                    reads=(),
+                    writes=(),
+                    around=tuple(a for a in out if root(a) is not root(self.batch)),
+                    where=where,
+                )
+            )
+            return [out]
+        start = len(batched[0]) + (len(free[0]) if kernel == 1 else 0)
+        places = (*range(len(batched[0])), *range(start, start + len(free[kernel])))
+        self._record(
+            "dense", equation, kernel, inputs[kernel], tuple(contracted[kernel]),
+            tuple(free[kernel]), out, places,
+        )  # fmt: skip
+        return [out]
+
+    def _record(
+        self,
+        kind: Literal["conv", "dense"],
+        equation: Equation,
+        side: int,
+        kernel: Axes,
+        reads: tuple[int, ...],
+        writes: tuple[int, ...],
+        out: Axes,
+        own: tuple[int, ...],
+    ) -> None:
+        """Adds a layer; `own` are the axes of the output that the kernel has too."""
+        atom = equation.inputs[side]
+        origin = self._origins.get(atom) if isinstance(atom, int) else None
+        for index in reads:
+            if origin is None or origin.axes[index] is None:
+                keep(kernel[index], f"the kernel that reads it is computed, in {equation.where}")
+        around = tuple(
+            axis
+            for index, axis in enumerate(out)
+            if index not in own and root(axis) is not root(self.batch)
+        )
+        self.contractions.append(
+            Contraction(
+                kind=kind,
+                origin=origin,
+                kernel=kernel,
+                reads=reads,
+                writes=writes,
+                around=around,
+                where=equation.where,
+            )
+        )
+
+    def _as_wide(self, origin: Origin, atom: Atom, shape: tuple[int, ...]) -> Origin:
+        """An array's origin, but for axes of one element that are repeated to fill a shape."""
+        before = self.program.shape(atom)
+        if len(before) != len(shape):
+            return origin
+        return Origin(
+            origin.name,
+            tuple(
+                axis if had == has else None
+                for axis, had, has in zip(origin.axes, before, shape, strict=True)
+            ),
+        )
+
+    def _origin(self, equation: Equation) -> Origin | None:
+        """Follows a parameter through an operation that keeps its zeros."""
+        known = [
+            (place, self._origins[atom])
+            for place, atom in enumerate(equation.inputs)
+            if isinstance(atom, int) and atom in self._origins
+        ]
+        if not known or len(equation.outputs) != 1 or equation.call is not None:
+            return None
+        shape = self.program.avals[equation.outputs[0]].shape
+        if equation.name in ("mul", "div"):  # of an axis that is repeated no zeros are kept
+            known = [
+                (place, self._as_wide(origin, equation.inputs[place], shape))
+                for place, origin in known
+            ]
+        place, origin = max(known, key=lambda pair: sum(a is not None for a in pair[1].axes))
+        if equation.name == "integer_pow" and equation.params["y"] <= 0:
+            return None
+        if equation.name in ZERO_STAYS or (equation.name == "div" and place == 0):
+            return origin if len(origin.axes) == len(shape) else None
+        before = self.program.shape(equation.inputs[place])
+        if equation.name == "slice":
+            return Origin(
+                origin.name,
+                tuple(
+                    axis if had == has else None
+                    for axis, had, has in zip(origin.axes, before, shape, strict=True)
+                ),
+            )
+        if equation.name == "transpose":
+            return Origin(
+                origin.name, tuple(origin.axes[i] for i in equation.params["permutation"])
+            )
+        if equation.name in ("reshape", "squeeze", "expand_dims"):
+            wide = [axis for axis, size in zip(origin.axes, before, strict=True) if size != 1]
+            if [s for s in before if s != 1] != [s for s in shape if s != 1]:
+                return None
+            return Origin(origin.name, tuple(wide.pop(0) if s != 1 else None for s in shape))
+        if equation.name == "broadcast_in_dim":
+            axes: list[int | None] = [None] * len(shape)
+            for index, to in enumerate(equation.params["broadcast_dimensions"]):
+                if before[index] == shape[to]:
+                    axes[to] = origin.axes[index]
+            return Origin(origin.name, tuple(axes))
+        if equation.name == "rev" and all(
+            before[i] == 1 or is_whole(self._of(equation.inputs[place])[i])
+            for i in equation.params["dimensions"]
+        ):
+            return origin
+        return None
+
+
+def _tie_all(some: Sequence[Axes], others: Sequence[Axes]) -> None:
+    for axes, also in zip(some, others, strict=True):
+        for a, b in zip(axes, also, strict=True):
+            tie(a, b)
+
+
+def _constant(value: Any) -> Axes:
+    """The axes of a constant: which of its values are kept is only known where all are alike."""
+    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        return plain(value.shape, "random keys")
+    value = np.asarray(value)
+    return tuple(
+        Axis(size, None if (value == value.take([0], axis)).all() else "values of a constant")
+        for axis, size in enumerate(value.shape)
+    )
+
+
+def macs_of(source: Any) -> int:
+    """Multiply-accumulates of an equation of JAX, with those of the functions that it calls: a
+    loop's as often as it runs where that is fixed, else once."""
+    shapes = [getattr(variable.aval, "shape", ()) for variable in source.invars]
+    if source.primitive.name == "conv_general_dilated":
+        out = math.prod(source.outvars[0].aval.shape)
+        return (
+            out * math.prod(shapes[1]) // shapes[1][source.params["dimension_numbers"].rhs_spec[0]]
+        )
+    if source.primitive.name == "dot_general":
+        (contracted, _), _ = source.params["dimension_numbers"]
+        out = math.prod(source.outvars[0].aval.shape)
+        return out * math.prod(shapes[0][axis] for axis in contracted)
+    total = sum(
+        macs_of(inner)
+        for value in jax.tree.leaves(list(source.params.values()))
+        for inner in getattr(getattr(value, "jaxpr", value), "eqns", ())
+    )
+    return total * source.params["length"] if source.primitive.name == "scan" else total
+
+
+def positions(axes: Sequence[Axis]) -> tuple[int, list[Axis]]:
+    """How many positions axes of fixed size have together, and the axes that may shrink."""
+    fixed = math.prod(axis.size for axis in axes if is_whole(axis))
+    return fixed, [axis for axis in axes if not is_whole(axis)]
+
+
+__all__ = ["Analysis", "Contraction", "Origin", "made", "positions"]

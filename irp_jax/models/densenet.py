@@ -1,0 +1,55 @@
+"""Densely connected networks for small images."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from irp_jax.models.parts import conv, norm, standardize
+
+
+class DenseNet(nn.Module):
+    """DenseNet-BC (Huang et al. 2017): each layer reads the channels of all before it in its stage.
+
+    Attributes:
+        layers: layers in each stage; between stages channels and image are halved.
+        growth: channels that a layer adds.
+        classes: number of logits.
+    """
+
+    layers: tuple[int, ...]
+    growth: int
+    classes: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        x = conv(2 * self.growth, name="stem")(standardize(images))
+        for stage, depth in enumerate(self.layers, start=1):
+            if stage > 1:
+                x = nn.relu(norm(train, name=f"transition{stage}_norm")(x))
+                x = conv(x.shape[-1] // 2, size=1, name=f"transition{stage}")(x)
+                x = _halve(x)
+            for index in range(depth):
+                y = Layer(self.growth, name=f"stage{stage}_layer{index}")(x, train)
+                x = jnp.concatenate([x, y], axis=-1)
+        x = nn.relu(norm(train, name="final_norm")(x))
+        return nn.Dense(self.classes, name="classifier")(x.mean((1, 2)))
+
+
+class Layer(nn.Module):
+    """conv(relu(norm(bottleneck(relu(norm(x)))))), the bottleneck of four times the growth."""
+
+    growth: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        y = nn.relu(norm(train, name="norm1")(x))
+        y = conv(4 * self.growth, size=1, name="bottleneck")(y)
+        y = nn.relu(norm(train, name="norm2")(y))
+        return conv(self.growth, name="conv")(y)
+
+
+def _halve(x: jax.Array) -> jax.Array:
+    """2 x 2 average pooling as a reshape, which needs no promotion of types."""
+    n, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(n, height // 2, 2, width // 2, 2, channels).mean((2, 4))

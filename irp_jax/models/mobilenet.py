@@ -1,0 +1,59 @@
+"""MobileNetV2 for small images."""
+
+import flax.linen as nn
+import jax
+
+from irp_jax.models.parts import conv, norm, standardize
+
+STAGES = (
+    (1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)  # fmt: skip
+"""Expansion, channels, blocks and stride of each stage: table 2 of Sandler et al. (2018), of whose
+five strides of two the first two are left out, as is usual for images of 32 pixels."""
+
+
+class MobileNetV2(nn.Module):
+    """Inverted residuals with depthwise convolutions (Sandler et al. 2018).
+
+    Attributes:
+        widths: channels of the stem, of each stage, and of the last convolution.
+        classes: number of logits.
+    """
+
+    widths: tuple[int, ...]
+    classes: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        stem, *widths, last = self.widths
+        x = conv(stem, name="stem")(standardize(images))
+        x = nn.relu6(norm(train, name="stem_norm")(x))
+        for stage, (width, (expansion, _, depth, stride)) in enumerate(
+            zip(widths, STAGES, strict=True), start=1
+        ):
+            for index in range(depth):
+                x = InvertedResidual(
+                    width, expansion, stride if index == 0 else 1, name=f"stage{stage}_block{index}"
+                )(x, train)
+        x = nn.relu6(norm(train, name="last_norm")(conv(last, size=1, name="last")(x)))
+        return nn.Dense(self.classes, name="classifier")(x.mean((1, 2)))
+
+
+class InvertedResidual(nn.Module):
+    """Expanded, convolved channel by channel, and projected; added to x where shapes agree."""
+
+    width: int
+    expansion: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        y, inner = x, x.shape[-1] * self.expansion
+        if self.expansion > 1:
+            y = conv(inner, size=1, name="expand")(y)
+            y = nn.relu6(norm(train, name="expand_norm")(y))
+        y = conv(inner, self.stride, groups=inner, name="depthwise")(y)
+        y = nn.relu6(norm(train, name="depthwise_norm")(y))
+        y = norm(train, name="project_norm")(conv(self.width, size=1, name="project")(y))
+        return x + y if x.shape == y.shape else y

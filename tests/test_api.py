@@ -1,0 +1,383 @@
+"""The Python interface: a network of one's own trained, resumed, saved and loaded."""
+
+import dataclasses
+import functools
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import irp_jax as irp
+from irp_jax import checkpoint, files
+from irp_jax.data import limited
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiles():
+    """For all of this module, the run that its tests share among it: what is compiled otherwise
+    differs in its last bits."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+SETTINGS = {
+    "budget": 0.4, "epochs": 3, "batch_size": 64, "ramp_stop": 0.4, "defense": "fgsm",
+    "guard": False, "checkpoint_every": 0.0, "progress": False, "learning_rate": 0.05,
+}  # fmt: skip
+
+
+class Net(nn.Module):
+    """A user's own network of ten classes."""
+
+    width: int = 8
+    classes: int = 10
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.Conv(self.width, (3, 3), name="first")(images - 0.5)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(x))
+        x = nn.relu(nn.Conv(12, (3, 3), strides=2, name="second")(x))
+        return nn.Dense(self.classes, name="classifier")(x.mean((1, 2)))
+
+
+@functools.cache
+def digits():
+    """Few of them, the test images too."""
+    whole = limited(irp.load_data("digits"), 256)
+    return dataclasses.replace(whole, test=whole.test.take(np.arange(60)))
+
+
+train = functools.partial(irp.train, dataset=digits(), **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run that nobody interrupted: its folder, its network and what the callback was told."""
+    folder, rows = tmp_path_factory.mktemp("api") / "run", []
+    return folder, train(Net(), workdir=folder, callback=rows.append), rows
+
+
+@pytest.fixture(scope="module")
+def saved(finished, tmp_path_factory):
+    """The network in a folder."""
+    folder = tmp_path_factory.mktemp("saved") / "small"
+    finished[1].save(folder)
+    return folder
+
+
+@pytest.fixture
+def copied(saved, tmp_path):
+    """A copy to be damaged."""
+    for path in saved.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def digest(network):
+    return checkpoint.digest(network.variables)
+
+
+def pixels(count=5):
+    return digits().test.images[:count]
+
+
+# ---- training ----------------------------------------------------------------------------------
+
+
+def test_a_network_of_ones_own_comes_back_small(finished):
+    folder, network, _ = finished
+    assert network(pixels()).shape == (5, 10)
+    as_floats = network(pixels().astype(np.float32) / np.float32(255))
+    np.testing.assert_allclose(network(pixels()), as_floats, atol=1e-5)
+    assert network.cost["macs_ratio"] <= 0.4 and network.cost["params_ratio"] < 1
+    assert set(network.groups) == {"first", "second"}
+    arrays = network.variables["params"]
+    assert arrays["first/kernel"].shape == (3, 3, 1, network.groups["first"])
+    assert sum(array.size for array in arrays.values()) == network.cost["params"]
+    assert network.variables["batch_stats"]["batch_stats/norm/mean"].shape == (
+        network.groups["first"],
+    )
+    assert (network.epoch, network.epsilon, network.image_shape) == (3, 0.1, (8, 8, 1))
+    assert network.class_names == tuple("0123456789")
+    assert repr(network).startswith("Network(Net, 10 classes, images (8, 8, 1), ")
+    assert network.results == json.loads((folder / "results.json").read_text())
+
+
+def test_the_callback_is_told_of_each_epoch(finished):
+    _, network, rows = finished
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert rows == network.history
+    assert {"loss", "natural", "fgsm", "pgd", "cost_ratio", "frozen"} <= set(rows[0])
+    assert [row["frozen"] for row in rows] == [False, False, True]
+
+
+def test_its_accuracies_are_those_of_the_results(finished):
+    _, network, _ = finished
+    report = network.evaluate(digits())
+    assert report.natural == network.results["accuracy"]["natural"]
+    assert report.robust == pytest.approx(network.results["accuracy"]["pgd"], abs=0.02)
+    again = network.evaluate((pixels(60), digits().test.labels), "none")
+    assert again.robust == report.natural
+
+
+def test_the_same_call_returns_the_finished_network_bit_for_bit(finished):
+    folder, network, _ = finished
+    rows = []
+    again = train(Net(), workdir=folder, callback=rows.append)
+    assert rows == [] and again.history == network.history
+    assert digest(again) == digest(network)
+    np.testing.assert_array_equal(again(pixels()), network(pixels()))
+    # A budget that is written otherwise is the same one.
+    assert digest(train(Net(), workdir=folder, budget="0.40")) == digest(network)
+
+
+def test_what_was_interrupted_goes_on_to_the_same_network(finished, tmp_path):
+    _, network, rows = finished
+
+    def interrupt(row):
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(Net(), workdir=tmp_path, callback=interrupt)
+    with pytest.raises(irp.UserError, match="is not finished: give its model"):
+        irp.load(tmp_path)
+    halfway = irp.load(tmp_path, model=Net())
+    assert halfway.epoch == 1 and halfway(pixels()).shape == (5, 10)
+    later = []
+    again = train(Net(), workdir=tmp_path, callback=later.append)
+    assert [row["epoch"] for row in later] == [2, 3]
+    assert [row["loss"] for row in again.history] == [row["loss"] for row in rows]
+    assert digest(again) == digest(network)
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        ({"model": Net(width=9)}, "model_sha256"),
+        ({"seed": 3}, "seed=default, not 3"),
+        ({"budget": 0.5}, "budget=0.4, not 0.5"),
+        ({"dataset": "other images"}, "dataset_sha256"),
+        ({"variables": "other weights"}, "weights_sha256"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(finished, change, hint):
+    if change.get("dataset"):
+        change = {"dataset": dataclasses.replace(digits(), train=digits().train.take([0] * 256))}
+    if change.get("variables"):
+        change = {"variables": given(seed=5)}
+    with pytest.raises(irp.UserError, match=f"holds a different run .*{hint}"):
+        train(change.pop("model", Net()), workdir=finished[0], **change)
+
+
+def given(seed):
+    init = jax.jit(lambda key: Net().init(key, jnp.zeros((1, 8, 8, 1)), train=False))
+    return jax.device_get(init(jax.random.key(seed)))
+
+
+def test_training_starts_from_the_weights_that_are_given():
+    """It hardly moves them here, and prunes the smallest."""
+    start = given(seed=7)
+    network = train(
+        Net(), variables=start, epochs=2, method="magnitude", regularity="weight",
+        learning_rate=1e-30, weight_decay=0.0,
+    )  # fmt: skip
+    for name, array in network.variables["params"].items():
+        layer, kind = name.split("/")
+        before = start["params"][layer][kind]
+        np.testing.assert_allclose(array, np.where(array == 0, 0, before), atol=1e-25)
+        if name in network.groups:
+            assert np.count_nonzero(array) == network.groups[name] < array.size
+    assert set(network.groups) == {"first/kernel", "second/kernel"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget": 16}, r"budget must be in \(0, 1\], got 16: did you mean 0\.16"),
+        ({"budget": "1e-9"}, "is below what this network can be pruned to: the least possible is"),
+        ({"budget": "10M"}, "is more than the whole network: it has 18,552 macs"),
+        ({"epoch": 3}, "unknown setting 'epoch'.*epochs"),
+        ({"model": Net(classes=7)}, "has 7 logits, and the data has 10 classes"),
+        ({"model": Net}, "Net is a class of flax.linen: give an instance"),
+        ({"model": "resnet9"}, "unknown model 'resnet9'.*resnet8"),
+        ({"model": "resnet8", "variables": {}}, "not for the name 'resnet8'"),
+        ({"model": 3}, "a network of type .*int is not known"),
+        ({"variables": {"params": {}}}, "the variables lack params/classifier/bias"),
+        ({"batch_size": 9999}, "larger than the 256 training images"),
+        ({"dataset": "digit"}, "unknown dataset 'digit': did you mean 'digits'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_said_in_one_line(tmp_path, change, message):
+    with pytest.raises(irp.UserError, match=message) as error:
+        train(change.pop("model", Net()), workdir=tmp_path / "run", **change)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_arrays_of_ones_own_are_a_data_set(tmp_path):
+    images, labels = digits().train.images, digits().train.labels % 2
+    names = ("even", "odd")
+    dataset = irp.from_arrays(images, labels, images[:20], labels[:20], class_names=names)
+    network = train(Net(classes=2), dataset=dataset, epochs=1, defense="none")
+    assert network.class_names == names
+    assert network.record["trained"]["dataset"] == "arrays"
+    with pytest.raises(irp.UserError, match="arrays"):
+        irp.from_arrays(images, labels[:5], images[:20], labels[:20])
+
+
+def test_a_graph_is_described():
+    graph = irp.describe(Net(), (8, 8, 1))
+    assert dict(graph.groups) == {"first": 8, "second": 12}
+    assert irp.describe("resnet8", (8, 8, 1), classes=3).classes == 3
+
+
+# ---- saving and loading ------------------------------------------------------------------------
+
+
+def test_a_saved_network_loads_without_its_class(finished, saved):
+    network, loaded = finished[1], irp.load(saved)
+    assert sorted(path.name for path in saved.iterdir()) == [
+        "arrays.npz", "function.stablehlo", "network.json",
+    ]  # fmt: skip
+    assert digest(loaded) == digest(network)
+    assert (loaded.cost, loaded.groups, loaded.history) == (
+        network.cost, network.groups, network.history,
+    )  # fmt: skip
+    for count in (1, 7):  # any number of images
+        np.testing.assert_allclose(loaded(pixels(count)), network(pixels(count)), atol=1e-5)
+
+    def loss(network, images):
+        return jnp.square(network.apply(network.variables, images)).sum()
+
+    images = jnp.asarray(pixels(7) / np.float32(255))
+    ours, theirs = (jax.grad(functools.partial(loss, net))(images) for net in (network, loaded))
+    assert float(jnp.abs(ours).max()) > 1e-3
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+    report = loaded.evaluate(digits(), "pgd", steps=3)
+    assert report.natural == network.results["accuracy"]["natural"]
+
+
+def test_with_its_class_it_is_the_same_to_the_bit(finished, saved):
+    with_code = irp.load(saved, model=Net())
+    np.testing.assert_array_equal(with_code(pixels()), finished[1](pixels()))
+    of_run = irp.load(finished[0])
+    assert digest(of_run) == digest(with_code)
+    of_checkpoint = irp.load(finished[0] / "checkpoints" / "3", model=Net())
+    assert digest(of_checkpoint) == digest(with_code)
+
+
+def test_what_was_loaded_can_be_saved_again(saved, tmp_path):
+    irp.load(saved, model=Net()).save(tmp_path / "again")
+    again = irp.load(tmp_path / "again")
+    assert digest(again) == digest(irp.load(saved))
+    again.save(tmp_path / "again", function=False)  # in place of what is there
+    with pytest.raises(irp.UserError, match="none of ours: give its model, Net"):
+        irp.load(tmp_path / "again")
+    assert digest(irp.load(tmp_path / "again", model=Net())) == digest(again)
+
+
+def test_images_of_another_shape_are_refused(saved):
+    network = irp.load(saved)
+    for images in (np.zeros((2, 9, 8, 1)), np.zeros((8, 8, 1)), np.zeros((2, 8, 8, 3))):
+        with pytest.raises(irp.UserError, match=r"images must be \(N, 8, 8, 1\), got shape"):
+            network(images.astype(np.float32))
+
+
+@pytest.mark.parametrize("name", ["arrays.npz", "function.stablehlo", "network.json"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "empty"])
+def test_a_damaged_file_is_told_in_one_line(copied, name, damage):
+    path = copied / name
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 0x80
+    path.write_bytes(content[: {"cut": len(content) // 2, "empty": 0}.get(damage)])
+    if damage == "gone":
+        path.unlink()
+    with pytest.raises(irp.UserError) as error:
+        irp.load(copied)
+    assert "\n" not in str(error.value) and str(copied) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "is of format 2, and this version reads 1"),
+        ({"format": None}, "is of format None"),
+        (None, "is no record of a network"),
+        ({"sha256": {}}, "is no record of a network"),
+        ({"sha256": None}, "is no record of a network"),
+        ({"model": "Net"}, "is no record of a network"),
+    ],
+)
+def test_a_record_of_another_version_or_of_nothing_is_told_in_one_line(copied, change, message):
+    record = json.loads((copied / "network.json").read_text())
+    files.write_json(copied / "network.json", [1] if change is None else record | change)
+    with pytest.raises(irp.UserError, match=message) as error:
+        irp.load(copied)
+    assert "\n" not in str(error.value)
+
+
+class Other(nn.Module):
+    """The same groups, and other arrays."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.relu(nn.Conv(8, (3, 3), name="first")(images))
+        x = nn.relu(nn.Conv(12, (3, 3), strides=2, name="second")(x))
+        return nn.Dense(10, name="classifier")(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize("model", [Net(width=9), Other(), "resnet8"])
+def test_another_model_than_it_was_made_with_is_refused(finished, saved, model):
+    for place in (saved, finished[0] / "network"):
+        with pytest.raises(irp.UserError, match="the network was not made with this"):
+            irp.load(place, model=model)
+
+
+def test_a_model_with_another_number_of_logits_is_refused(saved):
+    with pytest.raises(irp.UserError) as error:
+        irp.load(saved, model=Net(classes=3))
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_none_is_told(tmp_path):
+    with pytest.raises(irp.UserError, match="no checkpoint in"):
+        irp.load(tmp_path / "nothing")
+
+
+def test_a_folder_of_something_else_is_not_written_to(finished, tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(irp.UserError, match="holds something else"):
+        finished[1].save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_one_of_ours_is_saved_without_a_function(tmp_path):
+    network = train("resnet8", epochs=1, width=0.25, defense="none", budget=0.9)
+    network.save(tmp_path / "ours")
+    assert not (tmp_path / "ours" / "function.stablehlo").exists()
+    loaded = irp.load(tmp_path / "ours")
+    np.testing.assert_array_equal(loaded(pixels()), network(pixels()))
+    assert loaded.name == "resnet8" and loaded.record["model"]["width"] == 0.25
+
+
+def test_a_network_that_mixes_the_images_of_a_batch_comes_back_with_its_model(tmp_path):
+    """Its function may be saved or not; its code always serves."""
+
+    class Mixing(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            x = nn.relu(nn.Conv(8, (3, 3), name="first")(images - images.mean(0)))
+            x = nn.relu(nn.Conv(12, (3, 3), name="second")(x))
+            return nn.Dense(10, name="classifier")(x.mean((1, 2)))
+
+    network = train(Mixing(), epochs=1, defense="none", budget=0.9, batch_size=60)
+    assert network(pixels()).shape == (5, 10)
+    network.save(tmp_path / "mixing")
+    again = irp.load(tmp_path / "mixing", model=Mixing())
+    np.testing.assert_array_equal(again(pixels(60)), network(pixels(60)))
