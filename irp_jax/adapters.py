@@ -80,7 +80,8 @@ def adapt(model: Any, image_shape: Shape, variables: Mapping[str, Any] | None = 
       under `jax.vmap` with the axis name "batch". Floating arrays of the module are params, those
       of the `State` are state.
     - (apply, variables): called as `apply(variables, images)`, returns logits. Floating arrays in
-      the pytree of variables are params, all else is constant.
+      the pytree of variables are params; where it is a dictionary with the key "params", only those
+      below that key. All else is constant.
 
     Training and inference are told apart by the keywords of the call that are in `TRAINING` and
     `INFERENCE`, if there are any, and by the mode of NNX and Equinox modules. A keyword `key` of
@@ -573,10 +574,16 @@ def _equinox(model: Any, memory: Any, image_shape: Shape) -> Adapted:
 
 def _function(function: Callable, variables: Any, image_shape: Shape) -> Adapted:
     switches, keys = _switches(function), _keys(function)
+    parted = isinstance(variables, Mapping) and "params" in variables
+
+    def kind(path: Path, leaf: Any) -> str | None:
+        trained = not parted or getattr(path[0], "key", None) == "params"
+        return "params" if trained and _is_floating(leaf) else None
+
     leaves = _Leaves(
         variables,
         lambda path: _join(path) or "params",  # an array alone has no path
-        lambda path, leaf: "params" if _is_floating(leaf) else None,
+        kind,
     )
 
     def init(key: jax.Array) -> tuple[Arrays, Arrays]:

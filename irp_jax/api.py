@@ -1,6 +1,7 @@
 """The Python interface: what the commands do, as functions."""
 
 import dataclasses
+import operator
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from irp_jax import checkpoint, data, models, parallel, traced
 from irp_jax import config as configs
 from irp_jax import network as networks
 from irp_jax.config import Config
-from irp_jax.data import Dataset, Split
+from irp_jax.data import Dataset
 from irp_jax.errors import UserError, unknown
 from irp_jax.graph import ChannelGraph
 from irp_jax.network import Network
@@ -30,7 +31,7 @@ def load_data(
 
     Args:
         name: "digits" (embedded), "cifar10", "cifar100", "svhn_cropped", "mnist", "fashion_mnist",
-            or the path of an .npz file (docs: "your own data").
+            or the path of an .npz file (see README, "Data").
         data_dir: where a downloaded set lies, or shall lie.
         validation: fraction of the training images held out; None for what suits the data set.
 
@@ -103,10 +104,13 @@ def train(
         dataset: of `load_data` or `from_arrays`, or a name for `load_data`.
         config: settings; None for those that suit the data set.
         variables: weights to start from, of a Linen module: {"params": ...} and its other
-            collections. NNX and Equinox modules and pairs have theirs in them.
+            collections; collections that are missing are initialised. NNX and Equinox modules and
+            pairs have theirs in them. Or a `Network` of the same model that is not pruned, trained
+            with budget=1.0 for instance.
         workdir: where the run is kept; the same call again resumes it there, or returns the
-            finished network. None keeps nothing.
-        callback: see `Callback`.
+            finished network. None keeps nothing: what is interrupted is lost.
+        callback: called with a dictionary after each epoch: "epoch", "loss", "natural", "fgsm",
+            "pgd", "cost_ratio" and more. What it raises ends the run.
         progress: whether progress is shown.
         **settings: fields of `Config`, in place of those of `config`: budget, cost, epsilon,
             epochs, defense, seed and so on.
@@ -116,16 +120,29 @@ def train(
 
     Raises:
         UserError: it cannot be done as asked: says which value is wrong and what to give instead.
+
+    >>> small = train(
+    ...     "resnet8", "digits", budget=0.3, epochs=1, train_images=128, progress=False
+    ... )
+    >>> small.cost["macs_ratio"] <= 0.3
+    True
+    >>> small(np.zeros((2, 8, 8, 1), np.uint8)).shape
+    (2, 10)
     """
     parallel.configure()
     checkpoint.quiet()
+    _check_given(model, dataset, config, workdir, callback)
     name = dataset if isinstance(dataset, str) else dataset.name
     base = config or configs.suited(name)
     fields = {field.name for field in dataclasses.fields(Config)}
     for key in settings:
         if key not in fields:
             raise unknown("setting", key, sorted(fields))
+    settings = {key: _plain(key, value) for key, value in settings.items()}
     chosen = dataclasses.replace(base, **settings, dataset=name)
+    workdir = base.workdir if workdir is None else workdir
+    if isinstance(variables, Network):
+        variables = variables.variables
     if isinstance(dataset, str):
         given = None
     else:
@@ -156,7 +173,7 @@ def train(
     return dataclasses.replace(network, results=results)
 
 
-def describe(model: Any, image_shape: tuple[int, int, int], classes: int = 10) -> ChannelGraph:
+def describe(model: Any, image_shape: Sequence[int], classes: int = 10) -> ChannelGraph:
     """The channel graph of a network: its groups, layers, cost, and what is kept whole and why.
 
     Args:
@@ -170,9 +187,10 @@ def describe(model: Any, image_shape: tuple[int, int, int], classes: int = 10) -
     >>> describe("resnet8", (8, 8, 1)).groups["stem"]
     16
     """
+    shape = _shape(image_shape)
     if isinstance(model, str):
-        return traced.named(model, 1.0, image_shape, classes).graph
-    return traced.trace(model, image_shape).graph
+        return traced.named(model, 1.0, shape, classes).graph
+    return traced.trace(model, shape).graph
 
 
 def load(path: str | Path, *, model: Any = None) -> Network:
@@ -187,7 +205,47 @@ def load(path: str | Path, *, model: Any = None) -> Network:
         UserError: there is no network, none that is whole, or its model is needed.
     """
     checkpoint.quiet()
+    if not isinstance(path, str | Path):
+        raise UserError(f"a path of type {type(path).__name__}: give the folder of a network")
     return networks.load(path, model=model)
+
+
+def _check_given(model: Any, dataset: Any, config: Any, workdir: Any, callback: Any) -> None:
+    """Refuses arguments of `train` of other types than it takes."""
+    if model is None:
+        raise UserError("model=None: give a network, or the name of one, for instance 'resnet20'")
+    if isinstance(model, Network):
+        raise UserError("a trained network is no model: give its module, and variables=network")
+    if not isinstance(dataset, str | Dataset):
+        raise UserError(
+            f"a data set of type {type(dataset).__name__}: give a name, or irp_jax.from_arrays("
+            f"images, labels, test_images, test_labels)"
+        )
+    if config is not None and not isinstance(config, Config):
+        raise UserError(f"config of type {type(config).__name__}: give an irp_jax.Config")
+    if workdir is not None and not isinstance(workdir, str | Path):
+        raise UserError(f"workdir of type {type(workdir).__name__}: give a path")
+    if callback is not None and not callable(callback):
+        raise UserError(f"callback of type {type(callback).__name__}: give a function of a dict")
+
+
+def _plain(key: str, value: Any) -> Any:
+    """A setting as `Config` has it: no NumPy scalar, and no fraction written as text."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str) and isinstance(getattr(Config(), key), float):
+        return configs.fraction(value)
+    return value
+
+
+def _shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
+    try:
+        height, width, channels = (operator.index(size) for size in image_shape)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"image_shape must be (height, width, channels), got {image_shape!r}"
+        ) from None
+    return height, width, channels
 
 
 def _name(model: Any) -> str:
@@ -210,4 +268,4 @@ class _Reporter(Terminal):
             self._callback(dict(row))
 
 
-__all__ = ["Callback", "Split", "describe", "from_arrays", "load", "load_data", "train"]
+__all__ = ["Callback", "describe", "from_arrays", "load", "load_data", "train"]

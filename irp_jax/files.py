@@ -149,7 +149,8 @@ def claim(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
             differing = sorted(k for k in {*identity, *whose} if identity.get(k) != whose.get(k))
             if differing:
                 what = ", ".join(
-                    f"{k}={whose.get(k, 'default')}, not {identity.get(k, 'the default')}"
+                    f"{k}={str(whose.get(k, 'default'))[:20]}, not "
+                    f"{str(identity.get(k, 'the default'))[:20]}"
                     for k in differing[:3]
                 )
                 raise UserError(

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,22 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from irp_jax import attacks, checkpoint, evaluation, files, traced
+from irp_jax import attacks, checkpoint, evaluation, layout, traced
 from irp_jax.data import Dataset, to_float
+from irp_jax.data import load as load_data
 from irp_jax.errors import UserError
 from irp_jax.graph import ChannelGraph
 from irp_jax.pruning import cost, masks, sparse
-
-FORMAT = 1
-"""Of `network.json`; docs/saved_networks.md describes it."""
-
-NEEDED = {
-    "format", "model", "class_names", "image_shape", "groups", "kept", "regularity", "cost",
-    "epochs", "trained", "sha256",
-}  # fmt: skip
-"""Keys of `network.json`."""
-
-RECORD, ARRAYS, FUNCTION = "network.json", "arrays.npz", "function.stablehlo"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,23 +38,31 @@ class Network:
     results: dict[str, Any] | None = None
 
     def __call__(self, images: Any) -> jax.Array:
-        """Logits (N, K), float32.
+        """Logits (N, K), float32 unless the network computes in float64.
 
         Args:
-            images: (N, H, W, C) uint8, or float in [0, 1].
+            images: (N, H, W, C) uint8, or float in [0, 1]; at least one.
 
         Raises:
-            UserError: images of another shape.
+            UserError: images of another shape or dtype.
         """
         images = jnp.asarray(images)
-        if images.shape[1:] != self.image_shape or images.ndim != 4:
+        self._check_images(images)
+        images = to_float(images) if images.dtype == jnp.uint8 else images.astype(jnp.float32)
+        return self._compiled(self._on_device, images)
+
+    def _check_images(self, images: Any) -> None:
+        if images.ndim != 4 or images.shape[1:] != self.image_shape or not len(images):
             raise UserError(
                 f"images must be (N, {', '.join(map(str, self.image_shape))}), got shape "
                 f"{images.shape}"
             )
-        if images.dtype == jnp.uint8:
-            images = to_float(images)
-        return self._compiled(self.variables, images.astype(jnp.float32))
+        if images.dtype != jnp.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
+            raise UserError(f"images must be uint8, or float in [0, 1], got {images.dtype}")
+
+    @functools.cached_property
+    def _on_device(self) -> Any:
+        return jax.device_put(self.variables)
 
     @functools.cached_property
     def _compiled(self) -> Callable[[Any, jax.Array], jax.Array]:
@@ -111,7 +107,7 @@ class Network:
 
     def evaluate(
         self,
-        data: Dataset | tuple[Any, Any],
+        data: Dataset | tuple[Any, Any] | str,
         attack: attacks.AttackName = "pgd",
         *,
         epsilon: float | None = None,
@@ -121,8 +117,8 @@ class Network:
         """Natural accuracy, and accuracy under attack.
 
         Args:
-            data: a data set, of which the test images are attacked, or images (N, H, W, C), uint8
-                or float in [0, 1], and labels (N,).
+            data: a data set or its name, of which the test images are attacked; or images
+                (N, H, W, C), uint8 or float in [0, 1], and labels (N,).
             attack: pgd, autoattack and others: see `attacks.AttackSpec`.
             epsilon: radius in units of [0, 1]; that of training if None.
             batch_size: images attacked at once.
@@ -133,16 +129,25 @@ class Network:
             `adversarial` images.
 
         Raises:
-            UserError: as `attacks.assess`.
+            UserError: images of another shape, an unknown setting, or as `attacks.assess`.
         """
-        images, labels = (data.test.images, data.test.labels) if isinstance(data, Dataset) else data
-        spec = attacks.AttackSpec(
-            name=attack, epsilon=self.epsilon if epsilon is None else epsilon, **settings
-        )
+        if isinstance(data, str):
+            data = load_data(data)
+        if isinstance(data, Dataset):
+            images, labels = data.test.images, data.test.labels
+        elif isinstance(data, tuple) and len(data) == 2:
+            images, labels = (np.asarray(part) for part in data)
+        else:
+            raise UserError(f"give a data set, or (images, labels), not {type(data).__name__}")
+        self._check_images(images)
+        radius = self.epsilon if epsilon is None else epsilon
+        try:
+            spec = attacks.AttackSpec(name=attack, epsilon=radius, **settings)
+        except TypeError as error:
+            raise UserError(f"a setting that no attack has: {error}") from error
         return evaluation.evaluate(
-            self.apply, self.variables, np.asarray(images), np.asarray(labels), spec,
-            batch_size=batch_size,
-        )  # fmt: skip
+            self.apply, self.variables, images, labels, spec, batch_size=batch_size
+        )
 
     def save(self, folder: str | Path, *, function: bool | None = None) -> None:
         """Writes the network to a folder: see docs/saved_networks.md.
@@ -219,33 +224,33 @@ def network_params(graph: ChannelGraph, network: dict[str, Any]) -> dict[str, An
 def load(path: str | Path, log: checkpoint.Log = print, *, model: Any = None) -> Network:
     """A saved network, or that of a run.
 
-    Nothing that is stored is executed as Python. A network of a class of your own needs the class,
-    or the StableHLO function that was saved with it.
+    Nothing that is stored is executed as Python. A network that is none of ours needs its model, or
+    the StableHLO function that was saved with it.
 
     Args:
         path: a folder that `Network.save` wrote, a run's workdir, its checkpoint folder, or one
             checkpoint in it.
-        log: told of damaged checkpoints that are passed over.
+        log: told of damaged checkpoints that are passed over, and of a model that may not be the
+            network's.
         model: the network's own model, for one that is none of ours; or the text "FILE.py:NAME".
 
     Raises:
         UserError: there is no network, none that is whole, or its model is needed.
     """
     folder = Path(path)
-    if (folder / RECORD).is_file():
-        return _load_saved(folder, model)
+    if layout.is_saved(folder):
+        return _load_saved(folder, model, log)
     checkpoints = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-    finished = folder / "network"
     saved = checkpoint.restore(checkpoints, None, log)
     if saved is None:
         raise UserError(f"no checkpoint in {path}: give a run's workdir, such as runs/<name>")
-    if model is None and "name" not in saved.record["network"]["model"]:
-        if (finished / RECORD).is_file():
-            return _load_saved(finished, None)
+    if model is None and not layout.is_ours(saved.record["network"]["model"]):
+        if layout.is_saved(folder / "network"):
+            return _load_saved(folder / "network", None, log)
         name = saved.record["network"]["model"].get("file", "FILE.py:NAME")
         raise UserError(
-            f"{path} is of a network that is none of ours, and its run is not finished: give its "
-            f"model, for instance --model={name}"
+            f"{path} is a checkpoint of a network that is none of ours: give its model, for "
+            f"instance --model={name}, or the workdir of a finished run"
         )
     return of(saved, model)
 
@@ -254,8 +259,6 @@ def of(saved: checkpoint.Saved, model: Any = None) -> Network:
     """The network in a checkpoint."""
     record = saved.record["network"]
     known = _traced(record, model)
-    if dict(known.graph.groups) != record["groups"]:
-        raise _other_model(known.name)
     params = network_params(known.graph, saved.network)
     kept = record["kept"] or {
         name: int((logits > 0).sum()) for name, logits in params["masks"].items()
@@ -276,14 +279,23 @@ def described(
 
 
 def _traced(record: dict[str, Any], model: Any) -> traced.TracedModel:
-    """The model of a record, or the one that is given for it."""
+    """The model of a record, or the one that is given for it.
+
+    Raises:
+        UserError: the network was made with another.
+    """
     shape, classes = tuple(record["image_shape"]), len(record["class_names"])
     spec = record["model"]
     if isinstance(model, str):
-        return traced.named(model, 1.0, shape, classes)
-    if model is not None:
-        return traced.trace(model, shape, classes, spec=spec)
-    return traced.named(spec["name"], spec["width"], shape, classes)
+        known = traced.named(model, 1.0, shape, classes)
+    elif model is not None:
+        known = traced.trace(model, shape, classes, spec=spec)
+    else:
+        assert layout.is_ours(spec), "a stored name of a file is never run"
+        known = traced.named(spec["name"], spec["width"], shape, classes)
+    if dict(known.graph.groups) != record["groups"]:
+        raise _other_model(known.name)
+    return known
 
 
 def _other_model(name: str) -> UserError:
@@ -295,42 +307,26 @@ def _other_model(name: str) -> UserError:
 
 def save(network: Network, folder: Path, *, function: bool | None = None) -> None:
     """See `Network.save`."""
-    if folder.exists() and not (folder / RECORD).is_file() and any(folder.iterdir()):
-        raise UserError(f"{folder} holds something else: choose another folder")
-    if function is None:
-        function = "name" not in network.record["model"]
-    arrays = {
-        f"{kind}/{name}": np.asarray(array)
-        for kind, group in network.variables.items()
-        for name, array in group.items()
-    }
-    exported = _exported(network) if function else None
-    files.make_folder(folder.absolute().parent)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))
-    try:
-        files.write_whole(unfinished / ARRAYS, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
-        if exported is not None:
-            files.write_whole(unfinished / FUNCTION, lambda file: file.write(exported))
-        digests = {path.name: files.sha256(path) for path in sorted(unfinished.iterdir())}
-        record = {**network.record, "format": FORMAT, "sha256": digests}
-        if network.history:
-            record["history"] = network.history
-        files.write_json(unfinished / RECORD, record)
-        unfinished.chmod(0o755)
-        if folder.exists():
-            for name in (RECORD, ARRAYS, FUNCTION):
-                (folder / name).unlink(missing_ok=True)
-            for part in sorted(unfinished.iterdir(), key=lambda path: path.name == RECORD):
-                part.rename(folder / part.name)
-        else:
-            unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    ours = layout.is_ours(network.record["model"])
+    wanted = not ours if function is None else function
+    exported = None
+    if wanted:
+        try:
+            exported = _exported(network)
+        except Exception as error:  # whatever JAX cannot export
+            if function:
+                raise UserError(
+                    f"the network's function cannot be exported ({type(error).__name__}: "
+                    f"{(str(error).splitlines() or [''])[0]}): leave out function=True"
+                ) from error
+    record = dict(network.record)
+    if network.history:
+        record["history"] = network.history
+    layout.write(folder, record, network.variables, exported)
 
 
-def _exported(network: Network) -> bytes | None:
-    """The function (variables, images of any number) -> logits, with its gradient; None where the
-    network mixes the images of a batch."""
+def _exported(network: Network) -> bytes:
+    """The function (variables, images of any number) -> logits, with its gradient, as StableHLO."""
     from jax import export
 
     (count,) = export.symbolic_shape("n")
@@ -338,57 +334,70 @@ def _exported(network: Network) -> bytes | None:
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), network.variables
     )
-    try:
-        function = export.export(jax.jit(network.apply), platforms=("cpu", "cuda", "tpu"))
-        return bytes(function(shapes, images).serialize(vjp_order=1))
-    except Exception:  # a network whose operations depend on the number of images
-        return None
+    function = export.export(jax.jit(network.apply), platforms=("cpu", "cuda", "tpu"))
+    return bytes(function(shapes, images).serialize(vjp_order=1))
 
 
-def _load_saved(folder: Path, model: Any) -> Network:
-    record = files.read_json(folder / RECORD)
-    if not isinstance(record, dict) or NEEDED - set(record):
-        raise UserError(f"{folder / RECORD} is no record of a network: fetch the network anew")
-    if record["format"] != FORMAT:
-        raise UserError(
-            f"{folder / RECORD} is of format {record['format']}, and this version reads {FORMAT}: "
-            f"use a newer irp_jax"
-        )
-    if not isinstance(record["model"], dict) or ARRAYS not in (record["sha256"] or ()):
-        raise UserError(f"{folder / RECORD} is no record of a network: fetch the network anew")
-    for name, digest in record["sha256"].items():
-        if not (folder / name).is_file() or files.sha256(folder / name) != digest:
-            raise UserError(f"{folder / name} is damaged or missing: fetch the network anew")
-    variables: dict[str, dict[str, Any]] = {"params": {}, "batch_stats": {}}
-    with np.load(folder / ARRAYS, allow_pickle=False) as found:
-        for key in found.files:
-            kind, _, name = key.partition("/")
-            variables[kind][name] = found[key]
-    if model is not None or "name" in record["model"]:
+def _load_saved(folder: Path, model: Any, log: checkpoint.Log) -> Network:
+    record, variables, function = layout.read(folder)
+    if model is not None or layout.is_ours(record["model"]):
         known = _traced(record, model)
-        if dict(known.graph.groups) != record["groups"] or {
-            kind: set(group) for kind, group in variables.items()
-        } != {"params": set(known.graph.params), "batch_stats": set(known.graph.state)}:
+        if not _fit(known.graph, variables):
             raise _other_model(known.name)
+        if model is not None and record.get("fingerprint") != known.graph.fingerprint:
+            log(
+                f"{known.name} may not be the model that {folder} was made with: it is traced to "
+                f"other operations (another version of JAX does that, too)"
+            )
         apply = inference(known.network)
+    elif function is not None:
+        apply = _imported(folder, record, function, variables)
     else:
-        apply = _imported(folder, record)
+        raise UserError(
+            f"{folder} is of a network that is none of ours: give its model, {_stored_name(record)}"
+        )
     history = record.pop("history", [])
     return Network(apply=apply, variables=variables, record=record, history=history)
 
 
-def _imported(folder: Path, record: dict[str, Any]) -> Callable[[Any, jax.Array], jax.Array]:
+def _fit(graph: ChannelGraph, variables: Mapping[str, Mapping[str, np.ndarray]]) -> bool:
+    """Whether arrays are those of a graph's network, whole or cut."""
+    arrays = {**variables["params"], **variables["batch_stats"]}
+    names = set(variables["params"]), set(variables["batch_stats"])
+    if names != (set(graph.params), set(graph.state)):
+        return False
+    if any(arrays[name].ndim != len(extents) for name, extents in graph.arrays.items()):
+        return False
+    sizes = graph.sizes(arrays)
+    return all(
+        arrays[name].shape == tuple(extent.count(sizes) for extent in extents)
+        for name, extents in graph.arrays.items()
+    )
+
+
+def _stored_name(record: dict[str, Any]) -> str:
+    return record["model"].get("file") or record["model"]["class"]
+
+
+def _imported(
+    folder: Path,
+    record: dict[str, Any],
+    stored: bytes,
+    variables: Mapping[str, Mapping[str, np.ndarray]],
+) -> Callable[[Any, jax.Array], jax.Array]:
     """The function that was saved as StableHLO."""
-    name = record["model"].get("file") or record["model"].get("class", "its model")
-    if FUNCTION not in record["sha256"]:
-        raise UserError(f"{folder} is of a network that is none of ours: give its model, {name}")
     from jax import export
 
     try:
-        function = export.deserialize(bytearray((folder / FUNCTION).read_bytes()))
+        function = export.deserialize(bytearray(stored))
+        (given, _), _ = jax.tree.unflatten(function.in_tree, function.in_avals)
+        shapes = jax.tree.map(lambda aval: (aval.shape, aval.dtype), given)
+        fits = shapes == jax.tree.map(lambda array: (array.shape, array.dtype), dict(variables))
     except Exception as error:  # of another version of JAX, beyond its window
         raise UserError(
-            f"{folder / FUNCTION} is not readable by jax {jax.__version__}: give the network's "
-            f"model, {name}"
+            f"the function in {folder} is not readable by jax {jax.__version__}: give the "
+            f"network's model, {_stored_name(record)}"
         ) from error
+    if not fits:
+        raise UserError(f"the function in {folder} is of another network: fetch it anew")
     return lambda variables, images: function.call(variables, images)

@@ -1,13 +1,15 @@
 """A network ready to be trained: its channel graph, and itself on arrays of any width."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from irp_jax import adapters, graph, models
-from irp_jax.graph import ChannelGraph, Network
+from irp_jax.errors import UserError
+from irp_jax.graph import ChannelGraph, Network, program
 from irp_jax.pruning import slim
 
 
@@ -30,6 +32,16 @@ class TracedModel:
     network: Network
     init: Callable[[jax.Array], tuple[dict[str, Any], dict[str, Any]]]
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what the network computes, and of how its weights are drawn or given."""
+
+        def arrays(key: jax.Array) -> list[Any]:
+            return jax.tree.leaves(self.init(key))
+
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return program.fingerprint(program.trace(arrays, key), self.graph.fingerprint)
+
 
 def trace(
     model: Any,
@@ -45,22 +57,63 @@ def trace(
         model: see `adapters.adapt`.
         image_shape: (H, W, C) of one image.
         classes: how many logits it must have; any number if None.
-        variables: weights to start from; None for those of the model, or new ones.
+        variables: weights to start from: the collections of a Linen module, or the `variables` of
+            a `Network` of this model that is not pruned. None for those of the model, or new ones.
         spec: see `TracedModel`.
 
     Raises:
         UserError: it takes no such images, or does not return a logit for each class.
     """
-    adapted = adapters.adapt(model, image_shape, variables)
+    named_arrays = _are_named(variables)
+    adapted = adapters.adapt(model, image_shape, None if named_arrays else variables)
     params, state = adapters.shapes(adapted)
     found = graph.build(adapted.apply, params, state, image_shape, classes)
+    init = adapted.init
+    if named_arrays:
+        given = variables["params"], variables["batch_stats"]
+        _check_given(given, (params, state))
+
+        def init(key: jax.Array) -> tuple[dict[str, Any], dict[str, Any]]:
+            return jax.tree.map(jnp.array, given)
+
     return TracedModel(
         name=adapted.name,
         spec=spec or {"class": adapted.name},
         graph=found,
         network=graph.network(adapted.apply, found, params, state),
-        init=adapted.init,
+        init=init,
     )
+
+
+def _are_named(variables: Any) -> bool:
+    """Whether these are `Network.variables`: names with paths, and no nested collections."""
+    if not isinstance(variables, Mapping) or set(variables) != {"params", "batch_stats"}:
+        return False
+    return all(
+        isinstance(group, Mapping) and all(hasattr(array, "shape") for array in group.values())
+        for group in variables.values()
+    )
+
+
+def _check_given(given: Any, wanted: Any) -> None:
+    """Refuses arrays that are not those of the model at its full size.
+
+    Raises:
+        UserError: names the first array that differs.
+    """
+    for arrays, shapes in zip(given, wanted, strict=True):
+        for name in sorted({*arrays, *shapes}):
+            if name not in arrays or name not in shapes:
+                which = "lack" if name not in arrays else "have"
+                raise UserError(
+                    f"the variables {which} {name}, unlike the model: give those of this model"
+                )
+            if arrays[name].shape != shapes[name].shape:
+                raise UserError(
+                    f"{name} has shape {arrays[name].shape} in the variables and "
+                    f"{shapes[name].shape} in the model: give variables of a network that is not "
+                    f"pruned, trained with budget=1.0 for instance"
+                )
 
 
 def named(
@@ -88,4 +141,8 @@ def named(
 def check(model: TracedModel) -> float:
     """Compares the masked with the cut network by value: see `slim.check`."""
     params, state = jax.eval_shape(model.init, jax.random.key(0))
-    return slim.check(model.graph, model.network, params, state)
+
+    def initial() -> tuple[dict[str, Any], dict[str, Any]]:
+        return jax.device_get(jax.jit(model.init)(jax.random.key(0)))
+
+    return slim.check(model.graph, model.network, params, state, initial)

@@ -277,7 +277,7 @@ def tied_weights(net, x, train):
     return head(x + nn.relu(x @ kernel) @ kernel.T)
 
 
-@net({"Net": 4}, STEM + layer_macs(6, 4) + 4 * 5, whole=(("a", 6, "reduce_sum over it"),))
+@net({"kernel/out": 4}, STEM + layer_macs(6, 4) + 4 * 5, whole=(("a", 6, "reduce_sum over it"),))
 def weight_standardisation(net, x, train):
     x = nn.relu(conv(6, "a")(x))
     kernel = net.param("kernel", nn.initializers.lecun_normal(), (3, 3, 6, 4))

@@ -144,7 +144,7 @@ def test_what_was_interrupted_goes_on_to_the_same_network(finished, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train(Net(), workdir=tmp_path, callback=interrupt)
-    with pytest.raises(irp.UserError, match="is not finished: give its model"):
+    with pytest.raises(irp.UserError, match="none of ours: give its model"):
         irp.load(tmp_path)
     halfway = irp.load(tmp_path, model=Net())
     assert halfway.epoch == 1 and halfway(pixels()).shape == (5, 10)
@@ -158,11 +158,11 @@ def test_what_was_interrupted_goes_on_to_the_same_network(finished, tmp_path):
 @pytest.mark.parametrize(
     ("change", "hint"),
     [
-        ({"model": Net(width=9)}, "model_sha256"),
+        ({"model": Net(width=9)}, "model_fingerprint"),
         ({"seed": 3}, "seed=default, not 3"),
         ({"budget": 0.5}, "budget=0.4, not 0.5"),
         ({"dataset": "other images"}, "dataset_sha256"),
-        ({"variables": "other weights"}, "weights_sha256"),
+        ({"variables": "other weights"}, "model_fingerprint"),
     ],
 )
 def test_a_folder_of_another_run_is_refused(finished, change, hint):
@@ -381,3 +381,172 @@ def test_a_network_that_mixes_the_images_of_a_batch_comes_back_with_its_model(tm
     network.save(tmp_path / "mixing")
     again = irp.load(tmp_path / "mixing", model=Mixing())
     np.testing.assert_array_equal(again(pixels(60)), network(pixels(60)))
+
+
+@pytest.mark.parametrize("where", ["inside the folder", "elsewhere"])
+def test_no_file_that_a_record_names_is_ever_run(copied, tmp_path_factory, where):
+    folder = copied if where == "inside the folder" else tmp_path_factory.mktemp("elsewhere")
+    ran = folder / "ran"
+    (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nNet = None\n")
+    record = json.loads((copied / "network.json").read_text())
+    record["model"] = {"name": f"{folder / 'evil.py'}:Net", "width": 1.0}
+    (copied / "network.json").write_text(json.dumps(record))
+    with pytest.raises(irp.UserError, match="no record of a network"):
+        irp.load(copied)
+    assert not ran.exists()
+
+
+def test_no_file_that_a_checkpoint_names_is_ever_run(finished, tmp_path):
+    saved = checkpoint.restore(finished[0] / "checkpoints", None, print)
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nNet = None\n")
+    record = {**saved.record, "network": {**saved.record["network"]}}
+    record["network"]["model"] = {"name": f"{tmp_path / 'evil.py'}:Net", "width": 1.0}
+    checkpoint.save(tmp_path / "checkpoints", 3, saved.network, None, record)
+    with pytest.raises(irp.UserError, match="none of ours"):
+        irp.load(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sha256": []},
+        {"sha256": {"arrays.npz": "0", "../../other": "0"}},
+        {"model": {"name": "resnet8"}},
+        {"model": {"name": 5, "width": 1.0}},
+        {"model": {}},
+        {"class_names": 5},
+        {"image_shape": [8, 8]},
+        {"image_shape": [2**20, 2**20, 3]},
+        {"kept": None},
+        {"kept": {"first": 0}},
+        {"cost": None},
+        {"cost": {"macs": 1}},
+        {"trained": {}},
+        {"dtypes": None},
+    ],
+)
+def test_a_record_that_cannot_be_is_told_in_one_line(copied, change):
+    record = json.loads((copied / "network.json").read_text())
+    (copied / "network.json").write_text(json.dumps({**record, **change}))
+    with pytest.raises(irp.UserError, match="no record of a network"):
+        irp.load(copied)
+
+
+@pytest.mark.parametrize("what", ["unknown kind", "text", "objects", "no archive"])
+def test_arrays_that_are_none_are_told_in_one_line(copied, what):
+    with np.load(copied / "arrays.npz") as found:
+        arrays = {name: found[name] for name in found.files}
+    more = {
+        "unknown kind": {"foo/bar": np.zeros(2)},
+        "text": {"params/first/bias": np.array(["a"])},
+        "objects": {"params/first/bias": np.array([None])},
+    }
+    np.savez(copied / "arrays.npz", **{**arrays, **more.get(what, {})})
+    if what == "no archive":
+        (copied / "arrays.npz").write_bytes(b"nothing")
+    record = json.loads((copied / "network.json").read_text())
+    record["sha256"]["arrays.npz"] = files.sha256(copied / "arrays.npz")
+    (copied / "network.json").write_text(json.dumps(record))
+    with pytest.raises(irp.UserError, match="not what a saved network holds"):
+        irp.load(copied)
+
+
+def test_what_else_lies_in_the_folder_of_a_network_survives_its_renewal(saved, tmp_path):
+    network = irp.load(saved)
+    network.save(tmp_path / "network")
+    (tmp_path / "network" / "README.md").write_text("a card")
+    network.save(tmp_path / "network")
+    assert (tmp_path / "network" / "README.md").read_text() == "a card"
+    assert [path.name for path in tmp_path.iterdir()] == ["network"]
+
+
+def test_a_network_is_pruned_that_was_trained_before():
+    whole = train(Net(), budget=1.0, epochs=1)
+    small = train(Net(), variables=whole, epochs=1, learning_rate=1e-6)
+    assert small.cost["macs_ratio"] <= 0.4
+    kept = np.asarray(small.variables["params"]["classifier/kernel"])
+    rows = np.asarray(whole.variables["params"]["classifier/kernel"])
+    nearest = np.abs(kept[:, None] - rows[None]).max(-1).min(1)
+    assert (nearest < 1e-3).all(), "its channels are some of those it began with"
+    with pytest.raises(irp.UserError, match="not pruned"):
+        train(Net(), variables=small)
+
+
+def test_what_another_model_computes_is_said(saved, capsys):
+    class Twin(Net):  # the same arrays, another function
+        @nn.compact
+        def __call__(self, images, train):
+            x = nn.Conv(self.width, (3, 3), name="first")(images - 0.5)
+            x = nn.gelu(nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(x))
+            x = nn.gelu(nn.Conv(12, (3, 3), strides=2, name="second")(x))
+            return nn.Dense(self.classes, name="classifier")(x.mean((1, 2)))
+
+    irp.load(saved, model=Net())
+    assert not capsys.readouterr().out
+    irp.load(saved, model=Twin())
+    assert "may not be the model" in capsys.readouterr().out
+
+
+def dense_weights(dtype):
+    random = np.random.default_rng(0)
+    return {
+        "a": {"kernel": jnp.asarray(random.normal(0, 0.2, (64, 16)), dtype)},
+        "b": {"kernel": jnp.asarray(random.normal(0, 0.2, (16, 10)), dtype)},
+    }
+
+
+def half_precision(weights, images):
+    x = images.reshape(len(images), -1).astype(weights["a"]["kernel"].dtype)
+    return jax.nn.relu(x @ weights["a"]["kernel"]) @ weights["b"]["kernel"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_networks_of_few_bits_are_trained_averaged_saved_and_loaded(tmp_path, dtype):
+    pair = half_precision, dense_weights(dtype)
+    network = train(pair, workdir=tmp_path, epochs=1, ema=0.9, learning_rate=0.01)
+    assert network.variables["params"]["a/kernel"].dtype == jnp.dtype(dtype)
+    logits = np.asarray(network(pixels()), np.float32)
+    assert np.isfinite(logits).all()
+    again = irp.load(tmp_path / "network")
+    np.testing.assert_array_equal(np.asarray(again(pixels()), np.float32), logits)
+
+
+def test_another_network_of_the_same_layers_is_another_run(tmp_path):
+    class Dropped(nn.Module):
+        rate: float = 0.1
+        scale: float = 1.0
+
+        @nn.compact
+        def __call__(self, images, train):
+            init = nn.initializers.normal(self.scale)
+            x = nn.relu(nn.Dense(16, kernel_init=init)(images.reshape(len(images), -1)))
+            return nn.Dense(10)(nn.Dropout(self.rate, deterministic=not train)(x))
+
+    train(Dropped(), workdir=tmp_path, epochs=1)
+    for other in (Dropped(rate=0.9), Dropped(scale=5.0)):
+        with pytest.raises(irp.UserError, match="a different run"):
+            train(other, workdir=tmp_path, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset": (np.zeros((4, 8, 8, 1)), np.zeros(4))}, "from_arrays"),
+        ({"config": {"epochs": 3}}, "config of type dict"),
+        ({"workdir": 3}, "workdir of type int"),
+        ({"callback": 3}, "callback of type int"),
+        ({"model": None}, "model=None"),
+    ],
+)
+def test_arguments_of_other_types_are_refused(change, message):
+    with pytest.raises(irp.UserError, match=message):
+        train(**{"model": Net(), **change})
+
+
+def test_numpy_scalars_and_fractions_are_settings(saved):
+    given = {"seed": np.int64(1), "epsilon": "1/255", "epochs": np.int32(1)}
+    assert train(Net(), **given).epsilon == 1 / 255
+    for images in (np.zeros((2, 8, 8, 1), int), np.zeros((0, 8, 8, 1))):
+        with pytest.raises(irp.UserError, match="images must be"):
+            irp.load(saved)(images)

@@ -302,3 +302,79 @@ def test_a_network_that_is_another_for_one_image_is_refused():
     model.network(params, {}, jnp.zeros((3, *SHAPE)), train=False)
     with pytest.raises(UserError, match="with 1 images the channels of a/out cannot be pruned"):
         model.network(params, {}, jnp.zeros((1, *SHAPE)), train=False)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda x: x / len(x),
+        lambda x: x if len(x) > 2 else 2 * x,
+        lambda x: x + np.ones((len(x), 1, 1, 1), np.float32),
+    ],
+    ids=["divided by it", "another branch", "a constant of its size"],
+)
+def test_a_network_that_uses_the_number_of_images_is_traced_for_each(use):
+    random = np.random.default_rng(0)
+    params = {
+        "a/kernel": random.normal(size=(3, 6)).astype(np.float32),
+        "b/kernel": random.normal(size=(6, 4)).astype(np.float32),
+    }
+
+    def network(params, images):
+        return jax.nn.relu(use(images) @ params["a/kernel"]).mean((1, 2)) @ params["b/kernel"]
+
+    model = traced.trace((network, params), SHAPE)
+    assert not model.graph.any_batch
+    for count in (1, 2, 5):
+        images = random.uniform(size=(count, *SHAPE)).astype(np.float32)
+        ours, _ = model.network(params, {}, images, train=False)
+        np.testing.assert_allclose(ours, network(params, images), rtol=1e-5)
+
+
+def test_names_do_not_tell_where_the_code_is():
+    params = {"a": np.ones((3, 6), np.float32), "b": np.ones((6, 4), np.float32)}
+
+    def network(params, images):
+        x = jax.nn.relu(images @ (params["a"] - params["a"].mean(0)))
+        return (x.mean((1, 2)) @ (params["b"] - params["b"].mean(1, keepdims=True))) * 1.0
+
+    graph = traced.trace((network, params), SHAPE).graph
+    said = [*graph.groups, *(layer.name for layer in graph.layers)]
+    assert not any(".py" in name for name in said)
+
+
+def test_functions_alike_but_for_their_derivative_rules_are_told_apart():
+    @jax.custom_jvp
+    def outer(x):
+        return 2.0 * x
+
+    @jax.custom_jvp
+    def inner(x):
+        return 2.0 * x
+
+    outer.defjvp(lambda p, t: (outer(*p), inner(*p) * t[0]))
+    inner.defjvp(lambda p, t: (inner(*p), 7.0 * t[0]))
+    params = {"k": np.full((3, 4), 0.1, np.float32)}
+
+    def network(params, images):
+        return outer(outer(images) * images).mean((1, 2)) @ params["k"]
+
+    model = traced.trace((network, params), SHAPE)
+    images = np.random.default_rng(0).uniform(size=(2, *SHAPE)).astype(np.float32)
+
+    def second(function):
+        first = jax.grad(lambda x: function(x).sum())
+        return jax.grad(lambda x: jnp.square(first(x)).sum())(images)
+
+    ours = second(lambda x: model.network(params, {}, x, train=False)[0])
+    np.testing.assert_allclose(ours, second(lambda x: network(params, x)), rtol=1e-5)
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    params = {"a/kernel": np.ones((3, 6), np.float32), "b/kernel": np.ones((6, 4), np.float32)}
+
+    def network(params, images):
+        return jnp.log(-jnp.abs(images @ params["a/kernel"]) - 1).mean((1, 2)) @ params["b/kernel"]
+
+    with pytest.raises(UserError, match="not finite"):
+        traced.check(traced.trace((network, params), SHAPE))

@@ -192,9 +192,10 @@ def _spec(options: Options, epsilon: float) -> AttackSpec:
 
 
 def _test_set(options: Options, net: network.Network, name: str) -> tuple[np.ndarray, np.ndarray]:
-    trained_on = net.record["trained"][
-        "data_dir"
-    ]  # on another machine, perhaps: nothing is put there
+    # On another machine, perhaps: nothing is put there.
+    trained_on = net.record["trained"]["data_dir"]
+    if options.dataset is None and name.endswith(".npz") and not Path(name).is_file():
+        raise UserError(f"it was trained on {name}, which is not here: give --dataset=PATH")
     known = trained_on is not None and Path(trained_on).expanduser().is_dir()
     there = trained_on if known else None
     dataset = data.load(name, data_dir=options.data_dir or there, validation_fraction=0.0)

@@ -19,7 +19,7 @@ def parse_budget(text: str | float) -> tuple[float, bool]:
     Raises:
         UserError: says what was given and what could be meant.
     """
-    match = re.fullmatch(r"([0-9.eE+-]+|nan|inf)([kMG]?)", str(text).strip())
+    match = re.fullmatch(r"([0-9.eE+-]+|nan|inf)([kKMG]?)", str(text).strip())
     try:
         number = float(match[1]) if match else math.nan
     except ValueError:
@@ -29,7 +29,7 @@ def parse_budget(text: str | float) -> tuple[float, bool]:
             f"budget {text!r} is not a number: give a fraction like 0.16 or an amount like 0.04M"
         )
     if match[2]:
-        amount = number * {"k": 1e3, "M": 1e6, "G": 1e9}[match[2]]
+        amount = number * {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9}[match[2]]
         if not 0 < amount < math.inf:
             raise UserError(f"budget must be positive and finite, got {text}: for instance 0.04M")
         return amount, True

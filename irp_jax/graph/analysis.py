@@ -20,7 +20,7 @@ from irp_jax.graph.rules import POSITIONS, RULES, Axes, opaque, plain
 
 ZERO_STAYS = frozenset(
     {
-        "abs", "asinh", "atan", "convert_element_type", "copy", "copy_p", "erf",
+        "abs", "asinh", "atan", "convert_element_type", "copy", "copy_p", "erf", "name",
         "expm1", "integer_pow", "log1p", "mul", "neg", "reduce_precision", "sign", "sin",
         "sinh", "square", "stop_gradient", "tan", "tanh", "optimization_barrier",
         "sharding_constraint",
@@ -54,6 +54,8 @@ class Contraction:
         writes: which axes of the kernel become the output's channels.
         around: axes of the input that are neither contracted nor in the kernel, but for the batch.
         where: the module or source line.
+        source: the first parameter that the kernel is computed from, where it has no origin.
+        module: the module that it happens in; "" outside of modules.
     """
 
     kind: Literal["conv", "dense", "matmul"]
@@ -63,6 +65,8 @@ class Contraction:
     writes: tuple[int, ...]
     around: Axes
     where: str
+    source: str = ""
+    module: str = ""
 
 
 class Analysis:
@@ -100,6 +104,7 @@ class Analysis:
             program.inputs[i]: Origin(name, tuple(range(len(inputs[i]))))
             for i, name in parameters.items()
         }
+        self._sources: dict[int, str] = {program.inputs[i]: n for i, n in parameters.items()}
         self._run(program, inputs)
         self.outputs = [self._of(atom) for atom in program.outputs]
 
@@ -116,6 +121,13 @@ class Analysis:
             self.axes.update(zip(equation.outputs, outputs, strict=True))
             if any(isinstance(atom, int) and atom in self._seen for atom in equation.inputs):
                 self._seen.update(equation.outputs)
+            sources = [
+                self._sources[atom]
+                for atom in equation.inputs
+                if isinstance(atom, int) and atom in self._sources
+            ]
+            if sources:
+                self._sources.update(dict.fromkeys(equation.outputs, sources[0]))
             origin = self._origin(equation)
             if origin is not None:
                 self._origins[equation.outputs[0]] = origin
@@ -146,6 +158,9 @@ class Analysis:
                 writes=(),
                 around=plain((macs,)),
                 where=f"{equation.name} in {equation.where}",
+                module=f"{equation.name} in {equation.module}"
+                if equation.module
+                else equation.name,
             )
         )
 
@@ -177,6 +192,8 @@ class Analysis:
                 self._seen.add(variable)
             if isinstance(atom, int) and atom in self._origins:
                 self._origins[variable] = self._origins[atom]
+            if isinstance(atom, int) and atom in self._sources:
+                self._sources[variable] = self._sources[atom]
 
     def _depends(self, atom: Atom) -> bool:
         return isinstance(atom, int) and atom in self._seen
@@ -254,6 +271,7 @@ class Analysis:
                     writes=(),
                     around=tuple(a for a in out if root(a) is not root(self.batch)),
                     where=where,
+                    module=equation.module,
                 )
             )
             return [out]
@@ -296,6 +314,8 @@ class Analysis:
                 writes=writes,
                 around=around,
                 where=equation.where,
+                source=self._sources.get(atom, "") if isinstance(atom, int) else "",
+                module=equation.module,
             )
         )
 
@@ -376,7 +396,12 @@ def _constant(value: Any) -> Axes:
         return plain(value.shape, "random keys")
     value = np.asarray(value)
     return tuple(
-        Axis(size, None if (value == value.take([0], axis)).all() else "values of a constant")
+        Axis(
+            size,
+            None
+            if (value == value.take([0], axis)).all()
+            else "values of a constant differ along it: make it a parameter",
+        )
         for axis, size in enumerate(value.shape)
     )
 

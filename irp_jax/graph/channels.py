@@ -14,7 +14,7 @@ from irp_jax.errors import UserError
 from irp_jax.graph.analysis import Analysis, Contraction, positions
 from irp_jax.graph.axes import BATCH, Axis, is_whole, keep, leaves, reason, root, tie
 from irp_jax.graph.extent import Extent, axis_of, extent_of
-from irp_jax.graph.program import Program, fingerprint, trace
+from irp_jax.graph.program import Program, fingerprint, is_alike, trace
 
 Arrays = dict[str, Any]
 """Name -> array, for instance "stage1_block0/conv1/kernel"."""
@@ -124,6 +124,15 @@ class ChannelGraph:
     classes: int
     any_batch: bool
     fingerprint: str
+
+    def __repr__(self) -> str:
+        """In short; `bin/describe` shows all of it."""
+        macs = sum(layer.macs({}) for layer in self.layers)
+        sizes = (math.prod(extent.size for extent in axes) for axes in self.params.values())
+        return (
+            f"ChannelGraph({len(self.groups)} groups, {len(self.layers)} layers, {macs:,} MACs, "
+            f"{sum(sizes):,} parameters)"
+        )
 
     @functools.cached_property
     def arrays(self) -> Mapping[str, tuple[Extent, ...]]:
@@ -259,12 +268,12 @@ def build(
     names, others = sorted(params), sorted(state)
     shared = {n: tuple(Axis(s) for s in np.shape(params[n])) for n in names}
     shared |= {n: tuple(Axis(s) for s in np.shape(state[n])) for n in others}
-    analyses = []
+    analyses, identity = [], ""
     for train in (False, True):
         program = traced(function, params, state, image_shape, batch=TRACED, train=train)
         if not train:
             found = _check_logits(program, classes)
-            identity = fingerprint(program)
+        identity = fingerprint(program, identity)
         batch = Axis(TRACED)
         batch.group = BATCH
         analyses.append(_analysed(program, names, others, shared, batch, image_shape))
@@ -284,8 +293,9 @@ def build(
     _keep_unsolvable(shared, groups)
     final = _axes_of_logits(inference)
     layers = _layers(inference.contractions, final)
+    more = traced(function, params, state, image_shape, batch=TRACED + 1, train=False)
     if is_whole(inference.batch):
-        layers = _for_one_image(layers, function, params, state, shared, image_shape)
+        layers = _for_one_image(layers, more, shared, sorted(params), sorted(state), image_shape)
     reads: dict[str, tuple[int, ...]] = {}
     for contraction in inference.contractions + training.contractions:
         if contraction.origin is not None:
@@ -308,7 +318,7 @@ def build(
         whole=_whole(inference.contractions),
         image_shape=image_shape,
         classes=found,
-        any_batch=not is_whole(inference.batch),
+        any_batch=not is_whole(inference.batch) and is_alike(inference.program, more),
         fingerprint=identity,
     )  # fmt: skip
 
@@ -368,6 +378,9 @@ def _check_logits(program: Program, classes: int | None) -> int:
             f"the network returns shape {shape} for {TRACED} images: it must return logits (N, K), "
             f"here ({TRACED}, {classes or 'K'})"
         )
+    dtype = program.dtype(program.outputs[0])
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise UserError(f"the network returns {dtype}: its logits must be floating-point numbers")
     if classes is not None and shape[1] != classes:
         raise UserError(
             f"the network has {shape[1]} logits, and the data has {classes} classes: it needs one "
@@ -383,7 +396,10 @@ def layer_name(array: str) -> str:
 
 
 def _name(contraction: Contraction) -> str:
-    return layer_name(contraction.origin.name) if contraction.origin else contraction.where
+    """Of a layer: after its kernel, or the parameter that its kernel is computed from; never after
+    a line of code, which moves."""
+    parameter = contraction.origin.name if contraction.origin else contraction.source
+    return layer_name(parameter) if parameter else contraction.module or contraction.kind
 
 
 def _name_groups(contractions: list[Contraction], taken: set[str]) -> dict[str, Axis]:
@@ -475,19 +491,18 @@ def _of_one_image(extent: Extent) -> Extent:
 
 def _for_one_image(
     layers: tuple[Layer, ...],
-    function: Function,
-    params: Mapping[str, Any],
-    state: Mapping[str, Any],
+    program: Program,
     shared: Mapping[str, tuple[Axis, ...]],
+    names: list[str],
+    others: list[str],
     image_shape: tuple[int, ...],
 ) -> tuple[Layer, ...]:
     """Layers whose uses count one image, where an operation without a rule hid the batch axis: uses
     that grow with the number of images are divided by it."""
-    program = traced(function, params, state, image_shape, batch=TRACED + 1, train=False)
     fresh = {name: tuple(Axis(axis.size) for axis in axes) for name, axes in shared.items()}
     batch = Axis(TRACED + 1)
     batch.group = BATCH
-    more = _analysed(program, sorted(params), sorted(state), fresh, batch, image_shape)
+    more = _analysed(program, names, others, fresh, batch, image_shape)
     if len(more.contractions) != len(layers):
         return layers
 

@@ -9,6 +9,7 @@ of their own (`jax.custom_jvp`), and rematerialised ones (`jax.checkpoint`).
 import dataclasses
 import hashlib
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,7 +42,8 @@ class Equation:
         params: its static parameters.
         inputs: what it is applied to.
         outputs: the variables it defines.
-        where: the module or source line it comes from.
+        module: the module that it belongs to; "" outside of modules.
+        line: the source line.
         source: the equation as JAX has it, to be evaluated unchanged.
         call: of a nested call, what is called.
     """
@@ -50,7 +52,8 @@ class Equation:
     params: dict[str, Any]
     inputs: tuple[Atom, ...]
     outputs: tuple[int, ...]
-    where: str
+    module: str
+    line: str
     source: Any
     call: "Call | None" = None
 
@@ -58,6 +61,11 @@ class Equation:
     def name(self) -> str:
         """The primitive's name."""
         return self.primitive.name
+
+    @property
+    def where(self) -> str:
+        """For messages: the module, else the source line."""
+        return self.module or self.line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -81,6 +89,10 @@ class Program:
     def shape(self, atom: Atom) -> tuple[int, ...]:
         """The shape of a variable or literal."""
         return self.avals[atom].shape if isinstance(atom, int) else np.shape(atom.val)
+
+    def dtype(self, atom: Atom) -> Any:
+        """The dtype of a variable or literal."""
+        return self.avals[atom].dtype if isinstance(atom, int) else np.asarray(atom.val).dtype
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -172,7 +184,8 @@ class _Tracer:
                     params=dict(source.params),
                     inputs=tuple(inputs),
                     outputs=tuple(outputs),
-                    where=inside or _line(source),
+                    module=inside,
+                    line=_line(source),
                     source=source,
                     call=self.call(source, inside),
                 )
@@ -190,7 +203,9 @@ class _Tracer:
         if any(not jnp.issubdtype(v.aval.dtype, jnp.floating) for v in source.invars):
             return None  # integers have no tangents of their own type: evaluated as it is
         inner = source.params["call_jaxpr"]
-        key = str(inner)
+        # Functions with the same body may have different rules.
+        rule_of = getattr(source.params.get("jvp_jaxpr_fun"), "debug_info", None)
+        key = f"{inner} {getattr(rule_of, 'func_src_info', '')}"
         if key in self.under_way:
             return self.under_way[key]
         call = self.under_way[key] = Call(body=self.program(inner.jaxpr, inner.consts, where))
@@ -228,31 +243,63 @@ def _line(source: Any) -> str:
     return source_info_util.summarize(source.source_info) or "the network"
 
 
-def fingerprint(program: Program) -> str:
-    """SHA-256 of what a program computes: operations, shapes, literals and constants.
+NAMES_SIZES = frozenset(
+    {
+        "shape", "new_sizes", "sizes", "start_indices", "limit_indices", "slice_sizes", "reps",
+        "padding_config", "broadcast_dimensions", "jaxpr", "call_jaxpr",
+    }
+)  # fmt: skip
+"""Parameters that name sizes of axes, or hold functions that do."""
 
-    Two traces of the same code agree, in whatever process they are made.
+
+def is_alike(one: Program, other: Program) -> bool:
+    """Whether two traces of a network, on different numbers of images, compute the same but for
+    sizes: the same operations, constants and scalars. Else the number of images is used in it."""
+    if len(one.equations) != len(other.equations):
+        return False
+    if list(map(_constant, one.constants.values())) != list(
+        map(_constant, other.constants.values())
+    ):
+        return False
+
+    def scalars(equation: Equation) -> list[str]:
+        return [_literal(atom) for atom in equation.inputs if not isinstance(atom, int)]
+
+    for a, b in zip(one.equations, other.equations, strict=True):
+        if a.name != b.name or scalars(a) != scalars(b):
+            return False
+        for key in set(a.params) - NAMES_SIZES:
+            if _plain(a.params[key]) != _plain(b.params[key]):
+                return False
+        if a.call is not None and b.call is not None and not is_alike(a.call.body, b.call.body):
+            return False
+    return True
+
+
+def fingerprint(program: Program, before: str = "") -> str:
+    """SHA-256 of what a program computes: operations, shapes, literals, constants and the functions
+    that operations hold.
+
+    Two traces of the same code agree, in whatever process they are made, with one version of JAX.
+
+    Args:
+        program: what to tell from others.
+        before: a fingerprint that this one goes on from.
     """
-    total = hashlib.sha256()
+    total = hashlib.sha256(before.encode())
+    seen: set[int] = set()
 
     def atom(value: Atom) -> str:
-        return f"v{value}" if isinstance(value, int) else f"{value.val!r}:{value.aval}"
-
-    seen: set[int] = set()
+        return f"v{value}" if isinstance(value, int) else _literal(value)
 
     def feed(program: Program) -> None:
         for number, value in program.constants.items():
-            if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
-                value = jax.random.key_data(value)
-            array = np.asarray(value)
-            total.update(f"{number} {array.dtype} {array.shape}".encode() + array.tobytes())
+            total.update(f"{number} {_constant(value)}".encode())
         for equation in program.equations:
-            params = {
-                key: value for key, value in sorted(equation.params.items()) if _is_plain(value)
-            }
+            held = {key: _plain(value) for key, value in sorted(equation.params.items())}
             shapes = [str(program.avals[v]) for v in equation.outputs]
             inputs = [atom(value) for value in equation.inputs]
-            total.update(f"{equation.name} {params} {inputs} {shapes}\n".encode())
+            total.update(f"{equation.name} {held} {inputs} {shapes}\n".encode())
             if equation.call is not None and id(equation.call) not in seen:
                 seen.add(id(equation.call))
                 feed(equation.call.body)
@@ -264,8 +311,19 @@ def fingerprint(program: Program) -> str:
     return total.hexdigest()
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a parameter prints alike everywhere: no functions, no addresses."""
-    if isinstance(value, tuple):
-        return all(_is_plain(part) for part in value)
-    return value is None or isinstance(value, (bool, int, float, str, np.dtype))
+def _literal(value: jex.Literal) -> str:
+    return f"{value.val!r}:{value.aval}"
+
+
+def _constant(value: Any) -> str:
+    """A constant by its content."""
+    if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        value = jax.random.key_data(value)
+    array = np.asarray(value)
+    return f"{array.dtype} {array.shape} {hashlib.sha256(array.tobytes()).hexdigest()}"
+
+
+def _plain(value: Any) -> str:
+    """A parameter as text, without the addresses of functions; with the constants of programs."""
+    held = [_constant(constant) for constant in getattr(value, "consts", ())]
+    return re.sub(r"0x[0-9a-f]+", "", f"{value} {held or ''}")

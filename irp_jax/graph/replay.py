@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from irp_jax.graph.analysis import Analysis
@@ -41,7 +42,7 @@ def network(
             (`graph.convolution`); False leaves the operations as they were traced.
 
     Returns:
-        A pure function of arrays. The sizes of groups are read off the arrays' shapes. It is
+        A pure function of arrays. Logits of fewer than 32 bits come back as float32. The sizes of groups are read off the arrays' shapes. It is
         traced once for every number of images in training; once for all in inference, unless the
         network mixes images there.
     """
@@ -72,6 +73,8 @@ def network(
         inputs += [state[name] for name in sorted(graph.state)]
         inputs += [images, jax.random.key(0) if key is None else key]
         logits, *new = _Replay(analysis, sizes, fast).run(analysis.program, inputs)
+        if logits.dtype.itemsize < 4:  # losses and attacks compare them closely
+            logits = logits.astype(jnp.float32)
         return logits, dict(zip(sorted(graph.state), new, strict=True)) if train else state
 
     return apply

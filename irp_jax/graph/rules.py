@@ -23,7 +23,7 @@ ELEMENTWISE = frozenset(
         "conj", "convert_element_type", "copy", "copy_p", "cos", "cosh", "digamma", "div", "eq",
         "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma",
         "igammac", "imag", "integer_pow", "is_finite", "le", "lgamma", "log", "log1p",
-        "logistic", "lt", "max", "min", "mul", "ne", "neg", "nextafter", "not",
+        "logistic", "lt", "max", "min", "mul", "name", "ne", "neg", "nextafter", "not",
         "optimization_barrier", "or", "polygamma", "population_count", "pow", "real",
         "reduce_precision", "rem", "round", "rsqrt", "select_n", "sharding_constraint",
         "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sinh",

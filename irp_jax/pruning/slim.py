@@ -1,7 +1,7 @@
 """Masked network -> the arrays of the small dense network that computes the same function."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -50,47 +50,69 @@ def cut(graph: ChannelGraph, tree: Any, survivors: Mapping[str, np.ndarray]) -> 
     return jax.tree_util.tree_map_with_path(cut_leaf, tree)
 
 
-def check(graph: ChannelGraph, network: Network, params: Any, state: Any) -> float:
+def check(
+    graph: ChannelGraph,
+    network: Network,
+    params: Any,
+    state: Any,
+    initial: Callable[[], tuple[Any, Any]] | None = None,
+) -> float:
     """Compares the masked with the cut network by value, on random arrays and masks.
 
     Args:
         graph: the channel graph.
         network: the function that it was read off, see `graph.network`.
         params, state: name -> array, or its shape and dtype; values play no part.
+        initial: () -> (params, state) to compare with where the network has no finite logits on
+            random arrays.
 
     Returns:
-        The largest difference between their logits, relative to the largest logit.
+        The largest difference between their logits in inference, relative to the largest logit.
 
     Raises:
-        UserError: they differ: the network does something that the graph does not know of.
+        UserError: they differ: the network does something that the graph does not know of. Or its
+            logits are no numbers.
     """
     random = np.random.default_rng(0)
-    params = {name: _drawn(random, array) for name, array in params.items()}
-    state = {name: _drawn(random, array) for name, array in state.items()}
     images = random.uniform(size=(2, *graph.image_shape)).astype(np.float32)
     run = jax.jit(
         lambda params, state: network(params, state, images, train=False)[0],
         compiler_options={"xla_backend_optimization_level": 0},  # it runs a few times only
     )
+    arrays = (
+        {name: _drawn(random, array) for name, array in params.items()},
+        {name: _drawn(random, array) for name, array in state.items()},
+    )
+    if not _is_finite(run(*arrays)) and initial is not None:
+        arrays = initial()
+    if not _is_finite(run(*arrays)):
+        raise UserError("the network's logits are not finite on random images: mend it first")
     worst = 0.0
     for share in (0.25, 0.75):
         logits: Masks = {
             name: jnp.where(random.permutation(size) < max(1, round(share * size)), 1.0, -1.0)
             for name, size in graph.groups.items()
         }
-        gates = masking.gates(logits)
         survivors = surviving(logits)
-        masked = np.asarray(run(masking.apply(graph, params, gates), state))
-        small = np.asarray(run(cut(graph, params, survivors), cut(graph, state, survivors)))
-        scale = max(float(np.nan_to_num(np.abs(masked)).max()), 1e-6)
-        apart = np.where(np.isnan(masked) & np.isnan(small), 0.0, np.abs(masked - small))
-        worst = float(np.maximum(worst, apart.max() / scale))  # not a number stays that
+        masked = np.asarray(run(masking.apply(graph, arrays[0], masking.gates(logits)), arrays[1]))
+        if not _is_finite(masked):
+            raise UserError(
+                "the network's logits are not finite once channels are masked: it divides by the "
+                "size of what a kernel reads, for instance; keep that from being zero"
+            )
+        small = np.asarray(run(*cut(graph, arrays, survivors)))
+        scale = max(float(np.abs(masked).max()), 1e-6)
+        worst = float(np.maximum(worst, np.abs(masked - small).max() / scale))
     if not worst <= TOLERANCE:
         raise UserError(
             f"the network cannot be pruned: masked and cut it differs by {worst:.1g} of its "
             f"largest logit; please report it, with the network, as a defect of irp_jax"
         )
     return worst
+
+
+def _is_finite(logits: Any) -> bool:
+    return bool(np.isfinite(np.asarray(logits, np.float32)).all())
 
 
 def _drawn(random: np.random.Generator, array: Any) -> np.ndarray:

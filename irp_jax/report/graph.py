@@ -1,5 +1,7 @@
 """A channel graph as tables."""
 
+import math
+
 from rich.table import Table
 
 from irp_jax.graph import ChannelGraph, Extent
@@ -73,6 +75,11 @@ def whole_table(graph: ChannelGraph) -> Table:
     return table
 
 
+def _up(share: float) -> str:
+    """A share that is enough, in four digits."""
+    return f"{math.ceil(share * 1e4) / 1e4:g}"
+
+
 def summary(graph: ChannelGraph, apart: float) -> list[str]:
     """The cost as a whole, and how little of it may be left.
 
@@ -83,10 +90,15 @@ def summary(graph: ChannelGraph, apart: float) -> list[str]:
     dense = cost.total(graph)
     least = cost.total(graph, masks.floors(graph, "channel"))
     one = cost.total(graph, dict.fromkeys(graph.groups, 1))
+    if not graph.groups:
+        return [
+            f"{dense.macs:,} MACs per image, {dense.params:,} parameters",
+            "nothing can be pruned: bin/train refuses this network",
+        ]
     return [
         f"{dense.macs:,} MACs per image, {dense.params:,} parameters, in {len(graph.groups)} "
         f"channel groups; {1 - one.params / dense.params:.1%} of the parameters can be pruned",
-        f"smallest budget: {least.macs / dense.macs:.4f} of the MACs, "
-        f"{least.params / dense.params:.4f} of the parameters",
+        f"smallest budget: {_up(least.macs / dense.macs)} of the MACs, "
+        f"{_up(least.params / dense.params)} of the parameters",
         f"masked and cut network differ by {apart:.1e} of the largest logit",
     ]

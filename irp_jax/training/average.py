@@ -29,6 +29,9 @@ def follow(average: Any, latest: Any, step: Any, decay: float) -> Any:
 
     def averaged(old: jax.Array, new: jax.Array) -> jax.Array:
         # What a network counts, steps for instance, is as it is now.
-        return keep * old + (1.0 - keep) * new if jnp.issubdtype(new.dtype, jnp.floating) else new
+        if not jnp.issubdtype(new.dtype, jnp.floating):
+            return new
+        wide = keep * old.astype(jnp.float32) + (1.0 - keep) * new.astype(jnp.float32)
+        return wide.astype(old.dtype)
 
     return jax.tree.map(averaged, average, latest)

@@ -5,9 +5,8 @@ import time
 from typing import Any
 
 import jax
-import numpy as np
 
-from irp_jax import attacks, checkpoint, data, evaluation, files, parallel, traced
+from irp_jax import attacks, checkpoint, data, evaluation, files, models, parallel, traced
 from irp_jax import config as configs
 from irp_jax import network as networks
 from irp_jax.config import Config
@@ -71,8 +70,8 @@ def run(
         subject = traced.named(config.model, config.width, shape, classes, config.seed)
     else:
         subject = traced.trace(model, shape, classes, variables=variables)
-        identity["model_sha256"] = subject.graph.fingerprint
-        identity["weights_sha256"] = _weights_digest(subject, config.seed)
+    if model is not None or models.is_file(config.model):
+        identity["model_fingerprint"] = subject.fingerprint
     plan = phases.plan(config, subject.graph, len(dataset.train))
     if config.regularity == "channel":
         traced.check(subject)
@@ -131,19 +130,6 @@ def _kept_whole(subject: traced.TracedModel) -> list[str]:
     lines = [f"{w.name}: {w.channels} channels kept whole ({w.reason})" for w in kept[:3]]
     more = [f"and {len(kept) - 3} layers more: see bin/describe"] if kept[3:] else []
     return lines + more
-
-
-def _weights_digest(subject: traced.TracedModel, seed: int) -> str:
-    """Of the weights that a run starts from, but those that are drawn: what is drawn with one seed
-    differs in its last bits from machine to machine."""
-    init = jax.jit(subject.init)
-    one, other = (
-        {**params, **state}
-        for params, state in jax.device_get(
-            [init(jax.random.key(number)) for number in (seed, seed ^ 1)]
-        )
-    )
-    return checkpoint.digest({n: a for n, a in one.items() if np.array_equal(a, other[n])})
 
 
 # ---- the final number ------------------------------------------------------------------------

@@ -132,6 +132,11 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
             raise UserError(
                 f"{workdir} holds checkpoints of another version: choose another --workdir"
             )
+        if record["network"]["groups"] != dict(setup.graph.groups):
+            raise UserError(
+                f"{workdir} holds checkpoints of a network with other layers: choose another "
+                f"--workdir"
+            )
         frozen = bool(record["kept"])
         network = network_params(setup.graph, network) | {"batch_stats": network["batch_stats"]}
         state = phases.example_state(setup.config, setup.plan, setup.graph, network, frozen)
@@ -199,11 +204,11 @@ def network_record(setup: Setup, kept: dict[str, int]) -> dict[str, Any]:
     """What is needed to use the network: see `network.RECORD`."""
     config = setup.config
     return {
-        "format": 1,
         "model": setup.model.spec,
         "class_names": list(setup.dataset.class_names),
         "image_shape": list(setup.dataset.image_shape),
         "groups": dict(setup.graph.groups),
+        "fingerprint": setup.graph.fingerprint,
         "kept": kept,
         "regularity": config.regularity,
         "trained": {

@@ -1,0 +1,187 @@
+"""The folder of a saved network: what is written there, and what is accepted when it is read.
+
+docs/saved_networks.md describes it. Nothing in it is executed as Python, and nothing that it says
+is believed before it was checked: types in the record, digests of the files, names and shapes of
+the arrays.
+"""
+
+import math
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from irp_jax import files, models
+from irp_jax.errors import UserError
+
+FORMAT = 1
+"""Of `network.json`."""
+
+RECORD, ARRAYS, FUNCTION = "network.json", "arrays.npz", "function.stablehlo"
+
+KINDS = {"params": "params", "state": "batch_stats"}
+"""Where an array lies in `arrays.npz` -> where in a network's variables."""
+
+NUMBERS = (int, float)
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether a folder holds a saved network."""
+    return (folder / RECORD).is_file()
+
+
+def write(
+    folder: Path,
+    record: Mapping[str, Any],
+    variables: Mapping[str, Mapping[str, Any]],
+    function: bytes | None,
+) -> None:
+    """Writes a saved network, wholly or not at all.
+
+    Args:
+        folder: to be made; one that holds a saved network is replaced.
+        record: of the network.
+        variables: {"params", "batch_stats"}, each name -> array.
+        function: as StableHLO; None leaves it out.
+
+    Raises:
+        UserError: the folder cannot be written, or holds something else.
+    """
+    if folder.exists() and not is_saved(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} holds something else: choose another folder")
+    files.make_folder(folder.absolute().parent)
+    unfinished, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
+    for left in (unfinished, old):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    arrays, dtypes = {}, {}
+    for kind, place in KINDS.items():
+        for name, array in variables[place].items():
+            array = np.asarray(array)
+            if array.dtype == jnp.bfloat16:  # NumPy has no such type
+                dtypes[f"{kind}/{name}"] = "bfloat16"
+                array = array.view(np.uint16)
+            arrays[f"{kind}/{name}"] = array
+    try:
+        files.write_whole(unfinished / ARRAYS, lambda file: np.savez(file, **arrays))
+        if function is not None:
+            files.write_whole(unfinished / FUNCTION, lambda file: file.write(function))
+        digests = {path.name: files.sha256(path) for path in sorted(unfinished.iterdir())}
+        whole = {**record, "format": FORMAT, "dtypes": dtypes, "sha256": digests}
+        files.write_json(unfinished / RECORD, whole)
+        if folder.exists():
+            folder.rename(old)
+        unfinished.rename(folder)
+        for path in old.iterdir() if old.exists() else ():  # a model card, for instance
+            if path.name not in (RECORD, ARRAYS, FUNCTION):
+                path.rename(folder / path.name)
+    except OSError as error:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise UserError(
+            f"cannot write {folder} ({error.strerror or error}): choose another folder"
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]], bytes | None]:
+    """Reads a saved network: record, variables, and the function's bytes if it has one.
+
+    Raises:
+        UserError: it is of a later format, damaged, or was never written by `write`.
+    """
+    record = files.read_json(folder / RECORD)
+    if isinstance(record, dict) and record.get("format", FORMAT) != FORMAT:
+        raise UserError(
+            f"{folder / RECORD} is of format {record['format']}, and this version reads {FORMAT}: "
+            f"use a newer irp_jax"
+        )
+    fault = _fault(record)
+    if fault is not None:
+        raise UserError(
+            f"{folder / RECORD} is no record of a network ({fault}): fetch the network anew"
+        )
+    for name, digest in record["sha256"].items():
+        if not (folder / name).is_file() or files.sha256(folder / name) != digest:
+            raise UserError(f"{folder / name} is damaged or missing: fetch the network anew")
+    variables: dict[str, dict[str, np.ndarray]] = {place: {} for place in KINDS.values()}
+    try:
+        with np.load(folder / ARRAYS, allow_pickle=False) as found:
+            for key in found.files:
+                kind, _, name = key.partition("/")
+                array = found[key]
+                if record["dtypes"].get(key) == "bfloat16":
+                    array = array.view(jnp.bfloat16)
+                if array.dtype.kind not in "fiub" and array.dtype != jnp.bfloat16:
+                    raise ValueError(f"{key} holds no numbers")
+                variables[KINDS[kind]][name] = array
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, MemoryError) as error:
+        raise UserError(
+            f"{folder / ARRAYS} is not what a saved network holds ({type(error).__name__}): fetch "
+            f"the network anew"
+        ) from error
+    function = (folder / FUNCTION).read_bytes() if FUNCTION in record["sha256"] else None
+    return record, variables, function
+
+
+def _fault(record: Any) -> str | None:
+    """What is wrong with a record; None if nothing is."""
+    if not isinstance(record, dict):
+        return "no object"
+    known: dict[str, Callable[[Any], Any]] = {
+        "model": lambda v: isinstance(v, dict) and _is_model(v),
+        "class_names": lambda v: isinstance(v, list) and v and all(isinstance(n, str) for n in v),
+        "image_shape": lambda v: isinstance(v, list) and len(v) == 3 and _are_counts(v),
+        "groups": lambda v: isinstance(v, dict) and _are_counts(v.values()),
+        "kept": lambda v: isinstance(v, dict) and _are_counts(v.values()),
+        "regularity": lambda v: v in ("channel", "weight"),
+        "cost": lambda v: isinstance(v, dict) and not COSTS - set(v) and _are_numbers(v.values()),
+        "epochs": lambda v: isinstance(v, int),
+        "trained": lambda v: isinstance(v, dict) and not TRAINED - set(v),
+        "sha256": lambda v: isinstance(v, dict) and ARRAYS in v and set(v) <= {ARRAYS, FUNCTION},
+        "dtypes": lambda v: isinstance(v, dict),
+    }
+    for name, is_sound in known.items():
+        if name not in record:
+            return f"it has no {name}"
+        if not is_sound(record[name]):
+            return f"its {name} cannot be"
+    if math.prod(record["image_shape"]) > 2**31:
+        return "its images are too large"
+    epsilon = record["trained"]["epsilon"]
+    return None if isinstance(epsilon, NUMBERS) else "its radius is no number"
+
+
+COSTS = {"macs", "dense_macs", "macs_ratio", "params", "dense_params", "params_ratio"}
+TRAINED = {"dataset", "data_dir", "epsilon", "defense", "method", "seed"}
+
+
+def _is_model(spec: dict[str, Any]) -> bool:
+    """Whether a model is one of ours by name, or says that it is none of ours."""
+    if "name" not in spec:
+        return isinstance(spec.get("file", spec.get("class")), str)
+    return is_ours(spec)
+
+
+def is_ours(spec: Mapping[str, Any]) -> bool:
+    """Whether a record names one of our models: all that is ever built from a record."""
+    name, width = spec.get("name"), spec.get("width")
+    return (
+        isinstance(name, str)
+        and name in models.MODELS
+        and isinstance(width, NUMBERS)
+        and 0 < width <= 64
+    )
+
+
+def _are_counts(values: Any) -> bool:
+    return all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in values)
+
+
+def _are_numbers(values: Any) -> bool:
+    return all(isinstance(value, NUMBERS) for value in values)
