@@ -90,7 +90,8 @@ def write(
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]], bytes | None]:
-    """Reads a saved network: record, variables, and the function's bytes if it has one.
+    """Reads a saved network: the record that was written, variables, and the function's bytes if it
+    has one.
 
     Raises:
         UserError: it is of a later format, damaged, or was never written by `write`.
@@ -126,6 +127,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]
             f"the network anew"
         ) from error
     function = (folder / FUNCTION).read_bytes() if FUNCTION in record["sha256"] else None
+    for name in ("format", "dtypes", "sha256"):  # of the files, not of the network
+        del record[name]
     return record, variables, function
 
 
@@ -144,6 +147,7 @@ def _fault(record: Any) -> str | None:
         "epochs": lambda v: isinstance(v, int),
         "trained": lambda v: isinstance(v, dict) and not TRAINED - set(v),
         "sha256": lambda v: isinstance(v, dict) and ARRAYS in v and set(v) <= {ARRAYS, FUNCTION},
+        "format": lambda v: v == FORMAT,
         "dtypes": lambda v: isinstance(v, dict),
     }
     for name, is_sound in known.items():

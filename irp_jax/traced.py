@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from irp_jax import adapters, graph, models
 from irp_jax.errors import UserError
-from irp_jax.graph import ChannelGraph, Network, program
+from irp_jax.graph import Apply, ChannelGraph, program
 from irp_jax.pruning import slim
 
 
@@ -29,7 +29,7 @@ class TracedModel:
     name: str
     spec: dict[str, Any]
     graph: ChannelGraph
-    network: Network
+    network: Apply
     init: Callable[[jax.Array], tuple[dict[str, Any], dict[str, Any]]]
 
     @property

@@ -73,7 +73,7 @@ def test_a_network_of_one_layer_has_nothing_to_prune(method):
 LINEN = """
 import dataclasses
 import flax.linen as nn
-from neighbour import WIDTH
+from sibling import WIDTH
 
 class Net(nn.Module):
     classes: int
@@ -129,7 +129,7 @@ def folder(tmp_path):
     sources = {"linen": LINEN, "nnx": NNX, "equinox": EQUINOX, "broken": "1 +", "quits": "exit(1)"}
     for name, source in sources.items():
         (tmp_path / f"{name}_net.py").write_text(source)
-    (tmp_path / "neighbour.py").write_text("WIDTH = 6")
+    (tmp_path / "sibling.py").write_text("WIDTH = 6")
     return tmp_path
 
 

@@ -2,6 +2,6 @@
 
 from irp_jax.graph.channels import ChannelGraph, Layer, Whole, build
 from irp_jax.graph.extent import Extent
-from irp_jax.graph.replay import Network, network
+from irp_jax.graph.replay import Apply, network
 
-__all__ = ["ChannelGraph", "Extent", "Layer", "Network", "Whole", "build", "network"]
+__all__ = ["Apply", "ChannelGraph", "Extent", "Layer", "Whole", "build", "network"]

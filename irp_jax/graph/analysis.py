@@ -354,13 +354,7 @@ class Analysis:
             return origin if len(origin.axes) == len(shape) else None
         before = self.program.shape(equation.inputs[place])
         if equation.name == "slice":
-            return Origin(
-                origin.name,
-                tuple(
-                    axis if had == has else None
-                    for axis, had, has in zip(origin.axes, before, shape, strict=True)
-                ),
-            )
+            return self._as_wide(origin, equation.inputs[place], shape)
         if equation.name == "transpose":
             return Origin(
                 origin.name, tuple(origin.axes[i] for i in equation.params["permutation"])

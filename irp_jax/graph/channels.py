@@ -222,6 +222,11 @@ def _solved(extent: Extent, size: int, known: Mapping[str, int]) -> dict[str, in
 # ---- reading the graph off a function --------------------------------------------------------
 
 
+def shapes_of(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Name -> shape and dtype."""
+    return {n: jax.ShapeDtypeStruct(np.shape(a), a.dtype) for n, a in arrays.items()}
+
+
 def traced(
     function: Function,
     params: Mapping[str, Any],
@@ -233,16 +238,13 @@ def traced(
 ) -> Program:
     """The program of a network: (params, state, images, key) -> (logits, *state), names sorted."""
 
-    def shapes(arrays: Mapping[str, Any]) -> dict[str, Any]:
-        return {n: jax.ShapeDtypeStruct(np.shape(a), a.dtype) for n, a in arrays.items()}
-
     def flat(params: Arrays, state: Arrays, images: jax.Array, key: jax.Array) -> list[Any]:
         logits, new = function(params, state, images, train, key)
         return [logits, *(new[name] for name in sorted(new))] if train else [logits]
 
     images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return trace(flat, shapes(params), shapes(state), images, key)
+    return trace(flat, shapes_of(params), shapes_of(state), images, key)
 
 
 def build(

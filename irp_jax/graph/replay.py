@@ -16,11 +16,11 @@ import numpy as np
 
 from irp_jax.graph.analysis import Analysis
 from irp_jax.graph.axes import BATCH, Axis, is_whole, pieces, root
-from irp_jax.graph.channels import Arrays, ChannelGraph, Function, analysed, traced
+from irp_jax.graph.channels import Arrays, ChannelGraph, Function, analysed, shapes_of, traced
 from irp_jax.graph.convolution import convolution
 from irp_jax.graph.program import Atom, Equation, Program, evaluate_alone
 
-Network = Callable[..., tuple[Any, Arrays]]
+Apply = Callable[..., tuple[Any, Arrays]]
 """(params, state, images, train, key) -> (logits (N, K), state), for arrays of any widths."""
 
 
@@ -31,7 +31,7 @@ def network(
     state: Mapping[str, Any],
     *,
     fast: bool = True,
-) -> Network:
+) -> Apply:
     """A network that takes arrays of fewer channels, too.
 
     Args:
@@ -42,15 +42,12 @@ def network(
             (`graph.convolution`); False leaves the operations as they were traced.
 
     Returns:
-        A pure function of arrays. Logits of fewer than 32 bits come back as float32. The sizes of groups are read off the arrays' shapes. It is
-        traced once for every number of images in training; once for all in inference, unless the
-        network mixes images there.
+        A pure function of arrays. The sizes of groups are read off the arrays' shapes. Logits of
+        fewer than 32 bits come back as float32. It is traced once for every number of images in
+        training; once for all in inference, unless the network mixes images there.
     """
 
-    def shapes(arrays: Mapping[str, Any]) -> dict[str, Any]:
-        return {n: jax.ShapeDtypeStruct(np.shape(a), a.dtype) for n, a in arrays.items()}
-
-    params_shapes, state_shapes = shapes(params), shapes(state)
+    params_shapes, state_shapes = shapes_of(params), shapes_of(state)
 
     @functools.cache
     def at(batch: int, train: bool) -> Analysis:

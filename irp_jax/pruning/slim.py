@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from irp_jax.errors import UserError
-from irp_jax.graph import ChannelGraph, Network
+from irp_jax.graph import Apply, ChannelGraph
 from irp_jax.pruning import masks as masking
 from irp_jax.pruning.masks import Masks
 
@@ -52,7 +52,7 @@ def cut(graph: ChannelGraph, tree: Any, survivors: Mapping[str, np.ndarray]) -> 
 
 def check(
     graph: ChannelGraph,
-    network: Network,
+    network: Apply,
     params: Any,
     state: Any,
     initial: Callable[[], tuple[Any, Any]] | None = None,
