@@ -397,6 +397,13 @@ def two_heads(net, x, train):
     return one + nn.Dense(CLASSES, name="two")(nn.relu(conv(3, "c")(x)).max((1, 2)))
 
 
+@net({"a": 6, "b": 4}, STEM + 2 * 6 * 4 + 4 * 5)
+def pixels_that_are_looked_up(net, x, train):
+    x = nn.relu(conv(6, "a")(x)).reshape(len(x), 64, 6)
+    x = jnp.take(x, jnp.array([5, 3]), axis=1)
+    return head(nn.relu(nn.Dense(4, name="b")(x))[:, None])
+
+
 @net({"a": 6, "b": 4}, layer_macs(3, 6, pixels=16) + layer_macs(6, 4, pixels=16) + 4 * 5)
 def transposed_convolution(net, x, train):
     """The zeros spread into its input are multiplied by nobody."""

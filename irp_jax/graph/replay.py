@@ -19,6 +19,7 @@ from irp_jax.graph.axes import BATCH, Axis, is_whole, pieces, root
 from irp_jax.graph.channels import Arrays, ChannelGraph, Function, analysed, shapes_of, traced
 from irp_jax.graph.convolution import convolution
 from irp_jax.graph.program import Atom, Equation, Program, evaluate_alone
+from irp_jax.graph.rules import taken_whole
 
 Apply = Callable[..., tuple[Any, Arrays]]
 """(params, state, images, train, key) -> (logits (N, K), state), for arrays of any widths."""
@@ -240,6 +241,15 @@ def _dynamic_slice(
     return {**equation.params, "slice_sizes": shapes[0]}
 
 
+def _gather(replay: _Replay, equation: Equation, shapes: list[tuple[Any, ...]]) -> dict[str, Any]:
+    axes = replay.axes(equation.inputs[0])
+    sizes = list(equation.params["slice_sizes"])
+    for index, whole in taken_whole(equation.params, [axis.size for axis in axes]):
+        if whole:
+            sizes[index] = replay.size(axes[index])
+    return {**equation.params, "slice_sizes": tuple(sizes)}
+
+
 def _pad(replay: _Replay, equation: Equation, shapes: list[tuple[Any, ...]]) -> dict[str, Any]:
     """Padded channels are channels: as many as are kept of them."""
     config = []
@@ -270,6 +280,7 @@ RESIZED: dict[str, Callable[[_Replay, Equation, list[tuple[Any, ...]]], dict[str
     "slice": _slice,
     "split": _split,
     "dynamic_slice": _dynamic_slice,
+    "gather": _gather,
     "pad": _pad,
     "tile": _tile,
 }

@@ -6,7 +6,7 @@ that it touches whole: a network that it occurs in is pruned less, never wrongly
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from irp_jax.graph.axes import Axis, divided, is_whole, keep, made, reason, tie
@@ -270,6 +270,36 @@ def dynamic_slice(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...
     return [tuple(out)]
 
 
+def gather(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
+    """Indexing: axes that are taken as a whole pass."""
+    operand, indices = inputs
+    taken = list(taken_whole(equation.params, [axis.size for axis in operand]))
+    places = equation.params["dimension_numbers"].offset_dims
+    others = list(indices[:-1])
+    out = []
+    for index, size in enumerate(shapes[0]):
+        if index not in places:
+            out.append(others.pop(0))
+            continue
+        source, whole = taken.pop(0)
+        out.append(operand[source] if whole else Axis(size, f"indexed in {equation.where}"))
+    passed = {id(axis) for axis in out}
+    for axis in operand:
+        if id(axis) not in passed:
+            keep(axis, f"indexed in {equation.where}")
+    return [tuple(out)]
+
+
+def taken_whole(params: dict[str, Any], sizes: Sequence[int]) -> Iterator[tuple[int, bool]]:
+    """The operand's axes that a gather's result has, in order, and whether they are taken whole."""
+    numbers = params["dimension_numbers"]
+    gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
+    for axis, size in enumerate(sizes):
+        if axis not in gone:
+            whole = params["slice_sizes"][axis] == size and axis not in numbers.start_index_map
+            yield axis, whole
+
+
 def pad(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
     """Padding is concatenation with constants, which are channels like others."""
     out = []
@@ -336,6 +366,7 @@ RULES: dict[str, Callable[[Any, list[Axes], list[tuple[int, ...]]], list[Axes]]]
     "slice": slice_,
     "split": split,
     "dynamic_slice": dynamic_slice,
+    "gather": gather,
     "pad": pad,
     "iota": iota,
     "stack": stack,
@@ -345,4 +376,4 @@ RULES: dict[str, Callable[[Any, list[Axes], list[tuple[int, ...]]], list[Axes]]]
 }
 """All but the two contractions, which `graph.analysis` records as layers."""
 
-__all__ = ["POSITIONS", "RULES", "Axes", "opaque", "plain"]
+__all__ = ["POSITIONS", "RULES", "Axes", "opaque", "plain", "taken_whole"]
