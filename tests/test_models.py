@@ -27,7 +27,7 @@ from irp_jax.pruning import cost
 EVERY_MODEL = sorted(models.MODELS)
 
 # Those that differ from another in depth alone are traced for long: on one shape of images.
-DEEP = {"resnet32", "resnet44", "resnet56", "resnet110"}
+DEEP = {"resnet32", "resnet44", "resnet56", "resnet110", "mobilenet_v2", "densenet"}
 LARGE = (32, 32, 3)
 
 
