@@ -55,8 +55,8 @@ def write(
         raise UserError(f"{folder} holds something else: choose another folder")
     files.make_folder(folder.absolute().parent)
     unfinished, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
-    for left in (unfinished, old):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    _finish(folder, old)
     arrays, dtypes = {}, {}
     for kind, place in KINDS.items():
         for name, array in variables[place].items():
@@ -75,17 +75,24 @@ def write(
         if folder.exists():
             folder.rename(old)
         unfinished.rename(folder)
-        for path in old.iterdir() if old.exists() else ():  # a model card, for instance
-            if path.name not in (RECORD, ARRAYS, FUNCTION):
-                path.rename(folder / path.name)
     except OSError as error:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
         raise UserError(
             f"cannot write {folder} ({error.strerror or error}): choose another folder"
         ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+        _finish(folder, old)
+
+
+def _finish(folder: Path, old: Path) -> None:
+    """Ends a replacement, however far it came: the old folder comes back where there is no new one;
+    else what lies in it besides a network, a model card for instance, goes to the new one."""
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    elif old.exists():
+        for path in old.iterdir():
+            if path.name not in (RECORD, ARRAYS, FUNCTION):
+                path.rename(folder / path.name)
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -461,6 +461,16 @@ def test_what_else_lies_in_the_folder_of_a_network_survives_its_renewal(saved, t
     assert [path.name for path in tmp_path.iterdir()] == ["network"]
 
 
+def test_a_renewal_that_was_killed_loses_nothing(saved, tmp_path):
+    network = irp.load(saved)
+    network.save(tmp_path / "network")
+    (tmp_path / "network" / "README.md").write_text("a card")
+    (tmp_path / "network").rename(tmp_path / ".network.old")  # killed before the new one came
+    network.save(tmp_path / "network")
+    assert (tmp_path / "network" / "README.md").read_text() == "a card"
+    assert [path.name for path in tmp_path.iterdir()] == ["network"]
+
+
 def test_a_network_is_pruned_that_was_trained_before():
     whole = train(Net(), budget=1.0, epochs=1)
     small = train(Net(), variables=whole, epochs=1, learning_rate=1e-6)
