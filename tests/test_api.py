@@ -560,3 +560,25 @@ def test_numpy_scalars_and_fractions_are_settings(saved):
     for images in (np.zeros((2, 8, 8, 1), int), np.zeros((0, 8, 8, 1))):
         with pytest.raises(irp.UserError, match="images must be"):
             irp.load(saved)(images)
+
+
+def test_the_folder_of_a_config_is_used(tmp_path):
+    given = irp.Config(**{k: v for k, v in SETTINGS.items() if k != "progress"} | {"epochs": 1})
+    config = dataclasses.replace(given, budget="0.4", workdir=str(tmp_path / "run"))
+    network = irp.train(Net(), digits(), config, progress=False)
+    assert digest(irp.load(tmp_path / "run" / "network")) == digest(network)
+
+
+def test_a_save_that_fails_leaves_the_network_that_was_there(saved, tmp_path, monkeypatch):
+    network = irp.load(saved)
+    network.save(tmp_path / "network")
+
+    def full(path, write):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files, "write_whole", full)
+    with pytest.raises(irp.UserError, match="No space left"):
+        network.save(tmp_path / "network")
+    monkeypatch.undo()
+    assert digest(irp.load(tmp_path / "network")) == digest(network)
+    assert [path.name for path in tmp_path.iterdir()] == ["network"]

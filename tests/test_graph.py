@@ -378,3 +378,41 @@ def test_logits_that_are_no_numbers_are_refused():
 
     with pytest.raises(UserError, match="not finite"):
         traced.check(traced.trace((network, params), SHAPE))
+
+
+def test_logits_that_are_no_numbers_once_channels_are_masked_are_refused():
+    params = {"a/kernel": np.ones((3, 6), np.float32), "b/kernel": np.ones((6, 4), np.float32)}
+
+    def network(params, images):
+        sizes = jnp.linalg.norm(params["b/kernel"], axis=1)
+        x = jax.nn.relu(images @ params["a/kernel"]).mean((1, 2))
+        return (x / sizes) @ params["b/kernel"]
+
+    with pytest.raises(UserError, match="once channels are masked"):
+        traced.check(traced.trace((network, params), SHAPE))
+
+
+@pytest.mark.parametrize("where", ["loop", "branch", "derivative", "training"])
+def test_what_differs_deep_inside_is_another_fingerprint(where):
+    params = {"a/kernel": np.ones((3, 4), np.float32)}
+
+    def made(factor):
+        @jax.custom_vjp
+        def straight(x):
+            return factor * x
+
+        straight.defvjp(lambda x: (factor * x, None), lambda _, g: (g,))
+        inside = {
+            "loop": lambda x: jax.lax.scan(lambda c, _: (c * factor, None), x, None, length=2)[0],
+            "branch": lambda x: jax.lax.cond(x.sum() > 0, lambda x: x * factor, lambda x: x, x),
+            "derivative": straight,
+            "training": lambda x: x,
+        }[where]
+
+        def network(params, images, train):
+            x = inside(images) * (factor if where == "training" and train else 1.0)
+            return x.mean((1, 2)) @ params["a/kernel"]
+
+        return traced.trace((network, params), SHAPE).fingerprint
+
+    assert made(2.0) == made(2.0) != made(3.0)

@@ -1,6 +1,7 @@
 """The channel graph of any JAX network, read off its jaxpr; knows JAX and nothing of Flax."""
 
-from irp_jax.graph.channels import ChannelGraph, Layer, Whole, build
+from irp_jax.graph.build import build
+from irp_jax.graph.channels import ChannelGraph, Layer, Whole
 from irp_jax.graph.extent import Extent
 from irp_jax.graph.replay import Apply, network
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from irp_jax.graph.axes import Axis, divided, is_whole, keep, made, root, tie
+from irp_jax.graph.axes import Axis, divided, is_whole, keep, root, tie
 from irp_jax.graph.program import Atom, Equation, Program
 from irp_jax.graph.rules import POSITIONS, RULES, Axes, opaque, plain
 
@@ -425,6 +425,3 @@ def positions(axes: Sequence[Axis]) -> tuple[int, list[Axis]]:
     """How many positions axes of fixed size have together, and the axes that may shrink."""
     fixed = math.prod(axis.size for axis in axes if is_whole(axis))
     return fixed, [axis for axis in axes if not is_whole(axis)]
-
-
-__all__ = ["Analysis", "Contraction", "Origin", "made", "positions"]

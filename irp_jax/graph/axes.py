@@ -31,7 +31,7 @@ class Axis:
     __slots__ = ("group", "kind", "parent", "parts", "size", "whole")
 
     def __init__(self, size: Any, whole: str | None = None) -> None:
-        self.size = int(size) if isinstance(size, np.integer) else size  # or symbolic
+        self.size = int(size) if isinstance(size, np.integer) else size
         self.parent: Axis | None = None
         self.kind: Kind | None = None
         self.parts: tuple[Axis, ...] = ()
@@ -134,7 +134,7 @@ def _aligned(a: Axis, b: Axis, why: str) -> bool:
         swap = x.size > y.size
         small, large = (y, x) if swap else (x, y)
         if large.kind == kind:
-            divided = large.parts
+            inner = large.parts
         elif large.kind is None and not large.group:
             rest, odd = (
                 (large.size - small.size, 0)
@@ -143,11 +143,11 @@ def _aligned(a: Axis, b: Axis, why: str) -> bool:
             )
             if odd:
                 return False
-            divided = (Axis(small.size, large.whole), Axis(rest, large.whole))
-            large.kind, large.parts, large.whole = kind, divided, None
+            inner = (Axis(small.size, large.whole), Axis(rest, large.whole))
+            large.kind, large.parts, large.whole = kind, inner, None
         else:
             return False
-        (left if swap else right)[:0] = divided
+        (left if swap else right)[:0] = inner
         (right if swap else left)[:0] = [small]
     if left or right:
         return False

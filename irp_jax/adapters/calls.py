@@ -1,0 +1,83 @@
+"""How a network of somebody else's is called: its keywords, and what its errors become."""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+
+from irp_jax.errors import UserError
+
+TRAINING = ("train", "training", "is_training")
+"""Keywords of a network's call that are True in training."""
+
+INFERENCE = ("deterministic", "use_running_average", "eval", "evaluate", "inference")
+"""Keywords of a network's call that are True in inference."""
+
+BATCH = "batch"
+"""Name of the batch axis in Equinox networks."""
+
+
+def name_of(function: Any) -> str:
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # written in C, for instance
+        return {}
+
+
+def switches_of(function: Any) -> Callable[[bool], dict[str, bool]]:
+    """Whether to train -> the keyword arguments that tell a network so."""
+    names = _parameters(function)
+    return lambda train: {
+        **{name: train for name in TRAINING if name in names},
+        **{name: not train for name in INFERENCE if name in names},
+    }
+
+
+def keys_of(function: Any) -> Callable[[bool, Any], dict[str, Any]]:
+    """(whether to train, key) -> the keyword argument `key`, where there is one."""
+    parameter = _parameters(function).get("key")
+
+    def arguments(train: bool, key: Any) -> dict[str, Any]:
+        if parameter is None:
+            return {}
+        if train:
+            return {"key": key}
+        # No key is how many tell inference; who must have one gets one.
+        needed = parameter.default is inspect.Parameter.empty
+        return {"key": jax.random.key(0)} if needed else {}
+
+    return arguments
+
+
+def key_shape() -> Any:
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
+@contextlib.contextmanager
+def user_code(what: str) -> Iterator[None]:
+    """Makes an error in a network's own code one line for its author."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        hint = next((text for part, text in _HINTS.items() if part in f"{error!r}"), "")
+        raise UserError(f"{what}: {type(error).__name__}: {first}{hint}") from error
+
+
+_SWITCH = f"give its call a keyword {TRAINING[0]} or {INFERENCE[0]} that tells them apart"
+
+_HINTS = {
+    # Of Linen: training gets every key and may change every collection.
+    "InvalidRngError": f": it must draw random numbers in training alone; {_SWITCH}",
+    "ModifyScopeVariableError": f": it must change its state in training alone; {_SWITCH}",
+    "unbound axis name": f": the batch axis of Equinox networks is {BATCH!r}",
+}
+"""Part of an error's type or message -> what may be done about it."""
