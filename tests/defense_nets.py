@@ -63,7 +63,7 @@ def perturb(defense, logits_fn, images=IMAGES, labels=LABELS, memory=None):
 def recipe(name):
     return Recipe(
         graph=GRAPH, cost_kind="macs", threat=THREAT,
-        defense=build(Choice(name, 2)), label_smoothing=0.0, ema=0.9,
+        defense=build(Choice(name, 2), CONFIG), label_smoothing=0.0, ema=0.9,
         augmentation=Augmentation(crop_padding=1, flip=True, cutout=2),
     )  # fmt: skip
 

@@ -21,6 +21,7 @@ from budget_nets import (
 from pruning_nets import kept_units, quick_jit, random_masks
 
 from irp_jax.pruning import budget, cost, masks
+from irp_jax.pruning.bounds import around
 
 # The ramp.
 
@@ -41,11 +42,13 @@ def test_the_ramp_is_one_then_falls_to_the_budget_and_stays():
 @functools.cache
 def solver(regularity, kind):
     graph = LARGE if regularity == "channel" else TINY
-    least = masks.floors(graph, regularity)
+    bounds = around(graph, regularity, kind, 0.0)
 
     @quick_jit
     def solve(score, goal):
-        return budget.solve(score, least, lambda kept: cost.ratio(graph, kind, kept), goal)[1]
+        return budget.solve(
+            score, bounds(goal), lambda kept: cost.ratio(graph, kind, kept), goal
+        )[1]
 
     return graph, solve
 

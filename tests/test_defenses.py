@@ -72,7 +72,7 @@ def test_attacks_of_many_steps_find_worse_images_than_attacks_of_one(variables, 
 
 
 def test_pgd_steps_along_the_sign_over_the_batch_as_a_whole(variables):
-    begun, ended = (perturb(build(Choice("pgd", n)), logits(variables)) for n in (6, 8))
+    begun, ended = (perturb(build(Choice("pgd", n), CONFIG), logits(variables)) for n in (6, 8))
 
     @quick_jit
     @jax.grad
@@ -95,7 +95,7 @@ def test_attacks_of_one_step_are_those_they_are_built_on(perturbed):
 
 @pytest.mark.parametrize("name", DEFENSES)
 def test_passes_are_as_many_as_the_network_is_asked_for(name):
-    defense, calls = build(Choice(name, 1)), []  # of one step: a loop is traced once
+    defense, calls = build(Choice(name, 1), CONFIG), []  # of one step: a loop is traced once
 
     def linear(images):
         calls.append(images)
@@ -108,9 +108,9 @@ def test_passes_are_as_many_as_the_network_is_asked_for(name):
 
     memory = jax.tree.map(lambda m: m.astype(jnp.float32), defense.memory(KEY, 24, (6, 6, 2)))
     jax.eval_shape(step, IMAGES, LABELS, memory)
-    # A gradient that is differentiated counts twice; TRADES asks once without going back.
-    assert len(calls) == defense.passes + {"gradalign": -1, "trades": 1}.get(name, 0)
-    more = build(Choice(name, 4)).passes - defense.passes
+    # A gradient that is differentiated counts twice; TRADES and GAT ask once without going back.
+    assert len(calls) == defense.passes + {"gradalign": -1, "trades": 1, "gat": 1}.get(name, 0)
+    more = build(Choice(name, 4), CONFIG).passes - defense.passes
     assert more == (3 if name in ("pgd", "trades") else 0)
 
 
@@ -199,7 +199,7 @@ def test_losses_and_their_gradients_are_those_of_a_copy_in_numpy(name, variables
     @quick_jit
     @jax.value_and_grad
     def ours(weights):
-        batch = Batch(IMAGES, LABELS, THREAT, KEY, smoothing=0.1)
+        batch = Batch(IMAGES, LABELS, THREAT, KEY, soft=losses.soft_targets(LABELS, 3, 0.1))
         return defense.loss(forward(variables, weights), batch, found)[0]
 
     weights = jax.tree.map(np.float64, variables["params"])

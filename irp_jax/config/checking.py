@@ -14,8 +14,10 @@ from irp_jax.config.config import (
     DEFENSES,
     EVALUATED_ON,
     METHODS,
+    PARENT,
     REGULARITIES,
     SCHEDULES,
+    WITH_PARENT,
     Config,
 )
 from irp_jax.data import check_name
@@ -59,17 +61,22 @@ def check(config: Config, given: Collection[str] = ()) -> None:
         ("seed", 0),
         ("cutout", 0),
         ("train_images", 0),
+        ("teacher_views", 0),
         ("attack_steps", 1),
         ("admm_updates", 1),
     ):
         if getattr(config, name) < least:
             raise UserError(f"{flag(name)} must be at least {least}, got {getattr(config, name)}")
     for name in (
-        "width", "learning_rate", "hinge_strength", "mask_learning_rate", "pretraining",
+        "robustness_rise", "width", "learning_rate", "hinge_strength", "mask_learning_rate", "pretraining",
         "admm_stage", "admm_rho", "restart_rate",
     ):  # fmt: skip
         if not 0 < getattr(config, name) < math.inf:
             raise UserError(f"{flag(name)} must be positive, got {getattr(config, name):g}")
+    for name, most in (("noise", 16.0), ("robustness_weight", 1e6)):
+        value = getattr(config, name)
+        if value is not None and not 0 < value <= most:
+            raise UserError(f"{flag(name)} must be in (0, {most:g}], got {value:g}")
     for name in ("attack_steps", "admm_updates"):
         if getattr(config, name) > MOST:
             raise UserError(f"{flag(name)} must be at most {MOST:,}, got {getattr(config, name)}")
@@ -81,6 +88,7 @@ def check(config: Config, given: Collection[str] = ()) -> None:
         raise UserError(f"--width must be at most {WIDEST}, got {config.width:g}")
     for name in (
         "label_smoothing", "validation", "ema", "epsilon_warmup", "ramp_start", "ramp_stop",
+        "clean_weight",
     ):  # fmt: skip
         if not 0 <= getattr(config, name) < 1:
             raise UserError(f"{flag(name)} must be in [0, 1), got {getattr(config, name):g}")
@@ -92,6 +100,9 @@ def check(config: Config, given: Collection[str] = ()) -> None:
             f"--ramp-start must be below --ramp-stop, got {config.ramp_start:g} and "
             f"{config.ramp_stop:g}"
         )
+    if config.spread and not 1 <= config.spread < math.inf:
+        raise UserError(f"--spread must be 0 (off) or at least 1, got {config.spread:g}")
+    _check_teacher(config)
     if config.method == "magnitude" and config.pretraining >= 1:
         raise UserError(
             f"--pretraining must leave some of training to the pruned network: it must be below 1, "
@@ -112,6 +123,18 @@ def check(config: Config, given: Collection[str] = ()) -> None:
             f"--channels is for --method=width, not {config.method}: "
             f"give --method=width or leave --channels out"
         )
+
+
+def _check_teacher(config: Config) -> None:
+    if not 0 <= config.teacher_weight <= 1:
+        raise UserError(f"--teacher-weight must be in [0, 1], got {config.teacher_weight:g}")
+    if config.teacher == PARENT and config.method not in WITH_PARENT:
+        raise UserError(
+            f"--teacher=parent is the dense network of the run, and --method={config.method} "
+            f"trains none: give the folder of a saved network, or --method=priced"
+        )
+    if config.teacher == PARENT and config.epochs < (least := BASELINES.get(config.method, 2)):
+        raise UserError(f"--epochs must be at least {least} with a parent, got {config.epochs}")
 
 
 def _check_model(config: Config) -> None:
@@ -139,6 +162,7 @@ TYPES: dict[Any, tuple[str, Any]] = {
     bool: ("True or False", bool),
     int: ("a whole number", int),
     float: ("a number", int | float),
+    float | None: ("a number", int | float),
 }
 """A field's type -> how it is said, and what passes; all others are text."""
 

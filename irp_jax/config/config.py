@@ -11,24 +11,37 @@ BASELINES = {"width": 1, "magnitude": 2, "admm": 3}
 
 SETTINGS_OF: dict[str, dict[str, tuple[str, ...]]] = {
     "method": {
-        "priced": ("ramp_start", "ramp_stop"),
+        "priced": ("ramp_start", "ramp_stop", "spread"),
         "paper": ("hinge_strength", "mask_learning_rate"),
         "magnitude": ("pretraining", "restart_rate"),
         "admm": ("pretraining", "admm_stage", "admm_rho", "admm_updates", "restart_rate"),
     },
-    "defense": {"pgd": ("attack_steps",), "trades": ("attack_steps",)},
+    "defense": {
+        "fgsm": ("clean_weight",),
+        "fgsm-rs": ("noise", "clean_weight"),
+        "n-fgsm": ("noise", "clean_weight"),
+        "pgd": ("attack_steps", "clean_weight"),
+        "trades": ("attack_steps", "robustness_weight"),
+        "gat": ("robustness_weight", "robustness_rise"),
+    },
 }
 """Field -> value -> the settings that change nothing unless the field has such a value."""
 
 METHODS = ("priced", "paper", *BASELINES)
 COSTS = get_args(Kind)
 DEFENSES = (
-    "none", "fgsm", "fgsm-rs", "n-fgsm", "fgsm-consistency", "fgsm-mep", "gradalign", "pgd",
-    "trades",
+    "none", "fgsm", "fgsm-rs", "n-fgsm", "fgsm-consistency", "fgsm-mep", "gradalign", "gat",
+    "pgd", "trades",
 )  # fmt: skip
 SCHEDULES = ("cyclic", "cosine", "piecewise")
 REGULARITIES = get_args(Regularity)
 EVALUATED_ON = ("test", "validation")
+
+PARENT = "parent"
+"""What `Config.teacher` is where the dense network of the same run teaches."""
+
+WITH_PARENT = ("priced", "magnitude", "admm")
+"""Methods that train the dense network first."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,8 +79,20 @@ class Config:
     against grows linearly to --epsilon; 0 is off."""
     defense: str = "n-fgsm"
     """What makes the network robust. One gradient step an image: n-fgsm, fgsm-rs (as published),
-    fgsm, fgsm-consistency, fgsm-mep (remembers perturbations), gradalign. Many: pgd, trades. Or
-    none."""
+    fgsm, fgsm-consistency, fgsm-mep (remembers perturbations), gradalign, gat. Many: pgd, trades.
+    Or none."""
+    noise: float | None = None
+    """Radius of the random start in units of --epsilon, 1 for fgsm-rs and 2 for n-fgsm if not
+    given (fgsm-rs, n-fgsm). Less is more natural accuracy, and nearer to catastrophic
+    overfitting."""
+    clean_weight: float = 0.0
+    """Share of the loss that is on the clean images, in [0, 1); the rest is on the perturbed ones
+    (fgsm, fgsm-rs, n-fgsm, pgd). More is more natural accuracy and less robust accuracy."""
+    robustness_weight: float | None = None
+    """Weight of the distance between clean and perturbed answers, 10 for gat and 6 for trades if
+    not given (gat, trades). More is more robust accuracy and less natural accuracy."""
+    robustness_rise: float = 4.0
+    """What that weight is multiplied by in the last 15 % of training (gat)."""
     guard: bool = True
     """Whether training that overfits its own attack, or diverges, goes back to before and on with a
     stronger defence, or with --clip=1."""
@@ -79,6 +104,16 @@ class Config:
     """Images per step, over all devices."""
     learning_rate: float = 0.1
     """Peak of the schedule."""
+    teacher: str = ""
+    """Whose answers are part of what the small network learns: parent, the dense network of the
+    same run as it is when pruning begins (priced, magnitude, admm); or the folder of a saved
+    network. Empty for nobody."""
+    teacher_weight: float = 0.5
+    """Share of the target that is the teacher's answer to the clean image; the rest is the
+    label."""
+    teacher_views: int = 8
+    """In how many augmentations an image is shown while it is taught, over and over, so that the
+    teacher's answers are computed once; 0 is a new one every epoch."""
     schedule: str = "cosine"
     """How the learning rate moves: cosine (down), cyclic (up and down) or piecewise (two drops)."""
     clip: float = 0.0
@@ -96,6 +131,9 @@ class Config:
     """When pruning starts, as a fraction of training (priced)."""
     ramp_stop: float = 0.2
     """When the budget is reached, masks are frozen and the network is slimmed (priced)."""
+    spread: float = 0.0
+    """How many times the share that uniform pruning would leave a channel group may keep at most,
+    and what part of it at least: 2 is twice and half of it; 0 is any (priced, channels)."""
     hinge_strength: float = 1.0
     """The constant b of the hardware loss (paper)."""
     mask_learning_rate: float = 0.1

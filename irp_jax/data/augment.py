@@ -62,6 +62,33 @@ def augment(key: jax.Array, images: jax.Array, policy: Augmentation) -> jax.Arra
     return images
 
 
+def augment_each(keys: jax.Array, images: jax.Array, policy: Augmentation) -> jax.Array:
+    """`augment` with a key for each image: what becomes of one does not depend on the others.
+
+    Args:
+        keys: (N,) PRNG keys.
+        images: (N, H, W, C), of any dtype.
+        policy: what to do.
+    """
+    return jax.vmap(lambda key, image: augment(key, image[None], policy)[0])(keys, images)
+
+
+def view_keys(key: jax.Array, view: jax.Array | int, indices: jax.Array) -> jax.Array:
+    """A key for each image: the same one whenever this image is seen in this view.
+
+    Args:
+        key: of the run.
+        view: () int32, number of the view: the epoch, or fewer that are seen again and again.
+        indices: (N,) int32, where in the data set the images are.
+
+    Returns:
+        (N,) PRNG keys.
+    """
+    # A number that no step has, so that no other draw of the run has this key.
+    own = jax.random.fold_in(jax.random.fold_in(key, 2**32 - 3), view)
+    return jax.vmap(jax.random.fold_in, (None, 0))(own, indices)
+
+
 def _crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
     """Cuts a window of the image's own size out of each padded image."""
     number, height, width, channels = images.shape

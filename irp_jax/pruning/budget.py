@@ -20,6 +20,7 @@ import optax
 
 from irp_jax.graph import ChannelGraph
 from irp_jax.pruning import cost, masks
+from irp_jax.pruning.bounds import Bounds, around
 from irp_jax.pruning.masks import Masks, Regularity
 
 LIMIT = 8.0
@@ -60,6 +61,7 @@ def priced(
     kind: cost.Kind,
     target: optax.Schedule,
     *,
+    spread: float = 0.0,
     decay: float = 0.98,
 ) -> optax.GradientTransformation:
     """Keep a unit while it is worth its price.
@@ -74,16 +76,17 @@ def priced(
 
     lambda is not tuned or integrated: at each step it is solved for, by bisection, so that the cost
     of the kept units equals the target. Hence the cost follows the target without lag or rebound,
-    and a unit whose worth grows returns. Floors hold whatever the price.
+    and a unit whose worth grows returns. Bounds hold whatever the price.
 
     Args:
         graph: of the dense network.
         regularity: what a unit is.
         kind: what the budget counts.
         target: step -> cost ratio to meet; at 1 and above nothing is pruned.
+        spread: how far the share kept of a group may be from the uniform one: see `bounds.around`.
         decay: of the running mean of the squared gradients.
     """
-    least = masks.floors(graph, regularity)
+    bounds = around(graph, regularity, kind, spread)
 
     def ratio(gates: Masks) -> jax.Array:
         return cost.ratio(graph, kind, masks.kept(gates))
@@ -104,10 +107,12 @@ def priced(
         )
         prices = jax.grad(ratio)({name: (m > 0).astype(m.dtype) for name, m in logits.items()})
         score = jax.tree.map(lambda w, p: 0.5 * (jnp.log(w + 1e-30) - jnp.log(p)), worth, prices)
-        common, thresholds = solve(score, least, lambda kept: cost.ratio(graph, kind, kept), goal)
+        common, thresholds = solve(
+            score, bounds(goal), lambda kept: cost.ratio(graph, kind, kept), goal
+        )
 
         def move(score: jax.Array, threshold: jax.Array, logits: jax.Array) -> jax.Array:
-            # Even where a floor lowers the threshold, so that logits of all masks compare.
+            # Even where a bound moves the threshold, so that logits of all masks compare.
             above = score - common
             # Off zero, or adding the update to the old logit could round a kept unit away, and with
             # it a floor.
@@ -122,19 +127,19 @@ def priced(
 
 
 def solve(
-    score: Masks, least: dict[str, int], ratio: Callable[[dict], jax.Array], goal: jax.Array
+    score: Masks, bounds: Bounds, ratio: Callable[[dict], jax.Array], goal: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The scores above which units are kept.
 
     Args:
         score: mask name -> score of each unit, any shape.
-        least: mask name -> units that stay in any case.
+        bounds: how few and how many units of each mask stay.
         ratio: kept units by mask name -> cost ratio, increasing in each.
         goal: ratio to meet.
 
     Returns:
         The threshold for all, the lowest at which the ratio is at most `goal`; and mask name -> its
-        own, which is lower where the mask would fall under its floor.
+        own, which differs where the mask would keep too few or too many.
     """
 
     def count(thresholds):
@@ -143,19 +148,27 @@ def solve(
     low = {name: s.min() - 1.0 for name, s in score.items()}
     high = {name: s.max() + 1.0 for name, s in score.items()}
 
-    def narrow_floor(_, bounds):
-        low, high = bounds
-        middle = jax.tree.map(lambda a, b: 0.5 * (a + b), low, high)
-        enough = {name: n >= least[name] for name, n in count(middle).items()}
-        return (
-            {name: jnp.where(enough[name], middle[name], low[name]) for name in low},
-            {name: jnp.where(enough[name], high[name], middle[name]) for name in high},
-        )
+    def bisected(units: dict) -> tuple[dict, dict]:
+        """Thresholds just below and above which as many units are kept, or more."""
 
-    floor, _ = jax.lax.fori_loop(0, 24, narrow_floor, (low, high))
+        def narrow(_, ends):
+            low, high = ends
+            middle = jax.tree.map(lambda a, b: 0.5 * (a + b), low, high)
+            enough = {name: n >= units[name] for name, n in count(middle).items()}
+            return (
+                {name: jnp.where(enough[name], middle[name], low[name]) for name in low},
+                {name: jnp.where(enough[name], high[name], middle[name]) for name in high},
+            )
+
+        return jax.lax.fori_loop(0, 24, narrow, (low, high))
+
+    floor, _ = bisected(bounds.least)
+    _, above = bisected({name: most + 1 for name, most in bounds.most.items()})
+    ceiling = {n: jnp.where(bounds.most[n] < s.size, above[n], -jnp.inf) for n, s in score.items()}
 
     def capped(threshold):
-        return {name: jnp.minimum(threshold, floor[name]) for name in floor}
+        # Of units that score alike a ceiling may leave too few: the floor has the last word.
+        return {n: jnp.minimum(jnp.maximum(threshold, ceiling[n]), floor[n]) for n in floor}
 
     def narrow(_, bounds):
         low, high = bounds
@@ -208,11 +221,18 @@ def hinge(
 
 
 def project(
-    graph: ChannelGraph, logits: Masks, regularity: Regularity, kind: cost.Kind, limit: int
+    graph: ChannelGraph,
+    logits: Masks,
+    regularity: Regularity,
+    kind: cost.Kind,
+    limit: int,
+    *,
+    spread: float = 0.0,
 ) -> dict[str, np.ndarray]:
     """The best units that fit: logits that are +1 for kept and -1 for pruned units.
 
-    Floors come first, then units from the highest logit down, each kept if it still fits.
+    The least of each mask come first, then units from the highest logit down, each kept if it still
+    fits and its mask has not its most.
 
     Args:
         graph: of the dense network.
@@ -220,11 +240,15 @@ def project(
         regularity: what a unit is.
         kind: what the budget counts.
         limit: the budget in MACs or parameters.
+        spread: see `bounds.around`.
 
     Returns:
-        Masks whose exact cost is at most `limit`, by less than the cheapest pruned unit's cost.
+        Masks whose exact cost is at most `limit`, by less than the cheapest pruned unit's cost, of
+        masks that have not their most.
     """
-    least = masks.floors(graph, regularity)
+    dense = cost.total(graph).of(kind)
+    bounds = jax.device_get(around(graph, regularity, kind, spread)(limit / dense))
+    least = {name: int(units) for name, units in bounds.least.items()}
     names = list(least)
     values = {name: np.asarray(logits[name]).ravel() for name in names}
     sizes = [values[name].size for name in names]
@@ -257,7 +281,7 @@ def project(
         for unit in order:
             name = names[owner[unit]]
             more = {**kept, name: kept[name] + 1}
-            if spent(more) <= limit:
+            if more[name] <= bounds.most[name] and spent(more) <= limit:
                 keep[unit], kept = True, more
     return {
         name: np.where(keep[first[name] :][: values[name].size], 1.0, -1.0)

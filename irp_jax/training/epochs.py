@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from irp_jax import attacks, evaluation, files, parallel
@@ -15,6 +16,7 @@ from irp_jax.training import curriculum, guard, phases, segments
 from irp_jax.training.progress import Progress, Setup, save
 from irp_jax.training.reporter import Reporter
 from irp_jax.training.step import Metrics
+from irp_jax.training.teacher import Lesson
 
 
 def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -> Progress:
@@ -39,6 +41,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
     progress = dataclasses.replace(progress, state=parallel.place(progress.state, whole))
     saved_at, is_saved, counted = time.monotonic(), True, time.monotonic()
     program: segments.Program | None = None
+    teacher = segments.teacher(setup, progress, resident)
     healthy: Progress | None = None
     while True:
         if progress.epoch >= plan.freeze_epoch and not progress.kept:
@@ -46,12 +49,16 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
             saved_at, is_saved, program = -math.inf, False, None  # soon, smaller than before
         if progress.epoch == plan.epochs:
             break
+        if progress.epoch == plan.parent_epoch and progress.parent is None:
+            progress = _with_parent(setup, progress, reporter)
+            teacher, program = segments.teacher(setup, progress, resident), None
         program = program or segments.compiled(setup, progress)
         if config.guard and guard.is_sound(progress, healthy):
             healthy = guard.copy_of(progress)
 
         began = time.monotonic()
-        progress, metrics = segments.advance(setup, progress, program, resident, reporter)
+        lesson = teacher.lesson(progress.epoch) if teacher else Lesson(progress.epoch)
+        progress, metrics = segments.advance(setup, progress, program, resident, lesson, reporter)
         now = time.monotonic()
         seconds, progress, counted = now - began, progress.after(now - counted), now
         back = None
@@ -60,6 +67,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
             back = guard.retreat(setup, healthy, progress, reporter)
         if back is not None:
             progress, healthy, program = back, None, None
+            teacher = teacher if back.parent or setup.teacher else None
             files.truncate_log(workdir / "metrics.jsonl", progress.epoch)
             reporter.back_to(progress.epoch * plan.steps_per_epoch)
             continue
@@ -85,6 +93,15 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
     if not is_saved:
         save(setup, progress, workdir)
     return progress.after(time.monotonic() - counted)
+
+
+def _with_parent(setup: Setup, progress: Progress, reporter: Reporter) -> Progress:
+    """The run with its dense network, as it is now, as the teacher of what it becomes."""
+    network = progress.state.network
+    parent = jax.device_get(deployed(setup.graph, network, network["batch_stats"]))
+    share = f"{setup.config.teacher_weight:.0%} of the target from here on"
+    reporter.note(f"the dense network of {progress.epoch} epochs is the teacher: {share}")
+    return dataclasses.replace(progress, parent=parent)
 
 
 def _frozen(setup: Setup, progress: Progress, reporter: Reporter) -> Progress:

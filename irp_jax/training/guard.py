@@ -147,7 +147,7 @@ def _steadied(
         "epoch": now.epoch, "back_to": healthy.epoch, "lowest": lowest,
         "loss": loss if math.isfinite(loss) else None, "clip": clip,
     }  # fmt: skip
-    fresh = jax.jit(lambda key: memory_of(setup, defenses.build(now.defense), key))
+    fresh = jax.jit(lambda key: memory_of(setup, defenses.build(now.defense, setup.config), key))
     memory = fresh(jax.random.key(setup.config.seed))
     memory = parallel.place(memory, parallel.replicated(setup.mesh))
     state = dataclasses.replace(healthy.state, memory=memory)

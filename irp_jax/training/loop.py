@@ -14,7 +14,7 @@ from irp_jax.data import Dataset
 from irp_jax.errors import UserError
 from irp_jax.network import Network, cost_report, deployed, inference
 from irp_jax.pruning import cost
-from irp_jax.training import epochs, phases
+from irp_jax.training import epochs, phases, teacher
 from irp_jax.training.progress import Progress, Setup, network_record, resume, start
 from irp_jax.training.reporter import Reporter
 
@@ -72,13 +72,16 @@ def run(
         subject = traced.trace(model, shape, classes, variables=variables)
     if model is not None or models.is_file(config.model):
         identity["model_fingerprint"] = subject.fingerprint
+    taught_by = teacher.load(config, dataset, reporter.note)
+    if taught_by is not None:
+        identity["teacher"] = checkpoint.digest(taught_by.variables)
     plan = phases.plan(config, subject.graph, len(dataset.train))
     if config.regularity == "channel":
         traced.check(subject)
     setup = Setup(
         config=config, identity=identity, plan=plan, dataset=dataset, model=subject,
         apply=inference(subject.network),
-        mesh=parallel.mesh(parallel.usable_devices(config.batch_size)),
+        mesh=parallel.mesh(parallel.usable_devices(config.batch_size)), teacher=taught_by,
     )  # fmt: skip
     commit = files.commit()  # now: the files may change while this process runs on
     with files.claim(workdir, identity):

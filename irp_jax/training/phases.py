@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from irp_jax.config import Config, parse_budget, parse_channels
+from irp_jax.config import PARENT, Config, parse_budget, parse_channels
 from irp_jax.errors import UserError, unknown
 from irp_jax.graph import ChannelGraph
 from irp_jax.pruning import admm, cost, masks, slim
@@ -85,6 +85,7 @@ def plan(config: Config, graph: ChannelGraph, images: int) -> Plan:
         target=limit if absolute else amount,
         ratio=limit / dense,
         stages=stages,
+        parent_epoch=stages[1] if config.teacher == PARENT else None,
         epsilon_steps=round(config.epsilon_warmup * first * steps_per_epoch),
     )
 

@@ -17,6 +17,8 @@ class Plan:
         limit: budget in MACs or parameters.
         target: the budget as the user gave it: a fraction, or MACs or parameters.
         ratio: budget as a fraction of the dense cost.
+        parent_epoch: epochs completed when the dense network becomes the teacher; None where it
+            does not.
         epsilon_steps: steps in which the radius trained against grows to the full one; all before
             the second stage.
     """
@@ -29,6 +31,7 @@ class Plan:
     target: float
     ratio: float
     stages: tuple[int, ...] = (0,)
+    parent_epoch: int | None = None
     epsilon_steps: int = 0
 
     @property

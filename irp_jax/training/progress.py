@@ -14,7 +14,7 @@ from irp_jax.config import Config
 from irp_jax.data import Dataset
 from irp_jax.errors import UserError
 from irp_jax.graph import ChannelGraph
-from irp_jax.network import network_params
+from irp_jax.network import Network, network_params
 from irp_jax.pruning import sparse
 from irp_jax.traced import TracedModel
 from irp_jax.training import defenses, phases
@@ -37,6 +37,7 @@ class Setup:
         dataset: on the host.
         model: the network, before anything is pruned.
         apply: (variables, images) -> logits, in inference mode.
+        teacher: the saved network that teaches; None where there is none, or it is the parent.
         mesh: the devices.
     """
 
@@ -47,6 +48,7 @@ class Setup:
     model: TracedModel
     apply: Callable
     mesh: Mesh
+    teacher: Network | None = None
 
     @property
     def graph(self) -> ChannelGraph:
@@ -71,6 +73,8 @@ class Progress:
         health: what the guard remembers of accuracies under attack.
         clip: longest gradient now; 0 is any.
         descent: what the guard remembers of the loss.
+        parent: {"params", "batch_stats"} of the dense network that teaches, as `deployed` makes
+            it; None before it does.
     """
 
     epoch: int
@@ -84,6 +88,7 @@ class Progress:
     health: Health
     clip: float
     descent: Descent
+    parent: dict[str, Any] | None = None
 
     def after(self, seconds: float) -> "Progress":
         """The same, so much later."""
@@ -99,7 +104,7 @@ def start(setup: Setup) -> Progress:
         params, batch_stats = setup.model.init(key)
         variables = {"params": params, "batch_stats": batch_stats}
         state = phases.initial_state(setup.config, setup.plan, setup.graph, variables)
-        return dataclasses.replace(state, memory=memory_of(setup, defenses.build(wanted), key))
+        return dataclasses.replace(state, memory=memory_of(setup, defenses.build(wanted, setup.config), key))
 
     return Progress(
         epoch=0,
@@ -137,13 +142,15 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
                 f"{workdir} holds checkpoints of a network with other layers: choose another "
                 f"--workdir"
             )
-        frozen = bool(record["kept"])
+        frozen, dense = bool(record["kept"]), None
+        if record["parent"]:
+            dense = _example_parent(setup)
         network = network_params(setup.graph, network) | {"batch_stats": network["batch_stats"]}
         state = phases.example_state(setup.config, setup.plan, setup.graph, network, frozen)
-        defense = defenses.build(Choice(*record["defense"]))
+        defense = defenses.build(Choice(*record["defense"]), setup.config)
         memory = jax.eval_shape(lambda key: memory_of(setup, defense, key), jax.random.key(0))
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), memory)
-        return _besides(dataclasses.replace(state, memory=zeros))
+        return _besides(dataclasses.replace(state, memory=zeros), dense)
 
     saved = checkpoint.restore(workdir / "checkpoints", make_training, log, discard=True)
     files.truncate_log(workdir / "metrics.jsonl", saved.epoch if saved else 0)
@@ -174,6 +181,7 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
         health=Health(**record["health"]),
         clip=record["clip"],
         descent=Descent(**record["descent"]),
+        parent=rest["parent"],
     )
 
 
@@ -195,8 +203,9 @@ def save(setup: Setup, progress: Progress, workdir: Path) -> None:
         "health": progress.health._asdict(),
         "clip": progress.clip,
         "descent": progress.descent._asdict(),
+        "parent": progress.parent is not None,
     }
-    training = _besides(progress.state)
+    training = _besides(progress.state, progress.parent)
     checkpoint.save(workdir / "checkpoints", progress.epoch, network, training, record)
 
 
@@ -222,7 +231,14 @@ def network_record(setup: Setup, kept: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _besides(state: TrainState) -> dict[str, Any]:
+def _example_parent(setup: Setup) -> dict[str, Any]:
+    """The structure and shapes of a parent."""
+    params, state = jax.eval_shape(setup.model.init, jax.random.key(0))
+    shapes = {"params": params, "batch_stats": state}
+    return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def _besides(state: TrainState, parent: dict[str, Any] | None) -> dict[str, Any]:
     """What a checkpoint holds besides the network that is put to use: None is nothing."""
     live = {"weights": state.params["weights"], "batch_stats": state.batch_stats}
     return {
@@ -230,6 +246,7 @@ def _besides(state: TrainState) -> dict[str, Any]:
         "optimizer": state.optimizer,
         "live": None if state.average is None else live,
         "memory": state.memory,
+        "parent": parent,
     }
 
 

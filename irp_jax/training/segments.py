@@ -13,7 +13,7 @@ import numpy as np
 
 from irp_jax import attacks, data, parallel
 from irp_jax.config import Config
-from irp_jax.data import Split
+from irp_jax.data import Augmentation, Split
 from irp_jax.network import cost_report
 from irp_jax.training import defenses, guard, phases
 from irp_jax.training.overfitting import Health
@@ -21,6 +21,7 @@ from irp_jax.training.plan import Plan
 from irp_jax.training.progress import Progress, Setup
 from irp_jax.training.reporter import Reporter
 from irp_jax.training.step import Metrics, Recipe, TrainState, compile_steps
+from irp_jax.training.teacher import Lesson, Teacher
 
 FEW = 256
 """Images that accuracies are followed on during training, where a whole set would be too many."""
@@ -62,6 +63,21 @@ class Program(NamedTuple):
     steps: Callable
 
 
+def teacher(setup: Setup, progress: Progress, resident: Resident) -> Teacher | None:
+    """Who teaches from here on; None where nobody does."""
+    if setup.teacher is not None:
+        apply, variables, first = setup.teacher.apply, setup.teacher.variables, 0
+    elif progress.parent is not None:
+        apply, variables, first = setup.apply, progress.parent, setup.plan.parent_epoch
+    else:
+        return None
+    return Teacher(
+        apply, variables, augmentation=_augmentation(setup), key=resident.key,
+        images=resident.images, mesh=setup.mesh, views=setup.config.teacher_views,
+        first=first or 0,
+    )  # fmt: skip
+
+
 def compiled(setup: Setup, progress: Progress) -> Program:
     """What the run goes on with from here."""
     clipped = dataclasses.replace(setup.config, clip=progress.clip)
@@ -72,14 +88,20 @@ def compiled(setup: Setup, progress: Progress) -> Program:
 
 
 def advance(
-    setup: Setup, progress: Progress, program: Program, resident: Resident, reporter: Reporter
+    setup: Setup,
+    progress: Progress,
+    program: Program,
+    resident: Resident,
+    lesson: Lesson,
+    reporter: Reporter,
 ) -> tuple[Progress, Metrics]:
     """The run an epoch later, its time not counted, and the metrics of all steps."""
     config, plan = setup.config, setup.plan
     batches = _batches(config, plan, len(resident.images), progress.epoch)
     send = functools.partial(
-        program.steps, key=resident.key, images=resident.images, labels=resident.labels
-    )
+        program.steps, key=resident.key, images=resident.images, labels=resident.labels,
+        view=jnp.int32(lesson.view), taught=lesson.answers,
+    )  # fmt: skip
     look = functools.partial(
         guard.second_look,
         program.recipe,
@@ -95,7 +117,8 @@ def advance(
     later = dataclasses.replace(
         progress, epoch=progress.epoch + 1, state=trained.state, health=trained.health,
         descent=descent.after(_cross_entropy(trained, steps=batches.shape[1])),
-        passes=progress.passes + taken / plan.steps_per_epoch * program.recipe.defense.passes,
+        passes=progress.passes + lesson.passes
+        + taken / plan.steps_per_epoch * program.recipe.defense.passes,
         images=progress.images + taken * config.batch_size,
     )  # fmt: skip
     return later, trained.metrics
@@ -193,16 +216,24 @@ def _is_finite(state: TrainState) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
 
 
+def _augmentation(setup: Setup) -> Augmentation:
+    """What is done at random to each training image."""
+    config = setup.config
+    usual = data.default_augmentation(config.dataset, setup.dataset.image_shape)
+    return dataclasses.replace(usual, cutout=config.cutout)
+
+
 def _recipe(setup: Setup, progress: Progress) -> Recipe:
     config = setup.config
-    augmentation = data.default_augmentation(config.dataset, setup.dataset.image_shape)
     return Recipe(
         graph=setup.graph,
         cost_kind=config.cost,
         threat=attacks.linf(config.epsilon),
-        defense=defenses.build(progress.defense),
-        augmentation=dataclasses.replace(augmentation, cutout=config.cutout),
+        defense=defenses.build(progress.defense, config),
+        augmentation=_augmentation(setup),
         label_smoothing=config.label_smoothing,
+        steps=setup.plan.steps,
+        teacher_weight=config.teacher_weight,
         epsilon_steps=setup.plan.epsilon_steps,
         ema=config.ema,
         guarded=config.guard and progress.defense.stronger is not None,

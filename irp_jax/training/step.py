@@ -13,13 +13,13 @@ from jax.sharding import Mesh
 
 from irp_jax import parallel
 from irp_jax.attacks import Threat
-from irp_jax.data.augment import Augmentation, augment, to_float
+from irp_jax.data.augment import Augmentation, augment_each, to_float, view_keys
 from irp_jax.graph import ChannelGraph
 from irp_jax.pruning import cost, masks
 from irp_jax.training import average, overfitting
 from irp_jax.training.curriculum import threat_at
 from irp_jax.training.defenses import Batch, Defense, recall
-from irp_jax.training.losses import cross_entropy
+from irp_jax.training.losses import cross_entropy, soft_targets
 
 Metrics = dict[str, jax.Array]
 
@@ -64,6 +64,8 @@ class Recipe:
         defense: what it is shown, and what is minimised there.
         augmentation: applied before the attack.
         label_smoothing: probability mass taken from the label, in [0, 1).
+        steps: of the whole run.
+        teacher_weight: share of the target that is the teacher's answer, where there is one.
         ema: decay of the moving average, in [0, 1), where the state keeps one.
         guarded: whether the network is probed for catastrophic overfitting after the last step.
     """
@@ -74,6 +76,8 @@ class Recipe:
     defense: Defense
     augmentation: Augmentation
     label_smoothing: float
+    steps: int = 1
+    teacher_weight: float = 0.0
     epsilon_steps: int = 0
     ema: float = 0.0
     guarded: bool = False
@@ -88,6 +92,8 @@ def train_step(
     images: jax.Array,
     labels: jax.Array,
     indices: jax.Array,
+    view: jax.Array | int = 0,
+    taught: jax.Array | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Attack through the masked network, then one descent step on weights and masks together.
 
@@ -100,6 +106,8 @@ def train_step(
         images: (N, H, W, C) uint8.
         labels: (N,) int32.
         indices: (N,) int32, where in the data set they are; no image twice.
+        view: () int32, which of its augmentations each image is seen in: see `augment.view_keys`.
+        taught: (N, K) float32, a teacher's probabilities of that view; None without a teacher.
 
     Returns:
         The state after it, and scalars: the defence's loss; cross-entropy and accuracy
@@ -107,24 +115,27 @@ def train_step(
     """
     # A step's keys depend on the run's and its number alone, so a resumed run repeats itself.
     step_key = jax.random.fold_in(key, state.step)
-    augment_key, attack_key = jax.random.split(step_key)
-    dropout_key = jax.random.fold_in(step_key, 2**32 - 1)
-    images = to_float(augment(augment_key, images, recipe.augmentation))
+    attack_key, dropout_key = jax.random.split(step_key)
+    augment_keys = view_keys(key, view, indices)
+    images = to_float(augment_each(augment_keys, images, recipe.augmentation))
     # Cutout moves no pixel, and what is remembered behind the square shall not be lost.
     moving = dataclasses.replace(recipe.augmentation, cutout=0)
-    seen, store = recall(state.memory, indices, lambda x: augment(augment_key, x, moving))
+    seen, store = recall(state.memory, indices, lambda x: augment_each(augment_keys, x, moving))
 
     def masked(params):
         return masks.apply(recipe.graph, params["weights"], masks.gates(params["masks"]))
 
     weights = masked(state.params)
     threat = threat_at(recipe.threat, state.step, recipe.epsilon_steps)
-    batch = Batch(images, labels, threat, attack_key, seen, recipe.label_smoothing)
 
     def forward(weights, x):
         # One draw of dropout a step: the attack is on the network that then learns from it.
         return network(weights, state.batch_stats, x, True, dropout_key)
 
+    classes = jax.eval_shape(forward, weights, images)[0].shape[-1]
+    soft = soft_targets(labels, classes, recipe.label_smoothing, taught, recipe.teacher_weight)
+    done = state.step / recipe.steps
+    batch = Batch(images, labels, threat, attack_key, seen, soft, state.step, done)
     perturbed = recipe.defense.perturb(lambda x: forward(weights, x)[0], batch)
 
     def loss_fn(params):
@@ -135,9 +146,10 @@ def train_step(
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     kept = masks.kept(masks.gates(params["masks"]))
+    hard = soft_targets(labels, classes, recipe.label_smoothing)  # comparable, whoever teaches
     metrics = {
         "loss": loss,
-        "cross_entropy": cross_entropy(trained.logits, labels, recipe.label_smoothing),
+        "cross_entropy": cross_entropy(trained.logits, hard),
         "train_accuracy": jnp.mean(trained.logits.argmax(-1) == labels, dtype=jnp.float32),
         "cost_ratio": jnp.asarray(cost.ratio(recipe.graph, recipe.cost_kind, kept), jnp.float32),
     }
@@ -163,8 +175,8 @@ def compile_steps(
         mesh: devices the batch is split over; everything else is replicated.
 
     Returns:
-        (state, key, images (M, H, W, C) uint8, labels (M,) int32, batches (steps, N) int32 indices)
-        -> (state, metrics of each step, every leaf (steps,)); where `recipe.guarded`, with
+        (state, key, images (M, H, W, C) uint8, labels (M,) int32, batches (steps, N) int32 indices,
+        view, taught: as for `train_step`, but (M, K) or None) -> (state, metrics of each step, every leaf (steps,)); where `recipe.guarded`, with
         those of `probe_state` (1,), on the last images. The state given is
         donated. The key is an argument, not a constant, so that runs of other seeds find the
         program compiled.
@@ -174,10 +186,11 @@ def compile_steps(
 
     # Without `out_shardings` the first result would come back laid out anew and compile once more.
     @functools.partial(jax.jit, donate_argnames="state", out_shardings=whole)
-    def steps(state, key, images, labels, batches):
+    def steps(state, key, images, labels, batches, view=0, taught=None):
         def body(state, batch):
             batch = jax.lax.with_sharding_constraint(batch, split)
-            return step(key, state, images[batch], labels[batch], batch)
+            answers = None if taught is None else taught[batch]
+            return step(key, state, images[batch], labels[batch], batch, view, answers)
 
         state, metrics = jax.lax.scan(body, state, batches)
         if recipe.guarded:

@@ -24,7 +24,9 @@ class Batch(NamedTuple):
         threat: the ball to be robust in.
         key: of this step.
         memory: of these images: every leaf (N, H, W, C) float32, cropped and mirrored as they are.
-        smoothing: probability mass taken from the label, in [0, 1).
+        soft: (N, K) float32, what the network is to answer; None for the labels as they are.
+        step: () int32, steps taken since the start of the run.
+        done: () float32, the share of training that is over, in [0, 1).
     """
 
     images: jax.Array
@@ -32,7 +34,14 @@ class Batch(NamedTuple):
     threat: Threat
     key: jax.Array
     memory: Any = None
-    smoothing: float = 0.0
+    soft: jax.Array | None = None
+    step: jax.Array | int = 0
+    done: jax.Array | float = 0.0
+
+    @property
+    def targets(self) -> jax.Array:
+        """What cross-entropy is taken with: see `losses.cross_entropy`."""
+        return self.labels if self.soft is None else self.soft
 
 
 class Perturbed(NamedTuple):
@@ -113,4 +122,4 @@ class Defense(abc.ABC):
             perturbed: what that returned.
         """
         logits, batch_stats = forward(perturbed.adversarial)
-        return cross_entropy(logits, batch.labels, batch.smoothing), Trained(logits, batch_stats)
+        return cross_entropy(logits, batch.targets), Trained(logits, batch_stats)

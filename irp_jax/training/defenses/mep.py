@@ -69,7 +69,7 @@ class Mep(Defense):
 
     def perturb(self, logits_fn: LogitsFn, batch: Batch) -> Perturbed:
         """See `Defense`; the reference is the start."""
-        images, labels, threat, _, memory, _ = batch
+        images, labels, threat, _, memory, *_ = batch
         level = threat.epsilon / LEVELS
         start = clip_to_box(images + level * memory.start)
         gradient = input_gradient(logits_fn, start, labels)

@@ -6,7 +6,8 @@ import jax
 
 from irp_jax.attacks import FAST_ATTACKS, STEP_RATIO, LogitsFn
 from irp_jax.attacks.batch import ascend, input_gradient, starts
-from irp_jax.training.defenses.defense import Batch, Defense, Perturbed
+from irp_jax.training.defenses.adversarial import Adversarial
+from irp_jax.training.defenses.defense import Batch, Perturbed
 
 
 def length(steps: int) -> float:
@@ -15,7 +16,7 @@ def length(steps: int) -> float:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pgd(Defense):
+class Pgd(Adversarial):
     """Cross-entropy on the last image of projected gradient ascent (Madry et al. 2018).
 
     The saddle point problem of their equation 2.1, its inner maximum sought as in section 2.1, from
@@ -30,8 +31,8 @@ class Pgd(Defense):
 
     @property
     def passes(self) -> float:
-        """One a step, one to learn from it."""
-        return self.steps + 1.0
+        """One a step, the others to learn."""
+        return self.steps + self.to_learn
 
     def perturb(self, logits_fn: LogitsFn, batch: Batch) -> Perturbed:
         """See `Defense`."""

@@ -6,6 +6,7 @@ import jax
 
 from irp_jax.attacks import LogitsFn, clip_to_box
 from irp_jax.attacks.batch import ascend
+from irp_jax.training.defenses.adversarial import mean_stats
 from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
 from irp_jax.training.defenses.pgd import length
 from irp_jax.training.losses import cross_entropy, kl_divergence
@@ -56,7 +57,6 @@ class Trades(Defense):
         """Both terms; the running statistics follow clean and adversarial images alike."""
         clean, clean_stats = forward(batch.images)
         adversarial, adversarial_stats = forward(perturbed.adversarial)
-        entropy = cross_entropy(clean, batch.labels, batch.smoothing)
+        entropy = cross_entropy(clean, batch.targets)
         loss = entropy + self.beta * kl_divergence(clean, adversarial)
-        both = jax.tree.map(lambda a, b: 0.5 * (a + b), clean_stats, adversarial_stats)
-        return loss, Trained(adversarial, both)
+        return loss, Trained(adversarial, mean_stats(clean_stats, adversarial_stats))

@@ -5,7 +5,7 @@ from typing import Any
 
 import optax
 
-from irp_jax.config import Config
+from irp_jax.config import PARENT, Config
 from irp_jax.graph import ChannelGraph
 from irp_jax.pruning import budget, masks
 from irp_jax.pruning.masks import Masks, Regularity
@@ -20,10 +20,19 @@ class Priced(Method):
         """The floors that the rule holds."""
         return masks.floors(graph, regularity)
 
+    def stages(self, config: Config) -> tuple[int, ...]:
+        """One, or two where the dense network becomes the teacher: it is trained to the end of a
+        cycle of the learning rate first.
+        """
+        if config.teacher != PARENT:
+            return (0,)
+        return (0, min(max(round(config.ramp_start * config.epochs), 1), config.epochs - 1))
+
     def freeze_epoch(self, config: Config) -> int:
         """Where the ramp ends."""
         # 0.28 of 25 is 7.000000000000001.
-        return min(max(math.ceil(round(config.ramp_stop * config.epochs, 6)), 1), config.epochs)
+        stop = math.ceil(round(config.ramp_stop * config.epochs, 6))
+        return min(max(stop, self.stages(config)[-1] + 1), config.epochs)
 
     def initial_masks(self, graph: ChannelGraph, regularity: Regularity) -> Masks:
         """All is kept."""
@@ -33,14 +42,21 @@ class Priced(Method):
         """The price, along the ramp."""
         stop = plan.freeze_step
         start = min(round(config.ramp_start * plan.steps), stop - 1)
+        if plan.parent_epoch is not None:
+            start = plan.parent_epoch * plan.steps_per_epoch
         target = budget.ramp(plan.ratio, start, stop)
-        return budget.priced(graph, config.regularity, config.cost, target)
+        return budget.priced(
+            graph, config.regularity, config.cost, target, spread=config.spread
+        )
 
     def final_masks(
         self, config: Config, plan: Plan, graph: ChannelGraph, params: Any
     ) -> dict[str, Any]:
         """The best units that fit."""
-        return budget.project(graph, params["masks"], config.regularity, config.cost, plan.limit)
+        return budget.project(
+            graph, params["masks"], config.regularity, config.cost, plan.limit,
+            spread=config.spread,
+        )  # fmt: skip
 
 
 class Paper(Method):

@@ -1,0 +1,50 @@
+"""Training on perturbed images, and in part on the images as they are."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
+from irp_jax.training.losses import cross_entropy
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adversarial(Defense):
+    """(1 - w) CE(perturbed) + w CE(clean) (Goodfellow et al. 2015, section 6, has w = 1/2).
+
+    With a teacher's answers as the targets of both terms and w = 1/6 it is the loss of RSLAD (Zi et
+    al. 2021, equation 5) up to a constant.
+
+    Attributes:
+        clean_weight: w, in [0, 1). At 0 the clean images are not looked at.
+    """
+
+    clean_weight: float = 0.0
+
+    @property
+    def to_learn(self) -> float:
+        """Passes to learn from what was found."""
+        return 2.0 if self.clean_weight else 1.0
+
+    def loss(
+        self, forward: Forward, batch: Batch, perturbed: Perturbed
+    ) -> tuple[jax.Array, Trained]:
+        """See the class; the running statistics follow clean and perturbed images alike."""
+        if not self.clean_weight:
+            return super().loss(forward, batch, perturbed)
+        clean, clean_stats = forward(batch.images)
+        logits, stats = forward(perturbed.adversarial)
+        weight = self.clean_weight
+        loss = (1 - weight) * cross_entropy(logits, batch.targets)
+        loss += weight * cross_entropy(clean, batch.targets)
+        return loss, Trained(logits, mean_stats(clean_stats, stats))
+
+
+def mean_stats(one: Any, other: Any) -> Any:
+    """The mean of two sets of running statistics; what is counted is as in the second."""
+    return jax.tree.map(_mean, one, other)
+
+
+def _mean(one: jax.Array, other: jax.Array) -> jax.Array:
+    return 0.5 * (one + other) if jax.numpy.issubdtype(other.dtype, jax.numpy.floating) else other
