@@ -66,6 +66,7 @@ def assess(
     look_first: bool = True,
     watch: Watch | None = None,
     known: AttackReport | None = None,
+    spared: np.ndarray | None = None,
     state_file: str | Path | None = None,
 ) -> AttackReport:
     """Runs attacks one after another, each on the images that stand after those before it.
@@ -87,6 +88,8 @@ def assess(
         watch: told of progress and of warnings.
         known: what was found for the same network and images in a smaller ball. What fell there has
             fallen here, and is not attacked again.
+        spared: (N,) bool, images that are known to withstand the attack, a single one: they are not
+            attacked, and count as right if they are right as they are.
         state_file: .npz file in which the state is kept; the same call goes on from it after an
             interruption, to the identical result, and returns at once when all was done.
 
@@ -123,6 +126,10 @@ def assess(
         )  # fmt: skip
     right = logits.argmax(-1) == labels
     at = _begin(images, right, threat, known)
+    if spared is not None:
+        (attack,) = attacks
+        survived = np.where(spared, attack.runs(logits.shape[-1]), 0)
+        at = dataclasses.replace(at, runs=survived.astype(np.int32))
     save: Callable[[Standings], None] = _forget
     saved = None
     if state_file is not None:

@@ -65,6 +65,8 @@ class Attack(Protocol):
     Attributes:
         name: as reports and the command line have it.
         steps: of one run.
+        draws: optional, what its random numbers are drawn by where that is not its name. Two
+            attacks of one `draws` and seed start alike.
     """
 
     @property

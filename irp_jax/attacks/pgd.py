@@ -17,6 +17,10 @@ STEP_RATIO = 0.25
 """Default step over epsilon: 2/255 for 8/255, the protocol the literature reports PGD-10 with."""
 
 
+LAST = "-last"
+"""What ends the name of an attack whose last image alone counts."""
+
+
 class PgdState(NamedTuple):
     """Runs under way; every leaf has a leading axis B.
 
@@ -35,7 +39,8 @@ class Pgd:
 
     Every image on the way counts, the start and the last one included: the worst case is what
     robustness means. What is found is the first image that the network gets wrong, else the one of
-    highest loss.
+    highest loss. With `last_only` the last image of each restart alone counts, as in most published
+    code: the same images are visited, and no more of them can be wrong.
 
     Attributes:
         name: as reports have it.
@@ -45,6 +50,7 @@ class Pgd:
         step_ratio: see `step_size`.
         start_scale: radius of the random start over epsilon; 0 starts at the image.
         loss: what to climb.
+        last_only: whether images on the way do not count.
 
     Raises:
         UserError: a value that cannot be meant; the message names it.
@@ -61,6 +67,7 @@ class Pgd:
     step_ratio: float = STEP_RATIO
     start_scale: float = 1.0
     loss: Loss = cross_entropy
+    last_only: bool = False
 
     def __post_init__(self) -> None:
         for setting in ("gradient_steps", "restarts"):
@@ -71,6 +78,11 @@ class Pgd:
             raise UserError(f"the length of a step must be positive, got {length:g}")
         if not 0 <= self.start_scale <= 1:
             raise UserError(f"start_scale must be in [0, 1], got {self.start_scale:g}")
+
+    @property
+    def draws(self) -> str:
+        """Both ways of counting start alike."""
+        return self.name.removesuffix(LAST)
 
     @property
     def steps(self) -> int:
@@ -98,4 +110,9 @@ class Pgd:
         judged, gradient = judge(logits_fn, state.current, problem, self.loss)
         length = self.step_ratio if self.step_size is None else self.step_size / threat.epsilon
         ahead = step(threat, state.current, problem.image, gradient, length)
+        if self.last_only:
+            counts = number == self.gradient_steps
+            judged = judged._replace(
+                fallen=judged.fallen & counts, loss=jnp.where(counts, judged.loss, -jnp.inf)
+            )
         return PgdState(ahead, worse(state.worst, judged))

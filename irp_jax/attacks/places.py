@@ -64,7 +64,7 @@ class Places(NamedTuple):
         image, label, order, row, number = jax.device_put(
             (self.images[rows], self.labels[rows], self.order[rows], rows, numbers), self._sharding
         )
-        salt = np.uint32(zlib.crc32(attack.name.encode()))
+        salt = np.uint32(zlib.crc32(getattr(attack, "draws", attack.name).encode()))
         key = jax.random.fold_in(jax.random.key(self.seed), salt)
         return Problem(image, label, order, number, runs.keys(key, row, number), self.threat)
 

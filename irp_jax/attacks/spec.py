@@ -14,14 +14,16 @@ from irp_jax.attacks.threat import Norm, Threat
 from irp_jax.errors import UserError, unknown
 
 AttackName = Literal[
-    "pgd", "fgsm", "cw", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square", "autoattack",
-    "none",
+    "pgd", "pgd-last", "fgsm", "cw", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square",
+    "autoattack", "none",
 ]  # fmt: skip
 ATTACKS: tuple[AttackName, ...] = get_args(AttackName)
-STEPS = {"pgd": 10, "cw": 10, "apgd-ce": 100, "apgd-dlr": 100, "apgd-t": 100, "fab": 100,
-         "fab-t": 100, "square": 5000}  # fmt: skip
+STEPS = {
+    "pgd": 10, "pgd-last": 10, "cw": 10, "apgd-ce": 100, "apgd-dlr": 100, "apgd-t": 100,
+    "fab": 100, "fab-t": 100, "square": 5000,
+}  # fmt: skip
 """Steps of one run where none are asked for; the attacks not named here have theirs fixed."""
-STEPPED = ("pgd", "cw")
+STEPPED = ("pgd", "pgd-last", "cw")
 """Attacks whose step has a length to choose."""
 ONE_START = ("fgsm", "autoattack", "none")
 """Attacks whose number of restarts is fixed."""
@@ -38,8 +40,9 @@ class AttackSpec:
     """
 
     name: AttackName = "pgd"
-    """pgd, fgsm (one step from the image itself), cw (PGD on the margin), apgd-ce, apgd-dlr,
-    apgd-t, fab, fab-t, square, autoattack, or none (natural accuracy alone)."""
+    """pgd, pgd-last (the same, of which the last image alone counts), fgsm (one step from the image
+    itself), cw (PGD on the margin), apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, autoattack, or
+    none (natural accuracy alone)."""
     norm: Norm = "linf"
     """linf, l2 or l1."""
     epsilon: float = 8 / 255
@@ -100,8 +103,13 @@ class AttackSpec:
                 return published(self.version, self.norm)
             case "fgsm":
                 return (Pgd(name=name, gradient_steps=1, step_ratio=1.0, start_scale=0.0),)
-            case "pgd":
-                return (Pgd(gradient_steps=steps, restarts=restarts, step_size=self.step_size),)
+            case "pgd" | "pgd-last":
+                return (
+                    Pgd(
+                        name=name, gradient_steps=steps, restarts=restarts,
+                        step_size=self.step_size, last_only=name == "pgd-last",
+                    ),
+                )  # fmt: skip
             case "cw":
                 return (
                     Pgd(

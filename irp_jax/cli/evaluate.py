@@ -42,7 +42,8 @@ class Options:
     model: str | None = None
     """FILE.py:NAME of a network of your own. Default: what was saved with it."""
     attack: AttackName = "pgd"
-    """autoattack, pgd, fgsm, cw, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square or none."""
+    """autoattack, pgd (counted both ways), pgd-last, fgsm, cw, apgd-ce, apgd-dlr, apgd-t, fab,
+    fab-t, square or none."""
     version: str = "standard"
     """Of autoattack: standard, plus or rand."""
     norm: Norm = "linf"
@@ -97,8 +98,14 @@ def evaluate(arguments: list[str]) -> None:
         corruptions.corrupt(images[:1], corruptions.CORRUPTIONS[0], 1)
     mesh, batch_size = _devices(options, images)
     began = time.perf_counter()
+    last = None
     try:
         reports = _attack(options, net, specs, images, labels, mesh, batch_size, terminal)
+        if options.attack == "pgd" and options.epsilons is None:
+            last = evaluation.last_iterate(
+                net.apply, net.variables, images, labels, specs[-1], reports[-1],
+                batch_size=batch_size, mesh=mesh, watch=_watch(terminal),
+            )  # fmt: skip
     finally:
         terminal.close()
     results: dict[str, Any] = {
@@ -124,6 +131,8 @@ def evaluate(arguments: list[str]) -> None:
         }
     else:
         results["accuracy"] |= _accuracies(specs[-1], reports[-1])
+        if last is not None:
+            results["accuracy"]["pgd-last"] = last.robust
         results["seconds"] = {k: round(v, 1) for k, v in reports[-1].seconds.items()}
     if options.corruptions:
         try:
@@ -215,6 +224,12 @@ def _devices(options: Options, images: np.ndarray) -> tuple[Mesh, int]:
     return mesh, parallel.attacked_at_once(mesh, *images.shape[1:3])
 
 
+def _watch(terminal: Terminal) -> attacks.Watch:
+    return attacks.Watch(
+        begin=terminal.attacking, progress=terminal.evaluating, warn=terminal.warn
+    )
+
+
 def _attack(
     options: Options,
     net: network.Network,
@@ -226,16 +241,13 @@ def _attack(
     terminal: Terminal,
 ) -> list[attacks.AttackReport]:
     """One report for each spec; an image that fell at one radius has fallen at all larger ones."""
-    watch = attacks.Watch(
-        begin=terminal.attacking, progress=terminal.evaluating, warn=terminal.warn
-    )
     reports: list[attacks.AttackReport] = []
     for spec in specs:
         if len(specs) > 1:
             terminal.note(f"epsilon {spec.epsilon:.4g}")
         report = evaluation.evaluate(
             net.apply, net.variables, images, labels, spec,
-            batch_size=batch_size, mesh=mesh, watch=watch,
+            batch_size=batch_size, mesh=mesh, watch=_watch(terminal),
             known=reports[-1] if reports else None,
             state_file=_state_file(options, net, spec, len(images)),
         )  # fmt: skip

@@ -216,6 +216,8 @@ def _run(
                 f"before it: remove the folder to train anew"
             )
         results["accuracy"][name] = found["accuracy"][flags[0].partition("=")[2]]
+        if "pgd-last" in found["accuracy"]:
+            results["accuracy"][f"{name}-last"] = found["accuracy"]["pgd-last"]
         results["attacks"][name] = {key: found[key] for key in ATTACK_FACTS}
     if options.results is not None:
         files.write_json(_target(run, options.results), results)

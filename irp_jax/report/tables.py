@@ -132,6 +132,12 @@ def _under(attack: str, runs: list[Results]) -> str:
     return text + some
 
 
+def _last_image(runs: list[Results]) -> str:
+    """Accuracy under PGD-10 as most published code counts; runs of older versions do not say."""
+    found = [r["accuracy"]["pgd-last"] for r in runs if "pgd-last" in r["accuracy"]]
+    return _spread(found, 1, 100) if found else ""
+
+
 def _lost(runs: list[Results]) -> str:
     """How far PGD accuracy of the last epoch is below the best epoch's, in points.
 
@@ -158,6 +164,7 @@ COLUMNS: dict[str, Callable[[list[Results]], str]] = {
     "runs": lambda runs: str(len(runs)),
     "natural %": lambda runs: _spread([r["accuracy"]["natural"] for r in runs], 1, 100),
     "PGD-10 %": lambda runs: _spread([r["accuracy"]["pgd"] for r in runs], 1, 100),
+    "last %": lambda runs: _last_image(runs),
     "lost": _lost,
     "MACs left": lambda runs: _spread([r["cost"]["macs_ratio"] for r in runs], 4),
     "params left": lambda runs: _spread([r["cost"]["params_ratio"] for r in runs], 4),
@@ -181,9 +188,11 @@ def lines(results: Iterable[Results]) -> tuple[list[str], list[list[str]]]:
     columns: dict[str, list[str]] = {}
     for title, cell in COLUMNS.items():
         columns[title] = [cell(runs) for runs in grouped]
-        if title == "PGD-10 %":
+        if title == "last %":
             for name in attacks:
                 columns[f"{name} %"] = [_under(name, runs) for runs in grouped]
+    if not any(columns["last %"]):  # runs of older versions
+        del columns["last %"]
     titles = list(columns)
     names = list(zip(*(columns[title] for title in NAMING), strict=True))
     alike = [names.count(name) > 1 for name in names]

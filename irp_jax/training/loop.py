@@ -160,14 +160,16 @@ def _evaluate(
     held_out = config.evaluate_on == "validation"
     measured = setup.dataset.validation if held_out else setup.dataset.test
     began = time.monotonic()
-    report = evaluation.evaluate(
-        trained.apply, trained.variables, measured.images, measured.labels, spec,
-        batch_size=parallel.attacked_at_once(setup.mesh, *setup.dataset.image_shape[:2]),
-        mesh=setup.mesh,
-        watch=attacks.Watch(
+    everything = (trained.apply, trained.variables, measured.images, measured.labels, spec)
+    how: dict[str, Any] = {
+        "batch_size": parallel.attacked_at_once(setup.mesh, *setup.dataset.image_shape[:2]),
+        "mesh": setup.mesh,
+        "watch": attacks.Watch(
             begin=reporter.attacking, progress=reporter.evaluating, warn=reporter.note
         ),
-    )  # fmt: skip
+    }
+    report = evaluation.evaluate(*everything, **how)
+    last = evaluation.last_iterate(*everything, report, **how)
     seconds = time.monotonic() - began
     plan, left = setup.plan, cost_report(setup.graph, progress.kept)
     unused = round(1 - left[config.cost] / plan.limit, 6)
@@ -178,7 +180,9 @@ def _evaluate(
         "seed": config.seed,
         "budget": {"kind": config.cost, "target": plan.target, "unused": unused},
         "cost": left,
-        "accuracy": {"natural": report.natural, "pgd": report.robust},
+        "accuracy": {
+            "natural": report.natural, "pgd": report.robust, "pgd-last": last.robust,
+        },
         "attack": spec.describe() | {"images": len(measured)},
         "epochs": plan.epochs,
         "defense": progress.defense.name,
@@ -190,4 +194,4 @@ def _evaluate(
         "identity": setup.identity,
         "config": configs.settings(config),
         "kept": progress.kept,
-    }
+    }  # fmt: skip
