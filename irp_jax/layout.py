@@ -187,6 +187,8 @@ def is_ours(spec: Mapping[str, Any]) -> bool:
         and name in models.MODELS
         and isinstance(width, NUMBERS)
         and 0 < width <= 64
+        and isinstance(spec.get("activation", "relu"), str)
+        and spec.get("activation", "relu") in models.ACTIVATIONS
     )
 
 

@@ -292,7 +292,9 @@ def _traced(record: dict[str, Any], model: Any) -> traced.TracedModel:
         known = traced.trace(model, shape, classes, spec=spec)
     else:
         assert layout.is_ours(spec), "a stored name of a file is never run"
-        known = traced.named(spec["name"], spec["width"], shape, classes)
+        known = traced.named(
+            spec["name"], spec["width"], shape, classes, activation=spec.get("activation", "relu")
+        )
     if dict(known.graph.groups) != record["groups"]:
         raise _other_model(known.name)
     return known

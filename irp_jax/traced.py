@@ -19,7 +19,8 @@ class TracedModel:
 
     Attributes:
         name: what it is called.
-        spec: how it is built again: {"name", "width"} of one of our models, {"file"} of a user's
+        spec: how it is built again: {"name", "width"} of one of our models, and its
+            "activation" if it is not "relu", {"file"} of a user's
             "FILE.py:NAME", {"class"} of an object that was given.
         graph: its channels, layers and cost.
         network: (params, state, images, train, key) -> (logits, state), for arrays of any width.
@@ -117,7 +118,12 @@ def _check_given(given: Any, wanted: Any) -> None:
 
 
 def named(
-    name: str, width: float, image_shape: tuple[int, int, int], classes: int, seed: int = 0
+    name: str,
+    width: float,
+    image_shape: tuple[int, int, int],
+    classes: int,
+    seed: int = 0,
+    activation: str = "relu",
 ) -> TracedModel:
     """One of our models, or a user's.
 
@@ -127,6 +133,7 @@ def named(
         image_shape: (H, W, C) of one image.
         classes: number of logits.
         seed: of the weights of a user's NNX or Equinox model, which has them from the beginning.
+        activation: of one of our models: a key of `models.ACTIVATIONS`.
 
     Raises:
         UserError: there is no such model, or as `trace`.
@@ -134,8 +141,12 @@ def named(
     if models.is_file(name):
         model = models.from_file(name, classes, seed)
         return trace(model, image_shape, classes, spec={"file": name})
-    model = models.build(name, classes, width)
-    return trace(model, image_shape, classes, spec={"name": name, "width": width})
+    spec = {"name": name, "width": width}
+    if activation != "relu":  # records of older versions have none
+        spec["activation"] = activation
+    return trace(
+        models.build(name, classes, width, activation), image_shape, classes, spec=spec
+    )
 
 
 def check(model: TracedModel) -> float:

@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from importlib.metadata import version
+from unittest import mock
 
 # A program that several tests compile, or processes they start, is compiled once. The first process
 # makes the folder, before JAX is imported; those it starts inherit the variable.
@@ -42,3 +43,16 @@ def quick_compile():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def quick_runs(monkeypatch, quick_compile):
+    """Runs of a tiny network that nobody attacks: the attacks would take most time to compile."""
+    from baseline_nets import Net
+
+    from irp_jax import evaluation, models
+
+    report = mock.Mock(natural=0.5, robust=0.25)
+    monkeypatch.setitem(models.MODELS, "resnet8", lambda scale, classes, act: Net(8, 8, classes))
+    monkeypatch.setattr(evaluation, "probe", lambda *args, **kwargs: evaluation.Probe(0, 0, 0))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *args, **kwargs: report)

@@ -2,17 +2,16 @@
 
 import dataclasses
 import math
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from baseline_nets import SHAPE, Net, begun, described, random_weights, variables
+from baseline_nets import SHAPE, Net, Stopping, begun, described, random_weights, variables
 from scipy import stats
 
-from irp_jax import checkpoint, evaluation, models, network, traced
+from irp_jax import checkpoint, models, network, traced
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.errors import UserError
@@ -233,29 +232,6 @@ def test_settings_that_cannot_be_meant_are_refused(change, message):
 # ---- whole runs --------------------------------------------------------------------------------
 
 
-class Reporter:
-    """Says nothing; ends the run like a kill would at the end of the epoch given, before saving."""
-
-    def __init__(self, stop=None):
-        self.stop = stop
-
-    def epoch(self, row):
-        if row["epoch"] == self.stop:
-            raise KeyboardInterrupt
-
-    def __getattr__(self, name):
-        return lambda *arguments: None
-
-
-@pytest.fixture
-def quick_runs(monkeypatch, quick_compile):
-    """Runs of a tiny network that nobody attacks: the attacks would take most time to compile."""
-    report = mock.Mock(natural=0.5, robust=0.25)
-    monkeypatch.setitem(models.MODELS, "resnet8", lambda classes, scale: Net(8, 8, classes))
-    monkeypatch.setattr(evaluation, "probe", lambda *args, **kwargs: evaluation.Probe(0, 0, 0))
-    monkeypatch.setattr(evaluation, "evaluate", lambda *args, **kwargs: report)
-
-
 def configured(folder, method, regularity):
     return dataclasses.replace(
         configs.suited("digits", Config(model="resnet8", budget="0.3", ema=0.9)),
@@ -270,7 +246,7 @@ def configured(folder, method, regularity):
 )
 def test_runs_are_on_budget_and_a_killed_one_ends_alike(quick_runs, tmp_path, method, regularity):
     config = configured(tmp_path / "whole", method, regularity)
-    results = loop.run(config, Reporter(), "bin/train")
+    results = loop.run(config, Stopping(), "bin/train")
     share, unused = results["cost"]["macs_ratio"], results["budget"]["unused"]
     assert results["method"] == method
     assert share <= 0.3
@@ -289,11 +265,11 @@ def test_runs_are_on_budget_and_a_killed_one_ends_alike(quick_runs, tmp_path, me
 
     killed = dataclasses.replace(config, workdir=str(tmp_path / "killed"))
     with pytest.raises(KeyboardInterrupt):
-        loop.run(killed, Reporter(stop=4), "bin/train")
+        loop.run(killed, Stopping(stop=4), "bin/train")
     # Within ADMM: after 15 steps, five an epoch; Z and U are of step 14, those of 18 to come.
     saved = checkpoint.restore(tmp_path / "killed" / "checkpoints", None, print)
     assert saved.epoch == 3
-    again = loop.run(killed, Reporter(), "bin/train")
+    again = loop.run(killed, Stopping(), "bin/train")
     assert [row["loss"] for row in again["history"]] == [row["loss"] for row in results["history"]]
     ends = [checkpoint.restore(tmp_path / name / "checkpoints", None, print).network
             for name in ("whole", "killed")]  # fmt: skip

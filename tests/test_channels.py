@@ -62,7 +62,7 @@ def test_channels_that_are_given_are_what_is_left_drawn_as_a_network_of_their_ow
 
 
 def test_a_finished_run_of_given_channels_is_not_shown_for_uniform_ones(tmp_path, monkeypatch):
-    monkeypatch.setitem(models.MODELS, "resnet8", lambda classes, scale: Net(8, 8, classes))
+    monkeypatch.setitem(models.MODELS, "resnet8", lambda scale, classes, act: Net(8, 8, classes))
     config = configs.suited("digits", Config(model="resnet8", method="width", epochs=1))
     config = dataclasses.replace(
         config, train_images=128, budget="0.5", channels="first=2,second=7", workdir=str(tmp_path)

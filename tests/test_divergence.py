@@ -225,7 +225,7 @@ class Killed(Silent):
 @pytest.fixture
 def run(tmp_path, monkeypatch, quick_compile):
     """Runs on a small network, with gradients cut to a length that matters to it."""
-    monkeypatch.setitem(models.MODELS, "resnet8", lambda classes, scale: Small(8, 8, classes))
+    monkeypatch.setitem(models.MODELS, "resnet8", lambda scale, classes, act: Small(8, 8, classes))
     monkeypatch.setattr(divergence, "CLIP", 0.01)
 
     def start(name, reporter=None, **changes):

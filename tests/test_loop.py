@@ -61,7 +61,7 @@ def finished(tmp_path_factory, environment):
 @pytest.fixture
 def small(monkeypatch):
     """A network that compiles in less time, for what does not depend on which it is."""
-    monkeypatch.setitem(models.MODELS, "resnet8", lambda classes, scale: Small(8, 8, classes))
+    monkeypatch.setitem(models.MODELS, "resnet8", lambda scale, classes, act: Small(8, 8, classes))
 
 
 def last(config):

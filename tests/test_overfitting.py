@@ -232,7 +232,7 @@ def test_a_run_that_alarms_climbs_the_ladder_and_resumes_to_the_same(
     monkeypatch.setattr(Health, "after", count)
     monkeypatch.setattr(Health, "after_second_look", lambda self, pgd, trained: self)
     monkeypatch.setattr(Health, "alarming", property(lambda self: self.chance > 2))
-    monkeypatch.setitem(models.MODELS, "resnet8", lambda classes, scale: Small(8, 8, classes))
+    monkeypatch.setitem(models.MODELS, "resnet8", lambda scale, classes, act: Small(8, 8, classes))
     reporter, killed = Silent(), dataclasses.replace(TINY, workdir=str(tmp_path / "killed"))
     results = loop.run(dataclasses.replace(TINY, workdir=str(tmp_path / "run")), reporter, "test")
     assert [tuple(event["to"]) for event in results["retreats"]] == [
@@ -323,7 +323,7 @@ def test_the_probe_attacks_the_network_as_it_trains(name, quick_compile):
 
 
 def test_the_guard_can_be_left_out(tmp_path, monkeypatch, quick_compile):
-    monkeypatch.setitem(models.MODELS, "resnet8", lambda classes, scale: Small(8, 8, classes))
+    monkeypatch.setitem(models.MODELS, "resnet8", lambda scale, classes, act: Small(8, 8, classes))
     config = dataclasses.replace(TINY, epochs=1, ramp_stop=0.9, guard=False, workdir=str(tmp_path))
     reporter = Silent()
     results = loop.run(config, reporter, "test")

@@ -4,6 +4,7 @@ from irp_jax.config.amounts import fraction, parse_budget, parse_channels, radiu
 from irp_jax.config.checking import check
 from irp_jax.config.command_line import flags
 from irp_jax.config.config import (
+    AVERAGE,
     BASELINES,
     DEFENSES,
     METHODS,
@@ -18,7 +19,7 @@ from irp_jax.config.naming import identity, normalised, run_name, settings, work
 from irp_jax.config.unused import unused
 
 __all__ = [
-    "BASELINES", "DEFENSES", "METHODS", "PARENT", "SCHEDULES", "SETTINGS_OF", "Config", "channels_of",
+    "AVERAGE", "BASELINES", "DEFENSES", "METHODS", "PARENT", "SCHEDULES", "SETTINGS_OF", "Config", "channels_of",
     "check", "flags", "fraction", "identity", "load", "load_all", "normalised", "parse_budget",
     "parse_channels", "radius", "run_name", "settings", "suited", "unused", "workdir",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from irp_jax import attacks, models
 from irp_jax.config.amounts import parse_budget, parse_channels
 from irp_jax.config.command_line import flag
 from irp_jax.config.config import (
+    AVERAGE,
     BASELINES,
     COSTS,
     DEFENSES,
@@ -128,6 +129,8 @@ def check(config: Config, given: Collection[str] = ()) -> None:
 def _check_teacher(config: Config) -> None:
     if not 0 <= config.teacher_weight <= 1:
         raise UserError(f"--teacher-weight must be in [0, 1], got {config.teacher_weight:g}")
+    if config.teacher == AVERAGE and not config.ema:
+        raise UserError("--teacher=average needs a moving average: give --ema=0.999 with it")
     if config.teacher == PARENT and config.method not in WITH_PARENT:
         raise UserError(
             f"--teacher=parent is the dense network of the run, and --method={config.method} "
@@ -141,11 +144,17 @@ def _check_model(config: Config) -> None:
     if not models.is_file(config.model):
         if config.model not in models.MODELS:
             raise unknown("model", config.model, [*models.MODELS, "FILE.py:NAME"])
+        if config.activation not in models.ACTIVATIONS:
+            raise unknown("activation", config.activation, models.ACTIVATIONS)
         return
     models.check_file(config.model)
     if config.width != 1:
         raise UserError(
             f"--width={config.width:g} is for models of ours: {config.model} has widths of its own"
+        )
+    if config.activation != "relu":
+        raise UserError(
+            f"--activation={config.activation} is for models of ours: {config.model} has its own"
         )
 
 

@@ -40,6 +40,9 @@ EVALUATED_ON = ("test", "validation")
 PARENT = "parent"
 """What `Config.teacher` is where the dense network of the same run teaches."""
 
+AVERAGE = "average"
+"""What `Config.teacher` is where the moving average of the network teaches it."""
+
 WITH_PARENT = ("priced", "magnitude", "admm")
 """Methods that train the dense network first."""
 
@@ -69,6 +72,8 @@ class Config:
     """What is pruned: channel (a small dense network) or weight (a sparse one)."""
     width: float = 1.0
     """Multiplies every channel count of the model, if it is one of ours."""
+    activation: str = "relu"
+    """Of one of our models: relu, or silu, softplus or gelu, which are smooth."""
     channels: str = ""
     """How many channels each group keeps, instead of uniformly fewer: GROUP=COUNT,GROUP=COUNT, as
     under `kept` in the results.json of another run, within the budget (width)."""
@@ -106,8 +111,8 @@ class Config:
     """Peak of the schedule."""
     teacher: str = ""
     """Whose answers are part of what the small network learns: parent, the dense network of the
-    same run as it is when pruning begins (priced, magnitude, admm); or the folder of a saved
-    network. Empty for nobody."""
+    same run as it is when pruning begins (priced, magnitude, admm); average, its own moving
+    average (with --ema); or the folder of a saved network. Empty for nobody."""
     teacher_weight: float = 0.5
     """Share of the target that is the teacher's answer to the clean image; the rest is the
     label."""

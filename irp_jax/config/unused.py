@@ -25,4 +25,6 @@ def unused(config: Config) -> list[str]:
                 lines.append(
                     f"{flag(field.name)} changes nothing: it is for {flag(by)}={' or '.join(using)}"
                 )
+        if field.name.startswith("teacher_") and not config.teacher:
+            lines.append(f"{flag(field.name)} changes nothing: it is for --teacher")
     return lines

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from irp_jax.models.parts import conv, norm, standardize
+from irp_jax.models.parts import ACTIVATIONS, conv, norm, standardize
 
 
 class DenseNet(nn.Module):
@@ -14,37 +14,42 @@ class DenseNet(nn.Module):
         layers: layers in each stage; between stages channels and image are halved.
         growth: channels that a layer adds.
         classes: number of logits.
+        activation: a key of `parts.ACTIVATIONS`.
     """
 
     layers: tuple[int, ...]
     growth: int
     classes: int
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        act = ACTIVATIONS[self.activation]
         x = conv(2 * self.growth, name="stem")(standardize(images))
         for stage, depth in enumerate(self.layers, start=1):
             if stage > 1:
-                x = nn.relu(norm(train, name=f"transition{stage}_norm")(x))
+                x = act(norm(train, name=f"transition{stage}_norm")(x))
                 x = conv(x.shape[-1] // 2, size=1, name=f"transition{stage}")(x)
                 x = _halve(x)
             for index in range(depth):
-                y = Layer(self.growth, name=f"stage{stage}_layer{index}")(x, train)
+                y = Layer(self.growth, self.activation, name=f"stage{stage}_layer{index}")(x, train)
                 x = jnp.concatenate([x, y], axis=-1)
-        x = nn.relu(norm(train, name="final_norm")(x))
+        x = act(norm(train, name="final_norm")(x))
         return nn.Dense(self.classes, name="classifier")(x.mean((1, 2)))
 
 
 class Layer(nn.Module):
-    """conv(relu(norm(bottleneck(relu(norm(x)))))), the bottleneck of four times the growth."""
+    """conv(act(norm(bottleneck(act(norm(x)))))), the bottleneck of four times the growth."""
 
     growth: int
+    activation: str
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        y = nn.relu(norm(train, name="norm1")(x))
+        act = ACTIVATIONS[self.activation]
+        y = act(norm(train, name="norm1")(x))
         y = conv(4 * self.growth, size=1, name="bottleneck")(y)
-        y = nn.relu(norm(train, name="norm2")(y))
+        y = act(norm(train, name="norm2")(y))
         return conv(self.growth, name="conv")(y)
 
 

@@ -1,9 +1,11 @@
 """MobileNetV2 for small images."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 
-from irp_jax.models.parts import conv, norm, standardize
+from irp_jax.models.parts import ACTIVATIONS, conv, norm, standardize
 
 STAGES = (
     (1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2),
@@ -19,25 +21,33 @@ class MobileNetV2(nn.Module):
     Attributes:
         widths: channels of the stem, of each stage, and of the last convolution.
         classes: number of logits.
+        activation: a key of `parts.ACTIVATIONS`; for "relu" it is ReLU6, as published.
     """
 
     widths: tuple[int, ...]
     classes: int
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        act = _activation(self.activation)
         stem, *widths, last = self.widths
         x = conv(stem, name="stem")(standardize(images))
-        x = nn.relu6(norm(train, name="stem_norm")(x))
+        x = act(norm(train, name="stem_norm")(x))
         for stage, (width, (expansion, _, depth, stride)) in enumerate(
             zip(widths, STAGES, strict=True), start=1
         ):
             for index in range(depth):
                 x = InvertedResidual(
-                    width, expansion, stride if index == 0 else 1, name=f"stage{stage}_block{index}"
-                )(x, train)
-        x = nn.relu6(norm(train, name="last_norm")(conv(last, size=1, name="last")(x)))
+                    width, expansion, stride if index == 0 else 1, self.activation,
+                    name=f"stage{stage}_block{index}",
+                )(x, train)  # fmt: skip
+        x = act(norm(train, name="last_norm")(conv(last, size=1, name="last")(x)))
         return nn.Dense(self.classes, name="classifier")(x.mean((1, 2)))
+
+
+def _activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    return nn.relu6 if name == "relu" else ACTIVATIONS[name]
 
 
 class InvertedResidual(nn.Module):
@@ -46,14 +56,16 @@ class InvertedResidual(nn.Module):
     width: int
     expansion: int
     stride: int
+    activation: str
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        act = _activation(self.activation)
         y, inner = x, x.shape[-1] * self.expansion
         if self.expansion > 1:
             y = conv(inner, size=1, name="expand")(y)
-            y = nn.relu6(norm(train, name="expand_norm")(y))
+            y = act(norm(train, name="expand_norm")(y))
         y = conv(inner, self.stride, groups=inner, name="depthwise")(y)
-        y = nn.relu6(norm(train, name="depthwise_norm")(y))
+        y = act(norm(train, name="depthwise_norm")(y))
         y = norm(train, name="project_norm")(conv(self.width, size=1, name="project")(y))
         return x + y if x.shape == y.shape else y

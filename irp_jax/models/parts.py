@@ -1,5 +1,7 @@
 """What the networks here have in common."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -64,6 +66,16 @@ class BatchNorm(nn.Module):
             var.value = keep * var.value + (1 - keep) * spread
         factor = scale * jax.lax.rsqrt(spread + self.epsilon)
         return x * factor + (bias - now * factor)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": nn.relu,
+    "silu": nn.silu,
+    "softplus": nn.softplus,
+    "gelu": nn.gelu,
+}
+"""By their names on the command line. The last three are smooth: Xie et al. 2020 ("Smooth
+adversarial training") found that to help under attack."""
 
 
 def standardize(images: jax.Array) -> jax.Array:

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 
-from irp_jax.models.parts import conv, norm, standardize
+from irp_jax.models.parts import ACTIVATIONS, conv, norm, standardize
 
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -17,19 +17,21 @@ class VGG(nn.Module):
     Attributes:
         stages: channels of each convolution, stage by stage.
         classes: number of logits.
+        activation: a key of `parts.ACTIVATIONS`.
     """
 
     stages: tuple[tuple[int, ...], ...]
     classes: int
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
-        x = standardize(images)
+        x, act = standardize(images), ACTIVATIONS[self.activation]
         for stage, widths in enumerate(self.stages, start=1):
             for index, width in enumerate(widths):
                 name = f"stage{stage}_conv{index}"
                 x = conv(width, name=name)(x)
-                x = nn.relu(norm(train, name=f"{name}_norm")(x))
+                x = act(norm(train, name=f"{name}_norm")(x))
             if min(x.shape[1:3]) > 1:
                 x = _halve(x)
         return nn.Dense(self.classes, name="classifier")(x.mean((1, 2)))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable
 from statistics import mean
 from typing import Any
 
-from irp_jax.config import SETTINGS_OF, parse_budget, radius, suited
+from irp_jax.config import AVERAGE, PARENT, SETTINGS_OF, parse_budget, radius, suited
 from irp_jax.training.defenses import MANY_STEPS
 
 Results = dict[str, Any]
@@ -38,9 +38,10 @@ def measured_on(one: Results) -> str:
 
 
 def network(one: Results) -> str:
-    """The model, and how much wider than usual it began."""
-    width = one["config"].get("width", 1.0)
-    return one["model"] if width == 1.0 else f"{one['model']} x {width:g}"
+    """The model, how much wider than usual it began, and an activation that is not usual."""
+    width, activation = one["config"].get("width", 1.0), one["config"].get("activation", "relu")
+    wider = "" if width == 1.0 else f" x {width:g}"
+    return one["model"] + wider + ("" if activation == "relu" else f", {activation}")
 
 
 def method(one: Results) -> str:
@@ -50,8 +51,10 @@ def method(one: Results) -> str:
     """
     usual = suited(one["dataset"])
     when = [one["config"].get(name, getattr(usual, name)) for name in ("ramp_start", "ramp_stop")]
-    if one["method"] == "priced" and when != [usual.ramp_start, usual.ramp_stop]:
-        return f"{one['method']}, {when[0]:.0%} to {when[1]:.0%}"
+    if one["method"] == "priced":
+        ramp = f", {when[0]:.0%} to {when[1]:.0%}"
+        moved = when != [usual.ramp_start, usual.ramp_stop]
+        return one["method"] + ramp * moved + _rare(one, ("spread",))
     if channels := one["config"].get("channels"):
         digest = hashlib.sha256(channels.encode()).hexdigest()[:4]
         return f"{one['method']}, given channels ({digest})"
@@ -67,9 +70,14 @@ def defense(one: Results) -> str:
     changes = [event for event in one.get("retreats", ()) if "from" in event]
     if changes:
         return f"{_with_steps(*changes[0]['from'])}, then {_with_steps(*changes[-1]['to'])}"
+    settings = SETTINGS_OF["defense"].get(one.get("defense", ""), ())
+    own = _rare(one, (name for name in settings if name != STEPS))
     asked = config.get("defense") or config.get("attack", "rs-fgsm").replace("rs-fgsm", "fgsm-rs")
-    return _with_steps(one.get("defense", asked), config.get("attack_steps", 1))
+    return _with_steps(one.get("defense", asked), config.get(STEPS, 1)) + own
 
+
+STEPS = "attack_steps"
+"""The setting that is written behind the name of a defence."""
 
 RARE = ("ema", "weight_decay", "label_smoothing", "cutout")
 """Settings named in a recipe where they are not the usual ones."""
@@ -107,7 +115,17 @@ def recipe(one: Results) -> str:
         if "clip" in event:  # from where it diverged
             clip = f", then clip {event['clip']:g}"
     batch = f"batch {config.get('batch_size', 128)}"
-    return f"{rate}, {batch}{grown}{some}{held_out}{guard}{clip}{_rare(one, RARE)}"
+    return f"{rate}, {batch}{grown}{some}{held_out}{guard}{clip}{_rare(one, RARE)}{_taught(one)}"
+
+
+def _taught(one: Results) -> str:
+    """Who taught a run, if anybody did, and with how much weight."""
+    config = one["config"]
+    if not (teacher := config.get("teacher")):
+        return ""
+    who = teacher if teacher in (PARENT, AVERAGE) else "another network"
+    views = f", {config['teacher_views']} views" if teacher != AVERAGE else ""
+    return f", taught by {who} ({config['teacher_weight']:g}{views})"
 
 
 def _spread(values: Iterable[float], digits: int, scale: float = 1.0) -> str:

@@ -67,7 +67,9 @@ def run(
         )
     shape, classes = dataset.image_shape, dataset.num_classes
     if model is None:
-        subject = traced.named(config.model, config.width, shape, classes, config.seed)
+        subject = traced.named(
+            config.model, config.width, shape, classes, config.seed, config.activation
+        )
     else:
         subject = traced.trace(model, shape, classes, variables=variables)
     if model is not None or models.is_file(config.model):

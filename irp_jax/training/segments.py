@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from irp_jax import attacks, data, parallel
-from irp_jax.config import Config
+from irp_jax.config import AVERAGE, Config
 from irp_jax.data import Augmentation, Split
 from irp_jax.network import cost_report
 from irp_jax.training import defenses, guard, phases
@@ -118,7 +118,7 @@ def advance(
         progress, epoch=progress.epoch + 1, state=trained.state, health=trained.health,
         descent=descent.after(_cross_entropy(trained, steps=batches.shape[1])),
         passes=progress.passes + lesson.passes
-        + taken / plan.steps_per_epoch * program.recipe.defense.passes,
+        + taken / plan.steps_per_epoch * program.recipe.passes,
         images=progress.images + taken * config.batch_size,
     )  # fmt: skip
     return later, trained.metrics
@@ -234,6 +234,7 @@ def _recipe(setup: Setup, progress: Progress) -> Recipe:
         label_smoothing=config.label_smoothing,
         steps=setup.plan.steps,
         teacher_weight=config.teacher_weight,
+        taught_by_average=config.teacher == AVERAGE,
         epsilon_steps=setup.plan.epsilon_steps,
         ema=config.ema,
         guarded=config.guard and progress.defense.stronger is not None,

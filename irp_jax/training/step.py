@@ -66,6 +66,7 @@ class Recipe:
         label_smoothing: probability mass taken from the label, in [0, 1).
         steps: of the whole run.
         teacher_weight: share of the target that is the teacher's answer, where there is one.
+        taught_by_average: whether the moving average of the network teaches it.
         ema: decay of the moving average, in [0, 1), where the state keeps one.
         guarded: whether the network is probed for catastrophic overfitting after the last step.
     """
@@ -78,9 +79,22 @@ class Recipe:
     label_smoothing: float
     steps: int = 1
     teacher_weight: float = 0.0
+    taught_by_average: bool = False
     epsilon_steps: int = 0
     ema: float = 0.0
     guarded: bool = False
+
+    @property
+    def passes(self) -> float:
+        """Forward and backward passes per image and step, in pairs; a forward pass alone is a third
+        of one.
+        """
+        return self.defense.passes + self.taught_by_average * FORWARD
+
+
+FORWARD = 1 / 3
+"""What a forward pass counts beside a pair of a forward and a backward pass, which is about three
+times the work."""
 
 
 def train_step(
@@ -132,6 +146,10 @@ def train_step(
         # One draw of dropout a step: the attack is on the network that then learns from it.
         return network(weights, state.batch_stats, x, True, dropout_key)
 
+    if recipe.taught_by_average:
+        mean = masked({**state.params, "weights": state.average["weights"]})
+        answer, _ = network(mean, state.average["batch_stats"], images, False, dropout_key)
+        taught = jax.lax.stop_gradient(jax.nn.softmax(answer))
     classes = jax.eval_shape(forward, weights, images)[0].shape[-1]
     soft = soft_targets(labels, classes, recipe.label_smoothing, taught, recipe.teacher_weight)
     done = state.step / recipe.steps

@@ -19,17 +19,13 @@ import numpy as np
 
 from irp_jax import checkpoint, parallel
 from irp_jax import network as networks
-from irp_jax.config import PARENT, Config
+from irp_jax.config import AVERAGE, PARENT, Config
 from irp_jax.data import Dataset
 from irp_jax.data.augment import Augmentation, augment_each, to_float, view_keys
 from irp_jax.errors import UserError
 from irp_jax.evaluation import Apply
 from irp_jax.network import Network
-
-FORWARD = 1 / 3
-"""What a forward pass counts beside a pair of a forward and a backward pass, which is about three
-times the work."""
-
+from irp_jax.training.step import FORWARD
 
 class Lesson(NamedTuple):
     """What an epoch is taught.
@@ -46,12 +42,12 @@ class Lesson(NamedTuple):
 
 
 def load(config: Config, dataset: Dataset, log: checkpoint.Log) -> Network | None:
-    """The saved network that teaches; None where there is none, or it is the parent.
+    """The saved network that teaches; None where there is none, or it is of the run itself.
 
     Raises:
         UserError: there is none in that folder, or it is for other images or classes.
     """
-    if config.teacher in ("", PARENT):
+    if config.teacher in ("", PARENT, AVERAGE):
         return None
     found = networks.load(config.teacher, log)
     has, wanted = (

@@ -1,0 +1,194 @@
+"""Teachers: what they answer, what it costs, and runs that are taught and interrupted."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from baseline_nets import Stopping
+from defense_nets import GRAPH, KEY, LABELS, NETWORK, PIXELS, initial, make_setup, recipe
+from pruning_nets import quick_jit
+from silent import Silent
+
+from irp_jax import parallel
+from irp_jax import config as configs
+from irp_jax.config import Config
+from irp_jax.data import Augmentation
+from irp_jax.data.augment import augment, augment_each, to_float, view_keys
+from irp_jax.errors import UserError
+from irp_jax.network import inference
+from irp_jax.training import loop, phases
+from irp_jax.training.losses import cross_entropy, soft_targets
+from irp_jax.training.step import train_step
+from irp_jax.training.teacher import Teacher
+
+POLICY = Augmentation(crop_padding=1, flip=True)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return initial()
+
+
+# ---- targets -----------------------------------------------------------------------------------
+
+
+def test_targets_by_hand():
+    taught = jnp.array([[0.5, 0.3, 0.2]])
+    found = soft_targets(jnp.array([1]), 3, 0.3, taught, 0.25)
+    np.testing.assert_allclose(found, [[0.2, 0.675, 0.125]], rtol=1e-6)
+    np.testing.assert_allclose(soft_targets(jnp.array([1]), 3), [[0, 1, 0]])
+    np.testing.assert_allclose(soft_targets(jnp.array([1]), 3, 0.3, taught, 1.0), taught)
+
+
+def test_cross_entropy_takes_labels_and_probabilities():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4)), jnp.float32)
+    shares = jax.nn.softmax(logits)
+    labels = jnp.array([3, 0, 1])
+    by_hand = -np.log(np.asarray(shares)[np.arange(3), labels]).mean()
+    assert float(cross_entropy(logits, labels)) == pytest.approx(by_hand, rel=1e-5)
+    assert float(cross_entropy(logits, jax.nn.one_hot(labels, 4))) == pytest.approx(by_hand, 1e-5)
+    entropy = -(np.asarray(shares) * np.log(shares)).sum(-1).mean()
+    assert float(cross_entropy(logits, shares)) == pytest.approx(entropy, rel=1e-5)
+
+
+# ---- views -------------------------------------------------------------------------------------
+
+
+def test_a_view_of_an_image_depends_on_nothing_but_its_number_and_the_view():
+    rows = np.arange(24, dtype=np.int32)
+    whole = augment_each(view_keys(KEY, 3, rows), jnp.asarray(PIXELS), POLICY)
+    some = np.array([7, 2, 19], np.int32)
+    few = augment_each(view_keys(KEY, 3, some), jnp.asarray(PIXELS[some]), POLICY)
+    np.testing.assert_array_equal(whole[some], few)
+    other = augment_each(view_keys(KEY, 4, rows), jnp.asarray(PIXELS), POLICY)
+    assert (whole != other).any(axis=(1, 2, 3)).mean() > 0.8
+    for key, image, seen in zip(view_keys(KEY, 3, rows), PIXELS, whole, strict=True):
+        np.testing.assert_array_equal(augment(key, image[None], POLICY)[0], seen)
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_answers_are_of_the_view_that_is_shown_and_none_is_computed_twice(
+    views, variables, quick_compile
+):
+    mesh = parallel.mesh(2)
+    apply = inference(NETWORK)
+    images = parallel.place(jnp.asarray(PIXELS), parallel.replicated(mesh))
+    key = parallel.place(KEY, parallel.replicated(mesh))
+    teacher = Teacher(
+        apply, variables, augmentation=POLICY, key=key, images=images, mesh=mesh, views=views,
+        first=3,
+    )  # fmt: skip
+    lessons = [teacher.lesson(epoch) for epoch in (3, 4, 5, 6, 4)]
+    assert [lesson.view for lesson in lessons] == [3, 4, *((3, 4, 4) if views else (5, 6, 4))]
+    paid = [lesson.passes > 0 for lesson in lessons]
+    assert paid == [True, True, False, False, False] if views else all(paid)
+    for lesson in lessons:
+        rows = np.arange(24, dtype=np.int32)
+        seen = to_float(augment_each(view_keys(KEY, lesson.view, rows), PIXELS, POLICY))
+        np.testing.assert_allclose(
+            lesson.answers, jax.nn.softmax(apply(variables, seen)), rtol=1e-4, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("who", ["answers", "average"])
+def test_a_step_descends_towards_the_answers(who, variables, quick_compile):
+    """One step with the answers as the whole target, against the gradient of that loss by hand."""
+    setup = make_setup(Config(budget="1.0", epochs=1, batch_size=24, ema=0.9, method="width"))
+    optimizer = phases.optimizer(setup.config, setup.plan, GRAPH, frozen=False)
+    state = phases.initial_state(setup.config, setup.plan, GRAPH, variables)
+    moved = jax.tree.map(lambda leaf: leaf * 1.5 + 0.1, state.average["weights"])
+    state = dataclasses.replace(state, average={**state.average, "weights": moved})
+    how = dataclasses.replace(
+        recipe("none"), augmentation=Augmentation(), teacher_weight=1.0,
+        taught_by_average=who == "average",
+    )  # fmt: skip
+    pixels = jnp.asarray(PIXELS)
+    averaged = {"params": moved, "batch_stats": state.average["batch_stats"]}
+    answers = jax.nn.softmax(inference(NETWORK)(averaged, to_float(pixels)))
+    taught = answers if who == "answers" else None
+    step = quick_jit(lambda state: train_step(
+        how, NETWORK, optimizer, KEY, state, pixels, LABELS, np.arange(24), 0, taught
+    ))  # fmt: skip
+    after, metrics = step(state)
+
+    @quick_jit
+    @jax.value_and_grad
+    def loss(weights):
+        logits, _ = NETWORK(weights, state.batch_stats, to_float(pixels), train=True)
+        return cross_entropy(logits, answers)
+
+    value, gradient = loss(state.params["weights"])
+    assert float(metrics["loss"]) == pytest.approx(float(value), rel=1e-5)
+    rate, decay = setup.config.learning_rate, setup.config.weight_decay
+    for name, before in state.params["weights"].items():
+        expected = before - rate * (gradient[name] + decay * before)
+        np.testing.assert_allclose(after.params["weights"][name], expected, rtol=1e-3, atol=1e-5)
+
+
+# ---- whole runs --------------------------------------------------------------------------------
+
+
+def configured(folder, **changes):
+    base = configs.suited("digits", Config(model="resnet8", budget="0.3"))
+    quick = {"epochs": 6, "batch_size": 256, "checkpoint_every": 0.0, "defense": "none"}
+    return dataclasses.replace(base, workdir=str(folder), **(quick | changes))
+
+
+def test_the_parent_is_the_dense_network_and_a_killed_run_ends_alike(quick_runs, tmp_path):
+    taught = {
+        "teacher": "parent", "teacher_views": 2, "ramp_start": 0.3, "ramp_stop": 0.6, "ema": 0.9,
+    }  # fmt: skip
+    config = configured(tmp_path / "whole", **taught)
+    reporter = Silent()
+    results = loop.run(config, reporter, "bin/train")
+    assert any("dense network of 2 epochs is the teacher" in note for note in reporter.notes)
+    assert [row["frozen"] for row in results["history"]] == [e > 4 for e in range(1, 7)]
+    assert results["cost"]["macs_ratio"] <= 0.3
+    assert results["passes_per_image"] == pytest.approx(6 + 2 / 3, abs=1e-3)  # two views
+    alone = loop.run(configured(tmp_path / "alone", epochs=2, method="width", budget="1.0", ema=0.9),
+                     Silent(), "bin/train")  # fmt: skip
+    # The first stage is a whole run of the dense network, to the end of its learning rate.
+    ours = [row["loss"] for row in results["history"][:2]]
+    assert ours == pytest.approx([row["loss"] for row in alone["history"]], rel=1e-4)
+
+    for stop in (2, 4, 6):  # before the parent, before the cut, and after it
+        killed = configured(tmp_path / f"killed{stop}", **taught)
+        with pytest.raises(KeyboardInterrupt):
+            loop.run(killed, Stopping(stop=stop), "bin/train")
+        again = loop.run(killed, Stopping(), "bin/train")
+        assert [r["loss"] for r in again["history"]] == [r["loss"] for r in results["history"]]
+        assert again["network_sha256"] == results["network_sha256"]
+
+
+def test_a_saved_network_teaches_from_the_start_and_is_part_of_what_a_run_is(quick_runs, tmp_path):
+    first = loop.run(configured(tmp_path / "a", epochs=1), Silent(), "bin/train")
+    config = configured(
+        tmp_path / "b", epochs=2, method="width", teacher=str(tmp_path / "a" / "network")
+    )
+    results = loop.run(config, Silent(), "bin/train")
+    assert results["identity"]["teacher"] == first["network_sha256"]
+    assert results["passes_per_image"] == pytest.approx(2 + 2 / 3, abs=1e-3)
+    with pytest.raises(UserError, match="no checkpoint in"):
+        loop.run(configured(tmp_path / "c", teacher=str(tmp_path / "none")), Silent(), "bin/train")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"teacher": "parent", "method": "width"}, "--method=width trains none"),
+        ({"teacher": "parent", "method": "paper"}, "--method=paper trains none"),
+        ({"teacher": "parent", "epochs": 1}, "--epochs must be at least 2"),
+        ({"teacher": "average"}, "give --ema"),
+        ({"teacher_weight": 1.5}, r"--teacher-weight must be in \[0, 1\], got 1.5"),
+        ({"teacher_views": -1}, "--teacher-views must be at least 0"),
+        ({"clean_weight": 1.0}, r"--clean-weight must be in \[0, 1\)"),
+        ({"noise": 0.0}, "--noise must be in"),
+        ({"robustness_weight": float("nan")}, "--robustness-weight must be in"),
+        ({"spread": 0.5}, "--spread must be 0"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        configs.check(Config(**change))
