@@ -12,7 +12,7 @@ from irp_jax import attacks, checkpoint, parallel, traced
 from irp_jax.config import Config
 from irp_jax.data import Augmentation
 from irp_jax.network import deployed, network_params
-from irp_jax.pruning import cost, sparse
+from irp_jax.pruning import cost, slim, sparse, uniform
 from irp_jax.training import phases
 from irp_jax.training.defenses import DEFENSES
 from irp_jax.training.step import Recipe, compile_steps
@@ -117,6 +117,31 @@ def test_freezing_meets_the_budget_and_training_goes_on_within_it(frozen):
         np.testing.assert_array_equal(after.params["masks"][name], logits)
         for arrays in (after.params["weights"], momentum(after)):
             assert np.all(np.asarray(arrays[name])[np.asarray(logits) < 0] == 0)
+
+
+def test_a_small_network_may_start_from_new_weights():
+    config = dataclasses.replace(CONFIG, reinit=True, ema=0.9)
+    plan, state = begin(config)
+    run, _ = program(config, plan, frozen=False)
+    state, _ = run(state)
+    drawn = dict(zip(("params", "batch_stats"), MODEL.init(jax.random.key(0)), strict=True))
+    kept_on, kept = phases.freeze(config, plan, GRAPH, state)
+    after, chosen = phases.freeze(config, plan, GRAPH, state, jax.device_get(drawn))
+    assert chosen == kept, "the channels are those that were learned"
+    assert int(after.step) == int(kept_on.step)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(momentum(after)))
+    logits = METHODS["priced"].final_masks(config, plan, GRAPH, jax.device_get(state.params))
+    cut = slim.cut(GRAPH, jax.device_get(drawn["params"]), slim.surviving(logits))
+    new = after.params["weights"]
+    assert_same(new, uniform.rescale(GRAPH, cut, kept))
+    for leaf in jax.tree.leaves(after.batch_stats):
+        assert set(np.unique(leaf)) <= {0.0, 1.0}
+    assert_same(after.average, {"weights": new, "batch_stats": after.batch_stats})
+
+
+def assert_same(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_frozen_weight_masks_are_stored_in_bits_and_come_back():

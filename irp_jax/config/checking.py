@@ -101,6 +101,8 @@ def check(config: Config, given: Collection[str] = ()) -> None:
             f"--ramp-start must be below --ramp-stop, got {config.ramp_start:g} and "
             f"{config.ramp_stop:g}"
         )
+    if config.reinit and config.regularity != "channel":
+        raise UserError("--reinit is for --regularity=channel: leave it out for weights")
     if config.spread and not 1 <= config.spread < math.inf:
         raise UserError(f"--spread must be 0 (off) or at least 1, got {config.spread:g}")
     _check_teacher(config)

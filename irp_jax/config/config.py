@@ -11,7 +11,7 @@ BASELINES = {"width": 1, "magnitude": 2, "admm": 3}
 
 SETTINGS_OF: dict[str, dict[str, tuple[str, ...]]] = {
     "method": {
-        "priced": ("ramp_start", "ramp_stop", "spread"),
+        "priced": ("ramp_start", "ramp_stop", "spread", "reinit"),
         "paper": ("hinge_strength", "mask_learning_rate"),
         "magnitude": ("pretraining", "restart_rate"),
         "admm": ("pretraining", "admm_stage", "admm_rho", "admm_updates", "restart_rate"),
@@ -139,6 +139,9 @@ class Config:
     spread: float = 0.0
     """How many times the share that uniform pruning would leave a channel group may keep at most,
     and what part of it at least: 2 is twice and half of it; 0 is any (priced, channels)."""
+    reinit: bool = False
+    """Whether the small network starts from new weights once its channels are chosen, instead of
+    those it has (priced, channels)."""
     hinge_strength: float = 1.0
     """The constant b of the hardware loss (paper)."""
     mask_learning_rate: float = 0.1

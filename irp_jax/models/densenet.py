@@ -42,7 +42,7 @@ class Layer(nn.Module):
     """conv(act(norm(bottleneck(act(norm(x)))))), the bottleneck of four times the growth."""
 
     growth: int
-    activation: str
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

@@ -56,7 +56,7 @@ class InvertedResidual(nn.Module):
     width: int
     expansion: int
     stride: int
-    activation: str
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

@@ -39,7 +39,7 @@ class Block(nn.Module):
 
     width: int
     stride: int
-    activation: str
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -90,7 +90,7 @@ class PreActivationBlock(nn.Module):
     width: int
     stride: int
     project: bool
-    activation: str
+    activation: str = "relu"
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

@@ -54,7 +54,8 @@ def method(one: Results) -> str:
     if one["method"] == "priced":
         ramp = f", {when[0]:.0%} to {when[1]:.0%}"
         moved = when != [usual.ramp_start, usual.ramp_stop]
-        return one["method"] + ramp * moved + _rare(one, ("spread",))
+        anew = ", new weights" if one["config"].get("reinit") else ""
+        return one["method"] + ramp * moved + _rare(one, ("spread",)) + anew
     if channels := one["config"].get("channels"):
         digest = hashlib.sha256(channels.encode()).hexdigest()[:4]
         return f"{one['method']}, given channels ({digest})"

@@ -106,7 +106,11 @@ def _with_parent(setup: Setup, progress: Progress, reporter: Reporter) -> Progre
 
 def _frozen(setup: Setup, progress: Progress, reporter: Reporter) -> Progress:
     """The run with masks frozen and the network cut."""
-    state, kept = phases.freeze(setup.config, setup.plan, setup.graph, progress.state)
+    fresh = None
+    if setup.config.reinit and setup.config.method == "priced":
+        drawn = jax.jit(setup.model.init)(jax.random.key(setup.config.seed))
+        fresh = dict(zip(("params", "batch_stats"), jax.device_get(drawn), strict=True))
+    state, kept = phases.freeze(setup.config, setup.plan, setup.graph, progress.state, fresh)
     reporter.note(_frozen_note(setup, kept))
     state = parallel.place(state, parallel.replicated(setup.mesh))
     return dataclasses.replace(progress, kept=kept, state=state)

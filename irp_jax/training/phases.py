@@ -12,7 +12,7 @@ import optax
 from irp_jax.config import PARENT, Config, parse_budget, parse_channels
 from irp_jax.errors import UserError, unknown
 from irp_jax.graph import ChannelGraph
-from irp_jax.pruning import admm, cost, masks, slim
+from irp_jax.pruning import admm, cost, masks, slim, uniform
 from irp_jax.training.methods import METHODS
 from irp_jax.training.optimizer import SCHEDULES, partitioned, restarted
 from irp_jax.training.plan import Plan
@@ -146,7 +146,11 @@ def initial_state(config: Config, plan: Plan, graph: ChannelGraph, variables: An
 
 
 def freeze(
-    config: Config, plan: Plan, graph: ChannelGraph, state: TrainState
+    config: Config,
+    plan: Plan,
+    graph: ChannelGraph,
+    state: TrainState,
+    fresh: dict[str, Any] | None = None,
 ) -> tuple[TrainState, dict[str, int]]:
     """Fixes the masks, as the method will have them, and cuts the network down to what is kept.
 
@@ -156,6 +160,8 @@ def freeze(
     Args:
         graph: of the dense network.
         state: on the host or a device.
+        fresh: {"params", "batch_stats"} of a network that has not been trained, which the small one
+            starts from (channels); None to go on with what was learned.
 
     Returns:
         The state to go on from, on the host, and mask name -> units kept.
@@ -176,14 +182,23 @@ def freeze(
     hidden = masks.apply(graph, optax.tree_utils.tree_get(trees["momentum"], "trace"), gates)
     trees["momentum"] = optax.tree_utils.tree_set(trees["momentum"], trace=hidden)
     batch_stats, frozen_logits = state.batch_stats, logits
+    if fresh is not None:
+        trees = {
+            "weights": fresh["params"],
+            "momentum": jax.tree.map(_nothing, trees["momentum"]),
+        }
+        batch_stats = fresh["batch_stats"]
+        if average is not None:
+            average = {"weights": fresh["params"], "batch_stats": batch_stats}
     if regularity == "channel":
         survivors = slim.surviving(logits)
         trees, batch_stats, average = slim.cut(graph, (trees, batch_stats, average), survivors)
         frozen_logits = {}
         kept = {name: len(indices) for name, indices in survivors.items()}
-        trees["weights"] = method.after_cut(graph, trees["weights"], kept)
+        after = uniform.rescale if fresh is not None else method.after_cut
+        trees["weights"] = after(graph, trees["weights"], kept)
         if average is not None:
-            average = {**average, "weights": method.after_cut(graph, average["weights"], kept)}
+            average = {**average, "weights": after(graph, average["weights"], kept)}
     else:
         kept = {name: int((logit > 0).sum()) for name, logit in logits.items()}
     params = {"weights": trees["weights"], "masks": frozen_logits}
@@ -195,6 +210,11 @@ def freeze(
         optimizer=fresh._replace(inner_states=inner),
     )  # fmt: skip
     return jax.device_get(frozen), kept
+
+
+def _nothing(leaf: Any) -> Any:
+    """Momentum of nothing; what is counted goes on."""
+    return np.zeros_like(leaf) if np.issubdtype(np.asarray(leaf).dtype, np.floating) else leaf
 
 
 def example_state(
