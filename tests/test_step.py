@@ -15,6 +15,7 @@ from irp_jax.network import deployed, network_params
 from irp_jax.pruning import cost, slim, sparse, uniform
 from irp_jax.training import phases
 from irp_jax.training.defenses import DEFENSES
+from irp_jax.training.methods import METHODS
 from irp_jax.training.step import Recipe, compile_steps
 
 
