@@ -29,6 +29,24 @@ def test_lines_of_held_out_images_say_so(monkeypatch):
     assert sorted(line.endswith("held out") for line in lines) == [False, True]
 
 
+def test_the_trade_off_has_a_point_for_each_setting_and_joins_those_of_a_defence(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, _: drawn.append(figure))
+    runs = [result(0, 0.5), result(1, 0.7)]
+    runs += [_with(result(0, 0.3), defense="gat", robustness_weight=w) for w in (5.0, 20.0)]
+    for run, natural in zip(runs, (0.8, 0.9, 0.95, 0.75), strict=True):
+        run["accuracy"] = {**run["accuracy"], "natural": natural}
+    runs[-1]["accuracy"]["autoattack"] = 0.25
+    for run in runs[2:]:
+        run["defense"] = "gat"
+    plots.tradeoff_picture(runs, Path("tradeoff.svg"))
+    lines = [line.get_xydata().tolist() for line in drawn[0].axes[0].get_lines()]
+    seeds, gat, hollow = sorted(lines, key=lambda line: (-line[0][1], line))
+    assert seeds == [pytest.approx([85, 60])]
+    assert gat == [pytest.approx([75, 30]), pytest.approx([95, 30])]
+    assert hollow == [pytest.approx([75, 25])]
+
+
 def test_curves_are_named_by_what_they_do_not_share_and_seeds_are_one(monkeypatch):
     drawn = []
     monkeypatch.setattr(plots, "_save", lambda figure, _: drawn.append(figure))

@@ -276,17 +276,6 @@ def test_all_runs_of_a_sweep_get_as_many_cores(cores, jobs, shares):
     assert sweep_command._shares(list(range(cores)), jobs) == shares
 
 
-def test_attacks_on_test_images_are_not_for_runs_that_choose_settings(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("mine.py").write_text(
-        "from irp_jax.config import Config\n"
-        "config = Config(dataset='digits', evaluate_on='validation')\n"
-    )
-    with pytest.raises(UserError, match="evaluated on validation"):
-        sweep_command.sweep(["--config=mine.py", "--attacks=fgsm"])
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
-
-
 def test_a_network_is_handed_on_with_a_card_that_says_what_it_does(swept, monkeypatch, capsys):
     folder, _ = swept
     monkeypatch.chdir(folder)

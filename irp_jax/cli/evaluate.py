@@ -8,7 +8,7 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 from irp_jax import attacks, checkpoint, data, evaluation, files, network, parallel
 from irp_jax.attacks import AttackName, AttackSpec, Norm
 from irp_jax.cli.run import main, parse, publishable
-from irp_jax.config import fraction
+from irp_jax.config import EVALUATED_ON, fraction
 from irp_jax.data import corruptions
 from irp_jax.data.augment import to_float
 from irp_jax.errors import UserError, unknown
@@ -35,7 +35,7 @@ from irp_jax.report.terminal import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Attack a trained network on the test split of the data it was trained on."""
+    """Attack a trained network on the data it was trained on, images that it did not learn from."""
 
     checkpoint: str
     """A run's workdir, such as runs/<name>, one checkpoint in it, or a saved network."""
@@ -58,8 +58,10 @@ class Options:
     """Length of a step of pgd and cw. Default: epsilon / 4."""
     restarts: int = 1
     """Random starts for each image; the worst counts."""
+    split: Literal["test", "validation"] = "test"
+    """Which images: test, or validation, those that the run held out while settings were chosen."""
     images: int | None = None
-    """Only the first so many test images."""
+    """Only the first so many of them."""
     batch_size: int | None = None
     """Images attacked at once. Default: up to 512 a device, on a CPU what a core's cache holds."""
     dataset: str | None = None
@@ -79,6 +81,8 @@ class Options:
 def evaluate(arguments: list[str]) -> None:
     """Prints a table; `--out` writes what it shows."""
     options = parse(Options, arguments, "bin/evaluate")
+    if options.split not in EVALUATED_ON:
+        raise unknown("split", options.split, EVALUATED_ON)
     if options.images is not None and options.images < 1:
         raise UserError(f"--images must be at least 1, got {options.images}")
     saving = options.save_adversarial
@@ -115,7 +119,7 @@ def evaluate(arguments: list[str]) -> None:
         "seed": net.record["trained"]["seed"],
         "cost": net.cost,
         "accuracy": {"natural": reports[-1].natural},
-        "attack": specs[-1].describe() | {"images": len(images)},
+        "attack": specs[-1].describe() | {"images": len(images)} | _split(options),
         "epochs": net.epoch,
         "network_sha256": checkpoint.digest(net.variables),
         "wall_time_s": round(time.perf_counter() - began, 1),
@@ -167,6 +171,11 @@ def evaluate(arguments: list[str]) -> None:
     terminal.console.print(result_table(results))
 
 
+def _split(options: Options) -> dict[str, str]:
+    """Which images, where they are not test images."""
+    return {} if options.split == "test" else {"split": options.split}
+
+
 def _radii(options: Options, usual: float) -> list[float]:
     """The radii to attack with, ascending; 0 stands for the clean images."""
     if options.norm not in attacks.NORMS:
@@ -207,13 +216,25 @@ def _test_set(options: Options, net: network.Network, name: str) -> tuple[np.nda
         raise UserError(f"it was trained on {name}, which is not here: give --dataset=PATH")
     known = trained_on is not None and Path(trained_on).expanduser().is_dir()
     there = trained_on if known else None
-    dataset = data.load(name, data_dir=options.data_dir or there, validation_fraction=0.0)
+    held_out = options.split == "validation"
+    share = net.record["trained"].get("validation")
+    if held_out and (options.dataset is not None and not name.endswith(".npz")):
+        raise UserError("--split=validation is of the run's own data: leave out --dataset")
+    if held_out and not share:
+        raise UserError(
+            f"{options.checkpoint} does not say which images it held out, or held out none: give "
+            f"--split=test"
+        )
+    dataset = data.load(
+        name, data_dir=options.data_dir or there, validation_fraction=share if held_out else 0.0
+    )
     if (dataset.image_shape, dataset.num_classes) != (net.image_shape, len(net.class_names)):
         raise UserError(
             f"{name} has images {dataset.image_shape} of {dataset.num_classes} classes, not "
             f"{net.image_shape} of {len(net.class_names)} as in training: choose another --dataset"
         )
-    return dataset.test.images[: options.images], dataset.test.labels[: options.images]
+    split = dataset.validation if held_out else dataset.test
+    return split.images[: options.images], split.labels[: options.images]
 
 
 def _devices(options: Options, images: np.ndarray) -> tuple[Mesh, int]:
@@ -265,7 +286,7 @@ def _state_file(
     folder = Path(options.checkpoint)
     if spec.name == "none" or not os.access(folder, os.W_OK):
         return None
-    facts = [spec.describe(), options.dataset, options.epsilons, images]
+    facts = [spec.describe(), options.dataset, options.epsilons, images, *_split(options).values()]
     what = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
     return folder / f"evaluation-{what}-{checkpoint.digest(net.variables)[:6]}.npz"
 

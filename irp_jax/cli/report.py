@@ -29,6 +29,9 @@ class Options:
     curves: str | None = None
     """Draw to this .svg or .png: accuracy over the epochs of training; seeds are one line."""
 
+    tradeoff: str | None = None
+    """Draw to this .svg or .png: natural accuracy against accuracy under attack."""
+
 
 NEEDED = {
     "model", "dataset", "method", "seed", "budget", "cost", "attack", "epochs", "wall_time_s",
@@ -79,6 +82,8 @@ def report(arguments: list[str]) -> None:
         if not traced:
             raise UserError(f"no run in {place} has its epochs on record: leave out --curves")
         plots.curves_picture(traced, Path(options.curves))
+    if options.tradeoff is not None:
+        plots.tradeoff_picture(runs, Path(options.tradeoff))
     if options.into is not None:
         _insert(Path(options.into), "results", markdown(runs))
     if options.markdown:

@@ -177,11 +177,6 @@ def _runs(options: Options) -> Iterator[Config]:
                 channels=base.channels if chosen["method"] == "width" else "",
             )  # fmt: skip
             configs.check(run)
-            if options.attacks and run.evaluate_on != "test":
-                raise UserError(
-                    f"--attacks attacks test images: leave it out for runs that are evaluated on "
-                    f"{run.evaluate_on}"
-                )
             folder = Path(options.workdir) / configs.run_name(run)
             yield dataclasses.replace(run, workdir=str(folder))
 
@@ -236,6 +231,7 @@ def _attack(run: Config, name: str, flags: list[str], options: Options, call: Ca
         return
     places = [f"--checkpoint={run.workdir}", f"--out={target}"]
     places += [f"--data-dir={run.data_dir}"] if run.data_dir is not None else []
+    places += [f"--split={run.evaluate_on}"] if run.evaluate_on != "test" else []
     places += [f"--images={options.images}"] if options.images is not None else []
     call("evaluate", [*places, *flags])
 

@@ -141,6 +141,53 @@ def budget_picture(results: Sequence[Results], path: Path) -> None:
     _save(figure, path)
 
 
+def tradeoff_picture(results: Sequence[Results], path: Path) -> None:
+    """Natural accuracy against accuracy under attack: a point for whatever differs but the seed.
+
+    Points of one defence are joined in the order of their natural accuracy. PGD-10 is a full mark,
+    AutoAttack, where it was measured, a hollow one below it.
+
+    Args:
+        results: the runs; seeds are averaged.
+        path: .svg or .png to write.
+    """
+    lines: dict[str, list[list[Results]]] = defaultdict(list)
+    for runs in groups(results):
+        lines[defense(runs[0]).partition(",")[0]].append(runs)
+    figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
+    for number, (name, sets) in enumerate(sorted(lines.items())):
+        color = COLORS[number % len(COLORS)]
+        for key, full in (("pgd", True), ("autoattack", False)):
+            points = sorted(
+                (_mean(runs, "natural"), _mean(runs, key), defense(runs[0]))
+                for runs in sets
+                if all(key in run["accuracy"] for run in runs)
+            )
+            if not points:
+                continue
+            x, y, names = zip(*points, strict=True)
+            axis.plot(
+                x, y, "o-" if full else "o:", color=color, markersize=5, linewidth=1,
+                markerfacecolor=color if full else "none",
+                label=f"{name}, {'PGD-10' if full else 'AutoAttack'}",
+            )  # fmt: skip
+            for at, robust, what in zip(x, y, names, strict=True):
+                setting = what.removeprefix(name).strip(", ")
+                if full and setting:
+                    axis.annotate(
+                        setting, (at, robust), fontsize=7, xytext=(3, 4),
+                        textcoords="offset points",
+                    )  # fmt: skip
+    axis.set(xlabel="natural accuracy, %", ylabel="accuracy under attack, %")
+    axis.set_title(f"{network(results[0])}, {measured_on(results[0])}", fontsize=10)
+    axis.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def _mean(runs: Sequence[Results], key: str) -> float:
+    return 100 * mean(run["accuracy"][key] for run in runs)
+
+
 def curves_picture(results: Sequence[Results], path: Path) -> None:
     """Accuracy over the epochs of training: a row a data set, network and budget.
 

@@ -226,6 +226,7 @@ def network_record(setup: Setup, kept: dict[str, int]) -> dict[str, Any]:
             "epsilon": config.epsilon,
             "defense": config.defense,
             "method": config.method,
+            "validation": config.validation,
             "seed": config.seed,
         },
     }
