@@ -91,9 +91,7 @@ def last_iterate(
         **settings: batch_size, mesh, watch and state_file, as for `evaluate`.
     """
     last = dataclasses.replace(spec, name="pgd-last")
-    return evaluate(
-        apply, variables, images, labels, last, spared=report.standing, **settings
-    )
+    return evaluate(apply, variables, images, labels, last, spared=report.standing, **settings)
 
 
 def probe(

@@ -144,9 +144,7 @@ def named(
     spec = {"name": name, "width": width}
     if activation != "relu":  # records of older versions have none
         spec["activation"] = activation
-    return trace(
-        models.build(name, classes, width, activation), image_shape, classes, spec=spec
-    )
+    return trace(models.build(name, classes, width, activation), image_shape, classes, spec=spec)
 
 
 def check(model: TracedModel) -> float:

@@ -11,7 +11,7 @@ import pytest
 from baseline_nets import SHAPE, Net, Stopping, begun, described, random_weights, variables
 from scipy import stats
 
-from irp_jax import checkpoint, models, network, traced
+from irp_jax import checkpoint, network, traced
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.errors import UserError

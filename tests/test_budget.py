@@ -46,9 +46,8 @@ def solver(regularity, kind):
 
     @quick_jit
     def solve(score, goal):
-        return budget.solve(
-            score, bounds(goal), lambda kept: cost.ratio(graph, kind, kept), goal
-        )[1]
+        ratio = functools.partial(cost.ratio, graph, kind)
+        return budget.solve(score, bounds(goal), ratio, goal)[1]
 
     return graph, solve
 

@@ -1,6 +1,7 @@
 """Teachers: what they answer, what it costs, and runs that are taught and interrupted."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,8 @@ from defense_nets import GRAPH, KEY, LABELS, NETWORK, PIXELS, initial, make_setu
 from pruning_nets import quick_jit
 from silent import Silent
 
-from irp_jax import parallel
 from irp_jax import config as configs
+from irp_jax import parallel
 from irp_jax.config import Config
 from irp_jax.data import Augmentation
 from irp_jax.data.augment import augment, augment_each, to_float, view_keys
@@ -108,10 +109,8 @@ def test_a_step_descends_towards_the_answers(who, variables, quick_compile):
     averaged = {"params": moved, "batch_stats": state.average["batch_stats"]}
     answers = jax.nn.softmax(inference(NETWORK)(averaged, to_float(pixels)))
     taught = answers if who == "answers" else None
-    step = quick_jit(lambda state: train_step(
-        how, NETWORK, optimizer, KEY, state, pixels, LABELS, np.arange(24), 0, taught
-    ))  # fmt: skip
-    after, metrics = step(state)
+    step = quick_jit(functools.partial(train_step, how, NETWORK, optimizer))
+    after, metrics = step(KEY, state, pixels, LABELS, np.arange(24), 0, taught)
 
     @quick_jit
     @jax.value_and_grad
@@ -147,8 +146,8 @@ def test_the_parent_is_the_dense_network_and_a_killed_run_ends_alike(quick_runs,
     assert [row["frozen"] for row in results["history"]] == [e > 4 for e in range(1, 7)]
     assert results["cost"]["macs_ratio"] <= 0.3
     assert results["passes_per_image"] == pytest.approx(6 + 2 / 3, abs=1e-3)  # two views
-    alone = loop.run(configured(tmp_path / "alone", epochs=2, method="width", budget="1.0", ema=0.9),
-                     Silent(), "bin/train")  # fmt: skip
+    dense = configured(tmp_path / "dense", epochs=2, method="width", budget="1.0", ema=0.9)
+    alone = loop.run(dense, Silent(), "bin/train")
     # The first stage is a whole run of the dense network, to the end of its learning rate.
     ours = [row["loss"] for row in results["history"][:2]]
     assert ours == pytest.approx([row["loss"] for row in alone["history"]], rel=1e-4)

@@ -246,9 +246,7 @@ def _devices(options: Options, images: np.ndarray) -> tuple[Mesh, int]:
 
 
 def _watch(terminal: Terminal) -> attacks.Watch:
-    return attacks.Watch(
-        begin=terminal.attacking, progress=terminal.evaluating, warn=terminal.warn
-    )
+    return attacks.Watch(begin=terminal.attacking, progress=terminal.evaluating, warn=terminal.warn)
 
 
 def _attack(

@@ -20,7 +20,8 @@ from irp_jax.config.naming import identity, normalised, run_name, settings, work
 from irp_jax.config.unused import unused
 
 __all__ = [
-    "AVERAGE", "BASELINES", "DEFENSES", "EVALUATED_ON", "METHODS", "PARENT", "SCHEDULES", "SETTINGS_OF", "Config", "channels_of",
-    "check", "flags", "fraction", "identity", "load", "load_all", "normalised", "parse_budget",
-    "parse_channels", "radius", "run_name", "settings", "suited", "unused", "workdir",
+    "AVERAGE", "BASELINES", "DEFENSES", "EVALUATED_ON", "METHODS", "PARENT", "SCHEDULES",
+    "SETTINGS_OF", "Config", "channels_of", "check", "flags", "fraction", "identity", "load",
+    "load_all", "normalised", "parse_budget", "parse_channels", "radius", "run_name",
+    "settings", "suited", "unused", "workdir",
 ]  # fmt: skip

@@ -69,8 +69,8 @@ def check(config: Config, given: Collection[str] = ()) -> None:
         if getattr(config, name) < least:
             raise UserError(f"{flag(name)} must be at least {least}, got {getattr(config, name)}")
     for name in (
-        "robustness_rise", "width", "learning_rate", "hinge_strength", "mask_learning_rate", "pretraining",
-        "admm_stage", "admm_rho", "restart_rate",
+        "robustness_rise", "width", "learning_rate", "hinge_strength", "mask_learning_rate",
+        "pretraining", "admm_stage", "admm_rho", "restart_rate",
     ):  # fmt: skip
         if not 0 < getattr(config, name) < math.inf:
             raise UserError(f"{flag(name)} must be positive, got {getattr(config, name):g}")

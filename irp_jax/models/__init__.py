@@ -14,8 +14,8 @@ from irp_jax.models.resnet import ResNet, WideResNet
 from irp_jax.models.vgg import VGG, VGG16
 
 __all__ = [
-    "ACTIVATIONS", "MODELS", "VGG", "DenseNet", "MobileNetV2", "ResNet", "WideResNet", "build", "check_file",
-    "from_file", "is_file",
+    "ACTIVATIONS", "MODELS", "VGG", "DenseNet", "MobileNetV2", "ResNet", "WideResNet", "build",
+    "check_file", "from_file", "is_file",
 ]  # fmt: skip
 
 _MOBILENET = (32, *(width for _, width, _, _ in STAGES), 1280)
@@ -26,7 +26,7 @@ def _small_resnet(depth: int) -> Callable[..., ResNet]:
     return lambda scale, *rest: ResNet(((depth - 2) // 6,) * 3, scale(16, 32, 64), *rest)
 
 
-MODELS = {
+MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet8": _small_resnet(8),
     "resnet20": _small_resnet(20),
     "resnet32": _small_resnet(32),

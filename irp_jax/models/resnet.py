@@ -54,7 +54,7 @@ class Block(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Wide residual network (Zagoruyko & Komodakis 2016): norm and activation before each convolution.
+    """Wide residual network (Zagoruyko & Komodakis 2016): norm and activation come first.
 
     Attributes:
         blocks: blocks in each stage; the first of each later stage halves the image.
@@ -77,9 +77,9 @@ class WideResNet(nn.Module):
             for index in range(depth):
                 stride = 2 if stage > 1 and index == 0 else 1
                 name = f"stage{stage}_block{index}"
-                x = PreActivationBlock(
-                    width, stride, index == 0, self.activation, name=name
-                )(x, train)
+                x = PreActivationBlock(width, stride, index == 0, self.activation, name=name)(
+                    x, train
+                )
         x = act(norm(train, name="final_norm")(x))
         return nn.Dense(self.classes, name="classifier")(x.mean((1, 2)))
 

@@ -47,8 +47,8 @@ def model_card(found: Results, into: Path, size: int, class_names: list[str]) ->
     )
     attacks = (
         f"Attacks are L-inf of radius {radius(config['epsilon'])}. PGD starts at random and steps "
-        f"by a quarter of the radius; an image counts as lost if any image on the way is misclassified, or, where it says so, "
-        f"if the last one is, as most published code counts."
+        f"by a quarter of the radius; an image counts as lost if any image on the way is "
+        f"misclassified, or, where it says so, if the last one is, as most published code counts."
     )
     if any(count < tested for _, _, count, _ in measured):
         attacks += (

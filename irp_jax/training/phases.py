@@ -203,11 +203,11 @@ def freeze(
         kept = {name: int((logit > 0).sum()) for name, logit in logits.items()}
     params = {"weights": trees["weights"], "masks": frozen_logits}
     # Frozen masks have no optimiser state, so its structure is all that is needed of a new one.
-    fresh = jax.eval_shape(optimizer(config, plan, graph, frozen=True).init, params)
-    inner = {**fresh.inner_states, "weights": trees["momentum"]}
+    example = jax.eval_shape(optimizer(config, plan, graph, frozen=True).init, params)
+    inner = {**example.inner_states, "weights": trees["momentum"]}
     frozen = dataclasses.replace(
         state, params=params, batch_stats=batch_stats, average=average,
-        optimizer=fresh._replace(inner_states=inner),
+        optimizer=example._replace(inner_states=inner),
     )  # fmt: skip
     return jax.device_get(frozen), kept
 

@@ -104,7 +104,9 @@ def start(setup: Setup) -> Progress:
         params, batch_stats = setup.model.init(key)
         variables = {"params": params, "batch_stats": batch_stats}
         state = phases.initial_state(setup.config, setup.plan, setup.graph, variables)
-        return dataclasses.replace(state, memory=memory_of(setup, defenses.build(wanted, setup.config), key))
+        return dataclasses.replace(
+            state, memory=memory_of(setup, defenses.build(wanted, setup.config), key)
+        )
 
     return Progress(
         epoch=0,

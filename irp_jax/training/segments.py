@@ -66,15 +66,15 @@ class Program(NamedTuple):
 def teacher(setup: Setup, progress: Progress, resident: Resident) -> Teacher | None:
     """Who teaches from here on; None where nobody does."""
     if setup.teacher is not None:
-        apply, variables, first = setup.teacher.apply, setup.teacher.variables, 0
+        apply, variables = setup.teacher.apply, setup.teacher.variables
     elif progress.parent is not None:
-        apply, variables, first = setup.apply, progress.parent, setup.plan.parent_epoch
+        apply, variables = setup.apply, progress.parent
     else:
         return None
     return Teacher(
         apply, variables, augmentation=_augmentation(setup), key=resident.key,
         images=resident.images, mesh=setup.mesh, views=setup.config.teacher_views,
-        first=first or 0,
+        first=(progress.parent is not None and setup.plan.parent_epoch) or 0,
     )  # fmt: skip
 
 

@@ -194,10 +194,10 @@ def compile_steps(
 
     Returns:
         (state, key, images (M, H, W, C) uint8, labels (M,) int32, batches (steps, N) int32 indices,
-        view, taught: as for `train_step`, but (M, K) or None) -> (state, metrics of each step, every leaf (steps,)); where `recipe.guarded`, with
-        those of `probe_state` (1,), on the last images. The state given is
-        donated. The key is an argument, not a constant, so that runs of other seeds find the
-        program compiled.
+        view, taught: as for `train_step`, but (M, K) or None) -> (state, metrics of each step, each
+        leaf (steps,)); where `recipe.guarded`, with those of `probe_state` (1,), on the last
+        images. The state given is donated. The key is an argument, not a constant, so that runs of
+        other seeds find the program compiled.
     """
     step = functools.partial(train_step, recipe, network, optimizer)
     split, whole = parallel.batch(mesh), parallel.replicated(mesh)

@@ -27,6 +27,7 @@ from irp_jax.evaluation import Apply
 from irp_jax.network import Network
 from irp_jax.training.step import FORWARD
 
+
 class Lesson(NamedTuple):
     """What an epoch is taught.
 

@@ -35,8 +35,8 @@ class Batch(NamedTuple):
     key: jax.Array
     memory: Any = None
     soft: jax.Array | None = None
-    step: jax.Array | int = 0
-    done: jax.Array | float = 0.0
+    step: Any = 0
+    done: Any = 0.0
 
     @property
     def targets(self) -> jax.Array:

@@ -45,9 +45,7 @@ class Priced(Method):
         if plan.parent_epoch is not None:
             start = plan.parent_epoch * plan.steps_per_epoch
         target = budget.ramp(plan.ratio, start, stop)
-        return budget.priced(
-            graph, config.regularity, config.cost, target, spread=config.spread
-        )
+        return budget.priced(graph, config.regularity, config.cost, target, spread=config.spread)
 
     def final_masks(
         self, config: Config, plan: Plan, graph: ChannelGraph, params: Any
