@@ -112,7 +112,7 @@ class Config:
     teacher: str = ""
     """Whose answers are part of what the small network learns: parent, the dense network of the
     same run as it is when pruning begins (priced, magnitude, admm); average, its own moving
-    average (with --ema); or the folder of a saved network. Empty for nobody."""
+    average once it is cut (with --ema); or the folder of a saved network. Empty for nobody."""
     teacher_weight: float = 0.5
     """Share of the target that is the teacher's answer to the clean image; the rest is the
     label."""

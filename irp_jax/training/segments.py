@@ -234,7 +234,8 @@ def _recipe(setup: Setup, progress: Progress) -> Recipe:
         label_smoothing=config.label_smoothing,
         steps=setup.plan.steps,
         teacher_weight=config.teacher_weight,
-        taught_by_average=config.teacher == AVERAGE,
+        # Not before the cut: while masks move, an average of weights is of no network at all.
+        taught_by_average=config.teacher == AVERAGE and bool(progress.kept),
         epsilon_steps=setup.plan.epsilon_steps,
         ema=config.ema,
         guarded=config.guard and progress.defense.stronger is not None,
