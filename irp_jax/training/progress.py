@@ -145,7 +145,7 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
                 f"--workdir"
             )
         frozen, dense = bool(record["kept"]), None
-        if record["parent"]:
+        if record.get("parent"):
             dense = _example_parent(setup)
         network = network_params(setup.graph, network) | {"batch_stats": network["batch_stats"]}
         state = phases.example_state(setup.config, setup.plan, setup.graph, network, frozen)

@@ -129,7 +129,8 @@ def train_step(
     """
     # A step's keys depend on the run's and its number alone, so a resumed run repeats itself.
     step_key = jax.random.fold_in(key, state.step)
-    attack_key, dropout_key = jax.random.split(step_key)
+    attack_key = jax.random.split(step_key)[1]
+    dropout_key = jax.random.fold_in(step_key, 2**32 - 1)
     augment_keys = view_keys(key, view, indices)
     images = to_float(augment_each(augment_keys, images, recipe.augmentation))
     # Cutout moves no pixel, and what is remembered behind the square shall not be lost.
