@@ -80,9 +80,9 @@ def last_iterate(
     report: AttackReport,
     **settings: Any,
 ) -> AttackReport:
-    """What is right after PGD as most published code counts: by the last image of each restart.
+    """What is right after PGD as most published code counts: by the last iterate of each restart.
 
-    We count every image on the way, so that accuracy here is never below ours.
+    `evaluate` counts every iterate, so that accuracy here is never below it.
 
     Args:
         apply, variables, images, labels: as for `evaluate`.

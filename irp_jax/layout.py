@@ -18,8 +18,9 @@ import numpy as np
 from irp_jax import files, models
 from irp_jax.errors import UserError
 
-FORMAT = 1
-"""Of `network.json`."""
+FORMATS = (1, 2)
+"""Of `network.json` that this version reads. The second has an activation that is not ReLU, which
+older versions would take no notice of."""
 
 RECORD, ARRAYS, FUNCTION = "network.json", "arrays.npz", "function.stablehlo"
 
@@ -70,7 +71,12 @@ def write(
         if function is not None:
             files.write_whole(unfinished / FUNCTION, lambda file: file.write(function))
         digests = {path.name: files.sha256(path) for path in sorted(unfinished.iterdir())}
-        whole = {**record, "format": FORMAT, "dtypes": dtypes, "sha256": digests}
+        whole = {
+            **record,
+            "format": FORMATS["activation" in record["model"]],
+            "dtypes": dtypes,
+            "sha256": digests,
+        }
         files.write_json(unfinished / RECORD, whole)
         if folder.exists():
             folder.rename(old)
@@ -104,10 +110,10 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]
         UserError: it is of a later format, damaged, or was never written by `write`.
     """
     record = files.read_json(folder / RECORD)
-    if isinstance(record, dict) and record.get("format", FORMAT) != FORMAT:
+    if isinstance(record, dict) and record.get("format", 1) not in FORMATS:
         raise UserError(
-            f"{folder / RECORD} is of format {record['format']}, and this version reads {FORMAT}: "
-            f"use a newer irp_jax"
+            f"{folder / RECORD} is of format {record['format']}, and this version reads up to "
+            f"{FORMATS[-1]}: use a newer irp_jax"
         )
     fault = _fault(record)
     if fault is not None:
@@ -152,9 +158,9 @@ def _fault(record: Any) -> str | None:
         "regularity": lambda v: v in ("channel", "weight"),
         "cost": lambda v: isinstance(v, dict) and not COSTS - set(v) and _are_numbers(v.values()),
         "epochs": lambda v: isinstance(v, int),
-        "trained": lambda v: isinstance(v, dict) and not TRAINED - set(v),
+        "trained": lambda v: isinstance(v, dict) and not TRAINED - set(v) and _is_share(v),
         "sha256": lambda v: isinstance(v, dict) and ARRAYS in v and set(v) <= {ARRAYS, FUNCTION},
-        "format": lambda v: v == FORMAT,
+        "format": lambda v: v in FORMATS,
         "dtypes": lambda v: isinstance(v, dict),
     }
     for name, is_sound in known.items():
@@ -170,6 +176,12 @@ def _fault(record: Any) -> str | None:
 
 COSTS = {"macs", "dense_macs", "macs_ratio", "params", "dense_params", "params_ratio"}
 TRAINED = {"dataset", "data_dir", "epsilon", "defense", "method", "seed"}
+
+
+def _is_share(trained: dict[str, Any]) -> bool:
+    """Whether the share held out, which records of older versions lack, is one."""
+    share = trained.get("validation", 0.0)
+    return isinstance(share, NUMBERS) and 0 <= share < 1
 
 
 def _is_model(spec: dict[str, Any]) -> bool:

@@ -49,7 +49,12 @@ def publish(run: Path, results: Path, into: Path, log: checkpoint.Log) -> None:
         raise UserError(f"{into} exists: remove it first, or choose another name")
     files.check_place(into)
     # Places on the machine that trained are nobody else's business.
-    dataset, model = (_public(found["config"][name]) for name in ("dataset", "model"))
+    hidden = {
+        name: _public(found["config"][name])
+        for name in ("dataset", "model", "teacher")
+        if name in found["config"]
+    }
+    dataset, model = hidden["dataset"], hidden["model"]
     about = {**trained.record["trained"], "dataset": dataset, "data_dir": None}
     record = {**trained.record, "trained": about}
     if "file" in record["model"]:
@@ -59,7 +64,7 @@ def publish(run: Path, results: Path, into: Path, log: checkpoint.Log) -> None:
     try:
         network.save(dataclasses.replace(trained, record=record, history=[]), unfinished)
         size = sum(path.stat().st_size for path in unfinished.iterdir())
-        public = {**found, "config": {**found["config"], "dataset": dataset, "model": model}}
+        public = {**found, "config": {**found["config"], **hidden}}
         card = model_card(public, into, size, list(trained.class_names))
         files.write_whole(unfinished / "README.md", lambda file: file.write(card.encode()))
         unfinished.rename(into)
@@ -69,4 +74,4 @@ def publish(run: Path, results: Path, into: Path, log: checkpoint.Log) -> None:
 
 def _public(name: str) -> str:
     """A name; of a user's file, the file's name."""
-    return Path(name).name if ".npz" in name or ".py" in name else name
+    return Path(name).name if ".npz" in name or ".py" in name or Path(name).is_absolute() else name

@@ -28,8 +28,9 @@ from defense_nets import (
 from pruning_nets import quick_jit
 
 from irp_jax import parallel
+from irp_jax.config import Config
 from irp_jax.training import losses, phases, progress
-from irp_jax.training.defenses import DEFENSES, Batch, Choice, build
+from irp_jax.training.defenses import DEFENSES, Batch, Choice, Fast, build
 from irp_jax.training.defenses.gradalign import misalignment
 from irp_jax.training.divergence import Descent
 from irp_jax.training.overfitting import Health
@@ -91,6 +92,66 @@ def test_attacks_of_one_step_are_those_they_are_built_on(perturbed):
     """GradAlign's images are FGSM's, and those of the consistency loss are FGSM-RS's."""
     for name, base in (("gradalign", "fgsm"), ("fgsm-consistency", "fgsm-rs")):
         np.testing.assert_array_equal(perturbed(name).adversarial, perturbed(base).adversarial)
+
+
+def test_the_attack_of_gat_by_hand(variables):
+    """A step from a corner of half the ball, up CE, and every other time up the distance too."""
+    found = {}
+    for count in (0, 1, 2):
+        batch = Batch(IMAGES, LABELS, THREAT, KEY, step=count)
+        attack = quick_jit(lambda b=batch: DEFENSES["gat"].perturb(logits(variables), b))
+        found[count] = np.asarray(attack().adversarial)
+    np.testing.assert_array_equal(found[0], found[2])
+    assert (found[0] != found[1]).any()
+
+    epsilon = np.float32(THREAT.epsilon)
+    coins = np.asarray(jax.random.bernoulli(KEY, shape=IMAGES.shape))
+    start = (IMAGES + np.where(coins, epsilon / 2, -epsilon / 2)).clip(0, 1)
+
+    def climbed(x, weight):
+        out, clean = logits(variables)(x), logits(variables)(IMAGES)
+        entropy = optax.softmax_cross_entropy_with_integer_labels(out, LABELS).mean()
+        distance = jnp.square(jax.nn.softmax(out) - jax.nn.softmax(clean)).sum(1).mean()
+        return entropy + weight * distance
+
+    for count, weight in ((0, 0.0), (1, 10.0)):
+        slope = np.asarray(quick_jit(jax.grad(climbed))(start, weight))
+        expected = (start + epsilon * np.sign(slope)).clip(IMAGES - epsilon, IMAGES + epsilon)
+        sure = np.abs(slope) > 1e-7  # elsewhere the sign is of rounding
+        np.testing.assert_allclose(found[count][sure], expected.clip(0, 1)[sure], atol=1e-6)
+
+
+def test_a_defence_takes_the_settings_that_it_has_and_no_others():
+    given = Config(
+        noise=0.5, clean_weight=0.3, robustness_weight=7.0, robustness_rise=2.0, attack_steps=5
+    )
+    for name, defense in DEFENSES.items():
+        built = build(Choice(name, 5), given)
+        changed = {
+            field.name
+            for field in dataclasses.fields(built)
+            if getattr(built, field.name) != getattr(defense, field.name)
+        }
+        assert changed == {
+            "fgsm": {"clean_weight"},
+            "fgsm-rs": {"noise", "clean_weight"},
+            "n-fgsm": {"noise", "clean_weight"},
+            "pgd": {"steps", "clean_weight"},
+            "trades": {"steps", "beta"},
+            "gat": {"weight", "rise"},
+        }.get(name, set())
+        assert build(Choice(name, 10), Config(defense=name)) == defense
+
+
+def test_noise_is_the_radius_of_the_start(variables):
+    still, noisy = (
+        perturb(Fast(name="n-fgsm", noise=noise), logits(variables)).adversarial
+        for noise in (1e-6, 3.0)
+    )
+    plain = perturb(DEFENSES["fgsm"], logits(variables)).adversarial
+    np.testing.assert_allclose(still, plain, atol=1e-5)
+    reach = np.abs(noisy - IMAGES).max() / THREAT.epsilon
+    assert 3.5 < reach <= 4 + 1e-4
 
 
 @pytest.mark.parametrize("name", DEFENSES)
@@ -161,19 +222,27 @@ def numpy_logits(weights, images):
     return np.square(x).mean((1, 2)) @ weights["Dense_0/kernel"] + weights["Dense_0/bias"]
 
 
+TAUGHT = np.random.default_rng(5).dirichlet(np.ones(3), 24).astype(np.float32)
+
+
 def numpy_loss(name, weights, perturbed):
-    """What a defence minimises, with a tenth of the label smoothed away."""
+    """What a defence minimises: a tenth of the label smoothed away, a quarter of it a teacher's."""
 
     def log_softmax(images):
         out = numpy_logits(weights, np.asarray(images, np.float64))
         return out - np.log(np.exp(out).sum(1, keepdims=True)), out
 
-    soft = np.full((24, 3), 0.1 / 3) + 0.9 * np.eye(3)[LABELS]
+    soft = 0.75 * (np.full((24, 3), 0.1 / 3) + 0.9 * np.eye(3)[LABELS]) + 0.25 * TAUGHT
     (log_p, _), (log_q, found) = log_softmax(IMAGES), log_softmax(perturbed.adversarial)
     if name == "trades":
         distance = (np.exp(log_p) * (log_p - log_q)).sum(1).mean()
         return -(soft * log_p).sum(1).mean() + 6 * distance
+    if name == "gat":  # in the last 15 % of training
+        distance = np.square(np.exp(log_p) - np.exp(log_q)).sum(1).mean()
+        return -(soft * log_p).sum(1).mean() + 10 * 4 * distance
     entropy = -(soft * log_q).sum(1).mean()
+    if name == "clean-weight":
+        return 0.7 * entropy - 0.3 * (soft * log_p).sum(1).mean()
     if name == "gradalign":
         first = np.asarray(perturbed.reference[0], np.float64).reshape(24, -1)
         second = np.asarray(slopes_at(weights, perturbed.reference[1]), np.float64).reshape(24, -1)
@@ -192,14 +261,21 @@ def slopes_at(weights, images):
     return quick_jit(jax.grad(total))(images)
 
 
-@pytest.mark.parametrize("name", ["fgsm-consistency", "fgsm-mep", "gradalign", "trades"])
+@pytest.mark.parametrize(
+    "name", ["fgsm-consistency", "fgsm-mep", "gradalign", "trades", "gat", "clean-weight"]
+)
 def test_losses_and_their_gradients_are_those_of_a_copy_in_numpy(name, variables, perturbed):
-    defense, found = DEFENSES[name], perturbed(name)
+    if name == "clean-weight":
+        defense, found = Fast(name="n-fgsm", clean_weight=0.3), perturbed("n-fgsm")
+    else:
+        defense, found = DEFENSES[name], perturbed(name)
 
     @quick_jit
     @jax.value_and_grad
     def ours(weights):
-        batch = Batch(IMAGES, LABELS, THREAT, KEY, soft=losses.soft_targets(LABELS, 3, 0.1))
+        batch = Batch(
+            IMAGES, LABELS, THREAT, KEY, smoothing=0.1, taught=TAUGHT, teacher_weight=0.25, done=0.9
+        )
         return defense.loss(forward(variables, weights), batch, found)[0]
 
     weights = jax.tree.map(np.float64, variables["params"])

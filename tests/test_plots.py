@@ -39,7 +39,11 @@ def test_the_trade_off_has_a_point_for_each_setting_and_joins_those_of_a_defence
     runs[-1]["accuracy"]["autoattack"] = 0.25
     for run in runs[2:]:
         run["defense"] = "gat"
+    with pytest.raises(UserError, match="one data set, network and budget"):
+        plots.tradeoff_picture([*runs, {**runs[0], "model": "vgg16"}], Path("tradeoff.svg"))
     plots.tradeoff_picture(runs, Path("tradeoff.svg"))
+    said = [text.get_text() for text in drawn[0].axes[0].texts]
+    assert {"robustness weight 5", "robustness weight 20"} <= set(said)
     lines = [line.get_xydata().tolist() for line in drawn[0].axes[0].get_lines()]
     seeds, gat, hollow = sorted(lines, key=lambda line: (-line[0][1], line))
     assert seeds == [pytest.approx([85, 60])]

@@ -87,6 +87,19 @@ def test_a_sweep_trains_attacks_and_collects(swept):
         )
 
 
+def test_both_ways_of_counting_are_collected_and_shown(swept, capsys):
+    folder, _ = swept
+    for path in sorted((folder / "results").iterdir()):
+        accuracy = json.loads(path.read_text())["accuracy"]
+        assert accuracy["pgd-last"] >= accuracy["pgd"]
+        assert accuracy["pgd-3-2-last"] >= accuracy["pgd-3-2"]
+    report.report([f"--results={folder / 'results'}", "--markdown"])
+    table = capsys.readouterr().out
+    assert "| PGD-10 last % |" in table and "| pgd-3-2 last % |" in table
+    with pytest.raises(UserError, match="counted both ways"):
+        sweep_command.sweep([f"--config={folder / 'mine.py'}", "--attacks=pgd-last"])
+
+
 def test_what_is_collected_is_not_run_again_and_what_is_missing_is(swept):
     folder, _ = swept
     shutil.move(folder / "runs", folder / "elsewhere")

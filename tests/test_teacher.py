@@ -12,6 +12,7 @@ from defense_nets import GRAPH, KEY, LABELS, NETWORK, PIXELS, initial, make_setu
 from pruning_nets import quick_jit
 from silent import Silent
 
+import irp_jax
 from irp_jax import config as configs
 from irp_jax import parallel
 from irp_jax.config import Config
@@ -19,7 +20,7 @@ from irp_jax.data import Augmentation
 from irp_jax.data.augment import augment, augment_each, to_float, view_keys
 from irp_jax.errors import UserError
 from irp_jax.network import inference
-from irp_jax.training import loop, phases
+from irp_jax.training import epochs, loop, phases
 from irp_jax.training.losses import cross_entropy, soft_targets
 from irp_jax.training.step import train_step
 from irp_jax.training.teacher import Teacher
@@ -79,12 +80,15 @@ def test_answers_are_of_the_view_that_is_shown_and_none_is_computed_twice(
     key = parallel.place(KEY, parallel.replicated(mesh))
     teacher = Teacher(
         apply, variables, augmentation=POLICY, key=key, images=images, mesh=mesh, views=views,
-        first=3,
+        first=3, epochs=7,
     )  # fmt: skip
-    lessons = [teacher.lesson(epoch) for epoch in (3, 4, 5, 6, 4)]
-    assert [lesson.view for lesson in lessons] == [3, 4, *((3, 4, 4) if views else (5, 6, 4))]
+    lessons = [teacher.lesson(epoch) for epoch in (3, 4, 5, 6)]
+    assert [lesson.view for lesson in lessons] == [3, 4, *((3, 4) if views else (5, 6))]
     paid = [lesson.passes > 0 for lesson in lessons]
-    assert paid == [True, True, False, False, False] if views else all(paid)
+    assert paid == ([True, True, False, False] if views else [True] * 4)
+    same = [lesson.answers is lessons[n % 2].answers for n, lesson in enumerate(lessons)]
+    assert same == ([True] * 4 if views else [True, True, False, False])
+    assert not teacher._known, "nothing is kept that no epoch will want"
     for lesson in lessons:
         rows = np.arange(24, dtype=np.int32)
         seen = to_float(augment_each(view_keys(KEY, lesson.view, rows), PIXELS, POLICY))
@@ -135,6 +139,44 @@ def configured(folder, **changes):
     return dataclasses.replace(base, workdir=str(folder), **(quick | changes))
 
 
+@pytest.mark.parametrize("method", ["magnitude", "admm"])
+def test_the_parent_of_a_baseline_is_whole(method, quick_runs, tmp_path, monkeypatch):
+    taken, make = [], epochs._with_parent
+
+    def spied(*arguments):
+        taken.append(make(*arguments))
+        return taken[-1]
+
+    monkeypatch.setattr(epochs, "_with_parent", spied)
+    config = configured(tmp_path / "run", method=method, teacher="parent", epochs=3)
+    results = loop.run(config, Silent(), "bin/train")
+    assert results["cost"]["macs_ratio"] <= 0.3
+    (whole,) = taken
+    assert not whole.kept and whole.epoch == 1
+    params = sum(leaf.size for leaf in whole.parent["params"].values())
+    assert params == results["cost"]["dense_params"]
+
+
+def test_answers_of_a_saved_network_change_what_is_learned(quick_runs, tmp_path):
+    loop.run(configured(tmp_path / "a", epochs=1), Silent(), "bin/train")
+    teacher = str(tmp_path / "a" / "network")
+    taught, alone = (
+        loop.run(configured(tmp_path / name, epochs=1, method="width", teacher=who), Silent(), "x")
+        for name, who in (("b", teacher), ("c", ""))
+    )
+    assert taught["network_sha256"] != alone["network_sha256"]
+    assert taught["history"][0]["loss"] != alone["history"][0]["loss"]
+
+
+def test_a_teacher_for_other_images_is_refused(quick_runs, tmp_path):
+    loop.run(configured(tmp_path / "a", epochs=1), Silent(), "bin/train")
+    images, labels = np.zeros((64, 9, 9, 1), np.uint8), np.arange(64) % 10
+    other = irp_jax.from_arrays(images, labels, images, labels)
+    config = configured(tmp_path / "b", teacher=str(tmp_path / "a" / "network"), batch_size=32)
+    with pytest.raises(UserError, match=r"--teacher=.* is for images \(8, 8, 1\) in 10 classes"):
+        loop.run(config, Silent(), "x", dataset=other)
+
+
 def test_the_parent_is_the_dense_network_and_a_killed_run_ends_alike(quick_runs, tmp_path):
     taught = {
         "teacher": "parent", "teacher_views": 2, "ramp_start": 0.3, "ramp_stop": 0.6, "ema": 0.9,
@@ -159,6 +201,7 @@ def test_the_parent_is_the_dense_network_and_a_killed_run_ends_alike(quick_runs,
         again = loop.run(killed, Stopping(), "bin/train")
         assert [r["loss"] for r in again["history"]] == [r["loss"] for r in results["history"]]
         assert again["network_sha256"] == results["network_sha256"]
+        assert again["passes_per_image"] == results["passes_per_image"]
 
 
 def test_a_saved_network_teaches_from_the_start_and_is_part_of_what_a_run_is(quick_runs, tmp_path):
@@ -167,7 +210,7 @@ def test_a_saved_network_teaches_from_the_start_and_is_part_of_what_a_run_is(qui
         tmp_path / "b", epochs=2, method="width", teacher=str(tmp_path / "a" / "network")
     )
     results = loop.run(config, Silent(), "bin/train")
-    assert results["identity"]["teacher"] == first["network_sha256"]
+    assert results["identity"]["teacher_sha256"] == first["network_sha256"]
     assert results["passes_per_image"] == pytest.approx(2 + 2 / 3, abs=1e-3)
     with pytest.raises(UserError, match="no checkpoint in"):
         loop.run(configured(tmp_path / "c", teacher=str(tmp_path / "none")), Silent(), "bin/train")
@@ -180,7 +223,14 @@ def test_a_saved_network_teaches_from_the_start_and_is_part_of_what_a_run_is(qui
         ({"teacher": "parent", "method": "paper"}, "--method=paper trains none"),
         ({"teacher": "parent", "epochs": 1}, "--epochs must be at least 2"),
         ({"teacher": "average"}, "give --ema"),
-        ({"teacher_weight": 1.5}, r"--teacher-weight must be in \[0, 1\], got 1.5"),
+        (
+            {"teacher": "average", "ema": 0.9, "method": "paper"},
+            "--method=paper cuts it at the end",
+        ),
+        ({"spread": 2.0, "regularity": "weight"}, "--spread is for --regularity=channel"),
+        ({"reinit": True, "regularity": "weight"}, "--reinit is for --regularity=channel"),
+        ({"teacher_weight": 0.0}, r"--teacher-weight must be in \(0, 1\]"),
+        ({"teacher_weight": 1.5}, r"--teacher-weight must be in \(0, 1\], got 1.5"),
         ({"teacher_views": -1}, "--teacher-views must be at least 0"),
         ({"clean_weight": 1.0}, r"--clean-weight must be in \[0, 1\)"),
         ({"noise": 0.0}, "--noise must be in"),

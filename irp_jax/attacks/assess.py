@@ -127,14 +127,19 @@ def assess(
     right = logits.argmax(-1) == labels
     at = _begin(images, right, threat, known)
     if spared is not None:
-        (attack,) = attacks
-        survived = np.where(spared, attack.runs(logits.shape[-1]), 0)
+        if len(attacks) != 1 or np.shape(spared) != (len(images),):
+            raise UserError(
+                f"spared is ({len(images)},) bool for a single attack, got shape "
+                f"{np.shape(spared)} and {len(attacks)} attacks"
+            )
+        survived = np.where(spared, attacks[0].runs(logits.shape[-1]), 0)
         at = dataclasses.replace(at, runs=survived.astype(np.int32))
     save: Callable[[Standings], None] = _forget
     saved = None
     if state_file is not None:
         path = Path(state_file)
-        name = standings.identity(images, labels, (*attacks, threat, seed))
+        known_to_stand = () if spared is None else (np.flatnonzero(spared).tolist(),)
+        name = standings.identity(images, labels, (*attacks, threat, seed, *known_to_stand))
         answers = standings.Answers(logits, _slopes(network, images, labels))
         saved = standings.read(path, name, answers)
 

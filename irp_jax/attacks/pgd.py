@@ -18,7 +18,7 @@ STEP_RATIO = 0.25
 
 
 LAST = "-last"
-"""What ends the name of an attack whose last image alone counts."""
+"""What ends the name of an attack whose last iterate alone counts."""
 
 
 class PgdState(NamedTuple):
@@ -39,8 +39,8 @@ class Pgd:
 
     Every image on the way counts, the start and the last one included: the worst case is what
     robustness means. What is found is the first image that the network gets wrong, else the one of
-    highest loss. With `last_only` the last image of each restart alone counts, as in most published
-    code: the same images are visited, and no more of them can be wrong.
+    highest loss. With `last_only` the last iterate of each restart alone counts, as in most
+    published code: the same images are visited, and no more of them can be wrong.
 
     Attributes:
         name: as reports have it.
@@ -50,7 +50,7 @@ class Pgd:
         step_ratio: see `step_size`.
         start_scale: radius of the random start over epsilon; 0 starts at the image.
         loss: what to climb.
-        last_only: whether images on the way do not count.
+        last_only: whether iterates on the way do not count.
 
     Raises:
         UserError: a value that cannot be meant; the message names it.

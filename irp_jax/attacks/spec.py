@@ -40,7 +40,7 @@ class AttackSpec:
     """
 
     name: AttackName = "pgd"
-    """pgd, pgd-last (the same, of which the last image alone counts), fgsm (one step from the image
+    """pgd, pgd-last (the same walks, the last iterate alone counts), fgsm (one step from the image
     itself), cw (PGD on the margin), apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, autoattack, or
     none (natural accuracy alone)."""
     norm: Norm = "linf"

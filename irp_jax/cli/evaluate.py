@@ -217,17 +217,18 @@ def _test_set(options: Options, net: network.Network, name: str) -> tuple[np.nda
     known = trained_on is not None and Path(trained_on).expanduser().is_dir()
     there = trained_on if known else None
     held_out = options.split == "validation"
-    share = net.record["trained"].get("validation")
-    if held_out and (options.dataset is not None and not name.endswith(".npz")):
-        raise UserError("--split=validation is of the run's own data: leave out --dataset")
-    if held_out and not share:
+    trained = net.record["trained"]
+    if held_out and not trained.get("held_out"):
         raise UserError(
-            f"{options.checkpoint} does not say which images it held out, or held out none: give "
-            f"--split=test"
+            f"{options.checkpoint} held out no images, or does not say which: give --split=test"
         )
-    dataset = data.load(
-        name, data_dir=options.data_dir or there, validation_fraction=share if held_out else 0.0
-    )
+    share = trained["validation"] if held_out else 0.0
+    dataset = data.load(name, data_dir=options.data_dir or there, validation_fraction=share)
+    if held_out and data.split_digest(dataset.validation) != trained["held_out"]:
+        raise UserError(
+            f"the images held out of {name} are not those of the run, so it may have learned from "
+            f"them: give the --dataset that it was trained on, or --split=test"
+        )
     if (dataset.image_shape, dataset.num_classes) != (net.image_shape, len(net.class_names)):
         raise UserError(
             f"{name} has images {dataset.image_shape} of {dataset.num_classes} classes, not "

@@ -95,12 +95,12 @@ def report(arguments: list[str]) -> None:
 def _benchmark(options: Options, place: Path, found: dict[str, Any]) -> None:
     """Shows one benchmark's figures: a picture of costs, or a table of networks or of times."""
     if "costs" in found:
-        if options.plot is None or options.curves is not None:
+        if options.plot is None or options.curves is not None or options.tradeoff is not None:
             raise UserError(f"{place} is a benchmark of costs: give --plot=FILE.svg to draw it")
         plots.cost_picture(found, Path(options.plot))
         return
-    if options.plot is not None or options.curves is not None:
-        raise UserError(f"{place} is a table: leave out --plot and --curves")
+    if any(picture is not None for picture in (options.plot, options.curves, options.tradeoff)):
+        raise UserError(f"{place} is a table: leave out --plot, --curves and --tradeoff")
     if "seconds_per_step" in found:
         if options.into is not None or options.markdown:
             raise UserError(f"{place} is for a terminal: leave out --into and --markdown")

@@ -138,10 +138,10 @@ def _shares(cores: list[int], jobs: int) -> list[set[int]]:
 
 def _flags(attack: str) -> list[str]:
     """What to type after bin/evaluate for an attack as it is named here: pgd-50-10, autoattack."""
-    if attack in ("pgd", "none"):
+    if attack in ("pgd", "pgd-last", "none"):
         raise UserError(
-            "PGD-10 and natural accuracy are always measured: give steps and restarts, as in "
-            "--attacks=pgd-50-10, or another attack"
+            "PGD-10, counted both ways, and natural accuracy are always measured: give steps and "
+            "restarts, as in --attacks=pgd-50-10, or another attack"
         )
     parts = re.fullmatch(r"(pgd|cw)-(\d+)(?:-(\d+))?", attack)
     if parts is None:
@@ -255,7 +255,8 @@ def _collected(run: Config, options: Options) -> dict[str, Any] | None:
         return None
     same = files.as_json(configs.identity(run))
     known = isinstance(found, dict) and {"accuracy", "attack", "wall_time_s"} <= set(found)
-    if not known or found.get("identity", configs.normalised(found["config"])) != same:
+    stored = found.get("identity", configs.normalised(found["config"])) if known else {}
+    if {k: v for k, v in stored.items() if k not in configs.BY_RUN} != same:
         raise UserError(
             f"{target} does not hold results of this run: move it away, or give another --results"
         )

@@ -103,6 +103,8 @@ def check(config: Config, given: Collection[str] = ()) -> None:
         )
     if config.reinit and config.regularity != "channel":
         raise UserError("--reinit is for --regularity=channel: leave it out for weights")
+    if config.spread and config.regularity != "channel":
+        raise UserError("--spread is for --regularity=channel: leave it out for weights")
     if config.spread and not 1 <= config.spread < math.inf:
         raise UserError(f"--spread must be 0 (off) or at least 1, got {config.spread:g}")
     _check_teacher(config)
@@ -129,8 +131,16 @@ def check(config: Config, given: Collection[str] = ()) -> None:
 
 
 def _check_teacher(config: Config) -> None:
-    if not 0 <= config.teacher_weight <= 1:
-        raise UserError(f"--teacher-weight must be in [0, 1], got {config.teacher_weight:g}")
+    if not 0 < config.teacher_weight <= 1:
+        raise UserError(
+            f"--teacher-weight must be in (0, 1], got {config.teacher_weight:g}; nobody teaches "
+            f"without --teacher"
+        )
+    if config.teacher == AVERAGE and config.method == "paper":
+        raise UserError(
+            "--teacher=average teaches once the network is cut, and --method=paper cuts it at the "
+            "end: give another method, or the folder of a saved network"
+        )
     if config.teacher == AVERAGE and not config.ema:
         raise UserError("--teacher=average needs a moving average: give --ema=0.999 with it")
     if config.teacher == PARENT and config.method not in WITH_PARENT:

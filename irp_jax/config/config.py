@@ -80,8 +80,8 @@ class Config:
     epsilon: float = 8 / 255
     """L-inf radius to be robust against, in pixels of [0, 1]; may be written 8/255."""
     epsilon_warmup: float = 0.1
-    """Fraction of training (magnitude, admm: of the first stage) over which the radius trained
-    against grows linearly to --epsilon; 0 is off."""
+    """Fraction of training (of the first stage, where there are several) over which the radius
+    trained against grows linearly to --epsilon; 0 is off."""
     defense: str = "n-fgsm"
     """What makes the network robust. One gradient step an image: n-fgsm, fgsm-rs (as published),
     fgsm, fgsm-consistency, fgsm-mep (remembers perturbations), gradalign, gat. Many: pgd, trades.
@@ -118,7 +118,7 @@ class Config:
     label."""
     teacher_views: int = 8
     """In how many augmentations an image is shown while it is taught, over and over, so that the
-    teacher's answers are computed once; 0 is a new one every epoch."""
+    teacher's answers are computed once; 0 is a new one every epoch (parent, or a saved network)."""
     schedule: str = "cosine"
     """How the learning rate moves: cosine (down), cyclic (up and down) or piecewise (two drops)."""
     clip: float = 0.0
@@ -155,7 +155,8 @@ class Config:
     admm_updates: int = 10
     """How often, at most, the pruned weights are chosen anew during ADMM (admm)."""
     restart_rate: float = 1.0
-    """Peak learning rate of the later stages, relative to the first (magnitude, admm)."""
+    """Peak learning rate of the later stages, relative to the first (magnitude, admm, and with
+    --teacher=parent)."""
     validation: float = 0.02
     """Fraction of the training images held out."""
     evaluate_on: str = "test"

@@ -17,6 +17,9 @@ USUAL = ("macs", "channel", "priced")
 LOCAL = ("workdir", "data_dir", "checkpoint_every")
 """Fields that say where and how often, not what: they do not change a run's outcome."""
 
+BY_RUN = ("model_fingerprint", "teacher_sha256")
+"""What a run adds to its identity once it has read the files that are named there."""
+
 
 def settings(config: Config) -> dict[str, Any]:
     """All fields that decide a run's outcome, as JSON takes them."""

@@ -3,7 +3,7 @@
 import dataclasses
 
 from irp_jax.config.command_line import flag
-from irp_jax.config.config import SETTINGS_OF, Config, suited
+from irp_jax.config.config import AVERAGE, PARENT, SETTINGS_OF, Config, suited
 
 
 def unused(config: Config) -> list[str]:
@@ -21,10 +21,14 @@ def unused(config: Config) -> list[str]:
             continue
         for by, users in SETTINGS_OF.items():
             using = [value for value, settings in users.items() if field.name in settings]
+            if field.name == "restart_rate" and config.teacher == PARENT:
+                continue
             if using and getattr(config, by) not in using:
                 lines.append(
                     f"{flag(field.name)} changes nothing: it is for {flag(by)}={' or '.join(using)}"
                 )
         if field.name.startswith("teacher_") and not config.teacher:
             lines.append(f"{flag(field.name)} changes nothing: it is for --teacher")
+        if field.name == "teacher_views" and config.teacher == AVERAGE:
+            lines.append("--teacher-views changes nothing: an average answers anew in every step")
     return lines

@@ -3,7 +3,15 @@
 The only package that imports TensorFlow Datasets, scikit-learn and PIL.
 """
 
-from irp_jax.data.arrays import Dataset, Split, digest, hold_out, limited, validation_size
+from irp_jax.data.arrays import (
+    Dataset,
+    Split,
+    digest,
+    hold_out,
+    limited,
+    split_digest,
+    validation_size,
+)
 from irp_jax.data.augment import Augmentation, augment, to_float
 from irp_jax.data.load import DATASETS, check_name, default_augmentation, load
 from irp_jax.data.npz import checked
@@ -21,6 +29,7 @@ __all__ = [
     "hold_out",
     "limited",
     "load",
+    "split_digest",
     "to_float",
     "validation_size",
 ]

@@ -121,8 +121,18 @@ def limited(dataset: Dataset, count: int) -> Dataset:
 
 def digest(dataset: Dataset) -> str:
     """SHA-256 of a data set's images, labels and class names."""
-    total = hashlib.sha256(repr(dataset.class_names).encode())
-    for split in (dataset.train, dataset.validation, dataset.test):
+    names = repr(dataset.class_names).encode()
+    return _digest(names, dataset.train, dataset.validation, dataset.test)
+
+
+def split_digest(split: Split) -> str:
+    """SHA-256 of the images and labels of a split; empty for an empty one."""
+    return _digest(b"", split) if len(split) else ""
+
+
+def _digest(start: bytes, *splits: Split) -> str:
+    total = hashlib.sha256(start)
+    for split in splits:
         for array in (split.images, split.labels):
             total.update(f"{array.dtype}{array.shape}".encode())
             total.update(np.ascontiguousarray(array).tobytes())

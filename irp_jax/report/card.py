@@ -30,10 +30,15 @@ def model_card(found: Results, into: Path, size: int, class_names: list[str]) ->
     ]
     if "pgd-last" in accuracy:
         last = [*plain, "--attack=pgd-last"]
-        measured.append(("PGD-10, last image", accuracy["pgd-last"], tested, last))
+        measured.append(("PGD-10, last iterate", accuracy["pgd-last"], tested, last))
     for name, other in found.get("attacks", {}).items():
         words = [w for w in shlex.split(other["command"])[1:] if not w.startswith("--checkpoint")]
-        measured.append((name, accuracy[name], other["attack"]["images"], [*plain, *words]))
+        count = other["attack"]["images"]
+        measured.append((name, accuracy[name], count, [*plain, *words]))
+        if f"{name}-last" in accuracy:
+            words = [word.replace("--attack=pgd", "--attack=pgd-last") for word in words]
+            share = accuracy[f"{name}-last"]
+            measured.append((f"{name}, last iterate", share, count, [*plain, *words]))
     rows = "\n".join(
         f"| {name} | {100 * share:.2f} | {images:,} | `{shlex.join(command)}` |"
         for name, share, images, command in measured
@@ -47,8 +52,8 @@ def model_card(found: Results, into: Path, size: int, class_names: list[str]) ->
     )
     attacks = (
         f"Attacks are L-inf of radius {radius(config['epsilon'])}. PGD starts at random and steps "
-        f"by a quarter of the radius; an image counts as lost if any image on the way is "
-        f"misclassified, or, where it says so, if the last one is, as most published code counts."
+        f"by a quarter of the radius; an image counts as lost if any iterate is misclassified, or, "
+        f"where it says so, if the last one is, as in most published code."
     )
     if any(count < tested for _, _, count, _ in measured):
         attacks += (

@@ -144,44 +144,64 @@ def budget_picture(results: Sequence[Results], path: Path) -> None:
 def tradeoff_picture(results: Sequence[Results], path: Path) -> None:
     """Natural accuracy against accuracy under attack: a point for whatever differs but the seed.
 
-    Points of one defence are joined in the order of their natural accuracy. PGD-10 is a full mark,
-    AutoAttack, where it was measured, a hollow one below it.
+    Points of one defence are joined in the order of their natural accuracy, and named by what they
+    do not share. PGD-10 is a full mark, AutoAttack, where it was measured, a hollow one below it.
 
     Args:
-        results: the runs; seeds are averaged.
+        results: the runs, of one data set, network and budget; seeds are averaged.
         path: .svg or .png to write.
+
+    Raises:
+        UserError: they are of several, which no line may join.
     """
-    lines: dict[str, list[list[Results]]] = defaultdict(list)
-    for runs in groups(results):
-        lines[defense(runs[0]).partition(",")[0]].append(runs)
+    if len({_row(one) for one in results}) > 1:
+        raise UserError(
+            "natural and robust accuracy can be compared at one data set, network and budget: give "
+            "a folder of such runs"
+        )
+    sets = groups(results)
+    names = _names([("", [method(runs[0]), *_setting(runs[0])]) for runs in sets])
+    lines: dict[str, list[tuple[str, list[Results]]]] = defaultdict(list)
+    for name, runs in zip(names, sets, strict=True):
+        how = ", then ".join(part.partition(",")[0] for part in defense(runs[0]).split(", then "))
+        lines[how].append((name.removeprefix(", ").removeprefix(how).strip(", "), runs))
     figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    for number, (name, sets) in enumerate(sorted(lines.items())):
+    for number, (how, points) in enumerate(sorted(lines.items())):
         color = COLORS[number % len(COLORS)]
         for key, full in (("pgd", True), ("autoattack", False)):
-            points = sorted(
-                (_mean(runs, "natural"), _mean(runs, key), defense(runs[0]))
-                for runs in sets
+            found = sorted(
+                (_mean(runs, "natural"), _mean(runs, key), name)
+                for name, runs in points
                 if all(key in run["accuracy"] for run in runs)
             )
-            if not points:
+            if not found:
                 continue
-            x, y, names = zip(*points, strict=True)
+            x, y, _ = zip(*found, strict=True)
             axis.plot(
                 x, y, "o-" if full else "o:", color=color, markersize=5, linewidth=1,
                 markerfacecolor=color if full else "none",
-                label=f"{name}, {'PGD-10' if full else 'AutoAttack'}",
+                label=f"{how}, {'PGD-10' if full else _autoattack(results)}",
             )  # fmt: skip
-            for at, robust, what in zip(x, y, names, strict=True):
-                setting = what.removeprefix(name).strip(", ")
-                if full and setting:
-                    axis.annotate(
-                        setting, (at, robust), fontsize=7, xytext=(3, 4),
-                        textcoords="offset points",
-                    )  # fmt: skip
+            for natural, robust, name in found if full else ():
+                axis.annotate(
+                    name, (natural, robust), fontsize=7, xytext=(3, 4), textcoords="offset points"
+                )
     axis.set(xlabel="natural accuracy, %", ylabel="accuracy under attack, %")
-    axis.set_title(f"{network(results[0])}, {measured_on(results[0])}", fontsize=10)
+    data, net, budget, kind = _row(results[0])
+    axis.set_title(f"{net}, {data}, budget {budget:,} {kind}", fontsize=10)
     axis.legend(frameon=False, fontsize=8)
     _save(figure, path)
+
+
+def _autoattack(results: Sequence[Results]) -> str:
+    """AutoAttack, and of how many images where that is not all of them."""
+    counts = {
+        one["attacks"]["autoattack"]["attack"]["images"]
+        for one in results
+        if "autoattack" in one.get("attacks", {})
+    }
+    few = counts - {one["attack"]["images"] for one in results}
+    return f"AutoAttack, {min(few):,} images" if few else "AutoAttack"
 
 
 def _mean(runs: Sequence[Results], key: str) -> float:

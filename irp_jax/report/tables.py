@@ -55,7 +55,7 @@ def method(one: Results) -> str:
         ramp = f", {when[0]:.0%} to {when[1]:.0%}"
         moved = when != [usual.ramp_start, usual.ramp_stop]
         anew = ", new weights" if one["config"].get("reinit") else ""
-        return one["method"] + ramp * moved + _rare(one, ("spread",)) + anew
+        return one["method"] + ramp * moved + _rare(one, ("spread", "restart_rate")) + anew
     if channels := one["config"].get("channels"):
         digest = hashlib.sha256(channels.encode()).hexdigest()[:4]
         return f"{one['method']}, given channels ({digest})"
@@ -69,11 +69,11 @@ def defense(one: Results) -> str:
     """
     config = one["config"]
     changes = [event for event in one.get("retreats", ()) if "from" in event]
-    if changes:
-        return f"{_with_steps(*changes[0]['from'])}, then {_with_steps(*changes[-1]['to'])}"
-    settings = SETTINGS_OF["defense"].get(one.get("defense", ""), ())
-    own = _rare(one, (name for name in settings if name != STEPS))
     asked = config.get("defense") or config.get("attack", "rs-fgsm").replace("rs-fgsm", "fgsm-rs")
+    settings = SETTINGS_OF["defense"].get(asked, ())
+    own = _rare(one, (name for name in settings if name != STEPS))
+    if changes:
+        return f"{_with_steps(*changes[0]['from'])}{own}, then {_with_steps(*changes[-1]['to'])}"
     return _with_steps(one.get("defense", asked), config.get(STEPS, 1)) + own
 
 
@@ -124,7 +124,8 @@ def _taught(one: Results) -> str:
     config = one["config"]
     if not (teacher := config.get("teacher")):
         return ""
-    who = teacher if teacher in (PARENT, AVERAGE) else "another network"
+    digest = one.get("identity", {}).get("teacher_sha256", "")[:4]
+    who = teacher if teacher in (PARENT, AVERAGE) else f"a saved network ({digest})"
     views = f", {config['teacher_views']} views" if teacher != AVERAGE else ""
     return f", taught by {who} ({config['teacher_weight']:g}{views})"
 
@@ -151,10 +152,18 @@ def _under(attack: str, runs: list[Results]) -> str:
     return text + some
 
 
-def _last_image(runs: list[Results]) -> str:
-    """Accuracy under PGD-10 as most published code counts; runs of older versions do not say."""
-    found = [r["accuracy"]["pgd-last"] for r in runs if "pgd-last" in r["accuracy"]]
-    return _spread(found, 1, 100) if found else ""
+LAST = "PGD-10 last %"
+"""Title of accuracy under PGD-10 where the last iterate alone counts."""
+
+
+def _last_iterate(runs: list[Results], attack: str) -> str:
+    """Accuracy under an attack of which the last iterate alone counts, as in most published code.
+
+    Of how many runs where that is not all of them: results of older versions do not say.
+    """
+    found = [r["accuracy"][f"{attack}-last"] for r in runs if f"{attack}-last" in r["accuracy"]]
+    some = f", {len(found)} of {len(runs)} runs" if len(found) < len(runs) else ""
+    return _spread(found, 1, 100) + some if found else ""
 
 
 def _lost(runs: list[Results]) -> str:
@@ -183,7 +192,7 @@ COLUMNS: dict[str, Callable[[list[Results]], str]] = {
     "runs": lambda runs: str(len(runs)),
     "natural %": lambda runs: _spread([r["accuracy"]["natural"] for r in runs], 1, 100),
     "PGD-10 %": lambda runs: _spread([r["accuracy"]["pgd"] for r in runs], 1, 100),
-    "last %": lambda runs: _last_image(runs),
+    LAST: lambda runs: _last_iterate(runs, "pgd"),
     "lost": _lost,
     "MACs left": lambda runs: _spread([r["cost"]["macs_ratio"] for r in runs], 4),
     "params left": lambda runs: _spread([r["cost"]["params_ratio"] for r in runs], 4),
@@ -207,11 +216,12 @@ def lines(results: Iterable[Results]) -> tuple[list[str], list[list[str]]]:
     columns: dict[str, list[str]] = {}
     for title, cell in COLUMNS.items():
         columns[title] = [cell(runs) for runs in grouped]
-        if title == "last %":
+        if title == LAST:
             for name in attacks:
                 columns[f"{name} %"] = [_under(name, runs) for runs in grouped]
-    if not any(columns["last %"]):  # runs of older versions
-        del columns["last %"]
+                columns[f"{name} last %"] = [_last_iterate(runs, name) for runs in grouped]
+    # Only what some line has: results of older versions do not count the last iterate alone.
+    columns = {t: cells for t, cells in columns.items() if "last %" not in t or any(cells)}
     titles = list(columns)
     names = list(zip(*(columns[title] for title in NAMING), strict=True))
     alike = [names.count(name) > 1 for name in names]

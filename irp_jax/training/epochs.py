@@ -44,14 +44,14 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
     teacher = segments.teacher(setup, progress, resident)
     healthy: Progress | None = None
     while True:
+        if progress.epoch == plan.parent_epoch and progress.parent is None:
+            progress = _with_parent(setup, progress, reporter)  # before anything is cut off it
+            teacher, program = segments.teacher(setup, progress, resident), None
         if progress.epoch >= plan.freeze_epoch and not progress.kept:
             progress = _frozen(setup, progress, reporter)
-            saved_at, is_saved, program = -math.inf, False, None  # soon, smaller than before
+            saved_at, is_saved, program = -math.inf, False, None  # soon, without what was cut
         if progress.epoch == plan.epochs:
             break
-        if progress.epoch == plan.parent_epoch and progress.parent is None:
-            progress = _with_parent(setup, progress, reporter)
-            teacher, program = segments.teacher(setup, progress, resident), None
         program = program or segments.compiled(setup, progress)
         if config.guard and guard.is_sound(progress, healthy):
             healthy = guard.copy_of(progress)
@@ -97,6 +97,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
 
 def _with_parent(setup: Setup, progress: Progress, reporter: Reporter) -> Progress:
     """The run with its dense network, as it is now, as the teacher of what it becomes."""
+    assert not progress.kept, "a parent is whole"
     network = progress.state.network
     parent = jax.device_get(deployed(setup.graph, network, network["batch_stats"]))
     share = f"{setup.config.teacher_weight:.0%} of the target from here on"
@@ -107,9 +108,11 @@ def _with_parent(setup: Setup, progress: Progress, reporter: Reporter) -> Progre
 def _frozen(setup: Setup, progress: Progress, reporter: Reporter) -> Progress:
     """The run with masks frozen and the network cut."""
     fresh = None
-    if setup.config.reinit and setup.config.method == "priced":
-        drawn = jax.jit(setup.model.init)(jax.random.key(setup.config.seed))
-        fresh = dict(zip(("params", "batch_stats"), jax.device_get(drawn), strict=True))
+    if setup.plan.reinit:
+        # A number that no step has: the network began with other weights.
+        key = jax.random.fold_in(jax.random.key(setup.config.seed), 2**32 - 2)
+        drawn = jax.device_get(jax.jit(setup.model.init)(key))
+        fresh = dict(zip(("params", "batch_stats"), drawn, strict=True))
     state, kept = phases.freeze(setup.config, setup.plan, setup.graph, progress.state, fresh)
     reporter.note(_frozen_note(setup, kept))
     state = parallel.place(state, parallel.replicated(setup.mesh))

@@ -37,9 +37,12 @@ def is_sound(progress: Progress, healthy: Progress | None) -> bool:
 def descent_before(plan: Plan, progress: Progress) -> Descent:
     """What the next epoch's loss is compared with.
 
-    With none where the network has just been cut. With the last epoch's alone where the radius grew
+    With none where the network has just been cut, or a stage has begun and the learning rate with
+    it. With the last epoch's alone where the radius grew
     in that, since loss rises with it.
     """
+    if progress.epoch in plan.stages[1:] or (progress.epoch == plan.freeze_epoch and plan.reinit):
+        return progress.descent.afresh
     if progress.epoch == plan.freeze_epoch:
         return progress.descent.of_cut
     grew = 0 <= (progress.epoch - 1) * plan.steps_per_epoch < plan.epsilon_steps

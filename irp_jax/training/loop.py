@@ -15,6 +15,7 @@ from irp_jax.errors import UserError
 from irp_jax.network import Network, cost_report, deployed, inference
 from irp_jax.pruning import cost
 from irp_jax.training import epochs, phases, teacher
+from irp_jax.training.plan import Plan
 from irp_jax.training.progress import Progress, Setup, network_record, resume, start
 from irp_jax.training.reporter import Reporter
 
@@ -76,7 +77,7 @@ def run(
         identity["model_fingerprint"] = subject.fingerprint
     taught_by = teacher.load(config, dataset, reporter.note)
     if taught_by is not None:
-        identity["teacher"] = checkpoint.digest(taught_by.variables)
+        identity["teacher_sha256"] = checkpoint.digest(taught_by.variables)
     plan = phases.plan(config, subject.graph, len(dataset.train))
     if config.regularity == "channel":
         traced.check(subject)
@@ -84,6 +85,7 @@ def run(
         config=config, identity=identity, plan=plan, dataset=dataset, model=subject,
         apply=inference(subject.network),
         mesh=parallel.mesh(parallel.usable_devices(config.batch_size)), teacher=taught_by,
+        held_out=data.split_digest(dataset.validation),
     )  # fmt: skip
     commit = files.commit()  # now: the files may change while this process runs on
     with files.claim(workdir, identity):
@@ -98,7 +100,7 @@ def run(
             reporter.end(finished)
             return finished
         reporter.note(f"run in {workdir}")
-        for line in [*notes, *_kept_whole(subject)]:
+        for line in [*notes, *_kept_whole(subject), *_young(plan)]:
             reporter.note(line)
         progress = resume(setup, workdir, reporter.note)  # refuses checkpoints of another run
         everything = {"identity": identity, "settings": configs.settings(config)}
@@ -127,6 +129,16 @@ def _validation_given(config: Config, dataset: data.Dataset) -> list[str]:
     if config.validation == configs.suited(config.dataset).validation or count == drawn:
         return []
     return [f"--validation changes nothing: {config.dataset} has {count} images held out already"]
+
+
+def _young(plan: Plan) -> list[str]:
+    """What to say of a parent that has little time to learn."""
+    if plan.parent_epoch is None or plan.parent_epoch >= 0.1 * plan.epochs:
+        return []
+    return [
+        f"the teacher is what the dense network is after {plan.parent_epoch} of {plan.epochs} "
+        f"epochs, which is little: --ramp-start=0.2 --ramp-stop=0.3 would give it more"
+    ]
 
 
 def _kept_whole(subject: traced.TracedModel) -> list[str]:

@@ -85,6 +85,7 @@ def plan(config: Config, graph: ChannelGraph, images: int) -> Plan:
         target=limit if absolute else amount,
         ratio=limit / dense,
         stages=stages,
+        reinit=config.reinit and config.method == "priced",
         parent_epoch=stages[1] if config.teacher == PARENT else None,
         epsilon_steps=round(config.epsilon_warmup * first * steps_per_epoch),
     )

@@ -19,6 +19,7 @@ class Plan:
         ratio: budget as a fraction of the dense cost.
         parent_epoch: epochs completed when the dense network becomes the teacher; None where it
             does not.
+        reinit: whether the network starts from new weights when masks are frozen.
         epsilon_steps: steps in which the radius trained against grows to the full one; all before
             the second stage.
     """
@@ -32,6 +33,7 @@ class Plan:
     ratio: float
     stages: tuple[int, ...] = (0,)
     parent_epoch: int | None = None
+    reinit: bool = False
     epsilon_steps: int = 0
 
     @property

@@ -38,6 +38,7 @@ class Setup:
         model: the network, before anything is pruned.
         apply: (variables, images) -> logits, in inference mode.
         teacher: the saved network that teaches; None where there is none, or it is the parent.
+        held_out: SHA-256 of the images held out; empty where there are none.
         mesh: the devices.
     """
 
@@ -49,6 +50,7 @@ class Setup:
     apply: Callable
     mesh: Mesh
     teacher: Network | None = None
+    held_out: str = ""
 
     @property
     def graph(self) -> ChannelGraph:
@@ -229,6 +231,7 @@ def network_record(setup: Setup, kept: dict[str, int]) -> dict[str, Any]:
             "defense": config.defense,
             "method": config.method,
             "validation": config.validation,
+            "held_out": setup.held_out,
             "seed": config.seed,
         },
     }

@@ -73,7 +73,8 @@ def teacher(setup: Setup, progress: Progress, resident: Resident) -> Teacher | N
         return None
     return Teacher(
         apply, variables, augmentation=_augmentation(setup), key=resident.key,
-        images=resident.images, mesh=setup.mesh, views=setup.config.teacher_views,
+        images=resident.images, mesh=setup.mesh, epochs=setup.plan.epochs,
+        views=setup.config.teacher_views,
         first=(progress.parent is not None and setup.plan.parent_epoch) or 0,
     )  # fmt: skip
 

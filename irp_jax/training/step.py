@@ -19,7 +19,7 @@ from irp_jax.pruning import cost, masks
 from irp_jax.training import average, overfitting
 from irp_jax.training.curriculum import threat_at
 from irp_jax.training.defenses import Batch, Defense, recall
-from irp_jax.training.losses import cross_entropy, soft_targets
+from irp_jax.training.losses import cross_entropy
 
 Metrics = dict[str, jax.Array]
 
@@ -151,10 +151,10 @@ def train_step(
         mean = masked({**state.params, "weights": state.average["weights"]})
         answer, _ = network(mean, state.average["batch_stats"], images, False, dropout_key)
         taught = jax.lax.stop_gradient(jax.nn.softmax(answer))
-    classes = jax.eval_shape(forward, weights, images)[0].shape[-1]
-    soft = soft_targets(labels, classes, recipe.label_smoothing, taught, recipe.teacher_weight)
-    done = state.step / recipe.steps
-    batch = Batch(images, labels, threat, attack_key, seen, soft, state.step, done)
+    batch = Batch(
+        images, labels, threat, attack_key, seen, recipe.label_smoothing, taught,
+        recipe.teacher_weight, state.step, state.step / recipe.steps,
+    )  # fmt: skip
     perturbed = recipe.defense.perturb(lambda x: forward(weights, x)[0], batch)
 
     def loss_fn(params):
@@ -165,7 +165,8 @@ def train_step(
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     kept = masks.kept(masks.gates(params["masks"]))
-    hard = soft_targets(labels, classes, recipe.label_smoothing)  # comparable, whoever teaches
+    # Of the labels, whoever teaches: the guard compares it from epoch to epoch.
+    hard = batch._replace(taught=None).targets(trained.logits)
     metrics = {
         "loss": loss,
         "cross_entropy": cross_entropy(trained.logits, hard),
@@ -258,7 +259,10 @@ def probe_state(
     threat = threat_at(recipe.threat, state.step, recipe.epsilon_steps)
     images = to_float(images)
     seen, _ = recall(state.memory, indices, lambda x: x)
-    perturbed = recipe.defense.perturb(logits_fn, Batch(images, labels, threat, attack_key, seen))
+    batch = Batch(
+        images, labels, threat, attack_key, seen, step=state.step, done=state.step / recipe.steps
+    )
+    perturbed = recipe.defense.perturb(logits_fn, batch)
     right = logits_fn(perturbed.adversarial).argmax(-1) == labels
     return {
         "probe_trained": jnp.mean(right, dtype=jnp.float32),

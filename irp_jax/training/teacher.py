@@ -50,7 +50,10 @@ def load(config: Config, dataset: Dataset, log: checkpoint.Log) -> Network | Non
     """
     if config.teacher in ("", PARENT, AVERAGE):
         return None
-    found = networks.load(config.teacher, log)
+    try:
+        found = networks.load(config.teacher, log)
+    except UserError as error:
+        raise UserError(f"--teacher={config.teacher} cannot be used: {error}") from error
     has, wanted = (
         f"images {one.image_shape} in {len(one.class_names)} classes" for one in (found, dataset)
     )
@@ -58,6 +61,11 @@ def load(config: Config, dataset: Dataset, log: checkpoint.Log) -> Network | Non
         raise UserError(
             f"--teacher={config.teacher} is for {has}, the data set has {wanted}: give a network "
             f"that was trained on it"
+        )
+    if found.class_names != dataset.class_names:
+        log(
+            f"--teacher={config.teacher} calls its classes {', '.join(found.class_names)}, which "
+            f"are taken for {', '.join(dataset.class_names)}"
         )
     return found
 
@@ -77,6 +85,7 @@ class Teacher:
         key: jax.Array,
         images: jax.Array,
         mesh: jax.sharding.Mesh,
+        epochs: int,
         views: int = 0,
         first: int = 0,
     ) -> None:
@@ -89,25 +98,34 @@ class Teacher:
             key: of the run.
             images: (M, H, W, C) uint8, all training images, on the devices.
             mesh: devices that images are split over.
+            epochs: of the run.
             views: in how many augmentations each image is shown; 0 is a new one every epoch.
             first: the first epoch that is taught.
         """
         self._apply, self._augmentation, self._mesh = apply, augmentation, mesh
         self._variables = parallel.place(variables, parallel.replicated(mesh))
         self._key, self._images = key, images
-        self._views, self._first = views, first
+        self._epochs, self._views, self._first = epochs, views, first
         self._known: dict[int, jax.Array] = {}
 
     def lesson(self, epoch: int) -> Lesson:
-        """What the epoch after `epoch` of them is taught."""
-        view, cost = epoch, 0.0
-        if self._views:
-            view = self._first + (epoch - self._first) % self._views
-        if view not in self._known:
-            if not self._views:
-                self._known.clear()
-            self._known[view], cost = self._answers(view), FORWARD
-        return Lesson(view, self._known[view], cost)
+        """What the epoch after `epoch` of them is taught.
+
+        Answers are kept as long as another epoch will want them: four bytes an image, class and
+        view on every device. They count as paid for in the first epoch that wants them, also where
+        a resumed run has to compute them again.
+        """
+        seen = epoch - self._first
+        view = self._first + (seen % self._views if self._views else seen)
+        cost = FORWARD if view == epoch else 0.0
+        answers = self._known.get(view)
+        if answers is None:
+            answers = self._answers(view)
+        if self._views and epoch + self._views < self._epochs:
+            self._known[view] = answers
+        else:
+            self._known.pop(view, None)
+        return Lesson(view, answers, cost)
 
     def _answers(self, view: int) -> jax.Array:
         count, mesh = len(self._images), self._mesh

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from irp_jax.config import Config
+from irp_jax.config import SETTINGS_OF, Config
 from irp_jax.training.defenses.choice import MANY_STEPS, Choice
 from irp_jax.training.defenses.clean import Clean
 from irp_jax.training.defenses.consistency import Consistency
@@ -34,25 +34,28 @@ DEFENSES: dict[str, Defense] = {
 
 
 def build(choice: Choice, config: Config) -> Defense:
-    """The defence that was chosen, with the settings of a run."""
+    """The defence that was chosen, with those settings of a run that it has.
+
+    A setting that is None is the paper's.
+    """
     defense = DEFENSES[choice.name]
-    weight = config.robustness_weight
-    match defense:
-        case Fast():
-            return dataclasses.replace(
-                defense, noise=config.noise, clean_weight=config.clean_weight
-            )
-        case Pgd():
-            return dataclasses.replace(
-                defense, steps=choice.steps, clean_weight=config.clean_weight
-            )
-        case Trades():
-            beta = defense.beta if weight is None else weight
-            return dataclasses.replace(defense, steps=choice.steps, beta=beta)
-        case Gat():
-            weight = defense.weight if weight is None else weight
-            return dataclasses.replace(defense, weight=weight, rise=config.robustness_rise)
-    return defense
+    given = {
+        FIELDS.get((choice.name, setting), setting): getattr(config, setting)
+        for setting in SETTINGS_OF["defense"].get(choice.name, ())
+    }
+    if choice.name in MANY_STEPS:
+        given["steps"] = choice.steps
+    return dataclasses.replace(defense, **{k: v for k, v in given.items() if v is not None})
+
+
+FIELDS = {
+    ("pgd", "attack_steps"): "steps",
+    ("trades", "attack_steps"): "steps",
+    ("trades", "robustness_weight"): "beta",
+    ("gat", "robustness_weight"): "weight",
+    ("gat", "robustness_rise"): "rise",
+}
+"""Defence, setting of a run -> field, where that has another name."""
 
 
 __all__ = [

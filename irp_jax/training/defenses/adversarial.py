@@ -1,7 +1,6 @@
 """Training on perturbed images, and in part on the images as they are."""
 
 import dataclasses
-from typing import Any
 
 import jax
 
@@ -33,17 +32,20 @@ class Adversarial(Defense):
         """See the class; the running statistics follow clean and perturbed images alike."""
         if not self.clean_weight:
             return super().loss(forward, batch, perturbed)
-        clean, clean_stats = forward(batch.images)
-        logits, stats = forward(perturbed.adversarial)
-        weight = self.clean_weight
-        loss = (1 - weight) * cross_entropy(logits, batch.targets)
-        loss += weight * cross_entropy(clean, batch.targets)
-        return loss, Trained(logits, mean_stats(clean_stats, stats))
+        clean, trained = both(forward, batch, perturbed)
+        weight, targets = self.clean_weight, batch.targets(clean)
+        loss = weight * cross_entropy(clean, targets)
+        return loss + (1 - weight) * cross_entropy(trained.logits, targets), trained
 
 
-def mean_stats(one: Any, other: Any) -> Any:
-    """The mean of two sets of running statistics; what is counted is as in the second."""
-    return jax.tree.map(_mean, one, other)
+def both(forward: Forward, batch: Batch, perturbed: Perturbed) -> tuple[jax.Array, Trained]:
+    """Logits (N, K) of the clean images, and what the network made of the perturbed ones.
+
+    The running statistics are the mean of both; what is counted is as after the second.
+    """
+    clean, clean_stats = forward(batch.images)
+    logits, stats = forward(perturbed.adversarial)
+    return clean, Trained(logits, jax.tree.map(_mean, clean_stats, stats))
 
 
 def _mean(one: jax.Array, other: jax.Array) -> jax.Array:

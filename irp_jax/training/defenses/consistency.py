@@ -58,5 +58,5 @@ def consistent(
     start, _ = forward(perturbed.reference)
     logits, batch_stats = forward(perturbed.adversarial)
     apart = squared_distance(logits, start)
-    loss = cross_entropy(logits, batch.targets) + weight * apart
+    loss = cross_entropy(logits, batch.targets(logits)) + weight * apart
     return loss, Trained(logits, batch_stats)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from irp_jax.attacks import LogitsFn, Threat
-from irp_jax.training.losses import cross_entropy
+from irp_jax.training.losses import cross_entropy, soft_targets
 
 Forward = Callable[[jax.Array], tuple[jax.Array, Any]]
 """The network in training mode, weights given: images (N, H, W, C) -> logits (N, K), its new
@@ -24,7 +24,9 @@ class Batch(NamedTuple):
         threat: the ball to be robust in.
         key: of this step.
         memory: of these images: every leaf (N, H, W, C) float32, cropped and mirrored as they are.
-        soft: (N, K) float32, what the network is to answer; None for the labels as they are.
+        smoothing: probability mass taken from the label, in [0, 1).
+        taught: (N, K) float32, a teacher's probabilities; None without a teacher.
+        teacher_weight: share of the target that is the teacher's.
         step: () int32, steps taken since the start of the run.
         done: () float32, the share of training that is over, in [0, 1).
     """
@@ -34,14 +36,17 @@ class Batch(NamedTuple):
     threat: Threat
     key: jax.Array
     memory: Any = None
-    soft: jax.Array | None = None
+    smoothing: float = 0.0
+    taught: jax.Array | None = None
+    teacher_weight: float = 0.0
     step: Any = 0
     done: Any = 0.0
 
-    @property
-    def targets(self) -> jax.Array:
-        """What cross-entropy is taken with: see `losses.cross_entropy`."""
-        return self.labels if self.soft is None else self.soft
+    def targets(self, logits: jax.Array) -> jax.Array:
+        """What the network is to answer, of the shape of its logits: see `losses.soft_targets`."""
+        return soft_targets(
+            self.labels, logits.shape[-1], self.smoothing, self.taught, self.teacher_weight
+        )
 
 
 class Perturbed(NamedTuple):
@@ -122,4 +127,4 @@ class Defense(abc.ABC):
             perturbed: what that returned.
         """
         logits, batch_stats = forward(perturbed.adversarial)
-        return cross_entropy(logits, batch.targets), Trained(logits, batch_stats)
+        return cross_entropy(logits, batch.targets(logits)), Trained(logits, batch_stats)

@@ -46,7 +46,7 @@ class GradAlign(Defense):
         gradient, neighbours = perturbed.reference
         beside = input_gradient(lambda x: forward(x)[0], neighbours, batch.labels)
         logits, batch_stats = forward(perturbed.adversarial)
-        entropy = cross_entropy(logits, batch.targets)
+        entropy = cross_entropy(logits, batch.targets(logits))
         loss = entropy + self.weight * misalignment(gradient, beside)
         return loss, Trained(logits, batch_stats)
 

@@ -6,7 +6,7 @@ import jax
 
 from irp_jax.attacks import LogitsFn, clip_to_box
 from irp_jax.attacks.batch import ascend
-from irp_jax.training.defenses.adversarial import mean_stats
+from irp_jax.training.defenses.adversarial import both
 from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
 from irp_jax.training.defenses.pgd import length
 from irp_jax.training.losses import cross_entropy, kl_divergence
@@ -55,8 +55,6 @@ class Trades(Defense):
         self, forward: Forward, batch: Batch, perturbed: Perturbed
     ) -> tuple[jax.Array, Trained]:
         """Both terms; the running statistics follow clean and adversarial images alike."""
-        clean, clean_stats = forward(batch.images)
-        adversarial, adversarial_stats = forward(perturbed.adversarial)
-        entropy = cross_entropy(clean, batch.targets)
-        loss = entropy + self.beta * kl_divergence(clean, adversarial)
-        return loss, Trained(adversarial, mean_stats(clean_stats, adversarial_stats))
+        clean, trained = both(forward, batch, perturbed)
+        entropy = cross_entropy(clean, batch.targets(clean))
+        return entropy + self.beta * kl_divergence(clean, trained.logits), trained
