@@ -88,8 +88,7 @@ class Config:
     Or none."""
     noise: float | None = None
     """Radius of the random start in units of --epsilon, 1 for fgsm-rs and 2 for n-fgsm if not
-    given (fgsm-rs, n-fgsm). Less is more natural accuracy, and nearer to catastrophic
-    overfitting."""
+    given (fgsm-rs, n-fgsm). Less is nearer to catastrophic overfitting."""
     clean_weight: float = 0.0
     """Share of the loss that is on the clean images, in [0, 1); the rest is on the perturbed ones
     (fgsm, fgsm-rs, n-fgsm, pgd). More is more natural accuracy and less robust accuracy."""
