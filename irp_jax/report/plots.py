@@ -186,6 +186,7 @@ def tradeoff_picture(results: Sequence[Results], path: Path) -> None:
                 axis.annotate(
                     name, (natural, robust), fontsize=7, xytext=(3, 4), textcoords="offset points"
                 )
+    axis.margins(x=0.15)  # room for names
     axis.set(xlabel="natural accuracy, %", ylabel="accuracy under attack, %")
     data, net, budget, kind = _row(results[0])
     axis.set_title(f"{net}, {data}, budget {budget:,} {kind}", fontsize=10)
