@@ -2,12 +2,12 @@ r"""What the settings between natural and robust accuracy trade: a narrow ResNet
 
     bin/sweep --config=dial --results=mine
 
-Thirteen networks of 0.04 M parameters, eight passes over 15,000 images each, seven to ten minutes on
-a busy CPU core; PGD-10 on held-out images. Every defence of one gradient step that has a number to choose
-is here with several of them: the noise that the attack starts from, the share of the loss on clean
-images, the weight of the distance between clean and perturbed answers. Then what may move both
-accuracies: a moving average of the weights, the same as a teacher, smooth activations. `bin/report
-mine --tradeoff=tradeoff.svg` draws them. The first eight are measured (results/dial).
+Thirteen networks of 0.04 M parameters, eight passes over 15,000 images each, seven to ten minutes
+on a busy CPU core; PGD-10 on held-out images. Every defence of one gradient step that has a number
+to choose is here with several of them: the noise that the attack starts from, the share of the loss
+on clean images, the weight of the distance between clean and perturbed answers. Then what may move
+both accuracies: a moving average of the weights, the same as a teacher, smooth activations.
+`bin/report mine --tradeoff=tradeoff.svg` draws them. The first eight are measured (results/dial).
 """
 
 import dataclasses
