@@ -306,7 +306,7 @@ def test_a_damaged_file_is_told_in_one_line(copied, name, damage):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "is of format 2, and this version reads 1"),
+        ({"format": 3}, "is of format 3, and this version reads up to 2"),
         ({"format": None}, "is of format None"),
         (None, "is no record of a network"),
         ({"sha256": {}}, "is no record of a network"),

@@ -145,7 +145,9 @@ def test_a_network_on_its_way_to_guessing_is_not_one_to_go_back_to(losses, clip,
 
 def grow(losses, grows, freeze=99):
     """Descent after each epoch of ten steps, where the radius grows for so many steps."""
-    plan = SimpleNamespace(epsilon_steps=grows, steps_per_epoch=10, freeze_epoch=freeze)
+    plan = SimpleNamespace(
+        epsilon_steps=grows, steps_per_epoch=10, freeze_epoch=freeze, stages=(0,), reinit=False
+    )
     followed = [Descent.begin(np.arange(10), 10)]
     for epoch, loss in enumerate(losses):
         now = SimpleNamespace(epoch=epoch, descent=followed[-1])

@@ -52,7 +52,7 @@ def test_tables_fit_their_terminal_with_no_word_broken_and_say_what_they_leave_o
     ):
         titles, rows = tables.lines(found)
         headers = [str(column.header) for column in table.columns]
-        left_out = [title for title in fitting.LEAST_WANTED if title not in headers]
+        left_out = [t for t in fitting.LEAST_WANTED if t in titles and t not in headers]
         assert left_out == [
             t for t in fitting.LEAST_WANTED if t in (table.caption or "").split(": ")[-1]
         ]

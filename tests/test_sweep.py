@@ -302,7 +302,9 @@ def test_a_network_is_handed_on_with_a_card_that_says_what_it_does(swept, monkey
     assert f"{found['cost']['params']:,} parameters" in card
     published = b"".join(p.read_bytes() for p in Path("zoo").rglob("*") if p.is_file())
     assert str(folder).encode() not in published, "no place on this machine"
-    (command,) = [line.split("`")[1] for line in card.splitlines() if "pgd-3-2" in line]
+    (command,) = [
+        line.split("`")[1] for line in card.splitlines() if line.startswith("| pgd-3-2 |")
+    ]
     evaluate.evaluate([*shlex.split(command)[1:], "--out=again.json"])
     again = json.loads(Path("again.json").read_text())
     assert again["accuracy"]["pgd"] == found["accuracy"]["pgd-3-2"]

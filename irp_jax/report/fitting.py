@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from irp_jax.report.tables import Results, sections, told_apart
+from irp_jax.report.tables import LAST, Results, sections, told_apart
 
-LEAST_WANTED = ("minutes", "passes", "lost", "MACs left", "params left", "epochs")
+LEAST_WANTED = ("minutes", "passes", "lost", "MACs left", "params left", LAST, "epochs")
 """Columns that a narrow terminal goes without, the first of them first."""
 
 

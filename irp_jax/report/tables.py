@@ -55,7 +55,8 @@ def method(one: Results) -> str:
         ramp = f", {when[0]:.0%} to {when[1]:.0%}"
         moved = when != [usual.ramp_start, usual.ramp_stop]
         anew = ", new weights" if one["config"].get("reinit") else ""
-        return one["method"] + ramp * moved + _rare(one, ("spread", "restart_rate")) + anew
+        own = ("spread", "restart_rate") if one["config"].get("teacher") == PARENT else ("spread",)
+        return one["method"] + ramp * moved + _rare(one, own) + anew
     if channels := one["config"].get("channels"):
         digest = hashlib.sha256(channels.encode()).hexdigest()[:4]
         return f"{one['method']}, given channels ({digest})"
