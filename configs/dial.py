@@ -7,7 +7,8 @@ on a busy CPU core; PGD-10 on held-out images. Every defence of one gradient ste
 to choose is here with several of them: the noise that the attack starts from, the share of the loss
 on clean images, the weight of the distance between clean and perturbed answers. Then what may move
 both accuracies: a moving average of the weights, the same as a teacher, smooth activations.
-`bin/report mine --tradeoff=tradeoff.svg` draws them. The first eight are measured (results/dial).
+`bin/report mine --tradeoff=tradeoff.svg` draws them. Ten are
+measured: the first eight (results/dial), the average as a teacher and SiLU (results/levers).
 """
 
 import dataclasses

@@ -147,6 +147,13 @@ def named(
     return trace(models.build(name, classes, width, activation), image_shape, classes, spec=spec)
 
 
+def is_drawn(model: TracedModel) -> bool:
+    """Whether another key gives other weights: given ones are the same for every key."""
+    init = jax.jit(model.init)
+    pair = [jax.tree.leaves(init(jax.random.key(seed))) for seed in (0, 1)]
+    return any(bool((one != other).any()) for one, other in zip(*pair, strict=True))
+
+
 def check(model: TracedModel) -> float:
     """Compares the masked with the cut network by value: see `slim.check`."""
     params, state = jax.eval_shape(model.init, jax.random.key(0))

@@ -14,7 +14,7 @@ from silent import Silent
 
 import irp_jax
 from irp_jax import config as configs
-from irp_jax import parallel
+from irp_jax import models, parallel, traced
 from irp_jax.config import Config
 from irp_jax.data import Augmentation
 from irp_jax.data.augment import augment, augment_each, to_float, view_keys
@@ -128,6 +128,20 @@ def test_a_step_descends_towards_the_answers(who, variables, quick_compile):
     for name, before in state.params["weights"].items():
         expected = before - rate * (gradient[name] + decay * before)
         np.testing.assert_allclose(after.params["weights"][name], expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["silu", "softplus", "gelu"])
+def test_networks_with_smooth_activations_are_cut_to_the_same_function(activation, quick_compile):
+    plain, smooth = (
+        traced.trace(models.ResNet((1, 1), (4, 6), 3, name), (8, 8, 1))
+        for name in ("relu", activation)
+    )
+    assert smooth.fingerprint != plain.fingerprint
+    assert traced.check(smooth) < 1e-3
+    assert traced.is_drawn(smooth)
+    fixed = traced.trace((lambda variables, images: images.mean((1, 2)) @ variables["w"],
+                          {"w": np.ones((1, 3), np.float32)}), (8, 8, 1))  # fmt: skip
+    assert not traced.is_drawn(fixed)
 
 
 # ---- whole runs --------------------------------------------------------------------------------

@@ -38,8 +38,7 @@ def descent_before(plan: Plan, progress: Progress) -> Descent:
     """What the next epoch's loss is compared with.
 
     With none where the network has just been cut, or a stage has begun and the learning rate with
-    it. With the last epoch's alone where the radius grew
-    in that, since loss rises with it.
+    it. With the last epoch's alone where the radius grew in that, since loss rises with it.
     """
     if progress.epoch in plan.stages[1:] or (progress.epoch == plan.freeze_epoch and plan.reinit):
         return progress.descent.afresh

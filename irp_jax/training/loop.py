@@ -81,6 +81,10 @@ def run(
     plan = phases.plan(config, subject.graph, len(dataset.train))
     if config.regularity == "channel":
         traced.check(subject)
+    if plan.reinit and not traced.is_drawn(subject):
+        raise UserError(
+            f"--reinit starts from new weights, and those of {subject.name} are given: leave it out"
+        )
     setup = Setup(
         config=config, identity=identity, plan=plan, dataset=dataset, model=subject,
         apply=inference(subject.network),
