@@ -129,7 +129,7 @@ class Network:
             `adversarial` images.
 
         Raises:
-            UserError: images of another shape, an unknown setting, or as `attacks.assess`.
+            UserError: images of another shape, an unknown setting, or as `attacks.evaluate`.
         """
         if isinstance(data, str):
             data = load_data(data)

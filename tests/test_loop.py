@@ -156,9 +156,9 @@ def test_bin_evaluate_saves_what_it_found_and_corrupts(finished, tmp_path):
     assert all(len(values) == 5 for values in results["corruptions"].values())
     assert picture.read_bytes().startswith(b"\x89PNG")
     with np.load(found) as saved:
-        assert saved["standing"].mean() == pytest.approx(results["accuracy"]["pgd"])
+        assert saved["is_robust"].mean() == pytest.approx(results["accuracy"]["pgd"])
         wrong = saved["predictions"] != saved["labels"]
-        np.testing.assert_array_equal(wrong, ~saved["standing"])
+        np.testing.assert_array_equal(wrong, ~saved["is_robust"])
         assert np.abs(saved["images"] - load("digits").test.images[:60] / 255).max() <= 0.1 + 1e-5
 
 

@@ -180,12 +180,12 @@ def test_fewer_images_replace_no_better_figure(ran):
     sweep_command.sweep([*flags, "--attacks=square,fgsm", "--images=50"])
     sweep_command.sweep([*flags, "--attacks=square"])
     _, before, _ = collected()
-    sweep_command.sweep([*flags, "--attacks=square,cw", "--images=60"])
+    sweep_command.sweep([*flags, "--attacks=square,pgd-margin", "--images=60"])
     _, accuracy, images = collected()
-    assert images == {"square": 360, "fgsm": 50, "cw": 60}
-    assert accuracy == before | {"cw": 0.07}
-    assert ran == ["train", "square", "fgsm", "train", "square", "train", "cw"]
-    sweep_command.sweep([*flags, "--attacks=cw,square", "--images=60"])
+    assert images == {"square": 360, "fgsm": 50, "pgd-margin": 60}
+    assert accuracy == before | {"pgd-margin": 0.07}
+    assert ran == ["train", "square", "fgsm", "train", "square", "train", "pgd-margin"]
+    sweep_command.sweep([*flags, "--attacks=pgd-margin,square", "--images=60"])
     assert len(ran) == 7
 
 

@@ -52,13 +52,13 @@ class Fab:
 
     Attributes:
         name: as reports and the command line have it.
-        targets: how many of the classes nearest to the label are tried, each in runs of its own
+        targets: how many of the classes nearest to the label are tried, each in trials of its own
             (FAB-T: one gradient a step); None heads for the nearest of all boundaries in every
             step, which takes the gradients of all K classes.
         steps: of one run. A step is one pass forward and backward (K - 1 backward without targets)
             and one forward.
-        restarts: runs for each target. The first starts at the clean image, others at a random one
-            half of epsilon wide.
+        restarts: trials for each target. The first starts at the natural image, the others at a
+            random point of the ball of half of epsilon.
         alpha_max: how far the step is drawn towards the clean image, at most; in [0, 1].
         eta: how far a move goes, in units of the distance to the hyperplane; at least 1.
         beta: how far from the clean image the way back ends, in units of the distance of the
@@ -95,7 +95,7 @@ class Fab:
         if not 0 < self.beta < 1:
             raise UserError(f"beta must be in (0, 1), got {self.beta:g}: 0.9 is usual")
 
-    def runs(self, classes: int) -> int:
+    def trials(self, classes: int) -> int:
         """Restarts, times the targets there are."""
         if self.targets is None:
             return self.restarts
@@ -109,8 +109,10 @@ class Fab:
                 problem.threat, problem.key, problem.image, 0.5
             )
             current = where(problem.number % self.restarts == 0, current, drawn)
-        runs = len(current)
-        nothing = Attacked(current, jnp.zeros(runs, bool), jnp.full(runs, -jnp.inf, current.dtype))
+        trials = len(current)
+        nothing = Attacked(
+            current, jnp.zeros(trials, bool), jnp.full(trials, -jnp.inf, current.dtype)
+        )
         return FabState(current, nothing)
 
     def step(
@@ -125,7 +127,7 @@ class Fab:
         there = look(logits_fn, moved, problem, margin)
         back = problem.image + self.beta * (moved - problem.image)
         worst = _worst_within(problem, _worst_within(problem, state.worst, here), there)
-        return FabState(where(there.fallen, back, moved), worst)
+        return FabState(where(there.is_adversarial, back, moved), worst)
 
     def _linearise(
         self, logits_fn: LogitsFn, problem: Problem, images: jax.Array
@@ -144,8 +146,8 @@ class Fab:
         one_hot = functools.partial(jax.nn.one_hot, num_classes=logits.shape[1], dtype=logits.dtype)
         (gradients,) = jax.vmap(pull_back, 1, 1)(one_hot(rivals) - one_hot(label))
         leads = jnp.take_along_axis(logits, rivals, 1) - jnp.take_along_axis(logits, label, 1)
-        fallen = ~jax.vmap(is_correct)(logits, problem.label)
-        here = Attacked(images, fallen, jax.vmap(margin)(logits, problem.label))
+        is_adversarial = ~jax.vmap(is_correct)(logits, problem.label)
+        here = Attacked(images, is_adversarial, jax.vmap(margin)(logits, problem.label))
         return here, leads, finite(gradients)
 
 

@@ -8,7 +8,7 @@ import dataclasses
 
 import jax
 
-from irp_jax.attacks.batch import input_gradient, starts, step
+from irp_jax.attacks.ascent import input_gradient, starts, step
 from irp_jax.attacks.losses import LogitsFn, Loss, cross_entropy
 from irp_jax.attacks.threat import Threat
 

@@ -62,7 +62,7 @@ def check_call(attacks: Any, threat: Any, seed: Any) -> None:
     if not isinstance(attacks, Sequence) or isinstance(attacks, str):
         raise UserError(f"attacks must be a list, got {attacks!r}: give for instance [Pgd()]")
     for attack in attacks:
-        if not all(hasattr(attack, part) for part in ("name", "steps", "runs", "start", "step")):
+        if not all(hasattr(attack, part) for part in ("name", "steps", "trials", "start", "step")):
             raise UserError(f"{attack!r} is no attack: give for instance Pgd(gradient_steps=20)")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed must be in 0 .. 2^32 - 1, got {seed}")

@@ -55,7 +55,7 @@ class Square:
     Attributes:
         name: as reports and the command line have it.
         steps: queries of one run, one forward pass each; the first looks at the start.
-        restarts: runs, different in their draws.
+        restarts: trials, different in their draws.
         p_init: share of the image that a square covers at first; in (0, 1].
         loss: what must grow for a proposal to be kept: margin or ce (cross-entropy).
 
@@ -84,7 +84,7 @@ class Square:
         if self.loss not in LOSSES:
             raise unknown("loss", self.loss, LOSSES)
 
-    def runs(self, classes: int) -> int:
+    def trials(self, classes: int) -> int:
         """The restarts."""
         return self.restarts
 
@@ -92,9 +92,9 @@ class Square:
         """Stripes or tiles over the whole image; the first step judges them."""
         keys = jax.vmap(jax.random.fold_in, (0, None))(problem.key, 0)
         images = jax.vmap(first_image, (None, 0, 0))(problem.threat, keys, problem.image)
-        runs = len(images)
-        nothing = jnp.full(runs, -jnp.inf, images.dtype)
-        return SquareState(Attacked(images, jnp.zeros(runs, bool), nothing))
+        trials = len(images)
+        nothing = jnp.full(trials, -jnp.inf, images.dtype)
+        return SquareState(Attacked(images, jnp.zeros(trials, bool), nothing))
 
     def step(
         self, logits_fn: LogitsFn, problem: Problem, state: SquareState, number: jax.Array

@@ -143,7 +143,7 @@ def _flags(attack: str) -> list[str]:
             "PGD-10, counted both ways, and natural accuracy are always measured: give steps and "
             "restarts, as in --attacks=pgd-50-10, or another attack"
         )
-    parts = re.fullmatch(r"(pgd|cw)-(\d+)(?:-(\d+))?", attack)
+    parts = re.fullmatch(r"(pgd|pgd-margin)-(\d+)(?:-(\d+))?", attack)
     if parts is None:
         AttackSpec(name=cast(AttackName, attack))  # checks the name
         return [f"--attack={attack}"]

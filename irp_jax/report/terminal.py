@@ -131,15 +131,15 @@ class Terminal:
         cells = (pattern.format(row[key]) for _, key, pattern in COLUMNS)
         self.note(" ".join(f"{cell:>8}" for cell in cells) + (" frozen" if row["frozen"] else ""))
 
-    def attacking(self, name: str, standing: int) -> None:
+    def attacking(self, name: str, robust: int) -> None:
         """An attack begins."""
-        self.note(f"{name}: {standing} images to attack")
-        self._open(name, max(1, standing), 0)
+        self.note(f"{name}: {robust} images to attack")
+        self._open(name, max(1, robust), 0)
 
-    def evaluating(self, done: int, total: int, standing: int) -> None:
+    def evaluating(self, done: int, total: int, robust: int) -> None:
         """Some steps of the attack are done."""
         if self._bar is not None and self._task is not None:
-            facts = f"{standing} images standing"
+            facts = f"{robust} images still robust"
             self._bar.update(self._task, completed=done, total=total, facts=facts)
 
     def end(self, results: dict[str, Any]) -> None:
@@ -209,7 +209,7 @@ def _attack_title(attack: dict[str, Any]) -> str:
 
 
 def attack_table(results: dict[str, Any]) -> Table:
-    """What each attack of a list left standing, and the time it took."""
+    """How many images were robust after each attack of a list, and the time it took."""
     attack = results["attack"]
     table = Table(title=f"{_attack_title(attack)}, {attack['images']} images")
     for title in ("after", "accuracy", "seconds"):

@@ -182,7 +182,7 @@ def _evaluate(
     how: dict[str, Any] = {
         "batch_size": parallel.attacked_at_once(setup.mesh, *setup.dataset.image_shape[:2]),
         "mesh": setup.mesh,
-        "watch": attacks.Watch(
+        "callbacks": attacks.Callbacks(
             begin=reporter.attacking, progress=reporter.evaluating, warn=reporter.note
         ),
     }

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from irp_jax.attacks import LogitsFn, Threat, cross_entropy
-from irp_jax.attacks.batch import starts, step
+from irp_jax.attacks.ascent import starts, step
 
 IMAGES = 64
 """A segment's last images are attacked: 3 % of the work of 50 steps of N-FGSM in batches of 128."""

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from irp_jax.attacks import LogitsFn, clip_to_box
-from irp_jax.attacks.batch import ascend
+from irp_jax.attacks.ascent import ascend
 from irp_jax.training.defenses.adversarial import both
 from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
 from irp_jax.training.defenses.pgd import length

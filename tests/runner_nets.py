@@ -1,4 +1,4 @@
-"""A network and a few images for the tests of campaigns."""
+"""A network and a few images for the tests of the runner."""
 
 import numpy as np
 from attack_nets import dense_net, new_dense_net

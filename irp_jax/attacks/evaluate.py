@@ -1,4 +1,4 @@
-"""Attacks a network and reports what it withstood."""
+"""Attacks a network and reports how robust it is."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +11,12 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from irp_jax import parallel
-from irp_jax.attacks import inputs, sanity, standings
+from irp_jax.attacks import inputs, sanity, state
 from irp_jax.attacks.attack import Attack
-from irp_jax.attacks.campaign import Watch, campaign
 from irp_jax.attacks.losses import LogitsFn, margin
+from irp_jax.attacks.runner import Callbacks, run_attacks
 from irp_jax.attacks.square import Square
-from irp_jax.attacks.standings import Standings
+from irp_jax.attacks.state import EvaluationState
 from irp_jax.attacks.threat import Threat, check_epsilon, distance
 from irp_jax.errors import UserError
 
@@ -31,10 +31,11 @@ class AttackReport:
     Attributes:
         natural: fraction of images classified correctly as they are.
         accuracy: attack name -> fraction still classified correctly after it and all before it.
-        adversarial: (N, H, W, C) float32 in [0, 1], within epsilon of the clean images: for each
-            that fell to an attack, what it fell to, confirmed by another look; else the clean one.
-        standing: (N,) bool, images classified correctly whatever was tried.
-        felled_by: (N,) the attack's name, "natural" for those wrong as they are, "" if standing.
+        adversarial: (N, H, W, C) float32 in [0, 1], within epsilon of the natural images: the
+            adversarial example where one was found, confirmed by a second look; else the natural
+            image.
+        is_robust: (N,) bool, images classified correctly after every attack.
+        broken_by: (N,) the attack's name, "natural" for those wrong as they are, "" if robust.
         seconds: attack name -> wall time, compilation included.
         warnings: one line for each reason to doubt the figures, with what to do about it.
     """
@@ -42,18 +43,18 @@ class AttackReport:
     natural: float
     accuracy: Mapping[str, float]
     adversarial: np.ndarray
-    standing: np.ndarray
-    felled_by: np.ndarray
+    is_robust: np.ndarray
+    broken_by: np.ndarray
     seconds: Mapping[str, float]
     warnings: tuple[str, ...]
 
     @property
     def robust(self) -> float:
-        """Fraction of images that nothing made fall: the worst case over all attacks."""
-        return float(self.standing.mean())
+        """Fraction of images that no attack broke: the worst case over all attacks."""
+        return float(self.is_robust.mean())
 
 
-def assess(
+def evaluate(
     logits_fn: LogitsFn,
     images: Any,
     labels: Any,
@@ -63,13 +64,13 @@ def assess(
     seed: int = 0,
     batch_size: int = 256,
     mesh: Mesh | None = None,
-    look_first: bool = True,
-    watch: Watch | None = None,
+    sanity_checks: bool = True,
+    callbacks: Callbacks | None = None,
     known: AttackReport | None = None,
-    spared: np.ndarray | None = None,
+    known_robust: np.ndarray | None = None,
     state_file: str | Path | None = None,
 ) -> AttackReport:
-    """Runs attacks one after another, each on the images that stand after those before it.
+    """Runs attacks one after another, each on the images that are robust to those before it.
 
     Args:
         logits_fn: any JAX function images (B, H, W, C) float32 -> logits (B, K), each row of which
@@ -84,12 +85,12 @@ def assess(
             the rounding of the network.
         batch_size: images attacked at once; memory grows with it.
         mesh: devices, over whose axis "data" batches are split; one device if None.
-        look_first: whether to look for signs that the result cannot be trusted (`sanity`).
-        watch: told of progress and of warnings.
-        known: what was found for the same network and images in a smaller ball. What fell there has
-            fallen here, and is not attacked again.
-        spared: (N,) bool, images that are known to withstand the attack, a single one: they are not
-            attacked, and count as right if they are right as they are.
+        sanity_checks: whether to look for signs that the result cannot be trusted (`sanity`).
+        callbacks: called with progress and warnings.
+        known: what was found for the same network and images in a smaller ball. What was broken
+            there is broken here, and is not attacked again.
+        known_robust: (N,) bool, images that are known to be robust to the attack (a single one):
+            they are not attacked, and count as right if they are right as they are.
         state_file: .npz file in which the state is kept; the same call goes on from it after an
             interruption, to the identical result, and returns at once when all was done.
 
@@ -97,7 +98,7 @@ def assess(
         UserError: images, labels, logits or settings that cannot be meant; one line that names the
             value and what to give instead.
     """
-    watch = watch or Watch()
+    callbacks = callbacks or Callbacks()
     inputs.check_call(attacks, threat, seed)
     names = [attack.name for attack in attacks]
     if len(set(names)) < len(names):
@@ -114,9 +115,9 @@ def assess(
     def warn(message: str) -> None:
         if message not in warnings:
             warnings.append(message)
-            watch.warn(message)
+            callbacks.warn(message)
 
-    if look_first:
+    if sanity_checks:
         some = slice(0, batch_size)
         averaged = bool(attacks) and all(getattr(each, "eot", 1) > 1 for each in attacks)
         blind = all(isinstance(each, Square) for each in attacks)
@@ -126,44 +127,44 @@ def assess(
         )  # fmt: skip
     right = logits.argmax(-1) == labels
     at = _begin(images, right, threat, known)
-    if spared is not None:
-        if len(attacks) != 1 or np.shape(spared) != (len(images),):
+    if known_robust is not None:
+        if len(attacks) != 1 or np.shape(known_robust) != (len(images),):
             raise UserError(
-                f"spared is ({len(images)},) bool for a single attack, got shape "
-                f"{np.shape(spared)} and {len(attacks)} attacks"
+                f"known_robust is ({len(images)},) bool for a single attack, got shape "
+                f"{np.shape(known_robust)} and {len(attacks)} attacks"
             )
-        survived = np.where(spared, attacks[0].runs(logits.shape[-1]), 0)
-        at = dataclasses.replace(at, runs=survived.astype(np.int32))
-    save: Callable[[Standings], None] = _forget
+        survived = np.where(known_robust, attacks[0].trials(logits.shape[-1]), 0)
+        at = dataclasses.replace(at, trials=survived.astype(np.int32))
+    save: Callable[[EvaluationState], None] = _forget
     saved = None
     if state_file is not None:
         path = Path(state_file)
-        known_to_stand = () if spared is None else (np.flatnonzero(spared).tolist(),)
-        name = standings.identity(images, labels, (*attacks, threat, seed, *known_to_stand))
-        answers = standings.Answers(logits, _slopes(network, images, labels))
-        saved = standings.read(path, name, answers)
+        without = () if known_robust is None else (np.flatnonzero(known_robust).tolist(),)
+        name = state.identity(images, labels, (*attacks, threat, seed, *without))
+        answers = state.Answers(logits, _slopes(network, images, labels))
+        saved = state.read(path, name, answers)
 
-        def save(at: Standings) -> None:
-            standings.write(path, at, name, answers)
+        def save(at: EvaluationState) -> None:
+            state.write(path, at, name, answers)
 
-    at = campaign(
+    at = run_attacks(
         network, images, labels, logits, saved or at, attacks, threat,
         seed=seed, batch_size=batch_size, mesh=mesh,
-        watch=dataclasses.replace(watch, warn=warn), save=save,
+        callbacks=dataclasses.replace(callbacks, warn=warn), save=save,
     )  # fmt: skip
-    after = (count / len(images) for count in at.standing_after)
+    after = (count / len(images) for count in at.robust_after)
     accuracy = dict(zip(names, after, strict=True))
-    if look_first:
+    if sanity_checks:
         sanity.after(accuracy, warn)
-    felled_by = np.array([*names, "natural"])[at.felled_by]
+    broken_by = np.array([*names, "natural"])[at.broken_by]
     if known is not None:
-        felled_by = np.where(known.standing, felled_by, known.felled_by)
+        broken_by = np.where(known.is_robust, broken_by, known.broken_by)
     return AttackReport(
         natural=float(right.mean()),
         accuracy=accuracy,
         adversarial=at.images,
-        standing=at.standing,
-        felled_by=np.where(at.standing, "", felled_by),
+        is_robust=at.is_robust,
+        broken_by=np.where(at.is_robust, "", broken_by),
         seconds=dict(zip(names, at.seconds, strict=True)),
         warnings=tuple(warnings),
     )
@@ -177,15 +178,15 @@ def _slopes(network: Partial, images: np.ndarray, labels: np.ndarray) -> np.ndar
         return np.zeros((0, *images.shape[1:]), np.float32)
 
 
-def _forget(at: Standings) -> None:
+def _forget(at: EvaluationState) -> None:
     """Keeps no state."""
 
 
 def _begin(
     images: np.ndarray, right: np.ndarray, threat: Threat, known: AttackReport | None
-) -> Standings:
-    """The standings before the first attack, with what is known from a smaller ball."""
-    at = standings.at_first(images, right)
+) -> EvaluationState:
+    """The state before the first attack, with what is known from a smaller ball."""
+    at = state.at_first(images, right)
     if known is None:
         return at
     if known.adversarial.shape != images.shape:
@@ -199,7 +200,7 @@ def _begin(
             f"{float(threat.epsilon):.4g}: give what was found in a smaller ball"
         )
     return dataclasses.replace(
-        at, standing=at.standing & known.standing, images=np.array(known.adversarial)
+        at, is_robust=at.is_robust & known.is_robust, images=np.array(known.adversarial)
     )
 
 
