@@ -18,7 +18,7 @@ from irp_jax.config import Config
 from irp_jax.data.augment import Augmentation
 from irp_jax.errors import UserError
 from irp_jax.pruning import cost
-from irp_jax.pruning.masks import Regularity
+from irp_jax.pruning.masks import Granularity
 from irp_jax.training import phases
 from irp_jax.training.defenses import DEFENSES
 from irp_jax.training.step import Recipe, TrainState, compile_steps
@@ -38,7 +38,7 @@ class Trainers:
         config: model, budget and batch size; the rest at its defaults.
         plan: the default schedule of a CIFAR-10 run, whose freeze splits it in two.
         steps: in one burst; compiled into one program, as in training.
-        cost_ratio: of the slim network.
+        cost_ratio: of the compact network.
     """
 
     def __init__(self, config: Config, steps: int) -> None:
@@ -62,14 +62,14 @@ class Trainers:
         )
         return self._compile(optimizer, state)
 
-    def masked_step(self, regularity: Regularity) -> Burst:
+    def masked_step(self, granularity: Granularity) -> Burst:
         """Masks being learned: what the first part of a run does."""
-        config = self._with(regularity)
+        config = self._with(granularity)
         state = phases.initial_state(config, self.plan, self.graph, self.variables)
         optimizer = phases.optimizer(config, self.plan, self.graph, frozen=False)
         return self._compile(optimizer, state)
 
-    def slim_step(self) -> Burst:
+    def compact_step(self) -> Burst:
         """The network cut to the budget: what the rest of a run does.
 
         Every channel group loses the same share, as far as whole channels allow.
@@ -131,8 +131,8 @@ class Trainers:
             np.asarray(ours), logits(twin, images), atol=tolerance, rtol=tolerance
         )
 
-    def _with(self, regularity: Regularity) -> Config:
-        return dataclasses.replace(self.config, regularity=regularity)
+    def _with(self, granularity: Granularity) -> Config:
+        return dataclasses.replace(self.config, granularity=granularity)
 
     def _compile(self, optimizer, state: TrainState) -> Burst:
         config = self.config

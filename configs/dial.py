@@ -30,7 +30,7 @@ SHORT = Config(
 DIALS: list[dict] = [
     *({"defense": "n-fgsm", "noise": noise} for noise in (None, 1.0)),
     *({"defense": "fgsm-rs", "noise": noise} for noise in (None, 0.5)),
-    *({"defense": name, "clean_weight": 0.3} for name in ("n-fgsm", "fgsm-rs")),
+    *({"defense": name, "natural_weight": 0.3} for name in ("n-fgsm", "fgsm-rs")),
     *({"defense": "gat", "robustness_weight": weight} for weight in (5.0, None, 20.0)),
 ]
 

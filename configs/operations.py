@@ -16,5 +16,5 @@ configs = [
     dataclasses.replace(BASE, model=model, budget=budget, method=method)
     for model in ("resnet20", "resnet56")
     for budget in ("0.7", "0.5", "0.3")
-    for method in ("priced", "paper")
+    for method in ("lagrangian", "hinge")
 ]

@@ -19,10 +19,10 @@ configs = [
         epochs=5,
         batch_size=64,
         epsilon_warmup=0.4,
-        ramp_start=0.1,
-        ramp_stop=0.6,
+        prune_start=0.1,
+        prune_stop=0.6,
     )
     for model, images in (("resnet20", 20_000), ("resnet56", 10_000))
     for budget in ("0.3", "0.5", "0.7")
-    for method in ("priced", "paper")
+    for method in ("lagrangian", "hinge")
 ]

@@ -35,7 +35,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (24, 6, 6, 2), dtype=np.uint8
 IMAGES = PIXELS / np.float32(255)
 LABELS = (np.arange(24) % 3).astype(np.int32)
 KEY = jax.random.key(3)
-CONFIG = Config(budget="0.3", epochs=4, batch_size=8, learning_rate=0.05, ramp_stop=0.5)
+CONFIG = Config(budget="0.3", epochs=4, batch_size=8, learning_rate=0.05, prune_stop=0.5)
 
 
 def initial():

@@ -12,13 +12,13 @@ LAYER = {
 
 def result(seed, pgd, budget=0.16):
     return {
-        "model": "resnet20", "dataset": "digits", "method": "priced", "seed": seed,
+        "model": "resnet20", "dataset": "digits", "method": "lagrangian", "seed": seed,
         "budget": {"kind": "macs", "target": budget},
         "cost": {"macs": 16, "dense_macs": 100, "macs_ratio": budget, "params": 20,
                  "dense_params": 100, "params_ratio": 0.2},
         "accuracy": {"natural": 0.99, "pgd": pgd}, "epochs": 4,
         "attack": {"name": "pgd", "norm": "linf", "epsilon": 0.1, "steps": 10, "restarts": 1,
                    "images": 360},
-        "wall_time_s": 120.0, "config": {"regularity": "channel", "budget": str(budget)},
+        "wall_time_s": 120.0, "config": {"granularity": "channel", "budget": str(budget)},
         "history": [ROW, {**ROW, "epoch": 2}], "layers": [LAYER],
     }  # fmt: skip

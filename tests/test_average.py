@@ -53,11 +53,11 @@ def _distinct(state):
     return jax.tree.map(draw, jax.device_get(state))
 
 
-@pytest.mark.parametrize(("regularity", "ema"), SETTINGS)
+@pytest.mark.parametrize(("granularity", "ema"), SETTINGS)
 def test_the_freeze_cuts_the_average_too_and_what_is_saved_comes_back(
-    regularity, ema, tmp_path, quick_compile
+    granularity, ema, tmp_path, quick_compile
 ):
-    config = dataclasses.replace(CONFIG, regularity=regularity, ema=ema, defense="fgsm-mep")
+    config = dataclasses.replace(CONFIG, granularity=granularity, ema=ema, defense="fgsm-mep")
     fixed = make_setup(config)
     begun = progress.start(fixed)
     state = _distinct(begun.state)
@@ -71,7 +71,7 @@ def test_the_freeze_cuts_the_average_too_and_what_is_saved_comes_back(
     kernel = np.asarray(used["weights"]["Conv_0/kernel"])
     before = state.network
     source = before["weights"]["Conv_0/kernel"]
-    if regularity == "channel":
+    if granularity == "channel":
         assert kernel.shape[-1] == kept["Conv_0"] < 16
         assert {*map(tuple, kernel.reshape(18, -1).T)} < {*map(tuple, source.reshape(18, -1).T)}
         mean = "batch_stats/BatchNorm_0/mean"
@@ -81,7 +81,9 @@ def test_the_freeze_cuts_the_average_too_and_what_is_saved_comes_back(
         assert hidden.any()
         np.testing.assert_array_equal(kernel, np.where(hidden, 0, source))
 
-    progress.save(fixed, dataclasses.replace(begun, epoch=2, kept=kept, state=frozen), tmp_path)
+    progress.save(
+        fixed, dataclasses.replace(begun, epoch=2, keep_counts=kept, state=frozen), tmp_path
+    )
     resumed = progress.resume(fixed, tmp_path, print)
     assert_equal(resumed.state, frozen)
 

@@ -27,7 +27,7 @@ def test_the_largest_common_factor_within_the_budget_counted_by_hand():
     # c channels twice: 9 * 64 * c to read the image, 9 * 64 * c * c, and 3 * c for the logits.
     # 41,496 with 8, 51,867 with 9, 156,720 with 16.
     for limit, channels in ((41_496, 8), (51_866, 8), (51_867, 9), (156_720, 16), (1_155, 1)):
-        assert uniform.kept(graph, "channel", "macs", limit) == {
+        assert uniform.keep_counts(graph, "channel", "macs", limit) == {
             "first": channels,
             "second": channels,
         }
@@ -44,12 +44,12 @@ def test_no_larger_factor_fits_and_none_is_skipped(kind, budget):
     counts = [{n: max(1, round(s * f)) for n, s in sizes.items()} for f in {0.0, *halves}]
     fitting = [c for c in counts if getattr(cost.total(graph, c), kind) <= limit]
     best = max(fitting, key=lambda c: getattr(cost.total(graph, c), kind))
-    assert uniform.kept(graph, "channel", kind, limit) == best
+    assert uniform.keep_counts(graph, "channel", kind, limit) == best
 
 
 def test_the_narrowed_network_is_the_one_that_is_built_narrow():
     graph = traced.named("resnet8", 1.0, SHAPE, 10).graph
-    kept = uniform.kept(graph, "channel", "macs", cost.total(graph).macs // 5)
+    kept = uniform.keep_counts(graph, "channel", "macs", cost.total(graph).macs // 5)
     factor = kept["stage3_block0/conv2"] / 64
     narrow = traced.named("resnet8", factor, SHAPE, 10).graph
     assert kept == dict(narrow.groups)
@@ -60,7 +60,7 @@ def test_the_narrowed_network_is_the_one_that_is_built_narrow():
 def test_weights_are_fine_enough_to_spend_the_budget(kind):
     graph = described(Net(a=12, b=30))
     limit = getattr(cost.total(graph), kind) // 4
-    kept = uniform.kept(graph, "weight", kind, limit)
+    kept = uniform.keep_counts(graph, "weight", kind, limit)
     spent = getattr(cost.total(graph, kept), kind)
     assert 0.99 * limit <= spent <= limit
     rates = [kept[name] / size for name, size in masks.units(graph, "weight").items()]
@@ -114,24 +114,24 @@ def test_the_largest_stay_and_of_equals_the_first():
     assert found["y"].tolist() == [[1, 1], [1, -1]]
 
 
-@pytest.mark.parametrize("regularity", ["channel", "weight"])
+@pytest.mark.parametrize("granularity", ["channel", "weight"])
 @pytest.mark.parametrize("method", ["magnitude", "admm"])
-def test_the_weakest_go_at_one_rate_and_the_rest_is_untouched(method, regularity):
+def test_the_weakest_go_at_one_rate_and_the_rest_is_untouched(method, granularity):
     net = Net(a=8, b=16)
-    config = Config(method=method, regularity=regularity, budget="0.3", batch_size=32, epochs=6)
+    config = Config(method=method, granularity=granularity, budget="0.3", batch_size=32, epochs=6)
     graph, plan, state = begun(config, net)
     weights = random_weights(net, 6)
     state = dataclasses.replace(state, params={"weights": weights, "masks": {}})
     if method == "admm":  # the sum of past distances has no say in what is cut
         other = jax.tree.map(
-            lambda leaf: 9 * jnp.flip(leaf), admm.pulled(graph, weights, regularity)
+            lambda leaf: 9 * jnp.flip(leaf), admm.pulled(graph, weights, granularity)
         )
         optimizer = optax.tree_utils.tree_set(state.optimizer, dual=other)
         state = dataclasses.replace(state, optimizer=optimizer)
     frozen, kept = phases.freeze(config, plan, graph, state)
-    assert kept == uniform.kept(graph, regularity, "macs", plan.limit)
+    assert kept == uniform.keep_counts(graph, granularity, "macs", plan.limit)
     left = frozen.params["weights"]
-    if regularity == "channel":
+    if granularity == "channel":
 
         def size(conv, norm):  # magnitude goes by filters, ADMM by the scales and biases too
             size = np.sum(weights[f"{conv}/kernel"] ** 2, (0, 1, 2))
@@ -165,8 +165,8 @@ def test_the_weakest_go_at_one_rate_and_the_rest_is_untouched(method, regularity
 @pytest.mark.parametrize(
     ("change", "stages", "freeze"),
     [
-        ({"method": "priced"}, (0,), 2),
-        ({"method": "priced", "ramp_stop": 0.28, "epochs": 25}, (0,), 7),
+        ({"method": "lagrangian"}, (0,), 2),
+        ({"method": "lagrangian", "prune_stop": 0.28, "epochs": 25}, (0,), 7),
         ({"method": "width"}, (0,), 0),
         ({"method": "magnitude"}, (0, 3), 3),
         ({"method": "magnitude", "pretraining": 0.99}, (0, 8), 8),
@@ -182,15 +182,15 @@ def test_stages_have_an_epoch_each_at_least(change, stages, freeze):
     assert (plan.stages, plan.freeze_epoch) == (stages, freeze)
 
 
-@pytest.mark.parametrize("method", ["priced", "paper", "width"])
+@pytest.mark.parametrize("method", ["lagrangian", "hinge", "width"])
 @pytest.mark.parametrize("kind", ["macs", "params"])
-@pytest.mark.parametrize("regularity", ["channel", "weight"])
-def test_the_least_budget_that_is_named_will_do(method, kind, regularity):
+@pytest.mark.parametrize("granularity", ["channel", "weight"])
+def test_the_least_budget_that_is_named_will_do(method, kind, granularity):
     for width in range(20, 40):
         graph = described(Net(width))
         for asked in ("1e-6", "0.001k"):
             config = Config(
-                budget=asked, cost=kind, method=method, regularity=regularity, batch_size=32
+                budget=asked, cost=kind, method=method, granularity=granularity, batch_size=32
             )
             with pytest.raises(UserError, match="the least possible is") as error:
                 phases.plan(config, graph, 96)
@@ -214,7 +214,7 @@ def test_the_learning_rate_starts_anew_with_each_stage():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "width", "regularity": "weight"}, "--regularity=channel"),
+        ({"method": "width", "granularity": "weight"}, "--granularity=channel"),
         ({"method": "admm", "epochs": 2}, "at least 3"),
         ({"method": "magnitude", "epochs": 1}, "at least 2"),
         ({"method": "admm", "pretraining": 0.7}, "below 1"),
@@ -232,26 +232,26 @@ def test_settings_that_cannot_be_meant_are_refused(change, message):
 # ---- whole runs --------------------------------------------------------------------------------
 
 
-def configured(folder, method, regularity):
+def configured(folder, method, granularity):
     return dataclasses.replace(
         configs.suited("digits", Config(model="resnet8", budget="0.3", ema=0.9)),
-        method=method, regularity=regularity, epochs=6, batch_size=256, checkpoint_every=0.0,
+        method=method, granularity=granularity, epochs=6, batch_size=256, checkpoint_every=0.0,
         admm_rho=0.1, admm_updates=3, defense="none", workdir=str(folder),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("method", "regularity"),
+    ("method", "granularity"),
     [("width", "channel"), ("magnitude", "weight"), ("admm", "channel"), ("admm", "weight")],
 )
-def test_runs_are_on_budget_and_a_killed_one_ends_alike(quick_runs, tmp_path, method, regularity):
-    config = configured(tmp_path / "whole", method, regularity)
+def test_runs_are_on_budget_and_a_killed_one_ends_alike(quick_runs, tmp_path, method, granularity):
+    config = configured(tmp_path / "whole", method, granularity)
     results = loop.run(config, Stopping(), "bin/train")
     share, unused = results["cost"]["macs_ratio"], results["budget"]["unused"]
     assert results["method"] == method
     assert share <= 0.3
     assert unused == pytest.approx(1 - share / 0.3, abs=1e-3)
-    assert unused < (0.25 if regularity == "channel" else 0.005)  # eight channels are coarse
+    assert unused < (0.25 if granularity == "channel" else 0.005)  # eight channels are coarse
     pruned = {"width": 0, "magnitude": 2, "admm": 4}[method]
     assert [row["frozen"] for row in results["history"]] == [e > pruned for e in range(1, 7)]
     ratios = [row["cost_ratio"] for row in results["history"]]
@@ -260,7 +260,7 @@ def test_runs_are_on_budget_and_a_killed_one_ends_alike(quick_runs, tmp_path, me
     assert loaded.cost == results["cost"]
     weights = jax.tree.leaves(loaded.variables["params"])
     assert sum(np.count_nonzero(leaf) for leaf in weights) <= results["cost"]["params"]
-    if (method, regularity) != ("admm", "weight"):
+    if (method, granularity) != ("admm", "weight"):
         return
 
     killed = dataclasses.replace(config, workdir=str(tmp_path / "killed"))

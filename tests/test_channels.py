@@ -33,12 +33,13 @@ def test_the_order_in_which_channels_are_given_makes_no_other_run():
 def test_channels_are_taken_from_results_and_come_back(tmp_path):
     results = tmp_path / "results.json"
     kept = {"stage2": 20, "stage1": 12, "stage1_block0.inner": 7}
-    results.write_text(json.dumps({"kept": kept, "config": {"regularity": "channel"}}))
+    results.write_text(json.dumps({"keep_counts": kept, "config": {"granularity": "channel"}}))
     assert configs.parse_channels(configs.channels_of(str(results))) == kept
-    pruned = {"regularity": "channel"}
+    pruned = {"granularity": "channel"}
     for other in (
-        {"kept": kept, "config": {"regularity": "weight"}}, {"kept": {}, "config": pruned}, [1],
-        {"kept": [1], "config": pruned}, {"kept": kept, "config": None},
+        {"keep_counts": kept, "config": {"granularity": "weight"}},
+        {"keep_counts": {}, "config": pruned}, [1],
+        {"keep_counts": [1], "config": pruned}, {"keep_counts": kept, "config": None},
     ):  # fmt: skip
         results.write_text(json.dumps(other))
         with pytest.raises(UserError, match="no channels"):
@@ -69,9 +70,9 @@ def test_a_finished_run_of_given_channels_is_not_shown_for_uniform_ones(tmp_path
     )
     reporter = Silent()
     config = dataclasses.replace(config, admm_rho=0.1)
-    assert loop.run(config, reporter, "bin/train")["kept"] == {"first": 2, "second": 7}
+    assert loop.run(config, reporter, "bin/train")["keep_counts"] == {"first": 2, "second": 7}
     assert "--admm-rho changes nothing: it is for --method=admm" in reporter.notes
-    assert loop.run(config, Silent(), "bin/train")["kept"] == {"first": 2, "second": 7}
+    assert loop.run(config, Silent(), "bin/train")["keep_counts"] == {"first": 2, "second": 7}
     for other in ("", "first=2,second=6"):
         with pytest.raises(UserError, match="holds a different run"):
             loop.run(dataclasses.replace(config, channels=other), Silent(), "bin/train")
@@ -119,5 +120,5 @@ def test_channels_are_those_of_the_runs_that_are_narrow_from_the_start(tmp_path,
     Path("mine.py").write_text(
         "from irp_jax.config import Config\nconfig = Config(method='width', channels='stage1=12')\n"
     )
-    options = sweep.Options(config="mine.py", methods="width,priced")
+    options = sweep.Options(config="mine.py", methods="width,lagrangian")
     assert [run.channels for run in sweep._runs(options)] == ["stage1=12", ""]

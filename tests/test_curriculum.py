@@ -34,7 +34,8 @@ def test_the_radius_at_known_steps():
 
 
 @pytest.mark.parametrize(
-    ("method", "epochs"), [("priced", 8), ("paper", 8), ("width", 8), ("magnitude", 2), ("admm", 2)]
+    ("method", "epochs"),
+    [("lagrangian", 8), ("hinge", 8), ("width", 8), ("magnitude", 2), ("admm", 2)],
 )
 def test_the_radius_is_the_full_one_before_a_second_stage(method, epochs):
     config = dataclasses.replace(

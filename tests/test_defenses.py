@@ -123,7 +123,7 @@ def test_the_attack_of_gat_by_hand(variables):
 
 def test_a_defence_takes_the_settings_that_it_has_and_no_others():
     given = Config(
-        noise=0.5, clean_weight=0.3, robustness_weight=7.0, robustness_rise=2.0, attack_steps=5
+        noise=0.5, natural_weight=0.3, robustness_weight=7.0, robustness_rise=2.0, attack_steps=5
     )
     for name, defense in DEFENSES.items():
         built = build(Choice(name, 5), given)
@@ -133,10 +133,10 @@ def test_a_defence_takes_the_settings_that_it_has_and_no_others():
             if getattr(built, field.name) != getattr(defense, field.name)
         }
         assert changed == {
-            "fgsm": {"clean_weight"},
-            "fgsm-rs": {"noise", "clean_weight"},
-            "n-fgsm": {"noise", "clean_weight"},
-            "pgd": {"steps", "clean_weight"},
+            "fgsm": {"natural_weight"},
+            "fgsm-rs": {"noise", "natural_weight"},
+            "n-fgsm": {"noise", "natural_weight"},
+            "pgd": {"steps", "natural_weight"},
             "trades": {"steps", "beta"},
             "gat": {"weight", "rise"},
         }.get(name, set())
@@ -266,7 +266,7 @@ def slopes_at(weights, images):
 )
 def test_losses_and_their_gradients_are_those_of_a_copy_in_numpy(name, variables, perturbed):
     if name == "clean-weight":
-        defense, found = Fast(name="n-fgsm", clean_weight=0.3), perturbed("n-fgsm")
+        defense, found = Fast(name="n-fgsm", natural_weight=0.3), perturbed("n-fgsm")
     else:
         defense, found = DEFENSES[name], perturbed(name)
 
@@ -328,7 +328,7 @@ def test_gradalign_s_second_derivative_by_finite_differences(variables, perturbe
 def test_training_compiles_once_repeats_itself_and_resumes(
     name, variables, tmp_path, quick_compile
 ):
-    fixed = make_setup(dataclasses.replace(CONFIG, defense=name, ema=0.9, method="paper"))
+    fixed = make_setup(dataclasses.replace(CONFIG, defense=name, ema=0.9, method="hinge"))
     begun = phases.initial_state(fixed.config, fixed.plan, GRAPH, variables)
     begun = dataclasses.replace(begun, memory=DEFENSES[name].memory(KEY, 24, (6, 6, 2)))
     optimizer = phases.optimizer(fixed.config, fixed.plan, GRAPH, frozen=False)
@@ -353,7 +353,8 @@ def test_training_compiles_once_repeats_itself_and_resumes(
     assert_equal(run(begun)[0], first)
 
     so_far = progress.Progress(
-        epoch=1, kept={}, seconds=1.0, state=first, defense=Choice(name, 10), passes=2.0, images=8,
+        epoch=1, keep_counts={}, seconds=1.0, state=first, defense=Choice(name, 10), passes=2.0,
+        images=8,
         retreats=({"epoch": 1, "to": [name, 10]},), health=Health().after(0.25, 0.5), clip=0.5,
         descent=Descent.begin(np.arange(10), 10).after(1.5),
     )  # fmt: skip

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 TINY = configs.suited("digits", Config(model="resnet8", budget="0.3", checkpoint_every=0.0))
 TINY = dataclasses.replace(
-    TINY, epochs=4, ramp_stop=0.5, train_images=256, batch_size=64, epsilon_warmup=0.6
+    TINY, epochs=4, prune_stop=0.5, train_images=256, batch_size=64, epsilon_warmup=0.6
 )
 
 
@@ -199,20 +199,20 @@ def test_a_finished_run_is_shown_not_repeated(finished):
 
 
 def test_weight_masks_leave_zeros_that_are_counted(tmp_path, small):
-    config = dataclasses.replace(TINY, regularity="weight", epochs=2, workdir=str(tmp_path))
+    config = dataclasses.replace(TINY, granularity="weight", epochs=2, workdir=str(tmp_path))
     results = loop.run(config, Silent(), "bin/train")
     assert 0.97 * 0.3 <= results["cost"]["macs_ratio"] <= 0.3
     net = network.load(str(tmp_path), print)
     kernels = [a for a in jax.tree.leaves(net.variables["params"]) if a.ndim == 4]
-    assert sum(int(np.count_nonzero(a)) for a in kernels) <= sum(results["kept"].values())
-    assert set(results["kept"]) == {"first/kernel", "second/kernel"}
+    assert sum(int(np.count_nonzero(a)) for a in kernels) <= sum(results["keep_counts"].values())
+    assert set(results["keep_counts"]) == {"first/kernel", "second/kernel"}
     assert net.cost == results["cost"]
 
 
 def test_the_published_method_runs_through_the_same_door(tmp_path, small):
-    config = dataclasses.replace(TINY, method="paper", epochs=1, workdir=str(tmp_path))
+    config = dataclasses.replace(TINY, method="hinge", epochs=1, workdir=str(tmp_path))
     results = loop.run(config, Silent(), "bin/train")
-    assert results["method"] == "paper"
+    assert results["method"] == "hinge"
     assert 0 < results["cost"]["macs_ratio"] <= 1
 
 

@@ -88,7 +88,7 @@ def test_a_remembered_perturbation_meets_the_pixels_it_was_made_for(variables):
             missed = batch.memory.start - shown
             return Perturbed(batch.images, batch.images, Prior(shown, missed))
 
-    config = dataclasses.replace(CONFIG, method="paper")
+    config = dataclasses.replace(CONFIG, method="hinge")
     plan = phases.plan(config, GRAPH, len(PIXELS))
     optimizer = phases.optimizer(config, plan, GRAPH, frozen=False)
     spied = dataclasses.replace(recipe("none"), defense=Spy())

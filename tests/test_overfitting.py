@@ -213,7 +213,7 @@ def test_the_images_probed_split_evenly(batch, devices):
 
 TINY = configs.suited("digits", Config(model="resnet8", budget="0.3", defense="fgsm"))
 TINY = dataclasses.replace(
-    TINY, epochs=3, ramp_stop=0.4, train_images=256, batch_size=64, checkpoint_every=0.0
+    TINY, epochs=3, prune_stop=0.4, train_images=256, batch_size=64, checkpoint_every=0.0
 )
 
 
@@ -324,7 +324,7 @@ def test_the_probe_attacks_the_network_as_it_trains(name, quick_compile):
 
 def test_the_guard_can_be_left_out(tmp_path, monkeypatch, quick_compile):
     monkeypatch.setitem(models.MODELS, "resnet8", lambda scale, classes, act: Small(8, 8, classes))
-    config = dataclasses.replace(TINY, epochs=1, ramp_stop=0.9, guard=False, workdir=str(tmp_path))
+    config = dataclasses.replace(TINY, epochs=1, prune_stop=0.9, guard=False, workdir=str(tmp_path))
     reporter = Silent()
     results = loop.run(config, reporter, "test")
     assert results["retreats"] == []

@@ -54,7 +54,7 @@ def test_another_number_of_classes_is_refused():
         traced.trace(Own(""), SHAPE, classes=3)
 
 
-@pytest.mark.parametrize("method", ["priced", "width"])
+@pytest.mark.parametrize("method", ["lagrangian", "width"])
 def test_a_network_of_one_layer_has_nothing_to_prune(method):
     class Linear(nn.Module):
         @nn.compact

@@ -128,7 +128,7 @@ def test_same_result_when_survivors_move_into_a_smaller_batch(monkeypatch, split
     monkeypatch.setattr(runner, "WORTHWHILE", 1)
     got = attacked(mesh=parallel.mesh() if split else None)
     assert moved
-    assert all(0 < survivors <= after <= before // 2 for before, after, survivors in moved)
+    assert all(0 < keep_indices <= after <= before // 2 for before, after, keep_indices in moved)
     np.testing.assert_array_equal(got.is_robust, want.is_robust)
     np.testing.assert_array_equal(got.broken_by, want.broken_by)
     np.testing.assert_allclose(got.adversarial, want.adversarial, atol=1e-6)

@@ -12,7 +12,7 @@ from irp_jax import attacks, checkpoint, parallel, traced
 from irp_jax.config import Config
 from irp_jax.data import Augmentation
 from irp_jax.network import deployed, network_params
-from irp_jax.pruning import cost, slim, sparse, uniform
+from irp_jax.pruning import compaction, cost, sparse, uniform
 from irp_jax.training import phases
 from irp_jax.training.defenses import DEFENSES
 from irp_jax.training.methods import METHODS
@@ -38,7 +38,7 @@ GRAPH = MODEL.graph
 IMAGES = np.random.default_rng(0).integers(0, 256, (96, 8, 8, 1), dtype=np.uint8)
 LABELS = (IMAGES.astype(np.int32).sum((1, 2, 3)) // 97 % 3).astype(np.int32)
 BATCHES = np.random.default_rng(1).integers(0, 96, (6, 32), dtype=np.int32)
-CONFIG = Config(budget="0.3", epochs=4, batch_size=32, learning_rate=0.05, ramp_stop=0.5)
+CONFIG = Config(budget="0.3", epochs=4, batch_size=32, learning_rate=0.05, prune_stop=0.5)
 
 
 def begin(config):
@@ -96,7 +96,7 @@ def test_the_same_state_and_key_give_the_same_bits():
 
 @pytest.fixture(params=["channel", "weight"])
 def frozen(request):
-    config = dataclasses.replace(CONFIG, regularity=request.param)
+    config = dataclasses.replace(CONFIG, granularity=request.param)
     plan, state = begin(config)
     run, _ = program(config, plan, frozen=False)
     state, _ = run(state)
@@ -131,8 +131,10 @@ def test_a_small_network_may_start_from_new_weights():
     assert chosen == kept, "the channels are those that were learned"
     assert int(after.step) == int(kept_on.step)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(momentum(after)))
-    logits = METHODS["priced"].final_masks(config, plan, GRAPH, jax.device_get(state.params))
-    cut = slim.cut(GRAPH, jax.device_get(drawn["params"]), slim.surviving(logits))
+    logits = METHODS["lagrangian"].final_masks(config, plan, GRAPH, jax.device_get(state.params))
+    cut = compaction.compact_params(
+        GRAPH, jax.device_get(drawn["params"]), compaction.keep_indices(logits)
+    )
     new = after.params["weights"]
     assert_same(new, uniform.rescale(GRAPH, cut, kept))
     for leaf in jax.tree.leaves(after.batch_stats):
@@ -146,7 +148,7 @@ def assert_same(one, other):
 
 
 def test_frozen_weight_masks_are_stored_in_bits_and_come_back():
-    config = dataclasses.replace(CONFIG, regularity="weight")
+    config = dataclasses.replace(CONFIG, granularity="weight")
     plan, state = begin(config)
     frozen, kept = phases.freeze(config, plan, GRAPH, state)
     weights, masks = frozen.params["weights"], frozen.params["masks"]
@@ -170,7 +172,7 @@ def test_frozen_weight_masks_are_stored_in_bits_and_come_back():
 
 
 def test_a_kernel_of_which_nothing_is_kept_is_stored_too(tmp_path):
-    config = dataclasses.replace(CONFIG, regularity="weight", method="paper")
+    config = dataclasses.replace(CONFIG, granularity="weight", method="hinge")
     _, state = begin(config)
     weights = jax.device_get(state.params["weights"])
     gone = {name: -np.ones_like(logits) for name, logits in state.params["masks"].items()}

@@ -166,7 +166,7 @@ def test_the_parent_of_a_baseline_is_whole(method, quick_runs, tmp_path, monkeyp
     results = loop.run(config, Silent(), "bin/train")
     assert results["cost"]["macs_ratio"] <= 0.3
     (whole,) = taken
-    assert not whole.kept and whole.epoch == 1
+    assert not whole.keep_counts and whole.epoch == 1
     params = sum(leaf.size for leaf in whole.parent["params"].values())
     assert params == results["cost"]["dense_params"]
 
@@ -193,7 +193,7 @@ def test_a_teacher_for_other_images_is_refused(quick_runs, tmp_path):
 
 def test_the_parent_is_the_dense_network_and_a_killed_run_ends_alike(quick_runs, tmp_path):
     taught = {
-        "teacher": "parent", "teacher_views": 2, "ramp_start": 0.3, "ramp_stop": 0.6, "ema": 0.9,
+        "teacher": "parent", "teacher_views": 2, "prune_start": 0.3, "prune_stop": 0.6, "ema": 0.9,
     }  # fmt: skip
     config = configured(tmp_path / "whole", **taught)
     reporter = Silent()
@@ -234,19 +234,19 @@ def test_a_saved_network_teaches_from_the_start_and_is_part_of_what_a_run_is(qui
     ("change", "message"),
     [
         ({"teacher": "parent", "method": "width"}, "--method=width trains none"),
-        ({"teacher": "parent", "method": "paper"}, "--method=paper trains none"),
+        ({"teacher": "parent", "method": "hinge"}, "--method=hinge trains none"),
         ({"teacher": "parent", "epochs": 1}, "--epochs must be at least 2"),
         ({"teacher": "average"}, "give --ema"),
         (
-            {"teacher": "average", "ema": 0.9, "method": "paper"},
-            "--method=paper cuts it at the end",
+            {"teacher": "average", "ema": 0.9, "method": "hinge"},
+            "--method=hinge cuts it at the end",
         ),
-        ({"spread": 2.0, "regularity": "weight"}, "--spread is for --regularity=channel"),
-        ({"reinit": True, "regularity": "weight"}, "--reinit is for --regularity=channel"),
+        ({"spread": 2.0, "granularity": "weight"}, "--spread is for --granularity=channel"),
+        ({"reinit": True, "granularity": "weight"}, "--reinit is for --granularity=channel"),
         ({"teacher_weight": 0.0}, r"--teacher-weight must be in \(0, 1\]"),
         ({"teacher_weight": 1.5}, r"--teacher-weight must be in \(0, 1\], got 1.5"),
         ({"teacher_views": -1}, "--teacher-views must be at least 0"),
-        ({"clean_weight": 1.0}, r"--clean-weight must be in \[0, 1\)"),
+        ({"natural_weight": 1.0}, r"--natural-weight must be in \[0, 1\)"),
         ({"noise": 0.0}, "--noise must be in"),
         ({"robustness_weight": float("nan")}, "--robustness-weight must be in"),
         ({"spread": 0.5}, "--spread must be 0"),

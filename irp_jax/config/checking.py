@@ -14,9 +14,9 @@ from irp_jax.config.config import (
     COSTS,
     DEFENSES,
     EVALUATED_ON,
+    GRANULARITIES,
     METHODS,
     PARENT,
-    REGULARITIES,
     SCHEDULES,
     WITH_PARENT,
     Config,
@@ -43,7 +43,7 @@ def check(config: Config, given: Collection[str] = ()) -> None:
     for kind, value, options in (
         ("method", config.method, METHODS),
         ("cost", config.cost, COSTS),
-        ("regularity", config.regularity, REGULARITIES),
+        ("granularity", config.granularity, GRANULARITIES),
         ("defense", config.defense, DEFENSES),
         ("schedule", config.schedule, SCHEDULES),
         ("--evaluate-on", config.evaluate_on, EVALUATED_ON),
@@ -88,23 +88,23 @@ def check(config: Config, given: Collection[str] = ()) -> None:
     if config.width > WIDEST:
         raise UserError(f"--width must be at most {WIDEST}, got {config.width:g}")
     for name in (
-        "label_smoothing", "validation", "ema", "epsilon_warmup", "ramp_start", "ramp_stop",
-        "clean_weight",
+        "label_smoothing", "validation", "ema", "epsilon_warmup", "prune_start", "prune_stop",
+        "natural_weight",
     ):  # fmt: skip
         if not 0 <= getattr(config, name) < 1:
             raise UserError(f"{flag(name)} must be in [0, 1), got {getattr(config, name):g}")
     for name in ("weight_decay", "checkpoint_every", "clip"):
         if not 0 <= getattr(config, name) < math.inf:
             raise UserError(f"{flag(name)} must be 0 or more, got {getattr(config, name):g}")
-    if config.method == "priced" and not config.ramp_start < config.ramp_stop:
+    if config.method == "lagrangian" and not config.prune_start < config.prune_stop:
         raise UserError(
-            f"--ramp-start must be below --ramp-stop, got {config.ramp_start:g} and "
-            f"{config.ramp_stop:g}"
+            f"--prune-start must be below --prune-stop, got {config.prune_start:g} and "
+            f"{config.prune_stop:g}"
         )
-    if config.reinit and config.regularity != "channel":
-        raise UserError("--reinit is for --regularity=channel: leave it out for weights")
-    if config.spread and config.regularity != "channel":
-        raise UserError("--spread is for --regularity=channel: leave it out for weights")
+    if config.reinit and config.granularity != "channel":
+        raise UserError("--reinit is for --granularity=channel: leave it out for weights")
+    if config.spread and config.granularity != "channel":
+        raise UserError("--spread is for --granularity=channel: leave it out for weights")
     if config.spread and not 1 <= config.spread < math.inf:
         raise UserError(f"--spread must be 0 (off) or at least 1, got {config.spread:g}")
     _check_teacher(config)
@@ -118,10 +118,10 @@ def check(config: Config, given: Collection[str] = ()) -> None:
             f"--pretraining and --admm-stage must leave some of training to the pruned network: "
             f"together below 1, got {config.pretraining + config.admm_stage:g}"
         )
-    if config.method == "width" and config.regularity != "channel":
+    if config.method == "width" and config.granularity != "channel":
         raise UserError(
-            f"--method=width makes layers narrower: give --regularity=channel, "
-            f"not {config.regularity}"
+            f"--method=width makes layers narrower: give --granularity=channel, "
+            f"not {config.granularity}"
         )
     if parse_channels(config.channels) and config.method != "width":
         raise UserError(
@@ -136,9 +136,9 @@ def _check_teacher(config: Config) -> None:
             f"--teacher-weight must be in (0, 1], got {config.teacher_weight:g}; nobody teaches "
             f"without --teacher"
         )
-    if config.teacher == AVERAGE and config.method == "paper":
+    if config.teacher == AVERAGE and config.method == "hinge":
         raise UserError(
-            "--teacher=average teaches once the network is cut, and --method=paper cuts it at the "
+            "--teacher=average teaches once the network is cut, and --method=hinge cuts it at the "
             "end: give another method, or the folder of a saved network"
         )
     if config.teacher == AVERAGE and not config.ema:
@@ -146,7 +146,7 @@ def _check_teacher(config: Config) -> None:
     if config.teacher == PARENT and config.method not in WITH_PARENT:
         raise UserError(
             f"--teacher=parent is the dense network of the run, and --method={config.method} "
-            f"trains none: give the folder of a saved network, or --method=priced"
+            f"trains none: give the folder of a saved network, or --method=lagrangian"
         )
     if config.teacher == PARENT and config.epochs < (least := BASELINES.get(config.method, 2)):
         raise UserError(f"--epochs must be at least {least} with a parent, got {config.epochs}")

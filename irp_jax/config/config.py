@@ -4,37 +4,37 @@ import dataclasses
 from typing import Any, get_args
 
 from irp_jax.pruning.cost import Kind
-from irp_jax.pruning.masks import Regularity
+from irp_jax.pruning.masks import Granularity
 
 BASELINES = {"width": 1, "magnitude": 2, "admm": 3}
 """Methods that learn no masks but prune once -> stages of training, each at least an epoch."""
 
 SETTINGS_OF: dict[str, dict[str, tuple[str, ...]]] = {
     "method": {
-        "priced": ("ramp_start", "ramp_stop", "spread", "reinit"),
-        "paper": ("hinge_strength", "mask_learning_rate"),
+        "lagrangian": ("prune_start", "prune_stop", "spread", "reinit"),
+        "hinge": ("hinge_strength", "mask_learning_rate"),
         "magnitude": ("pretraining", "restart_rate"),
         "admm": ("pretraining", "admm_stage", "admm_rho", "admm_updates", "restart_rate"),
     },
     "defense": {
-        "fgsm": ("clean_weight",),
-        "fgsm-rs": ("noise", "clean_weight"),
-        "n-fgsm": ("noise", "clean_weight"),
-        "pgd": ("attack_steps", "clean_weight"),
+        "fgsm": ("natural_weight",),
+        "fgsm-rs": ("noise", "natural_weight"),
+        "n-fgsm": ("noise", "natural_weight"),
+        "pgd": ("attack_steps", "natural_weight"),
         "trades": ("attack_steps", "robustness_weight"),
         "gat": ("robustness_weight", "robustness_rise"),
     },
 }
 """Field -> value -> the settings that change nothing unless the field has such a value."""
 
-METHODS = ("priced", "paper", *BASELINES)
+METHODS = ("lagrangian", "hinge", *BASELINES)
 COSTS = get_args(Kind)
 DEFENSES = (
     "none", "fgsm", "fgsm-rs", "n-fgsm", "fgsm-consistency", "fgsm-mep", "gradalign", "gat",
     "pgd", "trades",
 )  # fmt: skip
 SCHEDULES = ("cyclic", "cosine", "piecewise")
-REGULARITIES = get_args(Regularity)
+GRANULARITIES = get_args(Granularity)
 EVALUATED_ON = ("test", "validation")
 
 PARENT = "parent"
@@ -43,7 +43,7 @@ PARENT = "parent"
 AVERAGE = "average"
 """What `Config.teacher` is where the moving average of the network teaches it."""
 
-WITH_PARENT = ("priced", "magnitude", "admm")
+WITH_PARENT = ("lagrangian", "magnitude", "admm")
 """Methods that train the dense network first."""
 
 
@@ -64,11 +64,11 @@ class Config:
     of fgsm-rs at a radius of 0.1."""
     data_dir: str | None = None
     """Where a prepared set or the official archive lies, or shall lie."""
-    method: str = "priced"
-    """How the network is made small: priced (masks learned, the budget never exceeded), paper
+    method: str = "lagrangian"
+    """How the network is made small: lagrangian (masks learned, the budget never exceeded), hinge
     (masks under the constant-b hinge), or a baseline: width (narrow from the start, uniformly or as
     --channels says), magnitude (dense, pruned once, fine-tuned), admm (Robust ADMM)."""
-    regularity: Regularity = "channel"
+    granularity: Granularity = "channel"
     """What is pruned: channel (a small dense network) or weight (a sparse one)."""
     width: float = 1.0
     """Multiplies every channel count of the model, if it is one of ours."""
@@ -76,7 +76,7 @@ class Config:
     """Of one of our models: relu, or silu, softplus or gelu, which are smooth."""
     channels: str = ""
     """How many channels each group keeps, instead of uniformly fewer: GROUP=COUNT,GROUP=COUNT, as
-    under `kept` in the results.json of another run, within the budget (width)."""
+    under `keep_counts` in the results.json of another run, within the budget (width)."""
     epsilon: float = 8 / 255
     """L-inf radius to be robust against, in pixels of [0, 1]; may be written 8/255."""
     epsilon_warmup: float = 0.1
@@ -89,7 +89,7 @@ class Config:
     noise: float | None = None
     """Radius of the random start in units of --epsilon, 1 for fgsm-rs and 2 for n-fgsm if not
     given (fgsm-rs, n-fgsm). Less is nearer to catastrophic overfitting."""
-    clean_weight: float = 0.0
+    natural_weight: float = 0.0
     """Share of the loss that is on the clean images, in [0, 1); the rest is on the perturbed ones
     (fgsm, fgsm-rs, n-fgsm, pgd). More is more natural accuracy and less robust accuracy."""
     robustness_weight: float | None = None
@@ -110,7 +110,7 @@ class Config:
     """Peak of the schedule."""
     teacher: str = ""
     """Whose answers are part of what the small network learns: parent, the dense network of the
-    same run as it is when pruning begins (priced, magnitude, admm); average, its own moving
+    same run as it is when pruning begins (lagrangian, magnitude, admm); average, its own moving
     average once it is cut (with --ema); or the folder of a saved network. Empty for nobody."""
     teacher_weight: float = 0.5
     """Share of the target that is the teacher's answer to the clean image; the rest is the
@@ -131,20 +131,20 @@ class Config:
     """Probability mass taken from the label, in [0, 1)."""
     cutout: int = 0
     """Side in pixels of a square blackened in each training image; 0 is off."""
-    ramp_start: float = 0.05
-    """When pruning starts, as a fraction of training (priced)."""
-    ramp_stop: float = 0.2
-    """When the budget is reached, masks are frozen and the network is slimmed (priced)."""
+    prune_start: float = 0.05
+    """When pruning starts, as a fraction of training (lagrangian)."""
+    prune_stop: float = 0.2
+    """When the budget is reached, masks are frozen and the network is compacted (lagrangian)."""
     spread: float = 0.0
     """How many times the share that uniform pruning would leave a channel group may keep at most,
-    and what part of it at least: 2 is twice and half of it; 0 is any (priced, channels)."""
+    and what part of it at least: 2 is twice and half of it; 0 is any (lagrangian, channels)."""
     reinit: bool = False
     """Whether the small network starts from new weights once its channels are chosen, instead of
-    those it has (priced, channels)."""
+    those it has (lagrangian, channels)."""
     hinge_strength: float = 1.0
-    """The constant b of the hardware loss (paper)."""
+    """The constant b of the hardware loss (hinge)."""
     mask_learning_rate: float = 0.1
-    """Learning rate of the mask logits (paper)."""
+    """Learning rate of the mask logits (hinge)."""
     pretraining: float = 1 / 3
     """Fraction of training that the dense network gets first (magnitude, admm)."""
     admm_stage: float = 1 / 3

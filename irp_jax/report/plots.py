@@ -52,7 +52,7 @@ def run_picture(results: Results, path: Path) -> None:
     """One run at a glance: cost and accuracy over the epochs, channels left layer by layer.
 
     Args:
-        results: of a run with channel regularity; must hold `history` and `layers`.
+        results: of a run with channel granularity; must hold `history` and `layers`.
         path: .svg or .png to write.
     """
     history, layers = results["history"], results["layers"]
@@ -88,7 +88,7 @@ def run_picture(results: Results, path: Path) -> None:
 
 def _headline(results: Results) -> str:
     """What the run did, in a few words."""
-    words = {"priced": "learned together, within the budget", "paper": "as published"}
+    words = {"lagrangian": "learned together, within the budget", "hinge": "as published"}
     return words.get(results["method"], f"baseline: {results['method']}")
 
 
@@ -291,7 +291,7 @@ def _curve_name(runs: list[Results]) -> tuple[str, list[str]]:
 
 def _setting(one: Results) -> list[str]:
     """What a line may be named by besides its method."""
-    masks, eps = f"{one['config']['regularity']} masks", f"eps {radius(one['attack']['epsilon'])}"
+    masks, eps = f"{one['config']['granularity']} masks", f"eps {radius(one['attack']['epsilon'])}"
     return [masks, eps, defense(one), *recipe(one).split(", ")]
 
 

@@ -33,7 +33,7 @@ COLUMNS = (
 
 
 SLIM_AT_BEST = 0.4
-"""Time of a slim step over a dense one, at least: few channels keep a processor less busy."""
+"""Time of a compact step over a dense one, at least: few channels keep a processor less busy."""
 
 
 def plain_console() -> Console:
@@ -113,13 +113,13 @@ class Terminal:
             self._bar.update(self._task, completed=done)
 
     def _forecast(self, images_per_s: float) -> None:
-        """Says what the run will take; a slim network is taken to cost its ratio, but no less
+        """Says what the run will take; a compact network is taken to cost its ratio, but no less
         than `SLIM_AT_BEST`."""
         assert self._plan is not None and self._config is not None
         plan = self._plan
         dense = max(0, plan.freeze_epoch * plan.steps_per_epoch - self._done)
         rest = plan.steps - self._done - dense
-        if dense and self._config.regularity == "channel":
+        if dense and self._config.granularity == "channel":
             rest = round(rest * max(plan.ratio, SLIM_AT_BEST))
         seconds = (dense + rest) * self._config.batch_size / images_per_s
         if seconds > 60:

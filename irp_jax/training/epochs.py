@@ -47,7 +47,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         if progress.epoch == plan.parent_epoch and progress.parent is None:
             progress = _with_parent(setup, progress, reporter)  # before anything is cut off it
             teacher, program = segments.teacher(setup, progress, resident), None
-        if progress.epoch >= plan.freeze_epoch and not progress.kept:
+        if progress.epoch >= plan.freeze_epoch and not progress.keep_counts:
             progress = _frozen(setup, progress, reporter)
             saved_at, is_saved, program = -math.inf, False, None  # soon, without what was cut
         if progress.epoch == plan.epochs:
@@ -97,7 +97,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
 
 def _with_parent(setup: Setup, progress: Progress, reporter: Reporter) -> Progress:
     """The run with its dense network, as it is now, as the teacher of what it becomes."""
-    assert not progress.kept, "a parent is whole"
+    assert not progress.keep_counts, "a parent is whole"
     network = progress.state.network
     parent = jax.device_get(deployed(setup.graph, network, network["batch_stats"]))
     share = f"{setup.config.teacher_weight:.0%} of the target from here on"
@@ -113,10 +113,10 @@ def _frozen(setup: Setup, progress: Progress, reporter: Reporter) -> Progress:
         key = jax.random.fold_in(jax.random.key(setup.config.seed), 2**32 - 2)
         drawn = jax.device_get(jax.jit(setup.model.init)(key))
         fresh = dict(zip(("params", "batch_stats"), drawn, strict=True))
-    state, kept = phases.freeze(setup.config, setup.plan, setup.graph, progress.state, fresh)
-    reporter.note(_frozen_note(setup, kept))
+    state, keep_counts = phases.freeze(setup.config, setup.plan, setup.graph, progress.state, fresh)
+    reporter.note(_frozen_note(setup, keep_counts))
     state = parallel.place(state, parallel.replicated(setup.mesh))
-    return dataclasses.replace(progress, kept=kept, state=state)
+    return dataclasses.replace(progress, keep_counts=keep_counts, state=state)
 
 
 def _threat(setup: Setup, step: int) -> attacks.Threat:
@@ -152,14 +152,14 @@ def _row(
         **(probed if "probe_pgd" in metrics else {}),
         "epsilon": float(_threat(setup, progress.epoch * setup.plan.steps_per_epoch - 1).epsilon),
         "cost_ratio": float(metrics["cost_ratio"][-1]),
-        "frozen": bool(progress.kept),
+        "frozen": bool(progress.keep_counts),
         "images_per_s": round(len(metrics["loss"]) * setup.config.batch_size / seconds, 1),
         "seconds": round(progress.seconds, 2),
     }
 
 
-def _frozen_note(setup: Setup, kept: dict[str, int]) -> str:
-    report, limit = cost_report(setup.graph, kept), setup.plan.limit
+def _frozen_note(setup: Setup, keep_counts: dict[str, int]) -> str:
+    report, limit = cost_report(setup.graph, keep_counts), setup.plan.limit
     over = report[setup.config.cost] - limit  # the published rule may end there
     return (
         f"masks frozen: {report['macs'] / 1e6:.2f}M of {report['dense_macs'] / 1e6:.2f}M MACs "

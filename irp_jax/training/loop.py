@@ -79,7 +79,7 @@ def run(
     if taught_by is not None:
         identity["teacher_sha256"] = checkpoint.digest(taught_by.variables)
     plan = phases.plan(config, subject.graph, len(dataset.train))
-    if config.regularity == "channel":
+    if config.granularity == "channel":
         traced.check(subject)
     if plan.reinit and not traced.is_drawn(subject):
         raise UserError(
@@ -117,7 +117,7 @@ def run(
             "environment": parallel.describe(),
             "command": command,
             "commit": commit,
-            "layers": cost.table(setup.graph, progress.kept),
+            "layers": cost.table(setup.graph, progress.keep_counts),
             "history": trained.history,
         }
         networks.save(trained, workdir / "network")
@@ -141,7 +141,7 @@ def _young(plan: Plan) -> list[str]:
         return []
     return [
         f"the teacher is what the dense network is after {plan.parent_epoch} of {plan.epochs} "
-        f"epochs, which is little: --ramp-start=0.2 --ramp-stop=0.3 would give it more"
+        f"epochs, which is little: --prune-start=0.2 --prune-stop=0.3 would give it more"
     ]
 
 
@@ -160,11 +160,11 @@ def _network(setup: Setup, progress: Progress, workdir: Any) -> Network:
     """The trained network."""
     state = progress.state.network
     variables = jax.device_get(deployed(setup.graph, state, state["batch_stats"]))
-    record = network_record(setup, progress.kept)
+    record = network_record(setup, progress.keep_counts)
     return Network(
         apply=setup.apply,
         variables=variables,
-        record=networks.described(record, setup.graph, progress.kept, progress.epoch),
+        record=networks.described(record, setup.graph, progress.keep_counts, progress.epoch),
         history=files.read_log(workdir / "metrics.jsonl"),
     )
 
@@ -189,7 +189,7 @@ def _evaluate(
     report = evaluation.evaluate(*everything, **how)
     last = evaluation.last_iterate(*everything, report, **how)
     seconds = time.monotonic() - began
-    plan, left = setup.plan, cost_report(setup.graph, progress.kept)
+    plan, left = setup.plan, cost_report(setup.graph, progress.keep_counts)
     unused = round(1 - left[config.cost] / plan.limit, 6)
     return {
         "model": config.model,
@@ -211,5 +211,5 @@ def _evaluate(
         "network_sha256": checkpoint.digest(trained.variables),
         "identity": setup.identity,
         "config": configs.settings(config),
-        "kept": progress.kept,
+        "keep_counts": progress.keep_counts,
     }  # fmt: skip

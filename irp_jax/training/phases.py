@@ -12,7 +12,7 @@ import optax
 from irp_jax.config import PARENT, Config, parse_budget, parse_channels
 from irp_jax.errors import UserError, unknown
 from irp_jax.graph import ChannelGraph
-from irp_jax.pruning import admm, cost, masks, slim, uniform
+from irp_jax.pruning import admm, compaction, cost, masks, uniform
 from irp_jax.training.methods import METHODS
 from irp_jax.training.optimizer import SCHEDULES, partitioned, restarted
 from irp_jax.training.plan import Plan
@@ -42,8 +42,8 @@ def plan(config: Config, graph: ChannelGraph, images: int) -> Plan:
         )
     epochs = config.epochs
     amount, absolute = parse_budget(config.budget)
-    kind, regularity = config.cost, config.regularity
-    if not masks.units(graph, regularity):
+    kind, granularity = config.cost, config.granularity
+    if not masks.units(graph, granularity):
         kept = "; ".join(f"{whole.name}: {whole.reason}" for whole in graph.whole[:3])
         raise UserError(
             f"{config.model} has nothing to prune: all its channels are kept whole ({kept}): see "
@@ -51,7 +51,7 @@ def plan(config: Config, graph: ChannelGraph, images: int) -> Plan:
         )
     dense = cost.total(graph).of(kind)
     method = METHODS[config.method]
-    least = cost.total(graph, method.least(graph, regularity)).of(kind)
+    least = cost.total(graph, method.least(graph, granularity)).of(kind)
     # 0.29 of 100 is 28.999999999999996.
     limit = math.floor(round(amount if absolute else amount * dense, 6))
     if limit < least:
@@ -85,7 +85,7 @@ def plan(config: Config, graph: ChannelGraph, images: int) -> Plan:
         target=limit if absolute else amount,
         ratio=limit / dense,
         stages=stages,
-        reinit=config.reinit and config.method == "priced",
+        reinit=config.reinit and config.method == "lagrangian",
         parent_epoch=stages[1] if config.teacher == PARENT else None,
         epsilon_steps=round(config.epsilon_warmup * first * steps_per_epoch),
     )
@@ -138,7 +138,7 @@ def initial_state(config: Config, plan: Plan, graph: ChannelGraph, variables: An
     Args:
         variables: the network's initial {"params", "batch_stats"}, each name -> array.
     """
-    logits = METHODS[config.method].initial_masks(graph, config.regularity)
+    logits = METHODS[config.method].initial_masks(graph, config.granularity)
     params = {"weights": variables["params"], "masks": logits}
     state = optimizer(config, plan, graph, frozen=False).init(params)
     batch_stats = variables.get("batch_stats", {})
@@ -155,7 +155,7 @@ def freeze(
 ) -> tuple[TrainState, dict[str, int]]:
     """Fixes the masks, as the method will have them, and cuts the network down to what is kept.
 
-    With channel regularity the result has no masks but smaller arrays; with weight regularity it
+    With channel granularity the result has no masks but smaller arrays; with weight granularity it
     has masks of +-1 and zeros behind them.
 
     Args:
@@ -167,7 +167,7 @@ def freeze(
     Returns:
         The state to go on from, on the host, and mask name -> units kept.
     """
-    regularity, method = config.regularity, METHODS[config.method]
+    granularity, method = config.granularity, METHODS[config.method]
     state = jax.device_get(state)
     logits = method.final_masks(config, plan, graph, state.params)
     gates = masks.gates(logits)
@@ -191,17 +191,19 @@ def freeze(
         batch_stats = fresh["batch_stats"]
         if average is not None:
             average = {"weights": fresh["params"], "batch_stats": batch_stats}
-    if regularity == "channel":
-        survivors = slim.surviving(logits)
-        trees, batch_stats, average = slim.cut(graph, (trees, batch_stats, average), survivors)
+    if granularity == "channel":
+        keep_indices = compaction.keep_indices(logits)
+        trees, batch_stats, average = compaction.compact_params(
+            graph, (trees, batch_stats, average), keep_indices
+        )
         frozen_logits = {}
-        kept = {name: len(indices) for name, indices in survivors.items()}
+        keep_counts = {name: len(indices) for name, indices in keep_indices.items()}
         after = uniform.rescale if fresh is not None else method.after_cut
-        trees["weights"] = after(graph, trees["weights"], kept)
+        trees["weights"] = after(graph, trees["weights"], keep_counts)
         if average is not None:
-            average = {**average, "weights": after(graph, average["weights"], kept)}
+            average = {**average, "weights": after(graph, average["weights"], keep_counts)}
     else:
-        kept = {name: int((logit > 0).sum()) for name, logit in logits.items()}
+        keep_counts = {name: int((logit > 0).sum()) for name, logit in logits.items()}
     params = {"weights": trees["weights"], "masks": frozen_logits}
     # Frozen masks have no optimiser state, so its structure is all that is needed of a new one.
     example = jax.eval_shape(optimizer(config, plan, graph, frozen=True).init, params)
@@ -210,7 +212,7 @@ def freeze(
         state, params=params, batch_stats=batch_stats, average=average,
         optimizer=example._replace(inner_states=inner),
     )  # fmt: skip
-    return jax.device_get(frozen), kept
+    return jax.device_get(frozen), keep_counts
 
 
 def _nothing(leaf: Any) -> Any:

@@ -64,7 +64,7 @@ class Progress:
 
     Attributes:
         epoch: epochs completed.
-        kept: mask name -> units kept once masks are frozen, empty before.
+        keep_counts: mask name -> units kept once masks are frozen, empty before.
         seconds: it has taken, from loading the data on; not what a killed process did last.
         state: to go on from.
         defense: the one in force.
@@ -80,7 +80,7 @@ class Progress:
     """
 
     epoch: int
-    kept: dict[str, int]
+    keep_counts: dict[str, int]
     seconds: float
     state: TrainState
     defense: Choice
@@ -112,7 +112,7 @@ def start(setup: Setup) -> Progress:
 
     return Progress(
         epoch=0,
-        kept={},
+        keep_counts={},
         seconds=0.0,
         state=init(jax.random.key(setup.config.seed)),
         defense=wanted,
@@ -146,7 +146,7 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
                 f"{workdir} holds checkpoints of a network with other layers: choose another "
                 f"--workdir"
             )
-        frozen, dense = bool(record["kept"]), None
+        frozen, dense = bool(record["keep_counts"]), None
         if record.get("parent"):
             dense = _example_parent(setup)
         network = network_params(setup.graph, network) | {"batch_stats": network["batch_stats"]}
@@ -175,7 +175,7 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
     record = saved.record
     return Progress(
         epoch=saved.epoch,
-        kept=record["kept"],
+        keep_counts=record["keep_counts"],
         seconds=record["seconds"],
         state=state,
         defense=Choice(*record["defense"]),
@@ -192,13 +192,13 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
 def save(setup: Setup, progress: Progress, workdir: Path) -> None:
     """Writes a checkpoint."""
     network = jax.device_get(progress.state.network)
-    if progress.kept and network["masks"]:
+    if progress.keep_counts and network["masks"]:
         weights = sparse.pack(network["weights"], network["masks"])
         network = {**network, "weights": weights, "masks": {}}
     record = {
         "identity": setup.identity,
-        "network": network_record(setup, progress.kept),
-        "kept": progress.kept,
+        "network": network_record(setup, progress.keep_counts),
+        "keep_counts": progress.keep_counts,
         "seconds": progress.seconds,
         "defense": list(progress.defense),
         "passes": progress.passes,
@@ -213,7 +213,7 @@ def save(setup: Setup, progress: Progress, workdir: Path) -> None:
     checkpoint.save(workdir / "checkpoints", progress.epoch, network, training, record)
 
 
-def network_record(setup: Setup, kept: dict[str, int]) -> dict[str, Any]:
+def network_record(setup: Setup, keep_counts: dict[str, int]) -> dict[str, Any]:
     """What is needed to use the network: see `network.RECORD`."""
     config = setup.config
     return {
@@ -222,8 +222,8 @@ def network_record(setup: Setup, kept: dict[str, int]) -> dict[str, Any]:
         "image_shape": list(setup.dataset.image_shape),
         "groups": dict(setup.graph.groups),
         "fingerprint": setup.graph.fingerprint,
-        "kept": kept,
-        "regularity": config.regularity,
+        "keep_counts": keep_counts,
+        "granularity": config.granularity,
         "trained": {
             "dataset": config.dataset,
             "data_dir": config.data_dir,

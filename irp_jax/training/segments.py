@@ -82,7 +82,9 @@ def teacher(setup: Setup, progress: Progress, resident: Resident) -> Teacher | N
 def compiled(setup: Setup, progress: Progress) -> Program:
     """What the run goes on with from here."""
     clipped = dataclasses.replace(setup.config, clip=progress.clip)
-    optimizer = phases.optimizer(clipped, setup.plan, setup.graph, frozen=bool(progress.kept))
+    optimizer = phases.optimizer(
+        clipped, setup.plan, setup.graph, frozen=bool(progress.keep_counts)
+    )
     recipe = _recipe(setup, progress)
     steps = compile_steps(recipe, setup.model.network, optimizer, setup.mesh)
     return Program(recipe, steps)
@@ -111,7 +113,7 @@ def advance(
         resident.seen,
         reporter,
     )
-    ratio = _ratio(setup, progress.kept)
+    ratio = _ratio(setup, progress.keep_counts)
     trained = _epoch(send, progress.state, progress.health, batches, ratio, reporter, look)
     taken = len(trained.metrics["loss"])
     descent = guard.descent_before(plan, progress)
@@ -125,9 +127,11 @@ def advance(
     return later, trained.metrics
 
 
-def _ratio(setup: Setup, kept: dict[str, int]) -> float | None:
+def _ratio(setup: Setup, keep_counts: dict[str, int]) -> float | None:
     """What is left of the cost once masks are frozen."""
-    return cost_report(setup.graph, kept)[f"{setup.config.cost}_ratio"] if kept else None
+    return (
+        cost_report(setup.graph, keep_counts)[f"{setup.config.cost}_ratio"] if keep_counts else None
+    )
 
 
 def _last(metrics: Metrics, name: str) -> float:
@@ -236,7 +240,7 @@ def _recipe(setup: Setup, progress: Progress) -> Recipe:
         steps=setup.plan.steps,
         teacher_weight=config.teacher_weight,
         # Not before the cut: while masks move, an average of weights is of no network at all.
-        taught_by_average=config.teacher == AVERAGE and bool(progress.kept),
+        taught_by_average=config.teacher == AVERAGE and bool(progress.keep_counts),
         epsilon_steps=setup.plan.epsilon_steps,
         ema=config.ema,
         guarded=config.guard and progress.defense.stronger is not None,

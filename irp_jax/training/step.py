@@ -164,14 +164,16 @@ def train_step(
     (loss, trained), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
-    kept = masks.kept(masks.gates(params["masks"]))
+    keep_counts = masks.keep_counts(masks.gates(params["masks"]))
     # Of the labels, whoever teaches: the guard compares it from epoch to epoch.
     hard = batch._replace(taught=None).targets(trained.logits)
     metrics = {
         "loss": loss,
         "cross_entropy": cross_entropy(trained.logits, hard),
         "train_accuracy": jnp.mean(trained.logits.argmax(-1) == labels, dtype=jnp.float32),
-        "cost_ratio": jnp.asarray(cost.ratio(recipe.graph, recipe.cost_kind, kept), jnp.float32),
+        "cost_ratio": jnp.asarray(
+            cost.ratio(recipe.graph, recipe.cost_kind, keep_counts), jnp.float32
+        ),
     }
     latest = {"weights": params["weights"], "batch_stats": trained.batch_stats}
     after = TrainState(

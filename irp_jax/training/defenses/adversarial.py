@@ -16,24 +16,24 @@ class Adversarial(Defense):
     al. 2021, equation 5) up to a constant.
 
     Attributes:
-        clean_weight: w, in [0, 1). At 0 the clean images are not looked at.
+        natural_weight: w, in [0, 1). At 0 the clean images are not looked at.
     """
 
-    clean_weight: float = 0.0
+    natural_weight: float = 0.0
 
     @property
     def to_learn(self) -> float:
         """Passes to learn from what was found."""
-        return 2.0 if self.clean_weight else 1.0
+        return 2.0 if self.natural_weight else 1.0
 
     def loss(
         self, forward: Forward, batch: Batch, perturbed: Perturbed
     ) -> tuple[jax.Array, Trained]:
         """See the class; the running statistics follow clean and perturbed images alike."""
-        if not self.clean_weight:
+        if not self.natural_weight:
             return super().loss(forward, batch, perturbed)
         clean, trained = both(forward, batch, perturbed)
-        weight, targets = self.clean_weight, batch.targets(clean)
+        weight, targets = self.natural_weight, batch.targets(clean)
         loss = weight * cross_entropy(clean, targets)
         return loss + (1 - weight) * cross_entropy(trained.logits, targets), trained
 

@@ -15,7 +15,7 @@ from irp_jax.config import Config, parse_channels
 from irp_jax.graph import ChannelGraph
 from irp_jax.pruning import admm, magnitude, uniform
 from irp_jax.pruning.magnitude import Parameters
-from irp_jax.pruning.masks import Masks, Regularity
+from irp_jax.pruning.masks import Granularity, Masks
 from irp_jax.training.methods.method import Method
 from irp_jax.training.plan import Plan
 
@@ -28,12 +28,12 @@ class Baseline(Method):
         return ()
 
     @abc.abstractmethod
-    def measured(self, graph: ChannelGraph, weights: Any, regularity: Regularity) -> Parameters:
+    def measured(self, graph: ChannelGraph, weights: Any, granularity: Granularity) -> Parameters:
         """The parameters whose size says which units are the largest."""
 
-    def kept(self, config: Config, graph: ChannelGraph, limit: int) -> dict[str, int]:
+    def keep_counts(self, config: Config, graph: ChannelGraph, limit: int) -> dict[str, int]:
         """Mask name -> units that stay; here at the highest rate that the budget allows."""
-        return uniform.kept(graph, config.regularity, config.cost, limit)
+        return uniform.keep_counts(graph, config.granularity, config.cost, limit)
 
     def stages(self, config: Config) -> tuple[int, ...]:
         """Whole epochs, at least one a stage."""
@@ -48,7 +48,7 @@ class Baseline(Method):
         """Where the last stage begins."""
         return self.stages(config)[-1]
 
-    def initial_masks(self, graph: ChannelGraph, regularity: Regularity) -> Masks:
+    def initial_masks(self, graph: ChannelGraph, granularity: Granularity) -> Masks:
         """None."""
         return {}
 
@@ -60,26 +60,26 @@ class Baseline(Method):
         self, config: Config, plan: Plan, graph: ChannelGraph, params: Any
     ) -> dict[str, Any]:
         """The largest units."""
-        parameters = self.measured(graph, params["weights"], config.regularity)
-        sizes = magnitude.norms(graph, parameters, config.regularity)
-        kept = self.kept(config, graph, plan.limit)
-        return jax.device_get(magnitude.largest(sizes, kept))
+        parameters = self.measured(graph, params["weights"], config.granularity)
+        sizes = magnitude.norms(graph, parameters, config.granularity)
+        keep_counts = self.keep_counts(config, graph, plan.limit)
+        return jax.device_get(magnitude.largest(sizes, keep_counts))
 
 
 class Width(Baseline):
     """Narrow from the start, uniformly or as `Config.channels` says: nothing is ever pruned."""
 
-    def measured(self, graph: ChannelGraph, weights: Any, regularity: Regularity) -> Parameters:
+    def measured(self, graph: ChannelGraph, weights: Any, granularity: Granularity) -> Parameters:
         """Zeros: any channels will do, if only they are not chosen by their size."""
         return jax.tree.map(np.zeros_like, magnitude.kernels(graph, weights))
 
-    def kept(self, config: Config, graph: ChannelGraph, limit: int) -> dict[str, int]:
+    def keep_counts(self, config: Config, graph: ChannelGraph, limit: int) -> dict[str, int]:
         """As many channels as are given, if any are."""
-        return parse_channels(config.channels) or super().kept(config, graph, limit)
+        return parse_channels(config.channels) or super().keep_counts(config, graph, limit)
 
-    def after_cut(self, graph: ChannelGraph, weights: Any, kept: Mapping[str, int]) -> Any:
+    def after_cut(self, graph: ChannelGraph, weights: Any, keep_counts: Mapping[str, int]) -> Any:
         """What the narrow network would begin with."""
-        return uniform.rescale(graph, weights, kept)
+        return uniform.rescale(graph, weights, keep_counts)
 
 
 class Magnitude(Baseline):
@@ -89,7 +89,7 @@ class Magnitude(Baseline):
         """Of training dense; the rest, as long as two stages of Robust ADMM, is fine-tuning."""
         return (config.pretraining,)
 
-    def measured(self, graph: ChannelGraph, weights: Any, regularity: Regularity) -> Parameters:
+    def measured(self, graph: ChannelGraph, weights: Any, granularity: Granularity) -> Parameters:
         """Kernels."""
         return magnitude.kernels(graph, weights)
 
@@ -110,14 +110,14 @@ class Admm(Baseline):
         start, stop = (epoch * plan.steps_per_epoch for epoch in plan.stages[1:])
         return admm.pull(
             graph,
-            config.regularity,
-            self.kept(config, graph, plan.limit),
+            config.granularity,
+            self.keep_counts(config, graph, plan.limit),
             rho=config.admm_rho,
             start=start,
             stop=stop,
             updates=config.admm_updates,
         )
 
-    def measured(self, graph: ChannelGraph, weights: Any, regularity: Regularity) -> Parameters:
+    def measured(self, graph: ChannelGraph, weights: Any, granularity: Granularity) -> Parameters:
         """What was pulled."""
-        return admm.pulled(graph, weights, regularity)
+        return admm.pulled(graph, weights, granularity)

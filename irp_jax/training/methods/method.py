@@ -9,16 +9,16 @@ import optax
 from irp_jax.config import Config
 from irp_jax.graph import ChannelGraph
 from irp_jax.pruning import masks
-from irp_jax.pruning.masks import Masks, Regularity
+from irp_jax.pruning.masks import Granularity, Masks
 from irp_jax.training.plan import Plan
 
 
 class Method(abc.ABC):
     """How the network is made small. Without a state: one object serves all runs."""
 
-    def least(self, graph: ChannelGraph, regularity: Regularity) -> dict[str, int]:
+    def least(self, graph: ChannelGraph, granularity: Granularity) -> dict[str, int]:
         """Mask name -> units that stay whatever the budget; here one, without which no layer is."""
-        return dict.fromkeys(masks.units(graph, regularity), 1)
+        return dict.fromkeys(masks.units(graph, granularity), 1)
 
     def stages(self, config: Config) -> tuple[int, ...]:
         """Epochs completed when a stage begins, and the learning rate anew with it; here one."""
@@ -29,7 +29,7 @@ class Method(abc.ABC):
         """Epochs completed when masks are frozen."""
 
     @abc.abstractmethod
-    def initial_masks(self, graph: ChannelGraph, regularity: Regularity) -> Masks:
+    def initial_masks(self, graph: ChannelGraph, granularity: Granularity) -> Masks:
         """Logits to begin with; none where no masks are learned."""
 
     @abc.abstractmethod
@@ -52,6 +52,6 @@ class Method(abc.ABC):
             params: {"weights", "masks"} at the freeze, on the host.
         """
 
-    def after_cut(self, graph: ChannelGraph, weights: Any, kept: Mapping[str, int]) -> Any:
+    def after_cut(self, graph: ChannelGraph, weights: Any, keep_counts: Mapping[str, int]) -> Any:
         """Weights to go on from once channels were cut out; here what was cut out."""
         return weights
