@@ -19,9 +19,12 @@ from irp_jax.data.augment import Augmentation
 from irp_jax.errors import UserError
 from irp_jax.pruning import cost
 from irp_jax.pruning.masks import Granularity
-from irp_jax.training import phases
+from irp_jax.training import optimizer as optimizers
 from irp_jax.training.defenses import DEFENSES
-from irp_jax.training.step import Recipe, TrainState, compile_steps
+from irp_jax.training.methods import METHODS
+from irp_jax.training.plan import make_plan
+from irp_jax.training.state import TrainState, freeze, initial_state
+from irp_jax.training.step import Recipe, compile_steps
 
 Burst = Callable[[], None]
 """Takes some training steps and returns when they are done."""
@@ -45,7 +48,7 @@ class Trainers:
         self.config, self.steps, self.cost_ratio = config, steps, float("nan")
         self.model = traced.named(config.model, config.width, IMAGE, 10)
         self.graph = self.model.graph
-        self.plan = phases.plan(config, self.graph, 49_000)
+        self.plan = make_plan(config, METHODS[config.method], self.graph, 49_000)
         params, batch_stats = jax.jit(self.model.init)(jax.random.key(config.seed))
         self.variables = {"params": params, "batch_stats": batch_stats}
         random = np.random.default_rng(config.seed)
@@ -56,7 +59,7 @@ class Trainers:
     def dense_step(self) -> Burst:
         """No masks at all."""
         params = {"weights": self.variables["params"], "masks": {}}
-        optimizer = phases.optimizer(self.config, self.plan, self.graph, frozen=True)
+        optimizer = optimizers.build(self.config, self.plan, self.graph, frozen=True)
         state = TrainState(
             jnp.zeros((), jnp.int32), params, self.variables["batch_stats"], optimizer.init(params)
         )
@@ -65,8 +68,8 @@ class Trainers:
     def masked_step(self, granularity: Granularity) -> Burst:
         """Masks being learned: what the first part of a run does."""
         config = self._with(granularity)
-        state = phases.initial_state(config, self.plan, self.graph, self.variables)
-        optimizer = phases.optimizer(config, self.plan, self.graph, frozen=False)
+        state = initial_state(config, self.plan, self.graph, self.variables)
+        optimizer = optimizers.build(config, self.plan, self.graph, frozen=False)
         return self._compile(optimizer, state)
 
     def compact_step(self) -> Burst:
@@ -75,12 +78,12 @@ class Trainers:
         Every channel group loses the same share, as far as whole channels allow.
         """
         config = self._with("channel")
-        state = phases.initial_state(config, self.plan, self.graph, self.variables)
+        state = initial_state(config, self.plan, self.graph, self.variables)
         ranks = {name: -np.arange(n) / n for name, n in self.graph.groups.items()}
         params = {**state.params, "masks": ranks}
         ranked = TrainState(state.step, params, state.batch_stats, state.optimizer)
-        frozen, kept = phases.freeze(config, self.plan, self.graph, ranked)
-        optimizer = phases.optimizer(config, self.plan, self.graph, frozen=True)
+        frozen, kept = freeze(config, self.plan, self.graph, ranked)
+        optimizer = optimizers.build(config, self.plan, self.graph, frozen=True)
         self.cost_ratio = cost.total(self.graph, kept).macs / cost.total(self.graph).macs
         return self._compile(optimizer, frozen)
 

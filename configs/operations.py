@@ -3,7 +3,7 @@ r"""In-train pruning beside its published rule: 0.7, 0.5 and 0.3 of the operatio
     bin/sweep --config=operations --results=results/operations
 
 The published table's budgets and networks (ResNet20 and ResNet56 on CIFAR-10 there), on images that
-two CPU cores can train on in minutes: both rules for the same epochs, with the same defence.
+two CPU cores can train on in minutes: both rules for the same epochs, with the same defense.
 """
 
 import dataclasses

@@ -4,7 +4,7 @@ r"""In-train pruning beside its published rule: 0.7, 0.5 and 0.3 of the operatio
 
 The published table's budgets and networks, for five epochs of 20,000 images, or 10,000 where the
 network is ResNet56: eight to eleven and twelve to nineteen minutes of one CPU core a run. Both
-rules have the same images, epochs and defence, and the settings of configs/comparison.py, which
+rules have the same images, epochs and defense, and the settings of configs/comparison.py, which
 were chosen for short runs.
 """
 

@@ -123,11 +123,11 @@ def probe(
         counts against all three.
     """
     network = Partial(apply, variables)
-    clean = _pixels(images)
-    run = functools.partial(attacks.once, network, images=clean, labels=labels, threat=threat)
+    natural = _pixels(images)
+    run = functools.partial(attacks.once, network, images=natural, labels=labels, threat=threat)
     fgsm = run(attack=FGSM, key=key).worst.is_adversarial
     pgd = run(attack=attacks.Pgd(gradient_steps=steps), key=key).worst.is_adversarial
-    return _rates(network, clean, labels, fgsm, pgd)
+    return _rates(network, natural, labels, fgsm, pgd)
 
 
 (FGSM,) = AttackSpec(name="fgsm").attacks

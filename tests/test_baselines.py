@@ -16,8 +16,12 @@ from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.pruning import admm, cost, magnitude, masks, uniform
-from irp_jax.training import loop, phases
+from irp_jax.training import experiment
+from irp_jax.training import optimizer as optimizers
+from irp_jax.training.methods import METHODS
 from irp_jax.training.optimizer import one_cycle, restarted
+from irp_jax.training.plan import make_plan
+from irp_jax.training.state import freeze
 
 # ---- one rate for all --------------------------------------------------------------------------
 
@@ -74,7 +78,7 @@ def test_the_cut_start_is_a_draw_from_the_narrow_networks_distribution():
     wide, config = Net(64, 96, classes=40), Config(method="width", budget="0.2", batch_size=32)
     graph, plan, state = begun(config, wide)
     assert state.params["masks"] == {} and plan.freeze_epoch == 0
-    frozen, kept = phases.freeze(config, plan, graph, state)
+    frozen, kept = freeze(config, plan, graph, state)
     assert 0.95 * plan.limit <= cost.total(graph, kept).macs <= plan.limit
     narrow = variables(Net(kept["first"], kept["second"], classes=40), seed=1)["params"]
     found = frozen.params["weights"]
@@ -128,7 +132,7 @@ def test_the_weakest_go_at_one_rate_and_the_rest_is_untouched(method, granularit
         )
         optimizer = optax.tree_utils.tree_set(state.optimizer, dual=other)
         state = dataclasses.replace(state, optimizer=optimizer)
-    frozen, kept = phases.freeze(config, plan, graph, state)
+    frozen, kept = freeze(config, plan, graph, state)
     assert kept == uniform.keep_counts(graph, granularity, "macs", plan.limit)
     left = frozen.params["weights"]
     if granularity == "channel":
@@ -154,7 +158,7 @@ def test_the_weakest_go_at_one_rate_and_the_rest_is_untouched(method, granularit
             expected = np.where(stays, weights[name], 0.0)
             np.testing.assert_array_equal(left[name], expected)
             np.testing.assert_array_equal(frozen.params["masks"][name] > 0, stays)
-    optimizer = phases.optimizer(config, plan, graph, frozen=True)
+    optimizer = optimizers.build(config, plan, graph, frozen=True)
     fresh = jax.eval_shape(optimizer.init, frozen.params)
     assert jax.tree.structure(frozen.optimizer) == jax.tree.structure(fresh)
 
@@ -178,7 +182,7 @@ def test_the_weakest_go_at_one_rate_and_the_rest_is_untouched(method, granularit
 def test_stages_have_an_epoch_each_at_least(change, stages, freeze):
     config = Config(**{"budget": "0.3", "epochs": 9, "batch_size": 32} | change)
     configs.check(config)
-    plan = phases.plan(config, described(Net()), 96)
+    plan = make_plan(config, METHODS[config.method], described(Net()), 96)
     assert (plan.stages, plan.freeze_epoch) == (stages, freeze)
 
 
@@ -193,10 +197,10 @@ def test_the_least_budget_that_is_named_will_do(method, kind, granularity):
                 budget=asked, cost=kind, method=method, granularity=granularity, batch_size=32
             )
             with pytest.raises(UserError, match="the least possible is") as error:
-                phases.plan(config, graph, 96)
+                make_plan(config, METHODS[config.method], graph, 96)
             named = str(error.value).partition("least possible is ")[2].split()[0]
             config = dataclasses.replace(config, budget=named)
-            assert phases.plan(config, graph, 96).limit >= 1
+            assert make_plan(config, METHODS[config.method], graph, 96).limit >= 1
 
 
 def test_the_learning_rate_starts_anew_with_each_stage():
@@ -246,7 +250,7 @@ def configured(folder, method, granularity):
 )
 def test_runs_are_on_budget_and_a_killed_one_ends_alike(quick_runs, tmp_path, method, granularity):
     config = configured(tmp_path / "whole", method, granularity)
-    results = loop.run(config, Stopping(), "bin/train")
+    results = experiment.run(config, Stopping(), "bin/train")
     share, unused = results["cost"]["macs_ratio"], results["budget"]["unused"]
     assert results["method"] == method
     assert share <= 0.3
@@ -265,11 +269,11 @@ def test_runs_are_on_budget_and_a_killed_one_ends_alike(quick_runs, tmp_path, me
 
     killed = dataclasses.replace(config, workdir=str(tmp_path / "killed"))
     with pytest.raises(KeyboardInterrupt):
-        loop.run(killed, Stopping(stop=4), "bin/train")
+        experiment.run(killed, Stopping(stop=4), "bin/train")
     # Within ADMM: after 15 steps, five an epoch; Z and U are of step 14, those of 18 to come.
     saved = checkpoint.restore(tmp_path / "killed" / "checkpoints", None, print)
     assert saved.epoch == 3
-    again = loop.run(killed, Stopping(), "bin/train")
+    again = experiment.run(killed, Stopping(), "bin/train")
     assert [row["loss"] for row in again["history"]] == [row["loss"] for row in results["history"]]
     ends = [checkpoint.restore(tmp_path / name / "checkpoints", None, print).network
             for name in ("whole", "killed")]  # fmt: skip

@@ -179,7 +179,7 @@ def test_a_published_command_names_no_place_on_this_machine():
 
 def test_flags_win_over_what_suits_the_data_set_which_wins_over_the_config(monkeypatch):
     seen = {}
-    monkeypatch.setattr("irp_jax.training.loop.run", lambda config, *_: seen.update(c=config))
+    monkeypatch.setattr("irp_jax.training.experiment.run", lambda config, *_: seen.update(c=config))
     train.train(["--config=cifar10", "--dataset=digits", "--epochs=7"])
     assert (seen["c"].dataset, seen["c"].epsilon, seen["c"].epochs) == ("digits", 0.1, 7)
     with pytest.raises(UserError, match="choices"):

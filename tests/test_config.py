@@ -11,10 +11,10 @@ from irp_jax import config as configs
 from irp_jax import files, traced
 from irp_jax.config import Config
 from irp_jax.errors import UserError
-from irp_jax.training import phases
 from irp_jax.training.defenses import DEFENSES
 from irp_jax.training.methods import METHODS
 from irp_jax.training.optimizer import SCHEDULES
+from irp_jax.training.plan import make_plan
 
 FOLDER = Path(__file__).parent.parent / "configs"
 
@@ -50,7 +50,7 @@ def test_configs_in_the_folder_can_be_trained(name):
         configs.check(config)
         digits = config.dataset == "digits"
         graph = described(config.model, (8, 8, 1) if digits else (32, 32, 3))
-        phases.plan(config, graph, 1000 if digits else 45_000)
+        make_plan(config, METHODS[config.method], graph, 1000 if digits else 45_000)
 
 
 @pytest.mark.parametrize(

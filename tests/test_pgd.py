@@ -82,8 +82,8 @@ def test_it_climbs_as_a_loop_over_single_images_does(norm):
         return attacks.cross_entropy(logits, label), logits.argmax() != label
 
     found = run(IMAGES, LABELS, threat, KEY, attacks.Pgd(gradient_steps=steps))
-    for index, (clean, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
-        at = attacks.random_start(threat, jax.random.fold_in(KEY, index), clean)
+    for index, (natural, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+        at = attacks.random_start(threat, jax.random.fold_in(KEY, index), natural)
         losses = []
         for _ in range(steps + 1):
             (loss, wrong), gradient = judge(at, label)
@@ -103,8 +103,8 @@ def test_it_climbs_as_a_loop_over_single_images_does(norm):
                         pixel = float(np.ravel(at)[one])
                         move = min(left, (1 - pixel if up else pixel) / (threat.epsilon / 4))
                         way[one], left = (move if up else -move), left - move
-                    way = way.reshape(clean.shape).astype(np.float32)
-            at = attacks.project(threat, at + np.float32(threat.epsilon / 4) * way, clean)
+                    way = way.reshape(natural.shape).astype(np.float32)
+            at = attacks.project(threat, at + np.float32(threat.epsilon / 4) * way, natural)
         assert bool(found.is_adversarial[index]) == bool(wrong)
         expected = losses[-1] if wrong else max(losses)
         assert float(found.loss[index]) == pytest.approx(expected, rel=1e-4)

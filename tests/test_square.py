@@ -163,11 +163,11 @@ def test_an_linf_run_starts_with_stripes_at_the_bound_and_changes_one_square_a_q
 @pytest.mark.parametrize("shape", [(12, 9, 3), (3, 4, 1)])
 @norms
 def test_the_first_image_uses_the_ball_up_and_differs_from_key_to_key(norm, shape):
-    clean = jnp.full(shape, 0.5)
+    natural = jnp.full(shape, 0.5)
     ball = attacks.Threat(norm=norm, epsilon=0.3)
     draw = jax.jit(jax.vmap(first_image, (None, 0, None)))
-    found = draw(ball, jax.random.split(KEY, 4), clean)
-    length = distances(ball, found, jnp.broadcast_to(clean, found.shape))
+    found = draw(ball, jax.random.split(KEY, 4), natural)
+    length = distances(ball, found, jnp.broadcast_to(natural, found.shape))
     np.testing.assert_allclose(length, 0.3, rtol=1e-4)
     assert bool((found != found[0]).any())
 

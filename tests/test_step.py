@@ -13,9 +13,11 @@ from irp_jax.config import Config
 from irp_jax.data import Augmentation
 from irp_jax.network import deployed, network_params
 from irp_jax.pruning import compaction, cost, sparse, uniform
-from irp_jax.training import phases
+from irp_jax.training import optimizer as optimizers
 from irp_jax.training.defenses import DEFENSES
 from irp_jax.training.methods import METHODS
+from irp_jax.training.plan import make_plan
+from irp_jax.training.state import freeze, initial_state
 from irp_jax.training.step import Recipe, compile_steps
 
 
@@ -42,10 +44,10 @@ CONFIG = Config(budget="0.3", epochs=4, batch_size=32, learning_rate=0.05, prune
 
 
 def begin(config):
-    plan = phases.plan(config, GRAPH, len(IMAGES))
+    plan = make_plan(config, METHODS[config.method], GRAPH, len(IMAGES))
     params, batch_stats = MODEL.init(jax.random.key(0))
     variables = {"params": params, "batch_stats": batch_stats}
-    return plan, phases.initial_state(config, plan, GRAPH, variables)
+    return plan, initial_state(config, plan, GRAPH, variables)
 
 
 def program(config, plan, frozen):
@@ -54,7 +56,7 @@ def program(config, plan, frozen):
         defense=DEFENSES["fgsm-rs"], augmentation=Augmentation(crop_padding=1),
         label_smoothing=0.0,
     )  # fmt: skip
-    optimizer = phases.optimizer(config, plan, GRAPH, frozen)
+    optimizer = optimizers.build(config, plan, GRAPH, frozen)
     mesh = parallel.mesh(2)
     steps = compile_steps(recipe, MODEL.network, optimizer, mesh)
     whole = parallel.replicated(mesh)
@@ -101,7 +103,7 @@ def frozen(request):
     run, _ = program(config, plan, frozen=False)
     state, _ = run(state)
     before = deployed(GRAPH, state.params, state.batch_stats)
-    after, kept = phases.freeze(config, plan, GRAPH, state)
+    after, kept = freeze(config, plan, GRAPH, state)
     return config, plan, before, after, kept
 
 
@@ -126,8 +128,8 @@ def test_a_small_network_may_start_from_new_weights():
     run, _ = program(config, plan, frozen=False)
     state, _ = run(state)
     drawn = dict(zip(("params", "batch_stats"), MODEL.init(jax.random.key(9)), strict=True))
-    kept_on, kept = phases.freeze(config, plan, GRAPH, state)
-    after, chosen = phases.freeze(config, plan, GRAPH, state, jax.device_get(drawn))
+    kept_on, kept = freeze(config, plan, GRAPH, state)
+    after, chosen = freeze(config, plan, GRAPH, state, jax.device_get(drawn))
     assert chosen == kept, "the channels are those that were learned"
     assert int(after.step) == int(kept_on.step)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(momentum(after)))
@@ -150,7 +152,7 @@ def assert_same(one, other):
 def test_frozen_weight_masks_are_stored_in_bits_and_come_back():
     config = dataclasses.replace(CONFIG, granularity="weight")
     plan, state = begin(config)
-    frozen, kept = phases.freeze(config, plan, GRAPH, state)
+    frozen, kept = freeze(config, plan, GRAPH, state)
     weights, masks = frozen.params["weights"], frozen.params["masks"]
     packed = sparse.pack(weights, masks)
     size = sum(np.asarray(a).nbytes for a in jax.tree.leaves(packed))

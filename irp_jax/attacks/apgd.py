@@ -95,8 +95,8 @@ class Sparsity(NamedTuple):
     """What an L1 run remembers for its next look back.
 
     Attributes:
-        changed: (B,) float32, in how many entries the best image differed from the clean one at the
-            last look. A step changes the 2 / 3 as many in which the gradient is largest.
+        changed: (B,) float32, in how many entries the best image differed from the natural one at
+            the last look. A step changes the 2 / 3 as many in which the gradient is largest.
     """
 
     changed: jax.Array
@@ -112,7 +112,7 @@ class ApgdState(NamedTuple):
         loss: (B,) at the image judged last, which is `current` unless the run went back.
         best: the image of highest loss so far; for L1 in the ball as it is now.
         best_gradient: (B, H, W, C), of the loss there.
-        worst: the worst image so far that the threat allows; the clean image, unjudged, if none.
+        worst: the worst image so far that the threat allows; the natural image, unjudged, if none.
         step_size: (B,) in pixel units of [0, 1].
         memory: for the next look back.
     """
@@ -245,16 +245,16 @@ class Apgd:
         return jnp.take_along_axis(problem.order, rank[:, None], axis=1)[:, 0]
 
 
-def _start_image(ball: Threat, key: jax.Array, clean: jax.Array) -> jax.Array:
+def _start_image(ball: Threat, key: jax.Array, natural: jax.Array) -> jax.Array:
     """A random image (H, W, C) on the edge of the ball, or inside where the box cuts the ball."""
     if ball.norm == "linf":
-        noise = jax.random.uniform(key, clean.shape, clean.dtype, -1.0, 1.0)
+        noise = jax.random.uniform(key, natural.shape, natural.dtype, -1.0, 1.0)
     else:
-        noise = jax.random.normal(key, clean.shape, clean.dtype)
+        noise = jax.random.normal(key, natural.shape, natural.dtype)
     if ball.norm != "l1":
         length = distance(ball, noise, jnp.zeros_like(noise))
         noise = ball.epsilon * noise / jnp.maximum(length, 1e-12)
-    return project(ball, clean + noise, clean)
+    return project(ball, natural + noise, natural)
 
 
 def _afresh(
@@ -282,18 +282,18 @@ def _afresh(
 
 
 def _move(
-    ball: Threat, clean: jax.Array, state: ApgdState, number: jax.Array, shrinks: jax.Array
+    ball: Threat, natural: jax.Array, state: ApgdState, number: jax.Array, shrinks: jax.Array
 ) -> jax.Array:
     """The next image (H, W, C) of one run, which has taken `number` steps."""
     if isinstance(state.memory, Sparsity):
         direction = _sparse_direction(state.gradient, state.memory.changed / 1.5)
         ahead = state.current + state.step_size * direction
-        return project(ball, jnp.where(shrinks, state.best.image, ahead), clean)
+        return project(ball, jnp.where(shrinks, state.best.image, ahead), natural)
     ahead = state.current + state.step_size * steepest(ball, state.gradient)
-    step = project(ball, ahead, clean) - state.current
+    step = project(ball, ahead, natural) - state.current
     before = state.current - state.previous
     share = jnp.where(number > 0, MOMENTUM, 1.0).astype(step.dtype)
-    return project(ball, state.current + share * step + (1.0 - share) * before, clean)
+    return project(ball, state.current + share * step + (1.0 - share) * before, natural)
 
 
 def _sparse_direction(gradient: jax.Array, entries: jax.Array) -> jax.Array:
@@ -339,5 +339,5 @@ def _back_to_best(state: ApgdState, chosen: jax.Array) -> ApgdState:
 
 
 def _changed(found: Attacked, problem: Problem) -> jax.Array:
-    """(B,) float32, in how many entries the images differ from the clean ones."""
+    """(B,) float32, in how many entries the images differ from the natural ones."""
     return jnp.sum(found.image != problem.image, axis=(1, 2, 3), dtype=jnp.float32)

@@ -20,9 +20,9 @@ class Problem(NamedTuple):
     """What the trials of a batch are given. It does not change while they last.
 
     Attributes:
-        image: (B, H, W, C) float32 in [0, 1], the clean images.
+        image: (B, H, W, C) float32 in [0, 1], the natural images.
         label: (B,) int32.
-        order: (B, K) int32, the classes by falling logit of the clean image, the label put first:
+        order: (B, K) int32, the classes by falling logit of the natural image, the label put first:
             `order[:, t]` is target t of a targeted attack, t from 1 to K - 1.
         number: (B,) int32, which of its image's trials each is, from 0.
         key: (B,) PRNG keys, one a trial.
@@ -41,7 +41,7 @@ class Attacked(NamedTuple):
     """What an attack found; for a batch every field has a leading axis B.
 
     Attributes:
-        image: (H, W, C), the worst image visited: in [0, 1], within epsilon of the clean one.
+        image: (H, W, C), the worst image visited: in [0, 1], within epsilon of the natural one.
         is_adversarial: () bool, whether the network gets `image` wrong.
         loss: () the attack's loss at `image`.
     """

@@ -1,7 +1,7 @@
 """AutoAttack: four attacks of different kinds, none of which has a setting to tune.
 
 An image is robust if it survives all of them: two white-box attacks with different losses, one that
-seeks the nearest decision boundary, and one that never looks at a gradient. A defence that hides
+seeks the nearest decision boundary, and one that never looks at a gradient. A defense that hides
 from one kind is usually found by another.
 
 References:

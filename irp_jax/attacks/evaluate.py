@@ -205,8 +205,8 @@ def _begin(
 
 
 @jax.jit
-def _distances(threat: Threat, perturbed: jax.Array, clean: jax.Array) -> jax.Array:
-    return jax.vmap(distance, (None, 0, 0))(threat, perturbed, clean)
+def _distances(threat: Threat, perturbed: jax.Array, natural: jax.Array) -> jax.Array:
+    return jax.vmap(distance, (None, 0, 0))(threat, perturbed, natural)
 
 
 def predict(

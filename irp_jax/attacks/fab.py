@@ -3,9 +3,9 @@
 Each step pretends that the network is linear around the current image. Then the boundary between
 the label and another class is a hyperplane, and the nearest point on it within the pixel box is
 known exactly. The step goes there and a little beyond, drawn towards the point of the hyperplane
-that is nearest to the *clean* image. From an image that the network gets wrong it goes part of the
-way back, so the adversarial images found come closer and closer to the clean one. The radius plays
-no part in the search; it only decides which of the images found count.
+that is nearest to the *natural* image. From an image that the network gets wrong it goes part of
+the way back, so the adversarial images found come closer and closer to the natural one. The radius
+plays no part in the search; it only decides which of the images found count.
 """
 
 import dataclasses
@@ -59,9 +59,9 @@ class Fab:
             and one forward.
         restarts: trials for each target. The first starts at the natural image, the others at a
             random point of the ball of half of epsilon.
-        alpha_max: how far the step is drawn towards the clean image, at most; in [0, 1].
+        alpha_max: how far the step is drawn towards the natural image, at most; in [0, 1].
         eta: how far a move goes, in units of the distance to the hyperplane; at least 1.
-        beta: how far from the clean image the way back ends, in units of the distance of the
+        beta: how far from the natural image the way back ends, in units of the distance of the
             adversarial image it starts at; in (0, 1).
 
     Raises:
@@ -102,7 +102,7 @@ class Fab:
         return self.restarts * min(self.targets, classes - 1)
 
     def start(self, logits_fn: LogitsFn, problem: Problem) -> FabState:
-        """The clean image, or a random one around it; the first step judges it."""
+        """The natural image, or a random one around it; the first step judges it."""
         current = problem.image
         if self.restarts > 1:
             drawn = jax.vmap(random_start, (None, 0, 0, None))(
@@ -159,7 +159,7 @@ def _worst_within(problem: Problem, old: Attacked, new: Attacked) -> Attacked:
 
 def boundary_step(
     threat: Threat,
-    clean: jax.Array,
+    natural: jax.Array,
     current: jax.Array,
     leads: jax.Array,
     gradients: jax.Array,
@@ -171,11 +171,11 @@ def boundary_step(
 
     Args:
         threat: its norm measures distance; its radius is not used.
-        clean: (H, W, C) in [0, 1].
+        natural: (H, W, C) in [0, 1].
         current: (H, W, C) in [0, 1], where the network was linearised.
         leads: (T,), each class's logit minus the label's at `current`.
         gradients: (T, H, W, C), of the leads.
-        alpha_max: largest weight of the move from the clean image, against that from `current`.
+        alpha_max: largest weight of the move from the natural image, against that from `current`.
         eta: how far both moves go, in units of the distance to the hyperplane.
 
     Returns:
@@ -185,17 +185,17 @@ def boundary_step(
     slopes = jax.vmap(lambda g: jnp.sum(g * steepest(threat, g)))(gradients)
     nearest = jnp.argmin(jnp.abs(leads) / jnp.maximum(slopes, _smallest(slopes)))
     lead, gradient = leads[nearest], gradients[nearest]
-    lead_at_clean = lead + jnp.sum(gradient * (clean - current))
+    lead_at_natural = lead + jnp.sum(gradient * (natural - current))
     from_current = move_to_hyperplane(threat.norm, current, lead, gradient)
-    from_clean = move_to_hyperplane(threat.norm, clean, lead_at_clean, gradient)
+    from_natural = move_to_hyperplane(threat.norm, natural, lead_at_natural, gradient)
 
     def length(move: jax.Array) -> jax.Array:
         return jnp.maximum(distance(threat, move, jnp.zeros_like(move)), _SMALLEST_MOVE)
 
-    share = length(from_current) / (length(from_current) + length(from_clean))
+    share = length(from_current) / (length(from_current) + length(from_natural))
     alpha = jnp.minimum(share, alpha_max)
     return clip_to_box(
-        (1 - alpha) * (current + eta * from_current) + alpha * (clean + eta * from_clean)
+        (1 - alpha) * (current + eta * from_current) + alpha * (natural + eta * from_natural)
     )
 
 

@@ -133,5 +133,6 @@ def check_logits(logits: np.ndarray, labels: np.ndarray) -> None:
     broken = int((~np.isfinite(logits)).any(-1).sum())
     if broken:
         raise UserError(
-            f"logits_fn answers NaN or infinity for {broken} of {len(logits)} clean images: mend it"
+            f"logits_fn answers NaN or infinity for {broken} of {len(logits)} natural images: "
+            "mend it"
         )

@@ -20,7 +20,7 @@ class Answers(NamedTuple):
     """What tells one network from another.
 
     Attributes:
-        logits: (N, K) of the clean images.
+        logits: (N, K) of the natural images.
         gradients: (B, H, W, C), of the margin of the first few. Two networks may answer alike and
             differ here, as one that quantises does from one whose gradient passes straight through.
     """

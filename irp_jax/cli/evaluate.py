@@ -177,7 +177,7 @@ def _split(options: Options) -> dict[str, str]:
 
 
 def _radii(options: Options, usual: float) -> list[float]:
-    """The radii to attack with, ascending; 0 stands for the clean images."""
+    """The radii to attack with, ascending; 0 stands for the natural images."""
     if options.norm not in attacks.NORMS:
         raise unknown("norm", options.norm, attacks.NORMS)
     if options.norm != "linf" and options.epsilon is None and options.epsilons is None:
@@ -355,11 +355,11 @@ def _save_adversarial(
     picture.unlink(missing_ok=True)  # one of an earlier command shows other images
     if len(chosen):
         names = net.class_names
-        clean = predict(np.asarray(to_float(jnp.asarray(images[chosen])))).argmax(-1)
+        natural = predict(np.asarray(to_float(jnp.asarray(images[chosen])))).argmax(-1)
         plots.adversarial_picture(
             images[chosen] / 255,
             report.adversarial[chosen],
-            [names[k] for k in clean],
+            [names[k] for k in natural],
             [names[k] for k in guess[chosen]],
             picture,
         )

@@ -90,16 +90,16 @@ class Config:
     """Radius of the random start in units of --epsilon, 1 for fgsm-rs and 2 for n-fgsm if not
     given (fgsm-rs, n-fgsm). Less is nearer to catastrophic overfitting."""
     natural_weight: float = 0.0
-    """Share of the loss that is on the clean images, in [0, 1); the rest is on the perturbed ones
+    """Share of the loss that is on the natural images, in [0, 1); the rest is on the perturbed ones
     (fgsm, fgsm-rs, n-fgsm, pgd). More is more natural accuracy and less robust accuracy."""
     robustness_weight: float | None = None
-    """Weight of the distance between clean and perturbed answers, 10 for gat and 6 for trades if
+    """Weight of the distance between natural and perturbed answers, 10 for gat and 6 for trades if
     not given (gat, trades). More is more robust accuracy and less natural accuracy."""
     robustness_rise: float = 4.0
     """What that weight is multiplied by in the last 15 % of training (gat)."""
     guard: bool = True
     """Whether training that overfits its own attack, or diverges, goes back to before and on with a
-    stronger defence, or with --clip=1."""
+    stronger defense, or with --clip=1."""
     attack_steps: int = 10
     """Gradient steps of the attack in training (pgd, trades)."""
     epochs: int = 30
@@ -113,7 +113,7 @@ class Config:
     same run as it is when pruning begins (lagrangian, magnitude, admm); average, its own moving
     average once it is cut (with --ema); or the folder of a saved network. Empty for nobody."""
     teacher_weight: float = 0.5
-    """Share of the target that is the teacher's answer to the clean image; the rest is the
+    """Share of the target that is the teacher's answer to the natural image; the rest is the
     label."""
     teacher_views: int = 8
     """In how many augmentations an image is shown while it is taught, over and over, so that the

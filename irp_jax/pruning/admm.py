@@ -15,7 +15,7 @@ of coupled layers, which can only be removed together, their biases, and the sca
 its norms. The authors pull the filters or the scales; but a batch norm undoes what is done to the
 length of a filter alone, and where the scales alone are pulled the biases remain. One keep rate
 serves all layers, whose rates the authors set by hand. Their learning rate begins anew with every
-update of Z; that of `training.phases` spans the stage.
+update of Z; that of `training.optimizer` spans the stage.
 """
 
 import math

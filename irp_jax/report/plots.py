@@ -59,7 +59,7 @@ def run_picture(results: Results, path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
     epochs = [row["epoch"] for row in history]
     for key, label in (
-        ("natural", "clean accuracy"),
+        ("natural", "natural accuracy"),
         ("pgd", "PGD-10 accuracy"),
         ("cost_ratio", "cost left"),
     ):
@@ -144,7 +144,7 @@ def budget_picture(results: Sequence[Results], path: Path) -> None:
 def tradeoff_picture(results: Sequence[Results], path: Path) -> None:
     """Natural accuracy against accuracy under attack: a point for whatever differs but the seed.
 
-    Points of one defence are joined in the order of their natural accuracy, and named by what they
+    Points of one defense are joined in the order of their natural accuracy, and named by what they
     do not share. PGD-10 is a full mark, AutoAttack, where it was measured, a hollow one below it.
 
     Args:
@@ -351,25 +351,29 @@ def cost_picture(report: Results, path: Path) -> None:
 
 
 def adversarial_picture(
-    clean: np.ndarray,
+    natural: np.ndarray,
     adversarial: np.ndarray,
     before: Sequence[str],
     after: Sequence[str],
     path: Path,
 ) -> None:
-    """A grid of images: clean, adversarial, and what was changed, with what the network sees.
+    """A grid of images: natural, adversarial, and what was changed, with what the network sees.
 
     Args:
-        clean: (N, H, W, C) in [0, 1], C 1 or 3.
+        natural: (N, H, W, C) in [0, 1], C 1 or 3.
         adversarial: the same shape.
-        before: N predictions for the clean images.
+        before: N predictions for the natural images.
         after: N predictions for the adversarial ones.
         path: .png or .svg to write.
     """
-    change = adversarial - clean
+    change = adversarial - natural
     largest = np.maximum(np.abs(change).max(axis=(1, 2, 3), keepdims=True), 1e-6)
-    rows = {"clean": clean, "adversarial": adversarial, "difference": 0.5 + change / largest / 2}
-    count = len(clean)
+    rows = {
+        "natural": natural,
+        "adversarial": adversarial,
+        "difference": 0.5 + change / largest / 2,
+    }
+    count = len(natural)
     figure, axes = plt.subplots(
         3, count, figsize=(1.3 * count + 0.7, 4.4), layout="constrained", squeeze=False
     )

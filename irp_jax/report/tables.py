@@ -78,7 +78,7 @@ def defense(one: Results) -> str:
 
 
 STEPS = "attack_steps"
-"""The setting that is written behind the name of a defence."""
+"""The setting that is written behind the name of a defense."""
 
 RARE = ("ema", "weight_decay", "label_smoothing", "cutout")
 """Settings named in a recipe where they are not the usual ones."""

@@ -23,7 +23,7 @@ from irp_jax.training.plan import Plan
 COLUMNS = (
     ("epoch", "epoch", "{:d}"),
     ("loss", "loss", "{:.3f}"),
-    ("clean", "natural", "{:.1%}"),
+    ("natural", "natural", "{:.1%}"),
     ("FGSM", "fgsm", "{:.1%}"),
     ("PGD-10", "pgd", "{:.1%}"),
     ("cost", "cost_ratio", "{:.4f}"),
@@ -127,7 +127,7 @@ class Terminal:
 
     def epoch(self, row: dict[str, Any]) -> None:
         """An epoch is done: one aligned line."""
-        self._probed = f"clean {row['natural']:.1%} PGD {row['pgd']:.1%} "
+        self._probed = f"natural {row['natural']:.1%} PGD {row['pgd']:.1%} "
         cells = (pattern.format(row[key]) for _, key, pattern in COLUMNS)
         self.note(" ".join(f"{cell:>8}" for cell in cells) + (" frozen" if row["frozen"] else ""))
 

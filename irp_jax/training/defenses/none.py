@@ -1,4 +1,4 @@
-"""No defence at all."""
+"""No defense at all."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from irp_jax.training.defenses.defense import Batch, Defense, Perturbed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Clean(Defense):
+class NoDefense(Defense):
     """Plain training: cross-entropy on the images as they are."""
 
     name: str = "none"
