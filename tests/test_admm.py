@@ -41,7 +41,7 @@ def test_with_channels_all_that_goes_with_one_is_pulled_and_no_more():
 def test_the_projection_on_channels_is_the_nearest_point_of_the_set(group):
     graph, count = described(TINY), KEPT["channel"][group]
     parameters = admm.pulled(graph, random_weights(TINY, 2), "channel")
-    found = admm.project(graph, parameters, "channel", KEPT["channel"])
+    found = admm.nearest_sparse(graph, parameters, "channel", KEPT["channel"])
     channels = range({"first": 4, "second": 3}[group])
     size = [square(parameters, group, channel) for channel in channels]
     best = min(sum(size) - sum(size[c] for c in s) for s in itertools.combinations(channels, count))
@@ -57,7 +57,7 @@ def test_every_parameter_of_a_channel_has_a_say(part):
     parameters = admm.pulled(graph, random_weights(TINY, 0), "channel")
     parameters = jax.tree.map(np.zeros_like, parameters)
     parameters[part][..., 2] = 1.0  # of zeros the first would stay
-    found = admm.project(graph, parameters, "channel", {"first": 1, "second": 1})
+    found = admm.nearest_sparse(graph, parameters, "channel", {"first": 1, "second": 1})
     np.testing.assert_array_equal(found[part], parameters[part])
 
 
@@ -68,7 +68,7 @@ def test_the_projection_on_weights_is_the_nearest_point_of_the_set():
     kernel = np.where(np.arange(4) < 3, parameters["first/kernel"], 0.0).astype(np.float32)
     kernel[0] = 0.0
     parameters["first/kernel"] = kernel
-    found = admm.project(graph, parameters, "weight", KEPT["weight"])["first/kernel"]
+    found = admm.nearest_sparse(graph, parameters, "weight", KEPT["weight"])["first/kernel"]
     values = np.ravel(kernel)
     subsets = itertools.combinations(np.flatnonzero(values), count)
     best = min(np.sum(np.square(values)) - np.sum(np.square(values[list(s)])) for s in subsets)

@@ -50,7 +50,7 @@ def test_what_is_kept_in_the_end_is_within_a_factor_of_what_uniform_pruning_keep
     even = uniform.keep_counts(LARGE, "channel", kind, limit)
     logits = random_scores(LARGE, "channel", 3)
     logits = {name: logits[name] * (i % 3 - 1) for i, name in enumerate(logits)}  # far from even
-    kept = kept_units(budget.project(LARGE, logits, "channel", kind, limit, spread=SPREAD))
+    kept = kept_units(budget.best_within(LARGE, logits, "channel", kind, limit, spread=SPREAD))
     assert 0.97 * limit <= cost.total(LARGE, kept).of(kind) <= limit
     assert_floors(LARGE, "channel", kept)
     for name, count in kept.items():
@@ -61,7 +61,7 @@ def test_what_is_kept_in_the_end_is_within_a_factor_of_what_uniform_pruning_keep
 def test_a_spread_of_one_is_uniform_pruning():
     limit = int(0.3 * cost.total(LARGE).params)
     logits = random_scores(LARGE, "channel", 1)
-    kept = kept_units(budget.project(LARGE, logits, "channel", "params", limit, spread=1.0))
+    kept = kept_units(budget.best_within(LARGE, logits, "channel", "params", limit, spread=1.0))
     even = uniform.keep_counts(LARGE, "channel", "params", limit)
     assert all(abs(kept[name] - even[name]) <= 1 for name in kept)
 
@@ -70,5 +70,5 @@ def test_floors_hold_where_the_uniform_share_is_below_them():
     least = masks.min_keep(SMALL, "channel")
     limit = cost.total(SMALL, least).macs
     logits = random_scores(SMALL, "channel", 0)
-    kept = kept_units(budget.project(SMALL, logits, "channel", "macs", limit, spread=SPREAD))
+    kept = kept_units(budget.best_within(SMALL, logits, "channel", "macs", limit, spread=SPREAD))
     assert kept == least

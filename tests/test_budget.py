@@ -135,7 +135,7 @@ def test_logits_compare_across_masks_where_a_floor_holds_one_up():
     assert (logits[poor] > 0).sum() == masks.min_keep(LARGE, "channel")[poor]
     assert logits[poor][logits[poor] < 0].max() < -3
     limit = int(0.51 * cost.total(LARGE).macs)
-    filled = kept_units(budget.project(LARGE, logits, "channel", "macs", limit))
+    filled = kept_units(budget.best_within(LARGE, logits, "channel", "macs", limit))
     assert filled[poor] == masks.min_keep(LARGE, "channel")[poor]
 
 

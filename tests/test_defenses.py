@@ -65,7 +65,7 @@ def test_attacks_of_many_steps_find_worse_images_than_attacks_of_one(variables, 
     @quick_jit
     def measures(images):
         natural, found = (logits(variables)(x) for x in (IMAGES, images))
-        return losses.cross_entropy(found, LABELS), losses.kl_divergence(natural, found)
+        return losses.mean_cross_entropy(found, LABELS), losses.kl_divergence(natural, found)
 
     names = ("none", "fgsm", "fgsm-rs", "pgd", "trades")
     loss, distance = zip(*(measures(perturbed(name).adversarial) for name in names), strict=True)
@@ -357,7 +357,7 @@ def test_training_compiles_once_repeats_itself_and_resumes(
     so_far = progress.Progress(
         epoch=1, keep_counts={}, seconds=1.0, state=first, defense=Choice(name, 10), passes=2.0,
         images=8,
-        retreats=({"epoch": 1, "to": [name, 10]},), health=Health().after(0.25, 0.5), clip=0.5,
+        rollbacks=({"epoch": 1, "to": [name, 10]},), health=Health().after(0.25, 0.5), clip=0.5,
         descent=Descent.begin(np.arange(10), 10).after(1.5),
     )  # fmt: skip
     progress.save(fixed, so_far, tmp_path)

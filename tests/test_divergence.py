@@ -75,7 +75,7 @@ def test_it_does_not_alarm_in_any_other_run_that_was_recorded():
     found = {path: recorded(path) for path in RESULTS.rglob("*.json") if path not in DIVERGED}
     alarming = [path for path, of in found.items() if any(d.alarming for d in of)]
     assert sum(len(followed) > 0 for followed in found.values()) > 80
-    clipped = [[e.get("clip") for e in json.loads(p.read_text())["retreats"]] for p in alarming]
+    clipped = [[e.get("clip") for e in json.loads(p.read_text())["rollbacks"]] for p in alarming]
     assert all(clip == [divergence.CLIP] for clip in clipped), alarming
 
 
@@ -249,12 +249,12 @@ def digest(tmp_path):
 
 def test_what_diverges_at_once_ends_as_if_clipped_from_the_start(run, digest, monkeypatch):
     clipped = run("clipped", clip=0.01)
-    assert clipped["retreats"] == []
+    assert clipped["rollbacks"] == []
     # From here on any loss counts as having diverged.
     monkeypatch.setattr(Descent, "begin", classmethod(lambda cls, *_: cls(1.0, 1.0, -3.0, -3.0)))
     reporter = Silent()
     results = run("guarded", reporter)
-    (event,) = results["retreats"]
+    (event,) = results["rollbacks"]
     assert (event["epoch"], event["back_to"], event["clip"]) == (1, 0, 0.01)
     assert event["loss"] != clipped["history"][0]["loss"]  # so it matters
     assert sum("going on with gradients no longer than 0.01" in n for n in reporter.notes) == 1
@@ -270,7 +270,7 @@ def test_a_run_killed_on_either_side_of_an_alarm_ends_the_same(run, digest, monk
     monkeypatch.setattr(Descent, "after", lambda self, loss: self._replace(lowest=self.lowest + 1))
     monkeypatch.setattr(Descent, "alarming", property(lambda self: self.lowest > 5))
     results = run("whole", epochs=5)
-    (event,) = results["retreats"]
+    (event,) = results["rollbacks"]
     assert (event["epoch"], event["back_to"]) == (3, 2)
     for name, killed, left_off in [("alarmed", Killed(), 2), ("clipped", Killed(4), 3)]:
         with pytest.raises(KeyboardInterrupt):
@@ -280,7 +280,7 @@ def test_a_run_killed_on_either_side_of_an_alarm_ends_the_same(run, digest, monk
         assert f"resuming after epoch {left_off}" in resumed.notes
         told = "going on with fgsm-mep, gradients no longer than 0.01, as the guard had it"
         assert (told in resumed.notes) == (name == "clipped")
-        assert again["retreats"] == results["retreats"]
+        assert again["rollbacks"] == results["rollbacks"]
         assert again["passes_per_image"] == results["passes_per_image"]
         assert digest(name) == digest("whole")
 
@@ -291,8 +291,8 @@ def test_what_is_gone_back_to_can_be_gone_back_to_again(run, monkeypatch):
     monkeypatch.setattr(Health, "after_second_look", lambda self, pgd, trained: self)
     monkeypatch.setattr(Health, "alarming", property(lambda self: self.last_pgd is not None))
     results = run("twice", epochs=1, defense="fgsm")
-    assert [event["to"] for event in results["retreats"]] == [["pgd", 3], ["pgd", 10]]
-    assert {event["back_to"] for event in results["retreats"]} == {0}
+    assert [event["to"] for event in results["rollbacks"]] == [["pgd", 3], ["pgd", 10]]
+    assert {event["back_to"] for event in results["rollbacks"]} == {0}
 
 
 def test_what_cannot_be_helped_ends_in_one_line(run, tmp_path):

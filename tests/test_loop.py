@@ -73,7 +73,7 @@ def test_the_results_have_every_key_and_meet_the_budget(finished):
     _, results, output = finished
     keys = "model dataset method seed budget cost accuracy attack epochs wall_time_s images_per_s"
     assert {*keys.split(), "environment", "command", "commit"} <= set(results)
-    assert (results["passes_per_image"], results["retreats"]) == (8.0, [])
+    assert (results["passes_per_image"], results["rollbacks"]) == (8.0, [])
     assert set(results["accuracy"]) == {"natural", "pgd", "pgd-last"}
     assert 0.97 * 0.3 <= results["cost"]["macs_ratio"] <= 0.3
     found = results["accuracy"]

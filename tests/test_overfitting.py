@@ -17,7 +17,7 @@ from irp_jax import attacks, checkpoint, models
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.training import experiment, guard, loop, overfitting, progress
-from irp_jax.training.defenses import DEFENSES, Batch, Choice, Pgd
+from irp_jax.training.defenses import DEFENSES, Batch, Choice, PgdTraining
 from irp_jax.training.divergence import Descent
 from irp_jax.training.overfitting import Health
 from irp_jax.training.step import probe_state
@@ -79,7 +79,7 @@ def test_it_does_not_alarm_in_any_healthy_run_that_was_recorded():
     checked = 0
     for path in RESULTS.rglob("*.json"):
         run = json.loads(path.read_text())
-        if "probe_pgd" not in (run.get("history") or [{}])[-1] or run["retreats"]:
+        if "probe_pgd" not in (run.get("history") or [{}])[-1] or run["rollbacks"]:
             continue
         trained = "probe_trained" if "probe_trained" in run["history"][0] else "train_accuracy"
         before = -1.0
@@ -199,7 +199,7 @@ def test_few_steps_reach_as_far_as_many():
     reach = {}
     for steps in (1, 2, 3, 5, 10, 20):
         batch = Batch(GREY, ZEROS, THREAT, jax.random.key(0))
-        found = Pgd(steps=steps).perturb(steady, batch)
+        found = PgdTraining(steps=steps).perturb(steady, batch)
         reach[steps] = float(jnp.abs(found.adversarial - GREY).mean() / THREAT.epsilon)
     assert min(reach.values()) > 0.85
 
@@ -237,10 +237,10 @@ def test_a_run_that_alarms_climbs_the_ladder_and_resumes_to_the_same(
     results = experiment.run(
         dataclasses.replace(TINY, workdir=str(tmp_path / "run")), reporter, "test"
     )
-    assert [tuple(event["to"]) for event in results["retreats"]] == [
+    assert [tuple(event["to"]) for event in results["rollbacks"]] == [
         ("pgd", 3), ("pgd", 10),
     ]  # fmt: skip
-    assert {(event["epoch"], event["back_to"]) for event in results["retreats"]} == {(2, 1)}
+    assert {(event["epoch"], event["back_to"]) for event in results["rollbacks"]} == {(2, 1)}
     told = [note for note in reporter.notes if "catastrophic overfitting in epoch 2" in note]
     assert ["going on with pgd" in note for note in told] == [True, True]
     kept = [(row["epoch"], row["defense"]) for row in results["history"]]
@@ -251,7 +251,7 @@ def test_a_run_that_alarms_climbs_the_ladder_and_resumes_to_the_same(
     with pytest.raises(KeyboardInterrupt):
         experiment.run(killed, Killed(), "test")
     again = experiment.run(killed, Silent(), "test")
-    assert again["retreats"] == results["retreats"]
+    assert again["rollbacks"] == results["rollbacks"]
     digests = [
         checkpoint.digest(checkpoint.restore(tmp_path / name / "checkpoints", None, print).network)
         for name in ("run", "killed")
@@ -329,6 +329,6 @@ def test_the_guard_can_be_left_out(tmp_path, monkeypatch, quick_compile):
     config = dataclasses.replace(TINY, epochs=1, prune_stop=0.9, guard=False, workdir=str(tmp_path))
     reporter = Silent()
     results = experiment.run(config, reporter, "test")
-    assert results["retreats"] == []
+    assert results["rollbacks"] == []
     assert "probe_pgd" not in reporter.rows[0]
     assert np.isfinite(reporter.rows[0]["loss"])

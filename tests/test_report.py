@@ -144,7 +144,7 @@ def test_what_is_not_usual_of_a_method_stands_with_it_and_of_no_other():
 
 def test_a_run_that_was_clipped_on_the_way_has_a_line_of_its_own():
     clipped = result(1, 0.92)
-    clipped["retreats"] = [{"epoch": 9, "back_to": 8, "lowest": 0.6, "loss": 3.9, "clip": 1.0}]
+    clipped["rollbacks"] = [{"epoch": 9, "back_to": 8, "lowest": 0.6, "loss": 3.9, "clip": 1.0}]
     titles, rows = tables.lines([result(0, 0.9), clipped])
     assert [row[titles.index("recipe")] for row in rows] == [
         "cyclic 0.2, batch 128", "cyclic 0.2, batch 128, then clip 1",

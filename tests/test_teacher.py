@@ -22,7 +22,7 @@ from irp_jax.errors import UserError
 from irp_jax.network import inference
 from irp_jax.training import experiment, loop
 from irp_jax.training import optimizer as optimizers
-from irp_jax.training.losses import cross_entropy, soft_targets
+from irp_jax.training.losses import mean_cross_entropy, soft_targets
 from irp_jax.training.state import initial_state
 from irp_jax.training.step import train_step
 from irp_jax.training.teacher import Teacher
@@ -51,10 +51,12 @@ def test_cross_entropy_takes_labels_and_probabilities():
     shares = jax.nn.softmax(logits)
     labels = jnp.array([3, 0, 1])
     by_hand = -np.log(np.asarray(shares)[np.arange(3), labels]).mean()
-    assert float(cross_entropy(logits, labels)) == pytest.approx(by_hand, rel=1e-5)
-    assert float(cross_entropy(logits, jax.nn.one_hot(labels, 4))) == pytest.approx(by_hand, 1e-5)
+    assert float(mean_cross_entropy(logits, labels)) == pytest.approx(by_hand, rel=1e-5)
+    assert float(mean_cross_entropy(logits, jax.nn.one_hot(labels, 4))) == pytest.approx(
+        by_hand, 1e-5
+    )
     entropy = -(np.asarray(shares) * np.log(shares)).sum(-1).mean()
-    assert float(cross_entropy(logits, shares)) == pytest.approx(entropy, rel=1e-5)
+    assert float(mean_cross_entropy(logits, shares)) == pytest.approx(entropy, rel=1e-5)
 
 
 # ---- views -------------------------------------------------------------------------------------
@@ -122,7 +124,7 @@ def test_a_step_descends_towards_the_answers(who, variables, quick_compile):
     @jax.value_and_grad
     def loss(weights):
         logits, _ = NETWORK(weights, state.batch_stats, to_float(pixels), train=True)
-        return cross_entropy(logits, answers)
+        return mean_cross_entropy(logits, answers)
 
     value, gradient = loss(state.params["weights"])
     assert float(metrics["loss"]) == pytest.approx(float(value), rel=1e-5)

@@ -37,7 +37,7 @@ MOMENTUM = 0.75
 """Share of the new step; the rest is the step before it, continued."""
 
 
-class Plan(NamedTuple):
+class StepPlan(NamedTuple):
     """What is fixed beforehand about a run's steps; every field is a NumPy array (steps,).
 
     Attributes:
@@ -53,20 +53,20 @@ class Plan(NamedTuple):
     shrinks: np.ndarray
 
 
-def plan(steps: int, norm: Norm) -> Plan:
+def plan(steps: int, norm: Norm) -> StepPlan:
     """The plan of a run of so many steps, by the published shares."""
     if norm != "l1":
         window = _windows(steps, first=0.22, shrink=0.03, last=0.06)
-        return Plan(window, np.ones(steps, np.float32), np.zeros(steps, bool))
+        return StepPlan(window, np.ones(steps, np.float32), np.zeros(steps, bool))
     early = int(0.3 * steps)
     stages = (early, early, steps - 2 * early)
     window = np.concatenate([_windows(n, first=0.04, shrink=0.0, last=0.04) for n in stages])
     scale = np.repeat(np.array([3, 2, 1], np.float32), stages)
-    return Plan(window, scale, np.diff(scale, prepend=scale[0]) < 0)
+    return StepPlan(window, scale, np.diff(scale, prepend=scale[0]) < 0)
 
 
 def _windows(steps: int, *, first: float, shrink: float, last: float) -> np.ndarray:
-    """`Plan.window` from shares of the steps: looks grow more frequent by `shrink` each time."""
+    """`StepPlan.window` from shares of the steps: looks come more often by `shrink` each time."""
     window, less, least = (max(int(share * steps), 1) for share in (first, shrink, last))
     table = np.zeros(steps, np.int32)
     end = window

@@ -23,7 +23,7 @@ from irp_jax.attacks import trials
 from irp_jax.attacks.attack import Attack
 from irp_jax.attacks.inputs import as_network
 from irp_jax.attacks.losses import LogitsFn
-from irp_jax.attacks.state import EvaluationState, Progress
+from irp_jax.attacks.state import AttackProgress, EvaluationState
 from irp_jax.attacks.threat import Threat
 from irp_jax.attacks.trials import FREE, Slots
 
@@ -136,7 +136,7 @@ def _one_attack(
     save: Callable[[EvaluationState], None],
     spent: float,
 ) -> EvaluationState:
-    progress = Progress(attack, index, at, classes=slots.order.shape[1])
+    progress = AttackProgress(attack, index, at, classes=slots.order.shape[1])
     held = np.full(slots.fitting(len(progress.waiting)), FREE)
     batch: trials.Trials | None = None
     began = saved = time.perf_counter()
@@ -178,7 +178,7 @@ def _settle(
     held: np.ndarray,
     over: np.ndarray,
     found: trials.Outcome,
-    progress: Progress,
+    progress: AttackProgress,
 ) -> trials.Trials:
     """Records the trials in the slots `over` and frees those whose trial shall not go on."""
     doubtful = np.zeros(len(held), bool)
@@ -193,7 +193,11 @@ def _settle(
 
 
 def _moved(
-    batch: trials.Trials, held: np.ndarray, taken: np.ndarray, progress: Progress, slots: Slots
+    batch: trials.Trials,
+    held: np.ndarray,
+    taken: np.ndarray,
+    progress: AttackProgress,
+    slots: Slots,
 ) -> tuple[trials.Trials, np.ndarray]:
     """The batch and what it holds, in half as many slots or fewer if that saves enough."""
     in_use = held != FREE

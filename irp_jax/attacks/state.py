@@ -82,7 +82,7 @@ def at_first(images: np.ndarray, is_robust: np.ndarray) -> EvaluationState:
     )
 
 
-class Progress:
+class AttackProgress:
     """The trials of one attack on every image: done, waiting, and what they found.
 
     Lives on the host and is changed in place.

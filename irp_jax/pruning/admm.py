@@ -55,7 +55,7 @@ def pulled(graph: ChannelGraph, params: Parameters, granularity: masks.Granulari
     return {name: array for name, array in params.items() if graph.owns(name)}
 
 
-def project(
+def nearest_sparse(
     graph: ChannelGraph,
     parameters: Parameters,
     granularity: masks.Granularity,
@@ -120,7 +120,7 @@ def pull(
 
         def renewed() -> tuple[Parameters, Parameters]:
             sum_ = jax.tree.map(jnp.add, current, state.dual)
-            sparse = project(graph, sum_, granularity, keep_counts)
+            sparse = nearest_sparse(graph, sum_, granularity, keep_counts)
             dual = jax.tree.map(
                 lambda s, z: jnp.where(state.step == start, 0.0, s - z), sum_, sparse
             )

@@ -225,7 +225,7 @@ def hinge(
     )
 
 
-def project(
+def best_within(
     graph: ChannelGraph,
     logits: Masks,
     granularity: Granularity,

@@ -69,7 +69,7 @@ def defense(one: Results) -> str:
     With its steps where it takes several.
     """
     config = one["config"]
-    changes = [event for event in one["retreats"] if "from" in event]
+    changes = [event for event in one["rollbacks"] if "from" in event]
     settings = SETTINGS_OF["defense"].get(config["defense"], ())
     own = _rare(one, (name for name in settings if name != STEPS))
     if changes:
@@ -108,7 +108,7 @@ def recipe(one: Results) -> str:
     held_out = f", {share:.0%} held out" if share != suited(one["dataset"]).validation else ""
     guard = "" if config["guard"] else ", no guard"
     clip = f", clip {config['clip']:g}" if config["clip"] else ""
-    for event in one["retreats"]:
+    for event in one["rollbacks"]:
         if "clip" in event:  # from where it diverged
             clip = f", then clip {event['clip']:g}"
     batch = f"batch {config['batch_size']}"

@@ -145,7 +145,7 @@ class Terminal:
     def end(self, results: dict[str, Any]) -> None:
         """All is done: the closing tables."""
         self.close()
-        self.console.print(layer_table(results["layers"]))
+        self.console.print(cost_table(results["layers"]))
         self.console.print(result_table(results))
 
     def close(self) -> None:
@@ -181,7 +181,7 @@ def _grown_when(plan: Plan) -> str:
     return f", the radius grows for {plan.epsilon_steps / plan.steps_per_epoch:.2g} epochs"
 
 
-def layer_table(rows: list[dict[str, Any]]) -> Table:
+def cost_table(rows: list[dict[str, Any]]) -> Table:
     """Channels, MACs and parameters left, layer by layer; rows as of `cost.table`."""
     table = Table(title="what is left of each layer")
     for title in ("layer", "in", "out", "MACs", "of dense", "params"):

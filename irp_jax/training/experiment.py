@@ -212,7 +212,7 @@ def _evaluate(
         "epochs": plan.epochs,
         "defense": progress.defense.name,
         "passes_per_image": round(progress.passes, 3),
-        "retreats": list(progress.retreats),
+        "rollbacks": list(progress.rollbacks),
         "wall_time_s": round(progress.seconds + seconds, 1),
         "images_per_s": round(progress.images / progress.seconds, 1),
         "network_sha256": checkpoint.digest(trained.variables),

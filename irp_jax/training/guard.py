@@ -90,7 +90,9 @@ def second_look(
     return health
 
 
-def retreat(setup: Setup, healthy: Progress, now: Progress, reporter: Reporter) -> Progress | None:
+def roll_back(
+    setup: Setup, healthy: Progress, now: Progress, reporter: Reporter
+) -> Progress | None:
     """Where to go on after an alarm: from the last sound state, by other means.
 
     Args:
@@ -162,5 +164,5 @@ def _back(healthy: Progress, now: Progress, event: dict[str, Any]) -> Progress:
         seconds=now.seconds,
         passes=now.passes,
         images=now.images,
-        retreats=(*now.retreats, event),
+        rollbacks=(*now.rollbacks, event),
     )

@@ -48,7 +48,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
     config, plan, whole = setup.config, setup.plan, parallel.replicated(setup.mesh)
     probe_images, probe_labels, _ = _probe_set(setup, reporter)
     resident = on_devices(setup)
-    if progress.retreats:  # resumed: what follows names the defense the run was begun with
+    if progress.rollbacks:  # resumed: what follows names the defense the run was begun with
         clip = f", gradients no longer than {progress.clip:g}" if progress.clip else ""
         reporter.note(f"going on with {progress.defense}{clip}, as the guard had it")
     reporter.begin(config, plan, progress.epoch * plan.steps_per_epoch)
@@ -78,7 +78,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         back = None
         if config.guard:
             assert healthy is not None, "the first state of a guarded run is one to go back to"
-            back = guard.retreat(setup, healthy, progress, reporter)
+            back = guard.roll_back(setup, healthy, progress, reporter)
         if back is not None:
             progress, healthy, program = back, None, None
             teacher = teacher if back.parent or setup.teacher else None

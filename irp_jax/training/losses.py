@@ -31,7 +31,7 @@ def soft_targets(
     return targets if taught is None else (1 - weight) * targets + weight * taught
 
 
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+def mean_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Mean cross-entropy.
 
     Args:
@@ -55,8 +55,8 @@ def kl_divergence(natural: jax.Array, other: jax.Array) -> jax.Array:
     Returns:
         () of the logits' dtype, at least 0 but for rounding.
     """
-    expected, found = jax.nn.log_softmax(natural), jax.nn.log_softmax(other)
-    return jnp.mean(jnp.sum(jnp.exp(expected) * (expected - found), axis=-1))
+    log_found, log_expected = jax.nn.log_softmax(other), jax.nn.log_softmax(natural)
+    return optax.losses.kl_divergence_with_log_targets(log_found, log_expected).mean()
 
 
 def squared_distance(logits: jax.Array, other: jax.Array) -> jax.Array:

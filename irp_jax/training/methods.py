@@ -105,7 +105,7 @@ class Lagrangian(Method):
         self, config: Config, plan: Plan, graph: ChannelGraph, params: Any
     ) -> dict[str, Any]:
         """The best units that fit."""
-        return budget.project(
+        return budget.best_within(
             graph, params["masks"], config.granularity, config.cost, plan.limit,
             spread=config.spread,
         )  # fmt: skip

@@ -6,7 +6,7 @@ Rice & Kolter 2020, section 5.4; Andriushchenko & Flammarion 2020). So accuracy 
 is measured on training images at the end of every compiled segment. When it is less than half of
 accuracy under the attack trained on and not rising, more images than a probe has are attacked; if
 it is so there too, the run goes back to the last sound state, and on with a stronger defense
-(`guard.retreat`).
+(`guard.roll_back`).
 """
 
 from typing import NamedTuple

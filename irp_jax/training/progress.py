@@ -84,7 +84,7 @@ class Progress:
         passes: forward and backward passes spent so far on each training image, in pairs; not
             counting the guard's probes.
         images: how often an image was trained on, in epochs that the guard undid as well.
-        retreats: when the guard went back, and what it went on with: what results.json says of it.
+        rollbacks: when the guard went back, and what it went on with: what results.json says of it.
         health: what the guard remembers of accuracies under attack.
         clip: longest gradient now; 0 is any.
         descent: what the guard remembers of the loss.
@@ -99,7 +99,7 @@ class Progress:
     defense: Choice
     passes: float
     images: int
-    retreats: tuple[dict[str, Any], ...]
+    rollbacks: tuple[dict[str, Any], ...]
     health: Health
     clip: float
     descent: Descent
@@ -131,7 +131,7 @@ def start(setup: Setup) -> Progress:
         defense=wanted,
         passes=0.0,
         images=0,
-        retreats=(),
+        rollbacks=(),
         health=Health(chance=1 / setup.dataset.num_classes),
         clip=setup.config.clip,
         descent=Descent.begin(
@@ -194,7 +194,7 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
         defense=Choice(*record["defense"]),
         passes=record["passes"],
         images=record["images"],
-        retreats=tuple(record["retreats"]),
+        rollbacks=tuple(record["rollbacks"]),
         health=Health(**record["health"]),
         clip=record["clip"],
         descent=Descent(**record["descent"]),
@@ -216,7 +216,7 @@ def save(setup: Setup, progress: Progress, workdir: Path) -> None:
         "defense": list(progress.defense),
         "passes": progress.passes,
         "images": progress.images,
-        "retreats": list(progress.retreats),
+        "rollbacks": list(progress.rollbacks),
         "health": progress.health._asdict(),
         "clip": progress.clip,
         "descent": progress.descent._asdict(),

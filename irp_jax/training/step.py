@@ -16,7 +16,7 @@ from irp_jax.graph import ChannelGraph
 from irp_jax.pruning import cost, masks
 from irp_jax.training import overfitting
 from irp_jax.training.defenses import Batch, Defense, recall
-from irp_jax.training.losses import cross_entropy
+from irp_jax.training.losses import mean_cross_entropy
 from irp_jax.training.plan import threat_at
 from irp_jax.training.state import TrainState, update_average
 
@@ -140,7 +140,7 @@ def train_step(
     hard = batch._replace(taught=None).targets(trained.logits)
     metrics = {
         "loss": loss,
-        "cross_entropy": cross_entropy(trained.logits, hard),
+        "cross_entropy": mean_cross_entropy(trained.logits, hard),
         "train_accuracy": jnp.mean(trained.logits.argmax(-1) == labels, dtype=jnp.float32),
         "cost_ratio": jnp.asarray(
             cost.ratio(recipe.graph, recipe.cost_kind, keep_counts), jnp.float32

@@ -12,7 +12,7 @@ from irp_jax.training.defenses.gradalign import GradAlign
 from irp_jax.training.defenses.memory import recall
 from irp_jax.training.defenses.mep import Mep
 from irp_jax.training.defenses.none import NoDefense
-from irp_jax.training.defenses.pgd import Pgd
+from irp_jax.training.defenses.pgd import PgdTraining
 from irp_jax.training.defenses.trades import Trades
 
 DEFENSES: dict[str, Defense] = {
@@ -26,7 +26,7 @@ DEFENSES: dict[str, Defense] = {
         Mep(),
         GradAlign(),
         Gat(),
-        Pgd(),
+        PgdTraining(),
         Trades(),
     )
 }
@@ -72,7 +72,7 @@ __all__ = [
     "Mep",
     "NoDefense",
     "Perturbed",
-    "Pgd",
+    "PgdTraining",
     "Trades",
     "Trained",
     "build",

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
-from irp_jax.training.losses import cross_entropy
+from irp_jax.training.losses import mean_cross_entropy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,8 @@ class Adversarial(Defense):
             return super().loss(forward, batch, perturbed)
         natural, trained = both(forward, batch, perturbed)
         weight, targets = self.natural_weight, batch.targets(natural)
-        loss = weight * cross_entropy(natural, targets)
-        return loss + (1 - weight) * cross_entropy(trained.logits, targets), trained
+        loss = weight * mean_cross_entropy(natural, targets)
+        return loss + (1 - weight) * mean_cross_entropy(trained.logits, targets), trained
 
 
 def both(forward: Forward, batch: Batch, perturbed: Perturbed) -> tuple[jax.Array, Trained]:

@@ -7,7 +7,7 @@ import jax
 from irp_jax.attacks import FAST_ATTACKS, LogitsFn
 from irp_jax.attacks.ascent import input_gradient, starts, step
 from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
-from irp_jax.training.losses import cross_entropy, squared_distance
+from irp_jax.training.losses import mean_cross_entropy, squared_distance
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,5 +58,5 @@ def consistent(
     start, _ = forward(perturbed.reference)
     logits, batch_stats = forward(perturbed.adversarial)
     apart = squared_distance(logits, start)
-    loss = cross_entropy(logits, batch.targets(logits)) + weight * apart
+    loss = mean_cross_entropy(logits, batch.targets(logits)) + weight * apart
     return loss, Trained(logits, batch_stats)

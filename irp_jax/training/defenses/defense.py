@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from irp_jax.attacks import LogitsFn, Threat
-from irp_jax.training.losses import cross_entropy, soft_targets
+from irp_jax.training.losses import mean_cross_entropy, soft_targets
 
 Forward = Callable[[jax.Array], tuple[jax.Array, Any]]
 """The network in training mode, weights given: images (N, H, W, C) -> logits (N, K), its new
@@ -127,4 +127,4 @@ class Defense(abc.ABC):
             perturbed: what that returned.
         """
         logits, batch_stats = forward(perturbed.adversarial)
-        return cross_entropy(logits, batch.targets(logits)), Trained(logits, batch_stats)
+        return mean_cross_entropy(logits, batch.targets(logits)), Trained(logits, batch_stats)

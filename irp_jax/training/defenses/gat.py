@@ -9,7 +9,7 @@ from irp_jax.attacks import LogitsFn, clip_to_box
 from irp_jax.attacks.ascent import step
 from irp_jax.training.defenses.adversarial import both
 from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
-from irp_jax.training.losses import cross_entropy
+from irp_jax.training.losses import mean_cross_entropy
 
 LATE = 0.85
 """The share of training after which the weight rises: epoch 85 of 100 in the authors' code."""
@@ -51,7 +51,7 @@ class Gat(Defense):
 
         def total(current: jax.Array) -> jax.Array:
             logits = logits_fn(current)
-            loss = cross_entropy(logits, labels) + guided * apart(natural, logits)
+            loss = mean_cross_entropy(logits, labels) + guided * apart(natural, logits)
             return images.shape[0] * loss
 
         corners = jnp.where(jax.random.bernoulli(batch.key, shape=images.shape), 0.5, -0.5)
@@ -65,7 +65,9 @@ class Gat(Defense):
         """See the class; the running statistics follow natural and perturbed images alike."""
         natural, trained = both(forward, batch, perturbed)
         distance = apart(natural, trained.logits)
-        loss = cross_entropy(natural, batch.targets(natural)) + self.weight_at(batch) * distance
+        loss = (
+            mean_cross_entropy(natural, batch.targets(natural)) + self.weight_at(batch) * distance
+        )
         return loss, trained
 
     def weight_at(self, batch: Batch) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from irp_jax.attacks import LogitsFn
 from irp_jax.attacks.ascent import input_gradient, starts, step
 from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
-from irp_jax.training.losses import cross_entropy
+from irp_jax.training.losses import mean_cross_entropy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class GradAlign(Defense):
         gradient, neighbours = perturbed.reference
         beside = input_gradient(lambda x: forward(x)[0], neighbours, batch.labels)
         logits, batch_stats = forward(perturbed.adversarial)
-        entropy = cross_entropy(logits, batch.targets(logits))
+        entropy = mean_cross_entropy(logits, batch.targets(logits))
         loss = entropy + self.weight * misalignment(gradient, beside)
         return loss, Trained(logits, batch_stats)
 

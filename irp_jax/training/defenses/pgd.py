@@ -16,7 +16,7 @@ def length(steps: int) -> float:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pgd(Adversarial):
+class PgdTraining(Adversarial):
     """Cross-entropy on the last image of projected gradient ascent (Madry et al. 2018).
 
     The saddle point problem of their equation 2.1, its inner maximum sought as in section 2.1, from

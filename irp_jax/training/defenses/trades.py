@@ -9,7 +9,7 @@ from irp_jax.attacks.ascent import ascend
 from irp_jax.training.defenses.adversarial import both
 from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
 from irp_jax.training.defenses.pgd import length
-from irp_jax.training.losses import cross_entropy, kl_divergence
+from irp_jax.training.losses import kl_divergence, mean_cross_entropy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,5 +56,5 @@ class Trades(Defense):
     ) -> tuple[jax.Array, Trained]:
         """Both terms; the running statistics follow natural and adversarial images alike."""
         natural, trained = both(forward, batch, perturbed)
-        entropy = cross_entropy(natural, batch.targets(natural))
+        entropy = mean_cross_entropy(natural, batch.targets(natural))
         return entropy + self.beta * kl_divergence(natural, trained.logits), trained
