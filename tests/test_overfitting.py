@@ -218,7 +218,7 @@ TINY = dataclasses.replace(
 
 
 class Killed(Silent):
-    """Stops the run at its first retreat."""
+    """Stops the run at its first rollback."""
 
     def back_to(self, done):
         raise KeyboardInterrupt
