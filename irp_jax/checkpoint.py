@@ -7,11 +7,14 @@ rebuild the network, and nothing in a checkpoint is executed: arrays are plain t
 the record is JSON.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
+import re
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,15 +161,36 @@ def _read_item(manager, epoch, name, example):
     return jax.tree.map(np.asarray, tree)
 
 
-def _manager(folder: Path) -> ocp.CheckpointManager:
+@contextlib.contextmanager
+def _manager(folder: Path) -> Iterator[ocp.CheckpointManager]:
     # Saving in the foreground: a run that is killed right after an epoch has that epoch.
-    return ocp.CheckpointManager(
-        folder.absolute(),
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT, create=True, enable_async_checkpointing=False
-        ),
-        item_names=("network", "training", "record"),
-    )
+    with (
+        _plain_path(folder.absolute()) as place,
+        ocp.CheckpointManager(
+            place,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=KEPT, create=True, enable_async_checkpointing=False
+            ),
+            item_names=("network", "training", "record"),
+        ) as manager,
+    ):
+        yield manager
+
+
+@contextlib.contextmanager
+def _plain_path(folder: Path) -> Iterator[Path]:
+    """A path to an existing folder that orbax reads as it is.
+
+    Orbax takes its own path for a pattern of `glob`, and tensorstore a backslash for a slash: under
+    a folder called a[1] a checkpoint would seem to be saved, and could not be read.
+    """
+    if re.fullmatch(r"[\w./ -]*", str(folder), re.ASCII):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="irp_jax-") as temporary:
+        link = Path(temporary, "checkpoints")
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
 
 
 def digest(tree: Any) -> str:

@@ -39,6 +39,18 @@ def test_everything_comes_back(tmp_path, state):
     assert checkpoint.digest(saved.training) == checkpoint.digest(training)
 
 
+@pytest.mark.parametrize("name", ["a[1]", "a*b", "a?b", "a\\b", "**", "é #{x,y}%20:'\"$"])
+def test_a_folder_may_have_any_name(tmp_path, state, name):
+    folder = tmp_path / name / "checkpoints"
+    for epoch in (1, 2, 3):
+        checkpoint.save(folder, epoch, *state, {})
+    saved = checkpoint.restore(folder, lambda *_: state[1], print, discard=True)
+    assert saved.epoch == 3
+    assert checkpoint.digest(saved.network) == checkpoint.digest(state[0])
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
+    assert checkpoint.restore(folder / "2", None, print).epoch == 2
+
+
 def test_only_the_newest_are_kept_and_one_can_be_named(tmp_path, state):
     for epoch in (1, 2, 3):
         checkpoint.save(tmp_path, epoch, *state, {})
