@@ -113,6 +113,16 @@ def test_bad_arrays(write, changes, message):
     assert "\n" not in str(caught.value)
 
 
+def test_rounding_noise_beyond_the_unit_range_is_cut_off(write):
+    noisy = np.where(FLOATS == 1, np.nextafter(np.float32(1), 2), FLOATS.astype(np.float32))
+    noisy = np.where(noisy == 0, np.float32(-1e-7), noisy)
+    assert noisy.min() < 0 and noisy.max() > 1
+    cleaned = load(write(arrays(train_images=noisy)), validation_fraction=0)
+    np.testing.assert_array_equal(cleaned.train.images, IMAGES)
+    with pytest.raises(UserError, match=r"floats in \[0, 1\.00001\]"):
+        load(write(arrays(train_images=FLOATS * 1.00001)))
+
+
 def _truncated(path):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])

@@ -107,6 +107,16 @@ def test_bad_images_and_labels(images, labels, message):
     assert "\n" not in str(caught.value)
 
 
+def test_rounding_noise_beyond_the_unit_range_is_cut_off():
+    images = IMAGES.copy()
+    images[:, 0, 0], images[:, 1, 1] = np.nextafter(np.float32(1), 2), -1e-7
+    report = attacks.assess(NET, images, LABELS, [], threat=THREAT)
+    assert report.adversarial.min() == 0 and report.adversarial.max() == 1
+    images[0, 0, 0] = 1.00001
+    with pytest.raises(UserError, match=r"range from -1e-07 to 1\.00001"):
+        attacks.assess(NET, images, LABELS, [], threat=THREAT)
+
+
 def test_bad_networks_and_settings():
     with pytest.raises(UserError, match="NaN or infinity for 12 of 12"):
         attacks.autoattack(lambda x: NET(x) * jnp.nan, IMAGES, LABELS, threat=THREAT)

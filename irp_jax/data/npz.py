@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from irp_jax.data.arrays import Split
+from irp_jax.data.arrays import Split, in_unit_range
 from irp_jax.errors import UserError
 
 REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
@@ -146,13 +146,13 @@ def _images(what: str, images: np.ndarray) -> np.ndarray:
     if np.issubdtype(images.dtype, np.floating):
         if not np.isfinite(images).all():
             raise UserError(f"{what} holds NaN or infinity: clean the images first")
-        low, high = images.min(), images.max()
-        if low < 0 or high > 1:
+        clipped = in_unit_range(images)
+        if clipped is None:
             raise UserError(
-                f"{what} has floats in [{low:.6g}, {high:.6g}], which must be in [0, 1]: "
-                "rescale them, or save levels 0 to 255 as uint8"
+                f"{what} has floats in [{images.min():.7g}, {images.max():.7g}], which must be in "
+                "[0, 1]: rescale them, or save levels 0 to 255 as uint8"
             )
-        images = np.round(images * 255).astype(np.uint8)
+        images = np.round(clipped * 255).astype(np.uint8)
     if images.dtype != np.uint8:
         raise UserError(f"{what} is {images.dtype}: save uint8, or floats in [0, 1]")
     return images[..., None] if images.ndim == 3 else images
