@@ -123,6 +123,14 @@ def test_rounding_noise_beyond_the_unit_range_is_cut_off(write):
         load(write(arrays(train_images=FLOATS * 1.00001)))
 
 
+@pytest.mark.parametrize("images", [FLOATS / 255, (FLOATS > 0.5).astype(np.uint8)])
+def test_images_that_are_black_are_told(write, caplog, images):
+    load(write(arrays()))
+    assert caplog.text == ""
+    load(write(arrays(train_images=images)))
+    assert "train_images is black" in caplog.text and "test_images is" not in caplog.text
+
+
 def _truncated(path):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])

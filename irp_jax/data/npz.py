@@ -18,6 +18,7 @@ Without ``class_names`` every class from 0 to K - 1 must occur among the trainin
 are rounded to the nearest of the 256 levels. ``numpy.savez`` writes such a file.
 """
 
+import logging
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -27,6 +28,8 @@ import numpy as np
 
 from irp_jax.data.arrays import Split, in_unit_range
 from irp_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
 VALIDATION = ("validation_images", "validation_labels")
@@ -155,6 +158,11 @@ def _images(what: str, images: np.ndarray) -> np.ndarray:
         images = np.round(clipped * 255).astype(np.uint8)
     if images.dtype != np.uint8:
         raise UserError(f"{what} is {images.dtype}: save uint8, or floats in [0, 1]")
+    if images.max() <= 1:
+        _log.warning(
+            "%s is black: no pixel is above level 1 of 255; save uint8 levels, or floats that were "
+            "divided by 255 only once", what,
+        )  # fmt: skip
     return images[..., None] if images.ndim == 3 else images
 
 
