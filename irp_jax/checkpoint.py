@@ -107,7 +107,9 @@ def restore(
     Raises:
         UserError: there are checkpoints, and none can be read.
     """
-    folder, only = (path.parent, int(path.name)) if path.name.isdecimal() else (path, None)
+    # A run or any other folder may be called 5, too.
+    named = path.name.isdecimal() and (path / "record").is_dir()
+    folder, only = (path.parent, int(path.name)) if named else (path, None)
     if not folder.is_dir():
         return None
     if discard:
@@ -129,6 +131,11 @@ def restore(
             for newer in damaged if discard else ():
                 manager.delete(newer)
             return saved
+    if only is not None and damaged:
+        raise UserError(
+            f"checkpoint {path} is damaged, or of other versions of jax, optax or orbax than are "
+            "installed: give another one, or the folder it lies in"
+        )
     if candidates:
         raise UserError(
             f"every checkpoint in {folder} is damaged, or of other versions of jax, optax or orbax "
