@@ -192,9 +192,15 @@ def append_log(path: Path, row: dict[str, Any]) -> None:
 
 
 def commit() -> str | None:
-    """The commit of the running code, with "+" where files differ from it; None outside git."""
+    """The commit of the running code, with "+" where files differ from it.
+
+    None outside its own repository: installed, it may lie inside that of another project.
+    """
     here = Path(__file__).parent
     try:
+        _git(here, "ls-files", "--error-unmatch", Path(__file__).name)
+        if _git(here, "rev-parse", "--show-prefix") != f"{here.name}/":
+            return None
         head = _git(here, "rev-parse", "HEAD")
         changed = _git(here, "status", "--porcelain", "--untracked-files=no", ".")
     except (OSError, subprocess.CalledProcessError):

@@ -1,6 +1,7 @@
 """What a run leaves on disk is whole, or not there."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,35 @@ def test_the_log_is_cut_back_to_the_epoch_resumed_from(tmp_path):
     assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [1, 2]
     assert files.read_log(log) == [{"epoch": 1}, {"epoch": 2}]
     assert files.read_log(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    ("place", "added", "named"),
+    [
+        ("irp_jax", True, True),
+        ("irp_jax", False, False),
+        (".venv/lib/site-packages/irp_jax", False, False),
+        ("vendored/irp_jax", True, False),
+    ],
+)
+def test_only_the_commit_of_its_own_repository_is_named(
+    tmp_path, monkeypatch, place, added, named
+):
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", tmp_path, *identity, *arguments], check=True)
+
+    code = tmp_path / place / "files.py"
+    code.parent.mkdir(parents=True)
+    code.write_text("")
+    git("init", "-q")
+    if added:
+        git("add", ".")
+    git("commit", "-q", "--allow-empty", "-m", "first")
+    monkeypatch.setattr(files, "__file__", str(code))
+    found = files.commit()
+    assert (found is not None) == named
+    if named:
+        assert len(found) == 40
+        code.write_text("changed")
+        assert files.commit() == found + "+"
