@@ -250,7 +250,7 @@ def _devices(options: Options, images: np.ndarray) -> tuple[Mesh, int]:
     """The devices used, and how many images they attack at once."""
     if options.batch_size is not None:
         return parallel.mesh(parallel.usable_devices(options.batch_size)), options.batch_size
-    mesh = parallel.mesh()
+    mesh = parallel.mesh(parallel.busy_devices(len(images)))
     return mesh, parallel.attacked_at_once(mesh, *images.shape[1:3])
 
 
