@@ -9,6 +9,7 @@ the record is JSON.
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import logging
 import re
@@ -22,6 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from irp_jax import files
 from irp_jax.errors import UserError
 
 KEPT = 2
@@ -77,8 +79,9 @@ def save(folder: Path, epoch: int, network: Any, training: Any, record: dict[str
                 raise OSError("it was refused")
     except Exception as error:  # tensorstore reports a full disk in exceptions of its own
         _discard_unfinished(folder)
+        advice = "free some space" if files.is_full(error) else "make it writable"
         raise UserError(
-            f"cannot write a checkpoint to {folder} ({_first_line(error)}): free some space "
+            f"cannot write a checkpoint to {folder} ({_first_line(error)}): {advice} "
             "(or choose another --workdir) and run the same command again to resume"
         ) from error
 
@@ -217,7 +220,9 @@ def _check_space(folder: Path, trees: Any) -> None:
     needed = 1.2 * sum(leaf.nbytes for leaf in jax.tree.leaves(trees)) + 2**20
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(f"{needed / 2**20:.1f} MiB needed, {free / 2**20:.1f} MiB free")
+        raise OSError(
+            errno.ENOSPC, f"{needed / 2**20:.1f} MiB needed, {free / 2**20:.1f} MiB free"
+        )
 
 
 def _discard_unfinished(folder: Path) -> None:
@@ -226,7 +231,8 @@ def _discard_unfinished(folder: Path) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
+    said = getattr(error, "strerror", None) or error
+    text = str(said).strip() or type(error).__name__
     return text.splitlines()[0][:160]
 
 

@@ -1,12 +1,14 @@
 """What a run leaves on disk is whole, or not there."""
 
+import errno
 import json
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from irp_jax import files
+from irp_jax import checkpoint, files
 from irp_jax.errors import UserError
 
 
@@ -25,6 +27,27 @@ def test_damaged_json_and_unwritable_places_are_user_errors(tmp_path):
         files.write_json(tmp_path / "bad.json" / "under-a-file.json", {})
     with pytest.raises(UserError, match=r"cannot write '\.'"):
         files.write_json(Path("."), {})
+
+
+@pytest.mark.parametrize(
+    ("number", "full"),
+    [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EROFS, False), (errno.EIO, False)],
+)
+def test_space_is_asked_for_only_where_it_lacks(tmp_path, monkeypatch, number, full):
+    def fails(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(checkpoint, "_check_space", fails)
+    monkeypatch.setattr("builtins.open", fails)
+    for save in (
+        lambda: files.write_json(tmp_path / "a.json", {}),
+        lambda: files.append_log(tmp_path / "a.jsonl", {}),
+        lambda: checkpoint.save(tmp_path, 1, {}, None, {}),
+    ):
+        with pytest.raises(UserError, match=os.strerror(number)) as caught:
+            save()
+        assert ("free some space" in str(caught.value)) == full
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_belongs_to_one_run(tmp_path):
