@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,6 +56,35 @@ def test_loops_and_random_numbers_inside_are_flagged():
 
     assert "loops inside" in warnings_of(jax.jit(loops))
     assert "draws random numbers" in warnings_of(draws)
+
+
+def test_layers_that_are_scanned_are_no_loop_over_the_images():
+    class Layers(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            layer = nn.scan(
+                Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+            )
+            return nn.Dense(10)(layer()(nn.Dense(16)(x.reshape(len(x), -1)), None)[0])
+
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return jnp.tanh(nn.Dense(16)(x)), None
+
+    net = Layers()
+    variables = net.init(jax.random.key(0), IMAGES)
+    answer = functools.partial(net.apply, variables)
+    labels = np.asarray(answer(IMAGES).argmax(-1)).astype(np.int32)
+    assert warnings_of(answer, labels=labels) == ""
+
+    def purified(x):  # channels first, and a step size for each step
+        moved, _ = jax.lax.scan(
+            lambda y, size: (y - size * y, None), jnp.moveaxis(x, -1, 1), jnp.full(3, 0.01)
+        )
+        return NET(jnp.moveaxis(moved, 1, -1))
+
+    assert "loops inside" in warnings_of(purified)
 
 
 def test_a_network_that_changes_its_mind_is_refused():
