@@ -157,7 +157,7 @@ def release(text):
 def fingerprint():
     """Returns a digest of all that `.venv` is made from: the pins, and the Python under it."""
     digest = hashlib.sha256(os.path.realpath(PYTHON).encode())
-    pins = sorted(glob.glob(os.path.join(ROOT, "requirements", "*.txt")))
+    pins = sorted(glob.glob(os.path.join(glob.escape(ROOT), "requirements", "*.txt")))
     for path in [os.path.join(ROOT, "pyproject.toml"), *pins]:
         with open(path, "rb") as file:
             digest.update(os.path.basename(path).encode() + file.read())

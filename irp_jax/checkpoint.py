@@ -7,11 +7,15 @@ rebuild the network, and nothing in a checkpoint is executed: arrays are plain t
 the record is JSON.
 """
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import logging
+import re
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from irp_jax import files
 from irp_jax.errors import UserError
 
 KEPT = 2
@@ -74,8 +79,9 @@ def save(folder: Path, epoch: int, network: Any, training: Any, record: dict[str
                 raise OSError("it was refused")
     except Exception as error:  # tensorstore reports a full disk in exceptions of its own
         _discard_unfinished(folder)
+        advice = "free some space" if files.is_full(error) else "make it writable"
         raise UserError(
-            f"cannot write a checkpoint to {folder} ({_first_line(error)}): free some space "
+            f"cannot write a checkpoint to {folder} ({_first_line(error)}): {advice} "
             "(or choose another --workdir) and run the same command again to resume"
         ) from error
 
@@ -104,7 +110,9 @@ def restore(
     Raises:
         UserError: there are checkpoints, and none can be read.
     """
-    folder, only = (path.parent, int(path.name)) if path.name.isdecimal() else (path, None)
+    # A run or any other folder may be called 5, too.
+    named = path.name.isdecimal() and (path / "record").is_dir()
+    folder, only = (path.parent, int(path.name)) if named else (path, None)
     if not folder.is_dir():
         return None
     if discard:
@@ -126,6 +134,11 @@ def restore(
             for newer in damaged if discard else ():
                 manager.delete(newer)
             return saved
+    if only is not None and damaged:
+        raise UserError(
+            f"checkpoint {path} is damaged, or of other versions of jax, optax or orbax than are "
+            "installed: give another one, or the folder it lies in"
+        )
     if candidates:
         raise UserError(
             f"every checkpoint in {folder} is damaged, or of other versions of jax, optax or orbax "
@@ -158,15 +171,36 @@ def _read_item(manager, epoch, name, example):
     return jax.tree.map(np.asarray, tree)
 
 
-def _manager(folder: Path) -> ocp.CheckpointManager:
+@contextlib.contextmanager
+def _manager(folder: Path) -> Iterator[ocp.CheckpointManager]:
     # Saving in the foreground: a run that is killed right after an epoch has that epoch.
-    return ocp.CheckpointManager(
-        folder.absolute(),
-        options=ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT, create=True, enable_async_checkpointing=False
-        ),
-        item_names=("network", "training", "record"),
-    )
+    with (
+        _plain_path(folder.absolute()) as place,
+        ocp.CheckpointManager(
+            place,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=KEPT, create=True, enable_async_checkpointing=False
+            ),
+            item_names=("network", "training", "record"),
+        ) as manager,
+    ):
+        yield manager
+
+
+@contextlib.contextmanager
+def _plain_path(folder: Path) -> Iterator[Path]:
+    """A path to an existing folder that orbax reads as it is.
+
+    Orbax takes its own path for a pattern of `glob`, and tensorstore a backslash for a slash: under
+    a folder called a[1] a checkpoint would seem to be saved, and could not be read.
+    """
+    if re.fullmatch(r"[\w./ -]*", str(folder), re.ASCII):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="irp_jax-") as temporary:
+        link = Path(temporary, "checkpoints")
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
 
 
 def digest(tree: Any) -> str:
@@ -186,7 +220,7 @@ def _check_space(folder: Path, trees: Any) -> None:
     needed = 1.2 * sum(leaf.nbytes for leaf in jax.tree.leaves(trees)) + 2**20
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(f"{needed / 2**20:.1f} MiB needed, {free / 2**20:.1f} MiB free")
+        raise OSError(errno.ENOSPC, f"{needed / 2**20:.1f} MiB needed, {free / 2**20:.1f} MiB free")
 
 
 def _discard_unfinished(folder: Path) -> None:
@@ -195,7 +229,8 @@ def _discard_unfinished(folder: Path) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
+    said = getattr(error, "strerror", None) or error
+    text = str(said).strip() or type(error).__name__
     return text.splitlines()[0][:160]
 
 

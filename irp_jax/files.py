@@ -1,6 +1,7 @@
 """What a run leaves on disk, besides its checkpoints."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -11,6 +12,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from irp_jax.errors import UserError
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed for lack of space, on the disk or in the user's share of it."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    # Libraries have exceptions of their own, which quote the system's words.
+    return getattr(error, "errno", None) in full or any(os.strerror(n) in str(error) for n in full)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -46,8 +54,10 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        advice = "free some space or choose another place"
         raise UserError(
-            f"cannot write {path} ({error.strerror}): free some space or choose another place"
+            f"cannot write {path} ({error.strerror or error}): "
+            f"{advice if is_full(error) else 'choose another place'}"
         ) from error
 
 
@@ -186,15 +196,22 @@ def append_log(path: Path, row: dict[str, Any]) -> None:
         with open(path, "a") as file:
             file.write(json.dumps(row) + "\n")
     except OSError as error:
+        advice = "free some space" if is_full(error) else "make it writable"
         raise UserError(
-            f"cannot write {path} ({error.strerror}): free some space and run again to resume"
+            f"cannot write {path} ({error.strerror or error}): {advice} and run again to resume"
         ) from error
 
 
 def commit() -> str | None:
-    """The commit of the running code, with "+" where files differ from it; None outside git."""
+    """The commit of the running code, with "+" where files differ from it.
+
+    None outside its own repository: installed, it may lie inside that of another project.
+    """
     here = Path(__file__).parent
     try:
+        _git(here, "ls-files", "--error-unmatch", Path(__file__).name)
+        if _git(here, "rev-parse", "--show-prefix") != f"{here.name}/":
+            return None
         head = _git(here, "rev-parse", "HEAD")
         changed = _git(here, "status", "--porcelain", "--untracked-files=no", ".")
     except (OSError, subprocess.CalledProcessError):

@@ -105,6 +105,29 @@ class Network:
         """Channel group, or kernel where single weights were pruned -> how many are kept."""
         return self.record["keep_counts"]
 
+    def check_classes(self, data: Dataset) -> None:
+        """Refuses a data set whose labels mean other classes than the network's logits.
+
+        Raises:
+            UserError: its classes have other names, or stand in another order.
+        """
+        if data.class_names == self.class_names:
+            return
+        there = f"the {len(data.class_names)} classes of {data.name}"
+        here = f"the {len(self.class_names)} of the network"
+        pairs = enumerate(zip(data.class_names, self.class_names, strict=False))
+        for label, (theirs, ours) in pairs:
+            if theirs != ours:
+                there, here = (
+                    f"class {label} of {data.name} is {theirs!r}",
+                    f"the network's {ours!r}",
+                )
+                break
+        raise UserError(
+            f"{there}, {here}: give labels that mean the classes of training, in their order, and "
+            f"name them in class_names"
+        )
+
     def evaluate(
         self,
         data: Dataset | tuple[Any, Any] | str,
@@ -129,11 +152,13 @@ class Network:
             `adversarial` images.
 
         Raises:
-            UserError: images of another shape, an unknown setting, or as `attacks.evaluate`.
+            UserError: images of another shape or other classes, an unknown setting, or as
+                `attacks.evaluate`.
         """
         if isinstance(data, str):
             data = load_data(data)
         if isinstance(data, Dataset):
+            self.check_classes(data)
             images, labels = data.test.images, data.test.labels
         elif isinstance(data, tuple) and len(data) == 2:
             images, labels = (np.asarray(part) for part in data)

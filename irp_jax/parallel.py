@@ -31,6 +31,8 @@ Tree = TypeVar("Tree")
 AXIS = "data"
 CACHED_PIXELS = 2**16
 """Image pixels (height times width) that one CPU core runs a small network on from its cache."""
+FEWEST = 16
+"""Images of a batch that are worth a CPU core."""
 _CACHE_DAYS = 30
 
 
@@ -118,15 +120,25 @@ def mesh(device_count: int | None = None) -> Mesh:
     )
 
 
+def busy_devices(images: int) -> int:
+    """Returns how many of the devices present so many images at once keep busy, at least one.
+
+    A CPU core is one only with `FEWEST` images: with fewer it mostly waits for the others, and each
+    core takes memory for whatever all of them hold, the training images for instance.
+    """
+    count = jax.device_count()
+    return max(1, min(count, images // FEWEST)) if jax.default_backend() == "cpu" else count
+
+
 def usable_devices(batch_size: int) -> int:
-    """Returns the largest number of devices, of those present, that divides a batch evenly.
+    """Returns the largest number of devices that divides a batch evenly: see `busy_devices`.
 
     Raises:
         UserError: the batch size is not positive.
     """
     if batch_size < 1:
         raise UserError(f"batch size must be at least 1, got {batch_size}: try 128")
-    return max(n for n in range(1, jax.device_count() + 1) if batch_size % n == 0)
+    return max(n for n in range(1, busy_devices(batch_size) + 1) if batch_size % n == 0)
 
 
 def attacked_at_once(mesh: Mesh, height: int, width: int) -> int:

@@ -96,7 +96,7 @@ def test_solve_keeps_more_when_more_is_allowed(granularity):
 # The default rule, fed with gradients of which only the size is meaningful.
 
 
-def run_priced(graph, granularity, kind, target, sizes, steps, later=None, **settings):
+def run_lagrangian(graph, granularity, kind, target, sizes, steps, later=None, **settings):
     """Logits by mask after each of `steps` updates, steps first.
 
     Args:
@@ -130,7 +130,7 @@ def test_logits_compare_across_masks_where_a_floor_holds_one_up():
     poor = "stage2_block1/conv1"
     sizes = random_sizes(LARGE, "channel", 1)
     sizes[poor] = 1e-3 * sizes[poor]
-    history = run_priced(LARGE, "channel", "macs", budget.sparsity_schedule(0.5, 0, 1), sizes, 60)
+    history = run_lagrangian(LARGE, "channel", "macs", budget.sparsity_schedule(0.5, 0, 1), sizes, 60)
     logits = {name: values[-1] for name, values in history.items()}
     assert (logits[poor] > 0).sum() == masks.min_keep(LARGE, "channel")[poor]
     assert logits[poor][logits[poor] < 0].max() < -3
@@ -157,12 +157,12 @@ def random_sizes(graph, granularity, seed):
     "granularity,kind,goal",
     [("channel", "macs", 0.16), ("channel", "params", 0.04), ("weight", "macs", 0.16)],
 )
-def test_priced_follows_the_ramp_and_spares_every_floor(granularity, kind, goal):
+def test_the_cost_follows_the_schedule_and_every_minimum_holds(granularity, kind, goal):
     graph = LARGE if granularity == "channel" else TINY
     ramp_end = 120
     target = budget.sparsity_schedule(goal, 20, ramp_end)
     sizes = random_sizes(graph, granularity, 1)
-    history = kept_history(run_priced(graph, granularity, kind, target, sizes, 200))
+    history = kept_history(run_lagrangian(graph, granularity, kind, target, sizes, 200))
     for step, kept in enumerate(history):
         now = float(target(jnp.int32(step)))
         ratio = exact_ratio(graph, kind, kept)
@@ -178,7 +178,7 @@ def test_priced_follows_the_ramp_and_spares_every_floor(granularity, kind, goal)
     assert changes > 10  # Units still come and go.
 
 
-def test_priced_keeps_exactly_the_floors_however_wildly_units_change_places():
+def test_exactly_the_minimum_is_kept_however_wildly_units_change_places():
     """Scores near zero: the last unit kept is above its threshold by less than rounding."""
     marginal_costs = jax.grad(lambda gates: cost.ratio(SMALL, "macs", masks.keep_counts(gates)))(
         masks.gates({n: jnp.ones(size) for n, size in masks.min_keep(SMALL, "channel").items()})
@@ -188,25 +188,25 @@ def test_priced_keeps_exactly_the_floors_however_wildly_units_change_places():
         for name, m in masks.init(SMALL, "channel").items()
     }
     target = budget.sparsity_schedule(1e-6, 0, 1)
-    history = kept_history(run_priced(SMALL, "channel", "macs", target, sizes, 400, decay=0.5))
+    history = kept_history(run_lagrangian(SMALL, "channel", "macs", target, sizes, 400, decay=0.5))
     assert all(kept == masks.min_keep(SMALL, "channel") for kept in history[1:])
 
 
-def test_priced_prunes_the_worthless_first_and_a_unit_that_grows_comes_back():
+def test_the_unimportant_are_pruned_first_and_a_unit_that_grows_comes_back():
     sizes = {name: np.ones(m.shape, np.float32) for name, m in masks.init(SMALL, "channel").items()}
     for name in sizes:
         sizes[name][: sizes[name].size // 2] = 1e-3
     later = {name: values.copy() for name, values in sizes.items()}
     later["stage2_block0/conv2"][0] = 30.0
     target = budget.sparsity_schedule(0.2, 5, 50)
-    logits = run_priced(SMALL, "channel", "macs", target, sizes, 200, later)
+    logits = run_lagrangian(SMALL, "channel", "macs", target, sizes, 200, later)
     for values in logits.values():
         worthless, worthy = np.split(values[99], 2)
         assert worthless.max() < 0 and worthless.max() < worthy.min()
     assert logits["stage2_block0/conv2"][99, 0] < 0 < logits["stage2_block0/conv2"][199, 0]
 
 
-def test_priced_logit_is_half_the_log_of_worth_over_price():
+def test_a_logit_is_half_the_log_of_importance_over_multiplier_times_cost():
     """Units of one group cost the same, so their logits differ by their gradients' log ratio."""
     rule = budget.lagrangian(SMALL, "channel", "macs", lambda step: jnp.float32(0.5))
     logits = masks.init(SMALL, "channel")
@@ -220,7 +220,7 @@ def test_priced_logit_is_half_the_log_of_worth_over_price():
         np.testing.assert_allclose(found - found[0], np.log(sizes[name]), atol=2e-3)
 
 
-def test_priced_survives_units_without_any_gradient():
+def test_it_survives_units_without_any_gradient():
     rule = budget.lagrangian(SMALL, "channel", "macs", lambda step: jnp.float32(0.3))
     logits = masks.init(SMALL, "channel")
     zero = jax.tree.map(jnp.zeros_like, logits)

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from irp_jax import checkpoint
+from irp_jax import checkpoint, network
 from irp_jax.errors import UserError
 
 
@@ -39,6 +39,18 @@ def test_everything_comes_back(tmp_path, state):
     assert checkpoint.digest(saved.training) == checkpoint.digest(training)
 
 
+@pytest.mark.parametrize("name", ["a[1]", "a*b", "a?b", "a\\b", "**", "é #{x,y}%20:'\"$"])
+def test_a_folder_may_have_any_name(tmp_path, state, name):
+    folder = tmp_path / name / "checkpoints"
+    for epoch in (1, 2, 3):
+        checkpoint.save(folder, epoch, *state, {})
+    saved = checkpoint.restore(folder, lambda *_: state[1], print, discard=True)
+    assert saved.epoch == 3
+    assert checkpoint.digest(saved.network) == checkpoint.digest(state[0])
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
+    assert checkpoint.restore(folder / "2", None, print).epoch == 2
+
+
 def test_only_the_newest_are_kept_and_one_can_be_named(tmp_path, state):
     for epoch in (1, 2, 3):
         checkpoint.save(tmp_path, epoch, *state, {})
@@ -59,6 +71,19 @@ def test_damage_falls_back_and_is_told(tmp_path, state):
     with pytest.raises(UserError, match="damaged"):
         checkpoint.restore(tmp_path, None, lines.append)
     assert [line.endswith("trying an older one") for line in lines] == [True, True, False]
+
+
+def test_a_run_called_by_a_number_is_no_checkpoint(tmp_path, state):
+    (tmp_path / "5" / "network").mkdir(parents=True)
+    assert checkpoint.restore(tmp_path / "5", None, print) is None
+    with pytest.raises(UserError, match=r"no checkpoint in .*5: give a run's workdir"):
+        network.load(tmp_path / "5")
+    checkpoint.save(tmp_path / "6" / "checkpoints", 1, *state, {})
+    assert checkpoint.restore(tmp_path / "6", None, print) is None
+    assert checkpoint.restore(tmp_path / "6" / "checkpoints", None, print).epoch == 1
+    damage(tmp_path / "6" / "checkpoints" / "1" / "network")
+    with pytest.raises(UserError, match=r"checkpoint .*1 is damaged.*give another"):
+        checkpoint.restore(tmp_path / "6" / "checkpoints" / "1", None, lambda _: None)
 
 
 def test_nothing_there_is_none(tmp_path):

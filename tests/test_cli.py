@@ -1,11 +1,13 @@
 """What a user meets at the command line: one line for what cannot be done, and exit code 2."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from irp_jax import data, network
 from irp_jax.cli import evaluate, publish, report, run, sweep, train
 from irp_jax.config import Config
 from irp_jax.errors import UserError
@@ -184,3 +186,45 @@ def test_flags_win_over_what_suits_the_data_set_which_wins_over_the_config(monke
     assert (seen["c"].dataset, seen["c"].epsilon, seen["c"].epochs) == ("digits", 0.1, 7)
     with pytest.raises(UserError, match="choices"):
         train.train(["--config", "nope"])
+
+
+@pytest.fixture
+def other_digits(tmp_path):
+    """Writes digits to an .npz with these names, in the order of the names."""
+    digits = data.load("digits")
+
+    def write(names, images=digits.test.images):
+        place = np.argsort(np.array([int(name) for name in names]))
+        path = tmp_path / "other.npz"
+        np.savez(
+            path, class_names=np.array(names),
+            train_images=digits.train.images, train_labels=place[digits.train.labels],
+            test_images=images, test_labels=place[digits.test.labels],
+        )  # fmt: skip
+        return str(path)
+
+    return write
+
+
+def test_classes_in_another_order_are_refused(capsys, monkeypatch, other_digits):
+    path = other_digits(list("0123546789"))
+    flags = [f"--checkpoint={ZOO}/resnet20-digits-0.16", "--attack=none", f"--dataset={path}"]
+    said = refusal(capsys, monkeypatch, evaluate.evaluate, *flags)
+    assert f"class 4 of {path} is '5', the network's '4'" in said
+    with pytest.raises(UserError, match="class_names"):
+        network.load(ZOO / "resnet20-digits-0.16").evaluate(data.load(path), "none")
+
+
+def test_data_that_changed_since_the_run_is_told(capsys, monkeypatch, tmp_path, other_digits):
+    digits = data.load("digits")
+    path = other_digits(list("0123456789"))
+    trained = network.load(ZOO / "resnet20-digits-0.16")
+    about = {"dataset": path, "tested": data.split_digest(digits.test)}
+    record = {**trained.record, "trained": {**trained.record["trained"], **about}}
+    dataclasses.replace(trained, record=record).save(tmp_path / "net")
+    flags = [f"--checkpoint={tmp_path}/net", "--attack=none", "--images=20"]
+    evaluate.evaluate(flags)
+    assert "since the run" not in capsys.readouterr().out
+    other_digits(list("0123456789"), images=digits.test.images[::-1])
+    evaluate.evaluate(flags)
+    assert f"test images or labels of {path} have changed since the run" in capsys.readouterr().out

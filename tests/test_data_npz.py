@@ -113,6 +113,24 @@ def test_bad_arrays(write, changes, message):
     assert "\n" not in str(caught.value)
 
 
+def test_rounding_noise_beyond_the_unit_range_is_cut_off(write):
+    noisy = np.where(FLOATS == 1, np.nextafter(np.float32(1), 2), FLOATS.astype(np.float32))
+    noisy = np.where(noisy == 0, np.float32(-1e-7), noisy)
+    assert noisy.min() < 0 and noisy.max() > 1
+    cleaned = load(write(arrays(train_images=noisy)), validation_fraction=0)
+    np.testing.assert_array_equal(cleaned.train.images, IMAGES)
+    with pytest.raises(UserError, match=r"floats in \[0, 1\.00001\]"):
+        load(write(arrays(train_images=FLOATS * 1.00001)))
+
+
+@pytest.mark.parametrize("images", [FLOATS / 255, (FLOATS > 0.5).astype(np.uint8)])
+def test_images_that_are_black_are_told(write, caplog, images):
+    load(write(arrays()))
+    assert caplog.text == ""
+    load(write(arrays(train_images=images)))
+    assert "train_images is black" in caplog.text and "test_images is" not in caplog.text
+
+
 def _truncated(path):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])

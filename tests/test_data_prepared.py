@@ -83,6 +83,14 @@ def test_official_files_become_a_prepared_set(name, tmp_path):
     assert again.class_names == dataset.class_names
 
 
+@pytest.mark.parametrize("folder", ["a[1]*?", "a[0:1]"])
+def test_a_set_is_prepared_and_read_in_a_folder_of_any_name(folder, tmp_path):
+    put(tmp_path / folder, cifar10_files())
+    for _ in range(2):
+        dataset = load("cifar10", data_dir=str(tmp_path / folder), validation_fraction=0)
+        assert [len(getattr(dataset, split)) for split in SIZES] == list(SIZES.values())
+
+
 def test_class_names(tmp_path):
     put(tmp_path, cifar10_files())
     assert load("cifar10", data_dir=str(tmp_path)).class_names == tuple(

@@ -1,11 +1,14 @@
 """What a run leaves on disk is whole, or not there."""
 
+import errno
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from irp_jax import files
+from irp_jax import checkpoint, files
 from irp_jax.errors import UserError
 
 
@@ -24,6 +27,27 @@ def test_damaged_json_and_unwritable_places_are_user_errors(tmp_path):
         files.write_json(tmp_path / "bad.json" / "under-a-file.json", {})
     with pytest.raises(UserError, match=r"cannot write '\.'"):
         files.write_json(Path("."), {})
+
+
+@pytest.mark.parametrize(
+    ("number", "full"),
+    [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EROFS, False), (errno.EIO, False)],
+)
+def test_space_is_asked_for_only_where_it_lacks(tmp_path, monkeypatch, number, full):
+    def fails(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(checkpoint, "_check_space", fails)
+    monkeypatch.setattr("builtins.open", fails)
+    for save in (
+        lambda: files.write_json(tmp_path / "a.json", {}),
+        lambda: files.append_log(tmp_path / "a.jsonl", {}),
+        lambda: checkpoint.save(tmp_path, 1, {}, None, {}),
+    ):
+        with pytest.raises(UserError, match=os.strerror(number)) as caught:
+            save()
+        assert ("free some space" in str(caught.value)) == full
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_belongs_to_one_run(tmp_path):
@@ -84,3 +108,33 @@ def test_the_log_is_cut_back_to_the_epoch_resumed_from(tmp_path):
     assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [1, 2]
     assert files.read_log(log) == [{"epoch": 1}, {"epoch": 2}]
     assert files.read_log(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    ("place", "added", "named"),
+    [
+        ("irp_jax", True, True),
+        ("irp_jax", False, False),
+        (".venv/lib/site-packages/irp_jax", False, False),
+        ("vendored/irp_jax", True, False),
+    ],
+)
+def test_only_the_commit_of_its_own_repository_is_named(tmp_path, monkeypatch, place, added, named):
+    def git(*arguments):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", tmp_path, *identity, *arguments], check=True)
+
+    code = tmp_path / place / "files.py"
+    code.parent.mkdir(parents=True)
+    code.write_text("")
+    git("init", "-q")
+    if added:
+        git("add", ".")
+    git("commit", "-q", "--allow-empty", "-m", "first")
+    monkeypatch.setattr(files, "__file__", str(code))
+    found = files.commit()
+    assert (found is not None) == named
+    if named:
+        assert len(found) == 40
+        code.write_text("changed")
+        assert files.commit() == found + "+"

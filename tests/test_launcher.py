@@ -50,6 +50,18 @@ def fake_call(command: list[str], start: float, what: str) -> None:
         (Path(command[-1]) / "bin" / "python").symlink_to(sys.executable)
 
 
+def test_new_pins_are_noticed_in_a_folder_with_brackets_in_its_name(
+    launch: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = tmp_path / "irp[1]"
+    (moved / "requirements").mkdir(parents=True)
+    shutil.copy(tmp_path / "pyproject.toml", moved)
+    monkeypatch.setattr(launch, "ROOT", str(moved))
+    before = launch.fingerprint()
+    (moved / "requirements" / "base.txt").write_text("new==1")
+    assert launch.fingerprint() != before
+
+
 def test_the_launcher_parses_on_pythons_it_refuses() -> None:
     ast.parse((ROOT / "bin" / "_launch.py").read_text(), feature_version=(3, 6))
 

@@ -105,7 +105,19 @@ def test_no_cache_where_none_can_be_written(tmp_path: Path) -> None:
 def test_usable_devices_is_the_largest_that_divides(batch_size: int) -> None:
     count = parallel.usable_devices(batch_size)
     assert batch_size % count == 0
-    assert count == (2 if batch_size % 2 == 0 else 1)
+    assert count == (2 if batch_size % 2 == 0 and batch_size >= 32 else 1)
+
+
+@pytest.mark.parametrize(
+    ("platform", "batch_size", "count"),
+    [("cpu", 128, 8), ("cpu", 15, 1), ("cpu", 1024, 64), ("cpu", 96, 6), ("gpu", 128, 128)],
+)
+def test_a_core_has_enough_images_of_a_batch(
+    monkeypatch: pytest.MonkeyPatch, platform: str, batch_size: int, count: int
+) -> None:
+    monkeypatch.setattr(jax, "device_count", lambda: 128)
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    assert parallel.usable_devices(batch_size) == count
 
 
 @pytest.mark.parametrize("batch_size", [0, -128])

@@ -67,6 +67,22 @@ def test_tables_fit_their_terminal_with_no_word_broken_and_say_what_they_leave_o
         assert "epochs" in whole  # else two lines look alike
 
 
+@pytest.mark.parametrize(
+    ("second", "shown"), [(0.32549, "32.5"), (0.32560, "32.5 (32.5-32.6)"), (0.32451, "32.5")]
+)
+def test_a_range_whose_ends_are_written_alike_is_left_out(second, shown):
+    titles, [line] = tables.lines([result(0, 0.32452), result(1, second)])
+    assert line[titles.index("PGD-10 %")] == shown
+
+
+def test_a_name_in_square_brackets_is_shown_as_it_is(capsys):
+    names = ("my[red].npz", "my[1].npz", "[/b].npz")
+    runs = [{**result(0, 0.9), "dataset": name} for name in names]
+    show_results(terminal.plain_console(), runs)
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in names)
+
+
 def test_settings_too_many_for_a_terminal_stand_in_one_cell():
     found = [json.loads(path.read_text()) for path in (RESULTS / "cifar10").glob("*.json")]
     console = Console(file=io.StringIO(), width=80)

@@ -2,6 +2,7 @@
 
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,6 +63,35 @@ def test_loops_and_random_numbers_inside_are_flagged():
     assert "draws random numbers" in warnings_of(draws)
 
 
+def test_layers_that_are_scanned_are_no_loop_over_the_images():
+    class Layers(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            layer = nn.scan(
+                Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+            )
+            return nn.Dense(10)(layer()(nn.Dense(16)(x.reshape(len(x), -1)), None)[0])
+
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            return jnp.tanh(nn.Dense(16)(x)), None
+
+    net = Layers()
+    variables = net.init(jax.random.key(0), IMAGES)
+    answer = functools.partial(net.apply, variables)
+    labels = np.asarray(answer(IMAGES).argmax(-1)).astype(np.int32)
+    assert warnings_of(answer, labels=labels) == ""
+
+    def purified(x):  # channels first, and a step size for each step
+        moved, _ = jax.lax.scan(
+            lambda y, size: (y - size * y, None), jnp.moveaxis(x, -1, 1), jnp.full(3, 0.01)
+        )
+        return NET(jnp.moveaxis(moved, 1, -1))
+
+    assert "loops inside" in warnings_of(purified)
+
+
 def test_a_network_that_changes_its_mind_is_refused():
     calls = iter(range(1000))
 
@@ -89,7 +119,7 @@ def test_square_that_beats_the_white_box_is_flagged():
     sanity.after({"apgd-ce": 0.5, "square": 0.49}, told.append)
     sanity.after({"apgd-ce": 0.5, "square": 0.499}, told.append)
     sanity.after({"square": 0.1, "apgd-ce": 0.0}, told.append)
-    assert len(told) == 1 and "felled a further 1.0%" in told[0]
+    assert len(told) == 1 and "broke a further 1.0%" in told[0]
 
 
 @pytest.mark.parametrize(
@@ -110,6 +140,16 @@ def test_bad_images_and_labels(images, labels, message):
     with pytest.raises(UserError, match=message) as caught:
         attacks.autoattack(NET, images, labels, threat=THREAT)
     assert "\n" not in str(caught.value)
+
+
+def test_rounding_noise_beyond_the_unit_range_is_cut_off():
+    images = IMAGES.copy()
+    images[:, 0, 0], images[:, 1, 1] = np.nextafter(np.float32(1), 2), -1e-7
+    report = attacks.evaluate(NET, images, LABELS, [], threat=THREAT)
+    assert report.adversarial.min() == 0 and report.adversarial.max() == 1
+    images[0, 0, 0] = 1.00001
+    with pytest.raises(UserError, match=r"range from -1e-07 to 1\.00001"):
+        attacks.evaluate(NET, images, LABELS, [], threat=THREAT)
 
 
 def test_bad_networks_and_settings():

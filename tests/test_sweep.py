@@ -282,6 +282,22 @@ def test_runs_that_share_an_accelerator_have_all_cores_and_no_more_memory_than_t
     assert seen == [(set(parallel.core_numbers()), "false")] * 2
 
 
+@pytest.mark.parametrize(("seeds", "shares"), [("0", [{0, 1, 2, 3}]), ("0,1", [{0, 1}, {2, 3}])])
+def test_few_runs_share_all_cores(ran, monkeypatch, seeds, shares):
+    inner, seen = Commands.run, []
+
+    def run(self, command, flags, log, cores):
+        seen.append(cores)
+        inner(self, command, flags, log, cores)
+
+    monkeypatch.setattr(Commands, "run", run)
+    monkeypatch.setattr(parallel, "has_accelerator", lambda: False)
+    monkeypatch.setattr(parallel, "core_numbers", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(parallel, "cores", lambda: 4)
+    sweep_command.sweep(["--config=mine.py", f"--seeds={seeds}"])
+    assert sorted(seen, key=min) == shares
+
+
 @pytest.mark.parametrize(("cores", "jobs", "shares"), [
     (4, 2, [{0, 1}, {2, 3}]), (4, 3, [{0}, {1}, {2}]), (2, 3, [{0}, {1}, {0}]), (3, 1, [{0, 1, 2}]),
 ])  # fmt: skip

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from irp_jax.data import Augmentation
 from irp_jax.data.augment import augment, augment_each, to_float, view_keys
 from irp_jax.errors import UserError
 from irp_jax.network import inference
-from irp_jax.training import experiment, loop
+from irp_jax.training import experiment, loop, teacher
 from irp_jax.training import optimizer as optimizers
 from irp_jax.training.losses import mean_cross_entropy, soft_targets
 from irp_jax.training.state import initial_state
@@ -195,6 +196,17 @@ def test_a_teacher_for_other_images_is_refused(quick_runs, tmp_path):
     config = configured(tmp_path / "b", teacher=str(tmp_path / "a" / "network"), batch_size=32)
     with pytest.raises(UserError, match=r"--teacher=.* is for images \(8, 8, 1\) in 10 classes"):
         experiment.run(config, Silent(), "x", dataset=other)
+
+
+def test_a_teacher_of_the_same_classes_in_another_order_is_refused():
+    zoo = Path(__file__).parent.parent / "results" / "zoo" / "resnet20-digits-0.16"
+    digits = irp_jax.load_data("digits")
+    notes = []
+    assert teacher.load(Config(teacher=str(zoo)), digits, notes.append) is not None
+    other = dataclasses.replace(digits, class_names=digits.class_names[::-1])
+    with pytest.raises(UserError, match="another order"):
+        teacher.load(Config(teacher=str(zoo)), other, notes.append)
+    assert notes == []
 
 
 def test_the_parent_is_the_dense_network_and_a_killed_run_ends_alike(quick_runs, tmp_path):

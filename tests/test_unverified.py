@@ -20,7 +20,7 @@ class Killed(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Boast:
-    """An attack that claims to have felled what it was given, in its first step of `steps`."""
+    """An attack that claims to have broken what it was given, in its first step of `steps`."""
 
     steps: int
     name: str = "boast"

@@ -9,6 +9,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from irp_jax.attacks.threat import Threat
+from irp_jax.data.arrays import in_unit_range
 from irp_jax.errors import UserError
 
 
@@ -38,12 +39,13 @@ def check_set(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     if images.dtype == np.uint8:
         images = images.astype(np.float32) / np.float32(255)
     images = images.astype(np.float32)
-    low, high = float(images.min()), float(images.max())
-    if not (low >= 0 and high <= 1):  # so written, it refuses NaN too
+    clipped = in_unit_range(images)
+    if clipped is None:
         raise UserError(
-            f"images must lie in [0, 1], these range from {low:g} to {high:g}: put normalisation "
-            "inside logits_fn, and divide bytes by 255"
+            f"images must lie in [0, 1], these range from {images.min():.7g} to "
+            f"{images.max():.7g}: put normalisation inside logits_fn, and divide bytes by 255"
         )
+    images = clipped
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
             f"labels must be integers of shape ({len(images)},), one an image, got "

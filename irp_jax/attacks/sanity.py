@@ -22,7 +22,6 @@ Warn = Callable[[str], None]
 SQUARE_AHEAD = 0.002
 """Accuracy that Square may take after white-box attacks before that is suspicious."""
 
-LOOPS = ("while", "scan")
 RANDOM = ("random_bits", "random_seed", "threefry2x32", "rng_bit_generator", "rng_uniform")
 
 
@@ -60,14 +59,15 @@ def before(
             f"logits_fn is not deterministic, asked twice its logits differ by {apart:.3g}: "
             'let it answer alike, or use version="rand"'
         )
-    primitives = set(_primitives(jax.make_jaxpr(ask)(network, images).jaxpr))
+    equations = list(_equations(jax.make_jaxpr(ask)(network, images).jaxpr))
+    primitives = {equation.primitive.name for equation in equations}
     drawn = primitives.intersection(RANDOM)
     if drawn and not averaged:
         warn(
             "the network draws random numbers, here the same ones at every call: attack the mean "
             "of its logits over many draws instead"
         )
-    if primitives.intersection(LOOPS):
+    if any(_may_optimise(equation, images.size) for equation in equations):
         warn(
             "the network loops inside: if it optimises its input at test time, gradients through "
             "the loop may vanish; attack it without that, or with a loss made for it"
@@ -126,7 +126,7 @@ def after(accuracy: Mapping[str, float], warn: Warn) -> None:
     gain = accuracy[names[names.index("square") - 1]] - accuracy["square"]
     if gain > SQUARE_AHEAD:
         warn(
-            f"Square, which sees no gradient, felled a further {gain:.1%} of the images: the "
+            f"Square, which sees no gradient, broke a further {gain:.1%} of the images: the "
             "white-box attacks are being misled; look for masked gradients, and adapt the attack"
         )
 
@@ -146,13 +146,25 @@ def _without_gradient(
     return ~(jnp.abs(slopes).sum(axis=(1, 2, 3)) > 0)
 
 
-def _primitives(jaxpr: Any) -> Iterator[str]:
-    """The name of every operation of a traced program, inner programs included."""
+def _may_optimise(equation: Any, pixels: int) -> bool:
+    """Whether an operation is a loop that may change the images step by step.
+
+    A loop of a fixed length that hands on something of another size does not: layers that
+    `nn.scan` repeats, for instance.
+    """
+    if equation.primitive.name == "scan":
+        handed_on = equation.outvars[: equation.params["num_carry"]]
+        return any(variable.aval.size == pixels for variable in handed_on)
+    return equation.primitive.name == "while"
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """Every operation of a traced program, inner programs included."""
     for equation in jaxpr.eqns:
-        yield equation.primitive.name
+        yield equation
         for value in jax.tree.leaves(
             list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
         ):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                yield from _primitives(inner)
+                yield from _equations(inner)

@@ -66,7 +66,7 @@ def bench(arguments: list[str]) -> None:
     files.check_place(Path(options.out))
     device = _prepare_torch() if options.torch else None
     whole_run = None if options.run is None else _whole_run(Path(options.run), config)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     report = _measure(config, options, device, console) | {
         "command": publishable("bin/bench", arguments),
         "commit": files.commit(),

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,7 +98,7 @@ def evaluate(arguments: list[str]) -> None:
     attacked = [radius for radius in radii if radius > 0] if options.epsilons else radii
     specs = [_spec(options, radius) for radius in attacked]
     name = options.dataset or net.record["trained"]["dataset"]
-    images, labels = _test_set(options, net, name)
+    images, labels = _test_set(options, net, name, terminal.warn)
     if options.corruptions:  # too small ones are refused now, not after the attack
         corruptions.corrupt(images[:1], corruptions.CORRUPTIONS[0], 1)
     mesh, batch_size = _devices(options, images)
@@ -209,7 +210,9 @@ def _spec(options: Options, epsilon: float) -> AttackSpec:
     )
 
 
-def _test_set(options: Options, net: network.Network, name: str) -> tuple[np.ndarray, np.ndarray]:
+def _test_set(
+    options: Options, net: network.Network, name: str, warn: Callable[[str], None]
+) -> tuple[np.ndarray, np.ndarray]:
     # On another machine, perhaps: nothing is put there.
     trained_on = net.record["trained"]["data_dir"]
     if options.dataset is None and name.endswith(".npz") and not Path(name).is_file():
@@ -234,6 +237,11 @@ def _test_set(options: Options, net: network.Network, name: str) -> tuple[np.nda
             f"{name} has images {dataset.image_shape} of {dataset.num_classes} classes, not "
             f"{net.image_shape} of {len(net.class_names)} as in training: choose another --dataset"
         )
+    net.check_classes(dataset)
+    tested = trained.get("tested")  # older versions did not note it
+    same_name = Path(name).name == Path(trained["dataset"]).name
+    if not held_out and same_name and tested and tested != data.split_digest(dataset.test):
+        warn(f"the test images or labels of {name} have changed since the run")
     split = dataset.validation if held_out else dataset.test
     return split.images[: options.images], split.labels[: options.images]
 
@@ -242,7 +250,7 @@ def _devices(options: Options, images: np.ndarray) -> tuple[Mesh, int]:
     """The devices used, and how many images they attack at once."""
     if options.batch_size is not None:
         return parallel.mesh(parallel.usable_devices(options.batch_size)), options.batch_size
-    mesh = parallel.mesh()
+    mesh = parallel.mesh(parallel.busy_devices(len(images)))
     return mesh, parallel.attacked_at_once(mesh, *images.shape[1:3])
 
 

@@ -64,7 +64,8 @@ class Options:
     results: str | None = None
     """Also collect the runs' results here, one JSON file a run."""
     jobs: int = 0
-    """Runs at a time, on a CPU each on cores of its own. Default: one a core on a CPU, else one."""
+    """Runs at a time, on a CPU each on cores of its own. Default: on a CPU as many as there are
+    cores and runs, else one."""
 
 
 def sweep(arguments: list[str]) -> None:
@@ -79,7 +80,7 @@ def sweep(arguments: list[str]) -> None:
     runs = list({run.workdir: run for run in _runs(options)}.values())
     console = plain_console()
     on_cpu = not parallel.has_accelerator()
-    jobs = options.jobs or (parallel.cores() if on_cpu else 1)
+    jobs = options.jobs or (min(parallel.cores(), len(runs)) if on_cpu else 1)
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {options.jobs}")
     if not on_cpu and jobs > 1:  # else the first run takes most of the device's memory for itself

@@ -59,6 +59,22 @@ class Dataset:
         return height, width, channels
 
 
+ROUNDING = 1e-6
+"""How far a pixel may lie outside [0, 1] by rounding alone: a few times what float32 can tell."""
+
+
+def in_unit_range(images: np.ndarray) -> np.ndarray | None:
+    """Float images with rounding noise beyond [0, 1] cut off; None where there is more than that.
+
+    Args:
+        images: floats of any shape, at least one. NaN lies outside.
+    """
+    low, high = float(images.min()), float(images.max())
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # so written, it refuses NaN too
+        return None
+    return images if low >= 0 and high <= 1 else np.clip(images, 0, 1)
+
+
 def stratified_indices(labels: np.ndarray, count: int) -> np.ndarray:
     """Chooses ``count`` examples that have the classes in the proportions of the whole.
 

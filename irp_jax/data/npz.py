@@ -18,6 +18,7 @@ Without ``class_names`` every class from 0 to K - 1 must occur among the trainin
 are rounded to the nearest of the 256 levels. ``numpy.savez`` writes such a file.
 """
 
+import logging
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -25,8 +26,10 @@ from pathlib import Path
 
 import numpy as np
 
-from irp_jax.data.arrays import Split
+from irp_jax.data.arrays import Split, in_unit_range
 from irp_jax.errors import UserError
+
+_log = logging.getLogger(__name__)
 
 REQUIRED = ("train_images", "train_labels", "test_images", "test_labels")
 VALIDATION = ("validation_images", "validation_labels")
@@ -146,15 +149,20 @@ def _images(what: str, images: np.ndarray) -> np.ndarray:
     if np.issubdtype(images.dtype, np.floating):
         if not np.isfinite(images).all():
             raise UserError(f"{what} holds NaN or infinity: clean the images first")
-        low, high = images.min(), images.max()
-        if low < 0 or high > 1:
+        clipped = in_unit_range(images)
+        if clipped is None:
             raise UserError(
-                f"{what} has floats in [{low:.6g}, {high:.6g}], which must be in [0, 1]: "
-                "rescale them, or save levels 0 to 255 as uint8"
+                f"{what} has floats in [{images.min():.7g}, {images.max():.7g}], which must be in "
+                "[0, 1]: rescale them, or save levels 0 to 255 as uint8"
             )
-        images = np.round(images * 255).astype(np.uint8)
+        images = np.round(clipped * 255).astype(np.uint8)
     if images.dtype != np.uint8:
         raise UserError(f"{what} is {images.dtype}: save uint8, or floats in [0, 1]")
+    if images.max() <= 1:
+        _log.warning(
+            "%s is black: no pixel is above level 1 of 255; save uint8 levels, or floats that were "
+            "divided by 255 only once", what,
+        )  # fmt: skip
     return images[..., None] if images.ndim == 3 else images
 
 

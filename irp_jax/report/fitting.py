@@ -82,5 +82,5 @@ def _drawn(titles: list[str], rows: list[list[str]], left_out: Collection[str]) 
 
 def _width(table: Table) -> int:
     """Characters it wants."""
-    console = Console(width=10_000)
+    console = Console(width=10_000, markup=False)
     return Measurement.get(console, console.options, table).maximum

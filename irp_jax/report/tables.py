@@ -127,11 +127,12 @@ def _taught(one: Results) -> str:
 
 
 def _spread(values: Iterable[float], digits: int, scale: float = 1.0) -> str:
-    """The mean, with the range where there is one."""
+    """The mean, with the range where there is one that these digits show."""
     scaled = [value * scale for value in values]
     text = f"{mean(scaled):.{digits}f}"
-    if max(scaled) - min(scaled) >= 0.5 * 10**-digits:
-        text += f" ({min(scaled):.{digits}f}-{max(scaled):.{digits}f})"
+    low, high = (f"{end(scaled):.{digits}f}" for end in (min, max))
+    if max(scaled) - min(scaled) >= 0.5 * 10**-digits and low != high:
+        text += f" ({low}-{high})"
     return text
 
 

@@ -37,9 +37,14 @@ SLIM_AT_BEST = 0.4
 
 
 def plain_console() -> Console:
-    """A console without colouring of numbers, wide enough for every table when not on a screen."""
-    console = Console(highlight=False, soft_wrap=True)
-    return console if console.is_terminal else Console(highlight=False, soft_wrap=True, width=1000)
+    """A console without colouring of numbers, wide enough for every table when not on a screen.
+
+    Without markup: a name like my[red].npz is a name, no colour.
+    """
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    if console.is_terminal:
+        return console
+    return Console(highlight=False, soft_wrap=True, markup=False, width=1000)
 
 
 def show_results(console: Console, results: Iterable[dict[str, Any]]) -> None:

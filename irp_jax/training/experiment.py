@@ -96,7 +96,7 @@ def run(
         config=config, identity=identity, plan=plan, dataset=dataset, model=subject,
         apply=inference(subject.network),
         mesh=parallel.mesh(parallel.usable_devices(config.batch_size)), teacher=taught_by,
-        held_out=data.split_digest(dataset.validation),
+        held_out=data.split_digest(dataset.validation), tested=data.split_digest(dataset.test),
     )  # fmt: skip
     commit = files.commit()  # now: the files may change while this process runs on
     with files.claim(workdir, identity):

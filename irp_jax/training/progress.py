@@ -52,6 +52,7 @@ class Setup:
         apply: (variables, images) -> logits, in inference mode.
         teacher: the saved network that teaches; None where there is none, or it is the parent.
         held_out: SHA-256 of the images held out; empty where there are none.
+        tested: SHA-256 of the test images.
         mesh: the devices.
     """
 
@@ -64,6 +65,7 @@ class Setup:
     mesh: Mesh
     teacher: Network | None = None
     held_out: str = ""
+    tested: str = ""
 
     @property
     def graph(self) -> ChannelGraph:
@@ -245,6 +247,7 @@ def network_record(setup: Setup, keep_counts: dict[str, int]) -> dict[str, Any]:
             "method": config.method,
             "validation": config.validation,
             "held_out": setup.held_out,
+            "tested": setup.tested,
             "seed": config.seed,
         },
     }

@@ -63,6 +63,11 @@ def load(config: Config, dataset: Dataset, log: checkpoint.Log) -> Network | Non
             f"that was trained on it"
         )
     if found.class_names != dataset.class_names:
+        if sorted(found.class_names) == sorted(dataset.class_names):
+            raise UserError(
+                f"--teacher={config.teacher} has the same classes in another order: give a network "
+                f"that was trained on this data set"
+            )
         log(
             f"--teacher={config.teacher} calls its classes {', '.join(found.class_names)}, which "
             f"are taken for {', '.join(dataset.class_names)}"
