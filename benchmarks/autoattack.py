@@ -22,9 +22,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import side_by_side, torch_device
+from benchmarks import side_by_side
 from benchmarks.side_by_side import Found, Side
 from irp_jax import attacks, files
+from irp_jax.benchmark import torch_device
 from irp_jax.cli.run import main, parse, publishable
 from irp_jax.errors import UserError
 

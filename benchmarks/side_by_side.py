@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from jax.tree_util import Partial
 
-from benchmarks import torch_device, torch_resnet
 from irp_jax import attacks, data, models, network, parallel, traced
+from irp_jax.benchmark import torch_device, torch_resnet
 from irp_jax.errors import UserError
 
 

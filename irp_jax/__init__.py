@@ -12,7 +12,6 @@ What is used is imported when it is: `irp_jax.attacks` alone needs nothing but J
 """
 
 import importlib
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
     from irp_jax.errors import UserError
     from irp_jax.graph import ChannelGraph
     from irp_jax.network import Network
+
+__version__ = "0.1.0"
 
 _PLACES = {
     "describe": "irp_jax.api",
@@ -48,11 +49,6 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_PLACES[name]), name)
     if name in ("attacks", "data", "models"):
         return importlib.import_module(f"irp_jax.{name}")
-    if name == "__version__":
-        try:
-            return metadata.version("irp_jax")
-        except metadata.PackageNotFoundError:  # run from a checkout
-            return "0.1.0"
     raise AttributeError(f"module 'irp_jax' has no attribute {name!r}")
 
 

@@ -17,14 +17,17 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from irp_jax import files
-from irp_jax.errors import UserError
+from irp_jax.errors import UserError, extra
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 KEPT = 2
 """Checkpoints kept: the newest, and the one before in case the newest is damaged."""
@@ -49,6 +52,13 @@ class Saved:
     record: dict[str, Any]
 
 
+def _orbax() -> ModuleType:
+    """Imported when a checkpoint is: saved networks do without."""
+    with extra("train"):
+        import orbax.checkpoint
+    return orbax.checkpoint
+
+
 def save(folder: Path, epoch: int, network: Any, training: Any, record: dict[str, Any]) -> None:
     """Writes a checkpoint, wholly or not at all, then removes those beyond the newest `KEPT`.
 
@@ -62,6 +72,7 @@ def save(folder: Path, epoch: int, network: Any, training: Any, record: dict[str
     Raises:
         UserError: the disk is full or not writable; earlier checkpoints are untouched.
     """
+    ocp = _orbax()
     network, training = jax.tree.map(np.asarray, (network, training))
     record = {**record, "sha256": {"network": digest(network), "training": digest(training)}}
     items = {
@@ -147,7 +158,8 @@ def restore(
     return None
 
 
-def _read(manager: ocp.CheckpointManager, epoch: int, make_training: Callable | None) -> Saved:
+def _read(manager: "ocp.CheckpointManager", epoch: int, make_training: Callable | None) -> Saved:
+    ocp = _orbax()
     record = manager.restore(epoch, args=ocp.args.Composite(record=ocp.args.JsonRestore()))[
         "record"
     ]
@@ -166,13 +178,15 @@ def _read(manager: ocp.CheckpointManager, epoch: int, make_training: Callable | 
 
 
 def _read_item(manager, epoch, name, example):
+    ocp = _orbax()
     restore = ocp.args.StandardRestore(example)
     tree = manager.restore(epoch, args=ocp.args.Composite(**{name: restore}))[name]
     return jax.tree.map(np.asarray, tree)
 
 
 @contextlib.contextmanager
-def _manager(folder: Path) -> Iterator[ocp.CheckpointManager]:
+def _manager(folder: Path) -> "Iterator[ocp.CheckpointManager]":
+    ocp = _orbax()
     # Saving in the foreground: a run that is killed right after an epoch has that epoch.
     with (
         _plain_path(folder.absolute()) as place,

@@ -1,8 +1,9 @@
 """Errors that a user can act on."""
 
+import contextlib
 import difflib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
@@ -19,6 +20,27 @@ class UserError(ValueError):
             message: what was wrong and what to do instead; runs of white space become one space.
         """
         super().__init__(" ".join(message.split()))
+
+
+@contextlib.contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Turns a failed import of what an extra installs into one line that says how to install it.
+
+    Args:
+        name: the extra, of pyproject.toml.
+
+    >>> with extra("plots"):
+    ...     import matplotlib
+
+    Raises:
+        UserError: a package that is imported within is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("irp_jax"):
+            raise
+        raise UserError(f"{error.name} is not installed: pip install 'irp_jax[{name}]'") from error
 
 
 MANY = 20

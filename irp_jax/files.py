@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -136,11 +135,13 @@ def claim(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
         ) from error
     with lock:
         try:
+            import fcntl
+
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"workdir {folder} is in use by another run: choose another") from None
-        except OSError:
-            pass  # a file system without locks, on some clusters: nobody else is known of
+        except (ImportError, OSError):
+            pass  # Windows, or a cluster's file system without locks: nobody else is known of
         found = read_json(folder / "config.json")
         if found is None:
             for name in ("results.json", "metrics.jsonl", "network.json"):

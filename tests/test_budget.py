@@ -130,7 +130,9 @@ def test_logits_compare_across_masks_where_a_floor_holds_one_up():
     poor = "stage2_block1/conv1"
     sizes = random_sizes(LARGE, "channel", 1)
     sizes[poor] = 1e-3 * sizes[poor]
-    history = run_lagrangian(LARGE, "channel", "macs", budget.sparsity_schedule(0.5, 0, 1), sizes, 60)
+    history = run_lagrangian(
+        LARGE, "channel", "macs", budget.sparsity_schedule(0.5, 0, 1), sizes, 60
+    )
     logits = {name: values[-1] for name, values in history.items()}
     assert (logits[poor] > 0).sum() == masks.min_keep(LARGE, "channel")[poor]
     assert logits[poor][logits[poor] < 0].max() < -3

@@ -1,7 +1,9 @@
 import ast
 import hashlib
 import importlib.util
+import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -26,24 +28,30 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     (tmp_path / "requirements").mkdir()
-    (tmp_path / "requirements" / "base.txt").write_text("")
+    for name in ("all", "test"):
+        (tmp_path / "requirements" / f"{name}.txt").write_text("")
     (tmp_path / "pyproject.toml").write_text(project("nosuchpackage>=1"))
     for name in ("ROOT", "VENV", "PYTHON", "STAMP"):
         path = Path(getattr(module, name)).relative_to(ROOT)
         monkeypatch.setattr(module, name, str(tmp_path / path))
-    monkeypatch.setattr(module, "find_accelerators", lambda: ())
+    monkeypatch.setattr(module, "find_accelerators", lambda: [])
     return module
 
 
 def project(*requirements: str) -> str:
     return f"""[project]
+name = "irp_jax"
 dependencies = {list(requirements)}
 [project.optional-dependencies]
+all = ["irp_jax[plots]"]
+plots = ["numpy"]
 test = ["pytest"]
+cuda = []
+bench = ["torch==2.13.0"]
 """
 
 
-def fake_call(command: list[str], start: float, what: str) -> None:
+def fake_call(command: list[str], what: str) -> None:
     """Stands in for venv and pip: makes the folder and the Python, installs nothing."""
     if "venv" in command:
         (Path(command[-1]) / "bin").mkdir()
@@ -70,26 +78,19 @@ def test_the_launcher_parses_on_pythons_it_refuses() -> None:
 def test_commands_are_thin_and_executable(name: str) -> None:
     path = ROOT / "bin" / name
     assert path.stat().st_mode & 0o111 == 0o111
-    assert len(path.read_text().splitlines()) <= 5
+    assert len(path.read_text().splitlines()) <= 8
 
 
-def test_a_page_of_help_installs_nothing_large(
+def test_pytorch_is_installed_for_a_benchmark_alone(
     launch: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr(launch, "find_python", lambda extras, requires: asked.append(requires))
-    monkeypatch.setattr(launch, "execute", lambda python, arguments: None)
+    monkeypatch.setattr(launch, "run", lambda module, extras: asked.append(extras))
+    monkeypatch.setitem(sys.modules, "_launch", launch)
     for arguments in (["train"], ["train", "--help"], ["train", "--no-torch"], ["trian"], []):
         monkeypatch.setattr(sys, "argv", ["bin/bench", *arguments])
-        launch.run("irp_jax.cli.bench", requires=("bench",), of="train")
-    assert asked == [("bench",), (), (), (), ()]
-
-
-def test_versions_compare_as_numbers(launch: ModuleType) -> None:
-    assert launch.release("0.10.2") > launch.release("0.9.12")
-    assert launch.release("2.13.0+cpu") == launch.release("2.13")
-    assert launch.release("0.12.0.1") > launch.release("0.12")
-    assert launch.release("1.0rc1") == (1,)
+        runpy.run_path(str(ROOT / "bin" / "bench"))
+    assert asked == [["bench"], [], [], [], []]
 
 
 @pytest.mark.parametrize(
@@ -102,24 +103,31 @@ def test_versions_compare_as_numbers(launch: ModuleType) -> None:
         ("pytest>=999", False),
         ("pytest>=1,<2", False),
         ("nosuchpackage", False),
+        ("irp_jax[plots]", True),
     ],
 )
 def test_what_this_python_lacks(launch: ModuleType, requirement: str, met: bool) -> None:
     Path(launch.ROOT, "pyproject.toml").write_text(project(requirement))
-    assert launch.missing_here((), ()) == ([] if met else [requirement])
+    assert launch.find_missing(["all"]) == ([] if met else [requirement])
+
+
+def test_an_extra_that_this_python_lacks_is_noticed(launch: ModuleType) -> None:
+    text = project("pytest").replace('plots = ["numpy"]', 'plots = ["nosuchpackage"]')
+    Path(launch.ROOT, "pyproject.toml").write_text(text)
+    assert launch.find_missing(["all"]) == ["nosuchpackage"]
 
 
 def test_an_accelerator_needs_its_plugin(launch: ModuleType) -> None:
     Path(launch.ROOT, "pyproject.toml").write_text(project("pytest"))
     launch.PLUGINS["cuda"] = ("nosuchplugin", "nosuchplugin2")
-    assert launch.missing_here((), ("cuda",)) == ["nosuchplugin"]
+    assert launch.find_missing(["all", "cuda"]) == ["nosuchplugin"]
     launch.PLUGINS["cuda"] = ("nosuchplugin", "pytest")
-    assert launch.missing_here((), ("cuda",)) == []
+    assert launch.find_missing(["all", "cuda"]) == []
 
 
 def test_a_python_that_has_everything_is_used(launch: ModuleType) -> None:
     Path(launch.ROOT, "pyproject.toml").write_text(project("pytest"))
-    assert launch.find_python((), ()) == sys.executable
+    assert launch.find_python([]) == sys.executable
     assert not Path(launch.VENV).exists()
 
 
@@ -128,21 +136,23 @@ def test_venv_is_made_once_and_again_when_the_pins_change(
 ) -> None:
     made = []
 
-    def counted(command: list[str], start: float, what: str) -> None:
+    def counted(command: list[str], what: str) -> None:
         made.append(what)
-        fake_call(command, start, what)
+        fake_call(command, what)
 
     monkeypatch.setattr(launch, "call", counted)
     for _ in range(2):
-        assert launch.find_python((), ()) == launch.PYTHON
+        assert launch.find_python([]) == launch.PYTHON
     assert len(made) == 2  # an empty environment, then its packages
-    Path(launch.ROOT, "requirements", "base.txt").write_text("# other\n")
-    launch.find_python((), ())
+    Path(launch.ROOT, "requirements", "all.txt").write_text("# other\n")
+    launch.find_python([])
     assert len(made) == 4
-    launch.find_python(("test",), ())  # only adds to what is there
+    launch.find_python(["test"])  # only adds to what is there
     assert len(made) == 5
-    launch.find_python((), ())
+    launch.find_python([])
     assert len(made) == 5
+    launch.find_python(["bench"])  # has no pins
+    assert len(made) == 7 and "torch==2.13.0" in made[-1]
 
 
 def test_a_set_up_cut_short_is_begun_again(
@@ -155,13 +165,13 @@ def test_a_set_up_cut_short_is_begun_again(
 
     monkeypatch.setattr(launch, "call", interrupted)
     with pytest.raises(SystemExit):
-        launch.find_python((), ())
-    assert launch.installed() is None
+        launch.find_python([])
+    assert launch.installed() == set()
     leftover = Path(launch.VENV, "leftover")
     leftover.write_text("half an environment")
     monkeypatch.setattr(launch, "call", fake_call)
-    launch.find_python((), ())
-    assert launch.installed() == []
+    launch.find_python([])
+    assert launch.installed() == {"all"}
     assert not leftover.exists()
 
 
@@ -173,7 +183,7 @@ def test_an_environment_of_the_user_s_own_is_left_alone(
     treasure.parent.mkdir()
     treasure.write_text("weeks of work")
     with pytest.raises(SystemExit) as stop:
-        launch.find_python((), ())
+        launch.find_python([])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert "lacks nosuchpackage>=1" in error and "or rename it" in error
@@ -194,7 +204,7 @@ def test_a_stale_environment_that_is_active_is_made_anew_by_the_python_under_it(
     Path(launch.STAMP).write_text("of other pins\n")
     monkeypatch.setattr(sys, "prefix", launch.VENV)
     monkeypatch.setattr(sys, "_base_executable", "/usr/bin/underneath")
-    launch.find_python((), ())
+    launch.find_python([])
     assert creators[0] == "/usr/bin/underneath"
 
 
@@ -203,14 +213,14 @@ def test_an_old_python_gets_one_line(
 ) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 9, 2))
     with pytest.raises(SystemExit) as stop:
-        launch.find_python((), ())
+        launch.find_python([])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "3.11" in error and "3.9.2" in error
     # ... unless the environment is there already, which has its own Python.
-    monkeypatch.setattr(launch, "is_ready", lambda wanted: True)
-    assert launch.find_python((), ()) == launch.PYTHON
+    monkeypatch.setattr(launch, "installed", lambda: {"all"})
+    assert launch.find_python([]) == launch.PYTHON
 
 
 def test_a_real_set_up_by_two_commands_at_once(tmp_path: Path) -> None:
@@ -224,7 +234,9 @@ def test_a_real_set_up_by_two_commands_at_once(tmp_path: Path) -> None:
     (clone / "irp_jax" / "cli" / "train.py").write_text(
         "import os, sys, tinydependency\nprint(sys.argv[1:], os.getcwd(), sys.prefix)\n"
     )
-    wheel = clone / "tinydependency-1.5-py3-none-any.whl"
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    wheel = wheels / "tinydependency-1.5-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("tinydependency.py", "")
         folder = "tinydependency-1.5.dist-info/"
@@ -235,8 +247,8 @@ def test_a_real_set_up_by_two_commands_at_once(tmp_path: Path) -> None:
         archive.writestr(folder + "RECORD", "")
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     (clone / "pyproject.toml").write_text(project("tinydependency>=1"))
-    pins = clone / "requirements" / "base.txt"
-    pins.write_text(f"tinydependency @ {wheel.as_uri()} --hash=sha256:{digest}\n")
+    pins = clone / "requirements" / "all.txt"
+    pins.write_text(f"tinydependency==1.5 --hash=sha256:{digest}\n")
 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -244,7 +256,13 @@ def test_a_real_set_up_by_two_commands_at_once(tmp_path: Path) -> None:
     command = [sys.executable, str(clone / "bin" / "train"), "--workdir=runs/a b"]
 
     def train() -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, check=False)
+        # As CONTRIBUTING.md has it for a machine without a network.
+        offline = os.environ | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
+        offline.pop("PYTHONPATH", None)
+        return subprocess.run(
+            command, cwd=elsewhere, env=offline | {"JAX_PLATFORMS": "cpu"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
 
     with ThreadPoolExecutor(2) as pool:
         both = [pool.submit(train) for _ in range(2)]
@@ -252,10 +270,10 @@ def test_a_real_set_up_by_two_commands_at_once(tmp_path: Path) -> None:
     for run in runs:
         assert run.returncode == 0, run.stderr
         assert run.stdout == f"['--workdir=runs/a b'] {elsewhere} {clone / '.venv'}\n"
-    assert sum("ready after" in run.stderr for run in runs[:2]) == 1
+    assert sum("irp_jax: ready" in run.stderr for run in runs[:2]) == 1
     assert runs[2].stderr == ""
 
-    pins.write_text(f"tinydependency @ {wheel.as_uri()} --hash=sha256:{'0' * 64}\n")
+    pins.write_text(f"tinydependency==1.5 --hash=sha256:{'0' * 64}\n")
     refused = train()
     assert refused.returncode == 2
     assert "hash" in refused.stderr.lower()
@@ -281,8 +299,19 @@ def test_pins_cover_what_is_asked_for_and_leave_the_giants_out() -> None:
     def names(requirements: list[str]) -> set[str]:
         return {re.split(r"[\[<>=]", requirement)[0] for requirement in requirements}
 
-    assert names(wanted["dependencies"]) <= pinned("base")
-    for extra in ("cuda", "tpu", "test"):
-        assert names(wanted["optional-dependencies"][extra]) <= pinned("base", extra)
-    assert not {"torch", "tensorflow"} & pinned("base", "test", "cuda", "tpu")
-    assert not any(name.startswith("nvidia-") for name in pinned("base", "test"))
+    optional = wanted["optional-dependencies"]
+    assert names(wanted["dependencies"]) <= pinned("all")
+    files = {"train": "all", "data": "all", "plots": "all", "docs": "test"}
+    for extra in optional.keys() - {"bench"}:
+        asked = names(optional[extra]) - {wanted["name"]}
+        assert asked <= pinned("all", files.get(extra, extra)), extra
+    assert not {"torch", "tensorflow"} & pinned("all", "test", "cuda", "tpu")
+    assert not any(name.startswith("nvidia-") for name in pinned("all", "test"))
+
+
+def test_the_guide_names_files_that_exist() -> None:
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
+    named = re.findall(r"`((?:irp_jax|tests|\.\w+)/[^`]*\.\w+)`", guide)
+    assert len(named) > 10
+    for name in named:
+        assert "NAME" in name or (ROOT / name).is_file(), name

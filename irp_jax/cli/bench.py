@@ -83,7 +83,7 @@ def _measure(
     config: Config, options: Options, device: str | None, console: Console
 ) -> dict[str, Any]:
     """Times the contenders, PyTorch's on `device` where there is one."""
-    from benchmarks import step_time
+    from irp_jax.benchmark import step_time
 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     steps = options.steps or (4 if jax.default_backend() == "cpu" else 50)
@@ -185,7 +185,7 @@ def _prepare_torch() -> str:
     # Idle OpenMP threads spin by default, on the cores that JAX is being timed on.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("KMP_BLOCKTIME", "0")
-    from benchmarks import torch_device
+    from irp_jax.benchmark import torch_device
 
     return torch_device.prepare()
 

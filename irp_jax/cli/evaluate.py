@@ -21,10 +21,8 @@ from irp_jax import attacks, checkpoint, data, evaluation, files, network, paral
 from irp_jax.attacks import AttackName, AttackSpec, Norm
 from irp_jax.cli.run import main, parse, publishable
 from irp_jax.config import EVALUATED_ON, fraction
-from irp_jax.data import corruptions
 from irp_jax.data.augment import to_float
-from irp_jax.errors import UserError, unknown
-from irp_jax.report import plots
+from irp_jax.errors import UserError, extra, unknown
 from irp_jax.report.terminal import (
     Terminal,
     attack_table,
@@ -87,8 +85,11 @@ def evaluate(arguments: list[str]) -> None:
     if options.images is not None and options.images < 1:
         raise UserError(f"--images must be at least 1, got {options.images}")
     saving = options.save_adversarial
-    if saving is not None and Path(saving).suffix != ".npz":
-        raise UserError(f"--save-adversarial must name an .npz file, got {saving}")
+    if saving is not None:
+        if Path(saving).suffix != ".npz":
+            raise UserError(f"--save-adversarial must name an .npz file, got {saving}")
+        with extra("plots"):  # missed now, not after the attack
+            import irp_jax.report.plots  # noqa: F401
     for place in (options.out, saving):
         if place is not None:
             files.check_place(Path(place))
@@ -100,6 +101,8 @@ def evaluate(arguments: list[str]) -> None:
     name = options.dataset or net.record["trained"]["dataset"]
     images, labels = _test_set(options, net, name, terminal.warn)
     if options.corruptions:  # too small ones are refused now, not after the attack
+        with extra("data"):
+            from irp_jax.data import corruptions
         corruptions.corrupt(images[:1], corruptions.CORRUPTIONS[0], 1)
     mesh, batch_size = _devices(options, images)
     began = time.perf_counter()
@@ -310,6 +313,8 @@ def _corrupted(
     terminal: Terminal,
 ) -> dict[str, list[float]]:
     """Corruption -> accuracy at severities 1 to 5."""
+    from irp_jax.data import corruptions
+
     apply = Partial(net.apply, jax.device_put(net.variables, parallel.replicated(mesh)))
     batch_size = min(batch_size, mesh.size * math.ceil(len(images) / mesh.size))
     found: dict[str, list[float]] = {}
@@ -362,6 +367,8 @@ def _save_adversarial(
     picture = path.with_suffix(".png")
     picture.unlink(missing_ok=True)  # one of an earlier command shows other images
     if len(chosen):
+        from irp_jax.report import plots
+
         names = net.class_names
         natural = predict(np.asarray(to_float(jnp.asarray(images[chosen])))).argmax(-1)
         plots.adversarial_picture(

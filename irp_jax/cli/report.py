@@ -3,12 +3,13 @@
 import dataclasses
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from irp_jax import files
 from irp_jax.cli.run import main, parse
-from irp_jax.errors import UserError
-from irp_jax.report import plots, timing
+from irp_jax.errors import UserError, extra
+from irp_jax.report import timing
 from irp_jax.report.tables import beside, markdown
 from irp_jax.report.terminal import plain_console, show_results
 
@@ -74,16 +75,16 @@ def report(arguments: list[str]) -> None:
     if options.plot is not None and len(runs) == 1:
         if not {"history", "layers"} <= set(runs[0]):
             raise UserError(f"{place} does not have its epochs on record: leave out --plot")
-        plots.run_picture(runs[0], Path(options.plot))
+        _plots().run_picture(runs[0], Path(options.plot))
     elif options.plot is not None:
-        plots.budget_picture(runs, Path(options.plot))
+        _plots().budget_picture(runs, Path(options.plot))
     if options.curves is not None:
         traced = [one for one in runs if "history" in one]
         if not traced:
             raise UserError(f"no run in {place} has its epochs on record: leave out --curves")
-        plots.curves_picture(traced, Path(options.curves))
+        _plots().curves_picture(traced, Path(options.curves))
     if options.tradeoff is not None:
-        plots.tradeoff_picture(runs, Path(options.tradeoff))
+        _plots().tradeoff_picture(runs, Path(options.tradeoff))
     if options.into is not None:
         _insert(Path(options.into), "results", markdown(runs))
     if options.markdown:
@@ -92,12 +93,18 @@ def report(arguments: list[str]) -> None:
         show_results(plain_console(), runs)
 
 
+def _plots() -> ModuleType:
+    with extra("plots"):
+        from irp_jax.report import plots
+    return plots
+
+
 def _benchmark(options: Options, place: Path, found: dict[str, Any]) -> None:
     """Shows one benchmark's figures: a picture of costs, or a table of networks or of times."""
     if "costs" in found:
         if options.plot is None or options.curves is not None or options.tradeoff is not None:
             raise UserError(f"{place} is a benchmark of costs: give --plot=FILE.svg to draw it")
-        plots.cost_picture(found, Path(options.plot))
+        _plots().cost_picture(found, Path(options.plot))
         return
     if any(picture is not None for picture in (options.plot, options.curves, options.tradeoff)):
         raise UserError(f"{place} is a table: leave out --plot, --curves and --tradeoff")

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Collection
@@ -14,10 +15,18 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
 from irp_jax import checkpoint, parallel
+from irp_jax.cli import COMMANDS
 from irp_jax.config import fraction
 from irp_jax.errors import UserError, unknown
 
 Parsed = TypeVar("Parsed")
+
+
+def as_typed(text: str) -> str:
+    """Names commands as they are typed here: bin/train in a checkout, irp-jax train elsewhere."""
+    if (Path(__file__).parents[2] / "bin" / "train").is_file():
+        return text
+    return re.sub(rf"\bbin/(?={'|'.join(COMMANDS)})", "irp-jax ", text)
 
 
 class _Refused(Exception):
@@ -94,7 +103,7 @@ def parse(
         # Without a default tyro must be given none, not None.
         given = {} if default is None else {"default": default}
         parsed, unread = tyro.cli(  # type: ignore[call-overload]
-            kind, args=arguments, prog=prog, description=about, registry=registry,
+            kind, args=arguments, prog=as_typed(prog), description=about, registry=registry,
             return_unknown_args=True, **given,
         )  # fmt: skip
     except _Refused as error:
@@ -197,7 +206,7 @@ def main(command: Callable[[list[str]], None]) -> None:
         checkpoint.quiet()
         command(sys.argv[1:])
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {as_typed(str(error))}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # a file or folder that may not be read or written
         where = f"{error.filename}: " if error.filename else ""

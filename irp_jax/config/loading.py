@@ -27,7 +27,9 @@ def load_all(path: str) -> list[Config]:
     Raises:
         UserError: no such file, or it defines neither.
     """
-    folder = Path(__file__).parents[2] / "configs"
+    package = Path(__file__).parents[1]
+    # In a checkout they lie beside the package, in a wheel within it.
+    folder = next(p for p in (package / "configs", package.parent / "configs") if p.is_dir())
     options = {p.stem: p for p in sorted(folder.glob("*.py"))}
     file = Path(path) if path.endswith(".py") else options.get(path)
     if file is None:

@@ -1,6 +1,7 @@
 """scikit-learn's handwritten digits: 1,797 grey images of 8 x 8 pixels that need no download."""
 
 import numpy as np
+from sklearn import datasets
 
 from irp_jax.data.arrays import Split, hold_out
 
@@ -19,8 +20,6 @@ def load_digits() -> tuple[Split, Split, tuple[str, ...]]:
         E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI Machine Learning
         Repository, 1998 (the copy that ships inside scikit-learn).
     """
-    from sklearn import datasets
-
     raw = datasets.load_digits()
     images = np.round(raw.images * (255 / 16)).astype(np.uint8)[..., None]
     whole = Split(images=images, labels=raw.target.astype(np.int32))

@@ -7,7 +7,7 @@ import numpy as np
 from irp_jax.data.arrays import Dataset, Split, hold_out, validation_size
 from irp_jax.data.augment import Augmentation
 from irp_jax.data.npz import load_npz
-from irp_jax.errors import UserError, unknown
+from irp_jax.errors import UserError, extra, unknown
 
 DATASETS: dict[str, Augmentation] = {
     "cifar10": Augmentation(crop_padding=4, flip=True),
@@ -95,13 +95,15 @@ def _load_splits(
     check_name(name)
     if _is_path(name):
         return load_npz(name)
-    # Imported where they are needed: scikit-learn and TensorFlow Datasets are slow to import.
+    # Imported where they are needed: they are slow to import, and an extra of their own.
     if name == "digits":
-        from irp_jax.data.digits import load_digits
+        with extra("data"):
+            from irp_jax.data.digits import load_digits
 
         train, test, class_names = load_digits()
     else:
-        from irp_jax.data.prepared import load_prepared
+        with extra("data"):
+            from irp_jax.data.prepared import load_prepared
 
         train, test, class_names = load_prepared(name, data_dir)
     for split in (train, test):

@@ -1,4 +1,7 @@
-"""Plots of results; the only file that draws."""
+"""Plots of results; the only file that draws.
+
+It draws on figures of its own, without pyplot: the backend that a notebook has chosen stays.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -7,11 +10,8 @@ from statistics import mean
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from irp_jax.config import radius
@@ -27,10 +27,7 @@ from irp_jax.report.tables import (
     recipe,
 )
 
-# Names within a file would be random: the same results make the same file.
-plt.rcParams["svg.hashsalt"] = "irp_jax"
-
-COLORS = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+COLORS = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
 """Of lines, in turn."""
 
 KEY_WITHIN, LINES_AT_MOST = 6, 20
@@ -56,7 +53,8 @@ def run_picture(results: Results, path: Path) -> None:
         path: .svg or .png to write.
     """
     history, layers = results["history"], results["layers"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+    figure = Figure((11, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
     for key, label in (
         ("natural", "natural accuracy"),
@@ -112,7 +110,8 @@ def budget_picture(results: Sequence[Results], path: Path) -> None:
             f"{len(lines)} lines cannot be told apart: give a folder of runs that differ less"
         )
     below = 0.0 if len(lines) <= KEY_WITHIN else 0.2 * len(lines)  # inches
-    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8 + below), layout="constrained", sharex=True)
+    figure = Figure((11, 3.8 + below), layout="constrained")
+    axes = figure.subplots(1, 2, sharex=True)
     names = _names([(name, rest) for name, *rest in lines])
     for axis, (key, label) in zip(
         axes, (("natural", "natural accuracy, %"), ("pgd", "PGD-10 accuracy, %")), strict=True
@@ -165,7 +164,8 @@ def tradeoff_picture(results: Sequence[Results], path: Path) -> None:
     for name, runs in zip(names, sets, strict=True):
         how = ", then ".join(part.partition(",")[0] for part in defense(runs[0]).split(", then "))
         lines[how].append((name.removeprefix(", ").removeprefix(how).strip(", "), runs))
-    figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
+    figure = Figure((8, 5.5), layout="constrained")
+    axis = figure.subplots()
     for number, (how, points) in enumerate(sorted(lines.items())):
         color = COLORS[number % len(COLORS)]
         for key, full in (("pgd", True), ("autoattack", False)):
@@ -240,10 +240,8 @@ def curves_picture(results: Sequence[Results], path: Path) -> None:
             f"most {len(styles)}, seeds not counted"
         )
     alike = len({data for data, *_ in rows}) == 1
-    figure, grid = plt.subplots(
-        len(rows), 2, figsize=(11, 3.8 * len(rows)), layout="constrained",
-        sharex="all" if alike else "row", squeeze=False,
-    )  # fmt: skip
+    figure = Figure((11, 3.8 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), 2, sharex="all" if alike else "row", squeeze=False)
     for axes, ((data, net, budget, kind), lines) in zip(grid, sorted(rows.items()), strict=True):
         seen: Counter[str] = Counter()
         names = _names([_curve_name(runs) for runs in lines])
@@ -310,11 +308,12 @@ def _save(figure: Any, path: Path) -> None:
         if path.suffix not in (".svg", ".png"):
             raise ValueError("a picture of another kind")
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+        # Names within an .svg would be random: the same results make the same file.
+        with matplotlib.rc_context({"svg.hashsalt": "irp_jax"}):
+            dated = {"Date": None} if path.suffix == ".svg" else None
+            figure.savefig(path, dpi=150, metadata=dated)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write {path} ({error}): give a writable .svg or .png") from error
-    finally:
-        plt.close(figure)
 
 
 def cost_picture(report: Results, path: Path) -> None:
@@ -328,9 +327,8 @@ def cost_picture(report: Results, path: Path) -> None:
     for one in report["costs"]:
         lines = panels.setdefault(one["varied"], {})
         lines.setdefault(one["side"], []).append((one["value"], one["seconds"]))
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(11, 3.6), layout="constrained", squeeze=False, sharey=True
-    )
+    figure = Figure((11, 3.6), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)
     axes[0, 0].set_ylabel("seconds")
     for axis, (varied, lines) in zip(axes[0], panels.items(), strict=True):
         for side, points in lines.items():
@@ -374,9 +372,8 @@ def adversarial_picture(
         "difference": 0.5 + change / largest / 2,
     }
     count = len(natural)
-    figure, axes = plt.subplots(
-        3, count, figsize=(1.3 * count + 0.7, 4.4), layout="constrained", squeeze=False
-    )
+    figure = Figure((1.3 * count + 0.7, 4.4), layout="constrained")
+    axes = figure.subplots(3, count, squeeze=False)
     for row, (title, images) in enumerate(rows.items()):
         axes[row][0].set_ylabel(title)
         for column, axis in enumerate(axes[row]):

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from irp_jax import attacks, models, parallel, traced
 from irp_jax.config import Config
@@ -98,7 +99,7 @@ class Trainers:
         Raises:
             UserError: there is no twin of this network in PyTorch here.
         """
-        from benchmarks import torch_device, torch_resnet
+        from irp_jax.benchmark import torch_device, torch_resnet
 
         spec = self.config
         model = None if models.is_file(spec.model) else models.build(spec.model, 10, spec.width)
@@ -137,7 +138,7 @@ class Trainers:
     def _with(self, granularity: Granularity) -> Config:
         return dataclasses.replace(self.config, granularity=granularity)
 
-    def _compile(self, optimizer, state: TrainState) -> Burst:
+    def _compile(self, optimizer: optax.GradientTransformation, state: TrainState) -> Burst:
         config = self.config
         mesh = parallel.mesh(parallel.usable_devices(config.batch_size))
         recipe = Recipe(

@@ -1,0 +1,127 @@
+"""The wheel alone, in an environment that holds the core's packages and nothing else of ours."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import irp_jax
+
+ROOT = Path(__file__).parents[1]
+ZOO = ROOT / "results" / "zoo" / "resnet20-digits-0.16"
+
+# What the extras bring. An import that fails stands in for an environment without them: nothing is
+# downloaded for a test.
+ABSENT = """
+import sys
+
+class Absent:
+    names = {"PIL", "array_record", "matplotlib", "mkdocs", "orbax", "requests", "sklearn",
+             "tensorflow_datasets", "torch"}
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    code = f"from hatchling import build; build.build_wheel({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def venv(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new environment with the wheel; its dependencies are those of the tests."""
+    folder = tmp_path_factory.mktemp("venv")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    install = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install"]
+    subprocess.run([*install, "-q", "--no-deps", "--no-index", str(wheel)], check=True)
+    (site / "dependencies.pth").write_text("\n".join(p for p in sys.path if "-packages" in p))
+    (site / "sitecustomize.py").write_text(ABSENT)
+    return folder
+
+
+def run(venv: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "MPLBACKEND")}
+    return subprocess.run(
+        [str(venv / "bin" / command[0]), *command[1:]],
+        cwd=venv, env=environment | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+
+
+def test_the_wheel_holds_the_package_and_the_configs(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    modules = {str(path.relative_to(ROOT)) for path in ROOT.glob("irp_jax/**/*.py")}
+    configs = {f"irp_jax/configs/{path.name}" for path in ROOT.glob("configs/*.py")}
+    rest = {name for name in names if ".dist-info/" not in name}
+    assert rest == modules | configs | {"irp_jax/py.typed"}
+    assert wheel.name.startswith(f"irp_jax-{irp_jax.__version__}-")
+
+
+def test_the_core_imports_attacks_and_loads_networks(venv: Path) -> None:
+    code = f"""
+import sys
+sys.modules["fcntl"] = None  # as on Windows: importing it fails
+import irp_jax, irp_jax.attacks
+assert {str(venv)!r} in irp_jax.__file__
+for name in irp_jax.__all__:
+    getattr(irp_jax, name)
+network = irp_jax.load({str(ZOO)!r})
+print(irp_jax.__version__, network.image_shape)
+"""
+    ran = run(venv, "python", "-c", code)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout == f"{irp_jax.__version__} (8, 8, 1)\n"
+
+
+def test_the_installed_command_finds_configs_and_names_itself(venv: Path) -> None:
+    ran = run(venv, "irp-jax", "train", "--config=digits", "--help")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("usage: irp-jax train ")
+    assert "(default: digits)" in ran.stdout
+    assert run(venv, "irp-jax", "--version").stdout == f"irp_jax {irp_jax.__version__}\n"
+    unknown = run(venv, "irp-jax", "trian")
+    assert unknown.returncode == 2 and "'train'" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("extra", "command"),
+    [
+        ("data", ["train", "--dataset=digits", "--workdir=run"]),
+        ("plots", ["report", str(ROOT / "results" / "digits"), "--curves=x.svg"]),
+    ],
+)
+def test_a_missing_extra_is_one_line_with_the_command(
+    venv: Path, extra: str, command: list[str]
+) -> None:
+    ran = run(venv, "irp-jax", *command)
+    assert ran.returncode == 2
+    (line,) = ran.stderr.splitlines()
+    assert f"pip install 'irp_jax[{extra}]'" in line
+
+
+def test_citation_and_changelog_are_of_this_version() -> None:
+    version = re.escape(irp_jax.__version__)
+    assert re.search(rf"^version: {version}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert re.search(rf"^## {version}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+
+
+def test_every_python_that_is_claimed_is_admitted() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    prefix = "Programming Language :: Python :: 3."
+    minors = [int(c.removeprefix(prefix)) for c in project["classifiers"] if c.startswith(prefix)]
+    assert project["requires-python"] == f">=3.{min(minors)}"
