@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -98,6 +99,8 @@ def train_step(
         The state after it, and scalars: the defense's loss; cross-entropy and accuracy
         ("train_accuracy") on the adversarial images of this batch, whatever the attack; cost ratio.
     """
+    chex.assert_rank([images, labels, indices], [4, 1, 1])
+    chex.assert_equal_shape_prefix([images, labels, indices], 1)
     # A step's keys depend on the run's and its number alone, so a resumed run repeats itself.
     step_key = jax.random.fold_in(key, state.step)
     attack_key = jax.random.split(step_key)[1]
