@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from jax.tree_util import Partial
 from irp_jax import attacks, parallel
 from irp_jax.attacks import AttackReport, AttackSpec
 from irp_jax.data.augment import to_float
+from irp_jax.errors import extra
 
 Apply = Callable[[Any, jax.Array], jax.Array]
 """A network in inference mode: (variables, images (N, H, W, C) float32 in [0, 1]) -> (N, K)."""
@@ -94,6 +96,88 @@ def last_iterate(
     return evaluate(
         apply, variables, images, labels, last, known_robust=report.is_robust, **settings
     )
+
+
+def curve(
+    apply: Apply,
+    variables: Any,
+    images: np.ndarray,
+    labels: np.ndarray,
+    specs: Sequence[AttackSpec],
+    *,
+    begin: Callable[[AttackSpec], None] = lambda spec: None,
+    state_file: Callable[[AttackSpec], Path | None] = lambda spec: None,
+    **settings: Any,
+) -> list[AttackReport]:
+    """Measures robust accuracy at several radii: a robustness curve.
+
+    An image that is broken at one radius is broken at all larger ones, and is not attacked again.
+
+    Args:
+        apply, variables, images, labels: as for `evaluate`.
+        specs: one attack at ascending radii.
+        begin: called before each.
+        state_file: the file in which the state of each evaluation is kept, if in any.
+        **settings: batch_size, mesh and callbacks, as for `evaluate`.
+
+    Returns:
+        A report for each spec.
+    """
+    reports: list[AttackReport] = []
+    for spec in specs:
+        begin(spec)
+        known = reports[-1] if reports else None
+        found = evaluate(
+            apply, variables, images, labels, spec, known=known, state_file=state_file(spec),
+            **settings,
+        )  # fmt: skip
+        reports.append(found)
+    return reports
+
+
+def corrupted(
+    apply: Apply,
+    variables: Any,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    seed: int = 0,
+    batch_size: int = 256,
+    mesh: Mesh | None = None,
+    callbacks: attacks.Callbacks | None = None,
+) -> dict[str, list[float]]:
+    """Measures accuracy under common corruptions (Hendrycks & Dietterich 2019).
+
+    Args:
+        apply, variables, labels, batch_size, mesh, callbacks: as for `evaluate`.
+        images: (N, H, W, C) uint8.
+        seed: of every draw.
+
+    Returns:
+        Corruption -> accuracy at severities 1 to 5.
+
+    Raises:
+        UserError: the images are too small to be corrupted, or a package is missing.
+    """
+    with extra("data"):
+        from irp_jax.data import corruptions
+
+    callbacks = callbacks or attacks.Callbacks()
+    devices = 1 if mesh is None else mesh.size
+    everywhere = None if mesh is None else parallel.replicated(mesh)
+    network = Partial(apply, jax.device_put(variables, everywhere))
+    batch_size = min(batch_size, devices * math.ceil(len(images) / devices))
+    found: dict[str, list[float]] = {}
+    callbacks.begin("corruptions", len(images))
+    for done, name in enumerate(corruptions.CORRUPTIONS, start=1):
+        found[name] = []
+        for severity in corruptions.SEVERITIES:
+            changed = corruptions.corrupt(images, name, severity, seed=seed)
+            pixels = changed.astype(np.float32) / np.float32(255)
+            logits = attacks.predict(network, pixels, batch_size=batch_size, mesh=mesh)
+            found[name].append(float((logits.argmax(-1) == labels).mean()))
+        callbacks.progress(done, len(corruptions.CORRUPTIONS), len(images))
+    return found
 
 
 def probe(

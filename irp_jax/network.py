@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,57 @@ class Network:
             UserError: images of another shape or other classes, an unknown setting, or as
                 `attacks.evaluate`.
         """
+        images, labels = self._to_measure(data)
+        spec = self._attack(attack, self.epsilon if epsilon is None else epsilon, settings)
+        return evaluation.evaluate(
+            self.apply, self.variables, images, labels, spec, batch_size=batch_size
+        )
+
+    def evaluate_curve(
+        self,
+        data: Dataset | tuple[Any, Any] | str,
+        epsilons: Iterable[float],
+        attack: attacks.AttackName = "pgd",
+        *,
+        batch_size: int = 256,
+        **settings: Any,
+    ) -> dict[float, attacks.AttackReport]:
+        """Robustness over the radius: epsilon -> what `evaluate` finds there, ascending.
+
+        Args:
+            data, attack, batch_size, **settings: as for `evaluate`.
+            epsilons: radii in units of [0, 1], positive.
+
+        Raises:
+            UserError: as `evaluate`.
+        """
+        images, labels = self._to_measure(data)
+        specs = [self._attack(attack, epsilon, settings) for epsilon in sorted(set(epsilons))]
+        reports = evaluation.curve(
+            self.apply, self.variables, images, labels, specs, batch_size=batch_size
+        )
+        return {spec.epsilon: report for spec, report in zip(specs, reports, strict=True)}
+
+    def evaluate_corruptions(
+        self, data: Dataset | tuple[Any, Any] | str, *, seed: int = 0, batch_size: int = 256
+    ) -> dict[str, list[float]]:
+        """Accuracy under the 15 common corruptions: name -> accuracy at severities 1 to 5.
+
+        Args:
+            data: as for `evaluate`, with images in uint8.
+            seed: of every draw.
+            batch_size: images at once.
+
+        Raises:
+            UserError: as `evaluate`, or the images are too small.
+        """
+        images, labels = self._to_measure(data)
+        return evaluation.corrupted(
+            self.apply, self.variables, images, labels, seed=seed, batch_size=batch_size
+        )
+
+    def _to_measure(self, data: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels of what a user calls data."""
         if isinstance(data, str):
             data = load_data(data)
         if isinstance(data, Dataset):
@@ -165,14 +216,13 @@ class Network:
         else:
             raise UserError(f"give a data set, or (images, labels), not {type(data).__name__}")
         self._check_images(images)
-        radius = self.epsilon if epsilon is None else epsilon
+        return images, labels
+
+    def _attack(self, name: Any, epsilon: float, settings: dict[str, Any]) -> attacks.AttackSpec:
         try:
-            spec = attacks.AttackSpec(name=attack, epsilon=radius, **settings)
+            return attacks.AttackSpec(name=name, epsilon=epsilon, **settings)
         except TypeError as error:
             raise UserError(f"a setting that no attack has: {error}") from error
-        return evaluation.evaluate(
-            self.apply, self.variables, images, labels, spec, batch_size=batch_size
-        )
 
     def save(self, folder: str | Path, *, function: bool | None = None) -> None:
         """Writes the network to a folder: see docs/saved_networks.md.

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -582,3 +583,14 @@ def test_a_save_that_fails_leaves_the_network_that_was_there(saved, tmp_path, mo
     monkeypatch.undo()
     assert digest(irp.load(tmp_path / "network")) == digest(network)
     assert [path.name for path in tmp_path.iterdir()] == ["network"]
+
+
+def test_a_network_measures_its_curve():
+    zoo = Path(__file__).parent.parent / "results" / "zoo" / "resnet20-digits-0.16"
+    small, digits = irp.load(zoo), irp.load_data("digits")
+    data = (digits.test.images[:24], digits.test.labels[:24])
+    curve = small.evaluate_curve(data, [0.2, 0.05], steps=2)
+    assert list(curve) == [0.05, 0.2]
+    assert (curve[0.2].is_robust <= curve[0.05].is_robust).all()
+    alone = small.evaluate(data, epsilon=0.05, steps=2)
+    np.testing.assert_array_equal(curve[0.05].is_robust, alone.is_robust)

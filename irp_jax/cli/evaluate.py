@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -105,15 +104,21 @@ def evaluate(arguments: list[str]) -> None:
             from irp_jax.data import corruptions
         corruptions.corrupt(images[:1], corruptions.CORRUPTIONS[0], 1)
     mesh, batch_size = _devices(options, images)
+    how: dict[str, Any] = {
+        "batch_size": batch_size, "mesh": mesh, "callbacks": _callbacks(terminal),
+    }  # fmt: skip
     began = time.perf_counter()
     last = None
     try:
-        reports = _attack(options, net, specs, images, labels, mesh, batch_size, terminal)
+        reports = evaluation.curve(
+            net.apply, net.variables, images, labels, specs,
+            begin=lambda spec: _announce(spec, specs, terminal),
+            state_file=functools.partial(_state_file, options, net, images=len(images)), **how,
+        )  # fmt: skip
         if options.attack == "pgd" and options.epsilons is None:
             last = evaluation.last_iterate(
-                net.apply, net.variables, images, labels, specs[-1], reports[-1],
-                batch_size=batch_size, mesh=mesh, callbacks=_callbacks(terminal),
-            )  # fmt: skip
+                net.apply, net.variables, images, labels, specs[-1], reports[-1], **how
+            )
     finally:
         terminal.close()
     results: dict[str, Any] = {
@@ -144,7 +149,9 @@ def evaluate(arguments: list[str]) -> None:
         results["seconds"] = {k: round(v, 1) for k, v in reports[-1].seconds.items()}
     if options.corruptions:
         try:
-            table = _corrupted(options, net, images, labels, mesh, batch_size, terminal)
+            table = evaluation.corrupted(
+                net.apply, net.variables, images, labels, seed=options.seed, **how
+            )
         finally:
             terminal.close()
         results["corruptions"] = table
@@ -161,7 +168,7 @@ def evaluate(arguments: list[str]) -> None:
         if apart:
             terminal.warn(f"{apart} of them look different to the network in batches of this size")
     for spec in specs:  # all is written: there is nothing left to go on from
-        state_file = _state_file(options, net, spec, len(images))
+        state_file = _state_file(options, net, spec, images=len(images))
         if state_file is not None:
             same, _, _ = state_file.name.rpartition("-")
             for other in state_file.parent.glob(f"{same}-*.npz"):  # of the run's earlier networks
@@ -173,6 +180,11 @@ def evaluate(arguments: list[str]) -> None:
     if "corruptions" in results:
         terminal.console.print(corruption_table(results))
     terminal.console.print(result_table(results))
+
+
+def _announce(spec: AttackSpec, specs: list[AttackSpec], terminal: Terminal) -> None:
+    if len(specs) > 1:
+        terminal.note(f"epsilon {spec.epsilon:.4g}")
 
 
 def _split(options: Options) -> dict[str, str]:
@@ -263,33 +275,8 @@ def _callbacks(terminal: Terminal) -> attacks.Callbacks:
     )
 
 
-def _attack(
-    options: Options,
-    net: network.Network,
-    specs: list[AttackSpec],
-    images: np.ndarray,
-    labels: np.ndarray,
-    mesh: Mesh,
-    batch_size: int,
-    terminal: Terminal,
-) -> list[attacks.AttackReport]:
-    """One report for each spec; an image broken at one radius is broken at all larger ones."""
-    reports: list[attacks.AttackReport] = []
-    for spec in specs:
-        if len(specs) > 1:
-            terminal.note(f"epsilon {spec.epsilon:.4g}")
-        report = evaluation.evaluate(
-            net.apply, net.variables, images, labels, spec,
-            batch_size=batch_size, mesh=mesh, callbacks=_callbacks(terminal),
-            known=reports[-1] if reports else None,
-            state_file=_state_file(options, net, spec, len(images)),
-        )  # fmt: skip
-        reports.append(report)
-    return reports
-
-
 def _state_file(
-    options: Options, net: network.Network, spec: AttackSpec, images: int
+    options: Options, net: network.Network, spec: AttackSpec, *, images: int
 ) -> Path | None:
     """Where an evaluation that is interrupted goes on from: beside the checkpoint, if possible.
 
@@ -301,33 +288,6 @@ def _state_file(
     facts = [spec.describe(), options.dataset, options.epsilons, images, *_split(options).values()]
     what = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
     return folder / f"evaluation-{what}-{checkpoint.digest(net.variables)[:6]}.npz"
-
-
-def _corrupted(
-    options: Options,
-    net: network.Network,
-    images: np.ndarray,
-    labels: np.ndarray,
-    mesh: Mesh,
-    batch_size: int,
-    terminal: Terminal,
-) -> dict[str, list[float]]:
-    """Corruption -> accuracy at severities 1 to 5."""
-    from irp_jax.data import corruptions
-
-    apply = Partial(net.apply, jax.device_put(net.variables, parallel.replicated(mesh)))
-    batch_size = min(batch_size, mesh.size * math.ceil(len(images) / mesh.size))
-    found: dict[str, list[float]] = {}
-    terminal.attacking("corruptions", len(images))
-    for done, name in enumerate(corruptions.CORRUPTIONS):
-        found[name] = []
-        for severity in corruptions.SEVERITIES:
-            changed = corruptions.corrupt(images, name, severity, seed=options.seed)
-            pixels = changed.astype(np.float32) / np.float32(255)
-            logits = attacks.predict(apply, pixels, batch_size=batch_size, mesh=mesh)
-            found[name].append(float((logits.argmax(-1) == labels).mean()))
-        terminal.evaluating(done + 1, len(corruptions.CORRUPTIONS), len(images))
-    return found
 
 
 def _accuracies(spec: AttackSpec, report: attacks.AttackReport) -> dict[str, float]:
