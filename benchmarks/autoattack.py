@@ -97,7 +97,7 @@ def _compare(options: Options, checkpoint: str, console: Console) -> dict[str, A
         for attack in attacks.published("standard", "linf")
     ]
     ours = functools.partial(
-        side_by_side.assess, subject, listed, options.batch_size, look_first=True
+        side_by_side.evaluate, subject, listed, options.batch_size, sanity_checks=True
     )
     theirs = functools.partial(_official, options, subject.epsilon)
     rival = "official, masked" if options.masked else "official"
@@ -124,20 +124,20 @@ def _official(
     rival = AutoAttack(twin, norm="Linf", eps=epsilon, seed=0, verbose=False, device=device)
     rival.square.n_queries = options.queries
     left, seconds = {}, {}
-    standing = torch.arange(len(x), device=device)
+    robust = torch.arange(len(x), device=device)
     with torch.no_grad():
-        standing = standing[twin(x).argmax(1) == y]
+        robust = robust[twin(x).argmax(1) == y]
     for name in ("apgd-ce", "apgd-t", "fab-t", "square"):
         at = time.perf_counter()
-        if len(standing):
+        if len(robust):
             rival.attacks_to_run = [name]
-            found = rival.run_standard_evaluation(x[standing], y[standing], bs=options.batch_size)
+            found = rival.run_standard_evaluation(x[robust], y[robust], bs=options.batch_size)
             with torch.no_grad():
-                standing = standing[twin(found).argmax(1) == y[standing]]
-        left[name] = len(standing)
+                robust = robust[twin(found).argmax(1) == y[robust]]
+        left[name] = len(robust)
         seconds[name] = time.perf_counter() - at
     total = time.perf_counter() - began
-    return Found(images=len(x), standing=left, seconds=seconds, total=total)
+    return Found(images=len(x), robust=left, seconds=seconds, total=total)
 
 
 def show(rows: list[dict[str, Any]], console: Console) -> None:

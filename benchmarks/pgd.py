@@ -6,7 +6,7 @@
 
 The same weights, images, radius, step length and number of cores, or the same GPU. Each side is
 used as its documentation has it: foolbox repeats the whole batch, torchattacks drops what has
-fallen after a restart, and so does the loop that cleverhans leaves to its users.
+is_adversarial after a restart, and so does the loop that cleverhans leaves to its users.
 """
 
 import dataclasses
@@ -124,7 +124,7 @@ def _sides(options: Options, subject: Subject) -> Mapping[str, Side]:
     }
     masked = {name: f"{name}, masked" for name in ("torchattacks", "cleverhans") if options.masked}
     rivals = {masked.get(name, name): makers[name]() for name in options.libraries}
-    ours = functools.partial(side_by_side.assess, subject, listed, options.batch_size)
+    ours = functools.partial(side_by_side.evaluate, subject, listed, options.batch_size)
     return {"irp_jax": ours} | {
         name: functools.partial(_in_batches, attack, options.batch_size)
         for name, attack in rivals.items()
@@ -137,13 +137,13 @@ Attack = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 def _in_batches(attack: Attack, size: int, images: np.ndarray, labels: np.ndarray) -> Found:
     began = time.perf_counter()
-    standing = 0
+    robust = 0
     for first in range(0, len(images), size):
         part = slice(first, first + size)
-        standing += int(attack(images[part], labels[part]).sum())
+        robust += int(attack(images[part], labels[part]).sum())
     seconds = time.perf_counter() - began
     return Found(
-        images=len(images), standing={"pgd": standing}, seconds={"pgd": seconds}, total=seconds
+        images=len(images), robust={"pgd": robust}, seconds={"pgd": seconds}, total=seconds
     )
 
 
@@ -160,8 +160,8 @@ def _foolbox(options: Options, subject: Subject) -> Attack:
 
     def run(images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         x, y = jax.device_put((images, labels))
-        _, _, fallen = attack(model, x, y, epsilons=subject.epsilon)
-        return ~np.asarray(fallen)
+        _, _, is_adversarial = attack(model, x, y, epsilons=subject.epsilon)
+        return ~np.asarray(is_adversarial)
 
     return run
 

@@ -51,13 +51,13 @@ class Found:
 
     Attributes:
         images: how many there were.
-        standing: attack name -> how many still stood after it.
+        robust: attack name -> how many images were robust after it.
         seconds: attack name -> wall time.
         total: wall time of everything.
     """
 
     images: int
-    standing: dict[str, int]
+    robust: dict[str, int]
     seconds: dict[str, float]
     total: float
 
@@ -154,28 +154,28 @@ def logits(subject: Subject, images: np.ndarray) -> np.ndarray:
     return attacks.predict(ours, images, batch_size=min(256, len(images)))
 
 
-def assess(
+def evaluate(
     subject: Subject,
     listed: Sequence[attacks.Attack],
     batch_size: int,
     images: np.ndarray,
     labels: np.ndarray,
     *,
-    look_first: bool = False,
+    sanity_checks: bool = False,
 ) -> Found:
     """The side of this package."""
     began = time.perf_counter()
     batch_size = min(batch_size, len(images))
     devices = parallel.mesh(parallel.usable_devices(batch_size))
     net = subject.net
-    report = attacks.assess(
+    report = attacks.evaluate(
         Partial(net.apply, jax.device_put(net.variables, parallel.replicated(devices))),
         images, labels, listed, threat=attacks.linf(subject.epsilon), batch_size=batch_size,
-        mesh=devices, look_first=look_first,
+        mesh=devices, sanity_checks=sanity_checks,
     )  # fmt: skip
-    standing = {name: round(share * len(images)) for name, share in report.accuracy.items()}
+    robust = {name: round(share * len(images)) for name, share in report.accuracy.items()}
     return Found(
-        images=len(images), standing=standing, seconds=dict(report.seconds),
+        images=len(images), robust=robust, seconds=dict(report.seconds),
         total=time.perf_counter() - began,
     )  # fmt: skip
 
@@ -209,9 +209,9 @@ def compare(
 
 def _sum(slices: list[Found]) -> dict[str, Any]:
     images = sum(found.images for found in slices)
-    names = slices[0].standing
+    names = slices[0].robust
     return {
-        "accuracy": {n: sum(found.standing[n] for found in slices) / images for n in names},
+        "accuracy": {n: sum(found.robust[n] for found in slices) / images for n in names},
         "seconds": {n: sum(found.seconds[n] for found in slices) for n in names},
         "total": sum(found.total for found in slices),
         "slices": [found.total for found in slices],

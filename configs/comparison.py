@@ -5,7 +5,7 @@ r"""What in-train pruning is worth: ResNet20 on CIFAR-10 by every method, at equ
 
 Epochs are what takes each method some 25 minutes on two CPU cores, by its images per second there:
 an epoch of a small network is a fast one, so a method that is small early gets more of them. Width
-scaling runs a second time, at the epochs of `priced`.
+scaling runs a second time, at the epochs of `lagrangian`.
 
 So few epochs want small batches, more steps with them, and a long warm-up of the radius: chosen on
 held-out images (results/choices_short_runs.json). The ramp is a long one, so that masks are learned
@@ -20,8 +20,8 @@ import dataclasses
 from irp_jax.config import Config
 
 EPOCHS = {
-    "0.04M": {"priced": 8, "paper": 7, "admm": 9, "width": 20, "magnitude": 12},
-    "0.16M": {"priced": 7, "paper": 7, "admm": 8, "width": 8, "magnitude": 9},
+    "0.04M": {"lagrangian": 8, "hinge": 7, "admm": 9, "width": 20, "magnitude": 12},
+    "0.16M": {"lagrangian": 7, "hinge": 7, "admm": 8, "width": 8, "magnitude": 9},
 }
 
 SHORT = Config(
@@ -29,8 +29,8 @@ SHORT = Config(
     cost="params",
     batch_size=64,
     epsilon_warmup=0.4,
-    ramp_start=0.1,
-    ramp_stop=0.6,
+    prune_start=0.1,
+    prune_stop=0.6,
 )
 
 TUNED = {"admm": {"admm_rho": 5e-3}}
@@ -40,7 +40,7 @@ def runs(budget: str) -> list[Config]:
     """In-train pruning first, then width scaling at the same epochs, then all others."""
     epochs = EPOCHS[budget]
     plan = list(epochs.items())
-    plan.insert(1, ("width", epochs["priced"]))
+    plan.insert(1, ("width", epochs["lagrangian"]))
     return [
         dataclasses.replace(
             SHORT, budget=budget, method=method, epochs=count, **TUNED.get(method, {})

@@ -1,8 +1,8 @@
-r"""Which defence gives most for the same work: a small ResNet20 on CIFAR-10, by all of them.
+r"""Which defense gives most for the same work: a small ResNet20 on CIFAR-10, by all of them.
 
     bin/sweep --config=defenses --jobs=1 --results=results/defenses
 
-Work is forward and backward passes: 12 for each training image, so that a defence of three passes a
+Work is forward and backward passes: 12 for each training image, so that a defense of three passes a
 step has two thirds of the epochs that one of two has. The network is the uniformly narrow one of
 0.04 million parameters, trained on 18,000 images, and accuracies are of 5,000 others held out: the
 test images have no say in what the default is. An hour on two CPU cores.
@@ -23,7 +23,7 @@ PASSES_A_STEP = {
     ("gradalign", 1): 4,
     ("trades", 2): 4,
 }
-"""(defence, steps of its attack) -> passes a step."""
+"""(defense, steps of its attack) -> passes a step."""
 
 BASE = Config(
     model="resnet20",

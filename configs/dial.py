@@ -3,10 +3,10 @@ r"""What the settings between natural and robust accuracy trade: a narrow ResNet
     bin/sweep --config=dial --results=mine
 
 Thirteen networks of 0.04 M parameters, eight passes over 15,000 images each, seven to ten minutes
-on a busy CPU core; PGD-10 on held-out images. Every defence of one gradient step that has a number
+on a busy CPU core; PGD-10 on held-out images. Every defense of one gradient step that has a number
 to choose is here with several of them: the noise that the attack starts from, the share of the loss
-on clean images, the weight of the distance between clean and perturbed answers. Then what may move
-both accuracies: a moving average of the weights, the same as a teacher, smooth activations.
+on natural images, the weight of the distance between natural and perturbed answers. Then what may
+move both accuracies: a moving average of the weights, the same as a teacher, smooth activations.
 `bin/report mine --tradeoff=tradeoff.svg` draws them. Ten are
 measured: the first eight (results/dial), the average as a teacher and SiLU (results/levers).
 """
@@ -30,7 +30,7 @@ SHORT = Config(
 DIALS: list[dict] = [
     *({"defense": "n-fgsm", "noise": noise} for noise in (None, 1.0)),
     *({"defense": "fgsm-rs", "noise": noise} for noise in (None, 0.5)),
-    *({"defense": name, "clean_weight": 0.3} for name in ("n-fgsm", "fgsm-rs")),
+    *({"defense": name, "natural_weight": 0.3} for name in ("n-fgsm", "fgsm-rs")),
     *({"defense": "gat", "robustness_weight": weight} for weight in (5.0, None, 20.0)),
 ]
 

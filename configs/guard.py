@@ -14,6 +14,6 @@ BASE = dataclasses.replace(suited("digits", Config()), defense="fgsm", epsilon=0
 
 configs = [
     dataclasses.replace(BASE, method=method, budget=budget, guard=guard)
-    for method, budget in (("width", "1.0"), ("priced", "0.16"))
+    for method, budget in (("width", "1.0"), ("lagrangian", "0.16"))
     for guard in (False, True)
 ]

@@ -10,5 +10,5 @@ GPU for six such runs at once. The recipe is that of configs/tables.py.
 from irp_jax.config import Config
 
 config = Config(
-    model="resnet20", budget="0.04M", cost="params", epochs=60, learning_rate=0.2, ramp_stop=0.3
+    model="resnet20", budget="0.04M", cost="params", epochs=60, learning_rate=0.2, prune_stop=0.3
 )

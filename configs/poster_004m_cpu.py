@@ -17,6 +17,6 @@ config = Config(
     epochs=20,
     batch_size=64,
     epsilon_warmup=0.4,
-    ramp_start=0.1,
-    ramp_stop=0.3,
+    prune_start=0.1,
+    prune_stop=0.3,
 )

@@ -9,5 +9,5 @@ comes out here, over three seeds, is in the README. The recipe is that of config
 from irp_jax.config import Config
 
 config = Config(
-    model="resnet20", budget="0.16M", cost="params", epochs=60, learning_rate=0.2, ramp_stop=0.3
+    model="resnet20", budget="0.16M", cost="params", epochs=60, learning_rate=0.2, prune_stop=0.3
 )

@@ -23,6 +23,6 @@ SHORT = Config(
 )
 
 configs = [
-    dataclasses.replace(SHORT, ramp_start=0.1, ramp_stop=0.3),
+    dataclasses.replace(SHORT, prune_start=0.1, prune_stop=0.3),
     dataclasses.replace(SHORT, method="width"),
 ]

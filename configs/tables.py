@@ -17,14 +17,14 @@ import dataclasses
 
 from irp_jax.config import Config
 
-BASE = Config(epochs=60, learning_rate=0.2, ramp_stop=0.3)
+BASE = Config(epochs=60, learning_rate=0.2, prune_stop=0.3)
 
 
-def rows(model: str, regularity: str, cost: str, *budgets: str, **more: float) -> list[Config]:
+def rows(model: str, granularity: str, cost: str, *budgets: str, **more: float) -> list[Config]:
     """One network at several budgets."""
     return [
         dataclasses.replace(
-            BASE, model=model, regularity=regularity, cost=cost, budget=budget, **more
+            BASE, model=model, granularity=granularity, cost=cost, budget=budget, **more
         )
         for budget in budgets
     ]

@@ -23,18 +23,18 @@ SHORT = Config(
     epochs=8,
     batch_size=64,
     epsilon_warmup=0.4,
-    ramp_start=0.05,
-    ramp_stop=0.25,
+    prune_start=0.05,
+    prune_stop=0.25,
 )
 
 VGG16 = dataclasses.replace(SHORT, model="vgg16", clip=1.0)
 RESNET18 = dataclasses.replace(SHORT, model="resnet18", clip=1.0)
-RESNET56 = dataclasses.replace(SHORT, model="resnet56", regularity="weight", epsilon=4 / 255)
+RESNET56 = dataclasses.replace(SHORT, model="resnet56", granularity="weight", epsilon=4 / 255)
 
 configs = [
     *(
         dataclasses.replace(network, budget=budget, method=method)
-        for method in ("priced", "width")
+        for method in ("lagrangian", "width")
         for network, budget in (
             (VGG16, "0.1"),
             (RESNET18, "0.1"),
@@ -48,7 +48,7 @@ configs = [
         for budget in ("0.5", "0.25")
     ),
     *(
-        dataclasses.replace(network, budget=budget, regularity="weight", epochs=4)
+        dataclasses.replace(network, budget=budget, granularity="weight", epochs=4)
         for network in (VGG16, dataclasses.replace(RESNET18, clip=0.0))
         for budget in ("0.1", "0.05", "0.01")
     ),

@@ -18,7 +18,7 @@ from irp_jax.errors import UserError, unknown
 from irp_jax.graph import ChannelGraph
 from irp_jax.network import Network
 from irp_jax.report.terminal import Terminal
-from irp_jax.training import loop
+from irp_jax.training import experiment
 
 Callback = Callable[[dict[str, Any]], None]
 """Told of each epoch: "epoch", "loss", "natural", "fgsm", "pgd", "cost_ratio" and more."""
@@ -162,7 +162,7 @@ def train(
         chosen = dataclasses.replace(chosen, workdir=str(folder))
         reporter = _Reporter(callback, shown=progress)
         try:
-            results = loop.run(
+            results = experiment.run(
                 chosen, reporter, "irp_jax.train", model=subject, dataset=given,
                 variables=variables,
             )  # fmt: skip

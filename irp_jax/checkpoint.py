@@ -2,7 +2,7 @@
 
 A checkpoint holds three items: the network (weights, statistics, masks), what training needs
 besides (step, optimiser; left out of a network that is handed on), and a JSON record: the run's
-config, how the network was slimmed, and a SHA-256 of each array item. The record says how to
+config, how the network was compacted, and a SHA-256 of each array item. The record says how to
 rebuild the network, and nothing in a checkpoint is executed: arrays are plain tensorstore arrays,
 the record is JSON.
 """

@@ -42,9 +42,9 @@ def evaluate(
     *,
     batch_size: int = 256,
     mesh: Mesh | None = None,
-    watch: attacks.Watch | None = None,
+    callbacks: attacks.Callbacks | None = None,
     known: AttackReport | None = None,
-    spared: np.ndarray | None = None,
+    known_robust: np.ndarray | None = None,
     state_file: Path | None = None,
 ) -> AttackReport:
     """Measures natural and robust accuracy on a whole set.
@@ -57,17 +57,17 @@ def evaluate(
         images: (N, H, W, C) uint8, or float in [0, 1].
         labels: (N,) integer.
         spec: the attack.
-        batch_size, mesh, watch, known, spared, state_file: as in `attacks.assess`.
+        batch_size, mesh, callbacks, known, known_robust, state_file: as in `attacks.evaluate`.
 
     Raises:
-        UserError: as `attacks.assess`.
+        UserError: as `attacks.evaluate`.
     """
     everywhere = None if mesh is None else parallel.replicated(mesh)
     network = Partial(apply, jax.device_put(variables, everywhere))
-    return attacks.assess(
+    return attacks.evaluate(
         network, images, labels, spec.attacks, threat=spec.threat, seed=spec.seed,
-        batch_size=batch_size, mesh=mesh, look_first=spec.name == "autoattack",
-        watch=watch, known=known, spared=spared, state_file=state_file,
+        batch_size=batch_size, mesh=mesh, sanity_checks=spec.name == "autoattack",
+        callbacks=callbacks, known=known, known_robust=known_robust, state_file=state_file,
     )  # fmt: skip
 
 
@@ -87,11 +87,13 @@ def last_iterate(
     Args:
         apply, variables, images, labels: as for `evaluate`.
         spec: of PGD.
-        report: what `evaluate` found with it. What stands there is not attacked again.
-        **settings: batch_size, mesh, watch and state_file, as for `evaluate`.
+        report: what `evaluate` found with it. Images robust to it are not attacked again.
+        **settings: batch_size, mesh, callbacks and state_file, as for `evaluate`.
     """
     last = dataclasses.replace(spec, name="pgd-last")
-    return evaluate(apply, variables, images, labels, last, spared=report.standing, **settings)
+    return evaluate(
+        apply, variables, images, labels, last, known_robust=report.is_robust, **settings
+    )
 
 
 def probe(
@@ -121,11 +123,11 @@ def probe(
         counts against all three.
     """
     network = Partial(apply, variables)
-    clean = _pixels(images)
-    run = functools.partial(attacks.once, network, images=clean, labels=labels, threat=threat)
-    fgsm = run(attack=FGSM, key=key).worst.fallen
-    pgd = run(attack=attacks.Pgd(gradient_steps=steps), key=key).worst.fallen
-    return _rates(network, clean, labels, fgsm, pgd)
+    natural = _pixels(images)
+    run = functools.partial(attacks.once, network, images=natural, labels=labels, threat=threat)
+    fgsm = run(attack=FGSM, key=key).worst.is_adversarial
+    pgd = run(attack=attacks.Pgd(gradient_steps=steps), key=key).worst.is_adversarial
+    return _rates(network, natural, labels, fgsm, pgd)
 
 
 (FGSM,) = AttackSpec(name="fgsm").attacks
@@ -141,7 +143,7 @@ def _pixels(images: jax.Array) -> jax.Array:
 def _rates(
     network: Partial, images: jax.Array, labels: jax.Array, fgsm: jax.Array, pgd: jax.Array
 ) -> Probe:
-    """Accuracies from what fell; an image misclassified as it is has fallen to all."""
+    """Accuracies; an image misclassified as it is counts as broken by every attack."""
     natural = ~jax.vmap(attacks.is_correct)(network(images), labels)
     wrong = (natural, natural | fgsm, natural | pgd)
     return Probe(*(jnp.mean(~mask, dtype=jnp.float32) for mask in wrong))

@@ -18,9 +18,8 @@ import numpy as np
 from irp_jax import files, models
 from irp_jax.errors import UserError
 
-FORMATS = (1, 2)
-"""Of `network.json` that this version reads. The second has an activation that is not ReLU, which
-older versions would take no notice of."""
+FORMAT = 3
+"""Of `network.json`: the only one that this version reads."""
 
 RECORD, ARRAYS, FUNCTION = "network.json", "arrays.npz", "function.stablehlo"
 
@@ -73,7 +72,7 @@ def write(
         digests = {path.name: files.sha256(path) for path in sorted(unfinished.iterdir())}
         whole = {
             **record,
-            "format": FORMATS["activation" in record["model"]],
+            "format": FORMAT,
             "dtypes": dtypes,
             "sha256": digests,
         }
@@ -107,13 +106,13 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]
     has one.
 
     Raises:
-        UserError: it is of a later format, damaged, or was never written by `write`.
+        UserError: it is of another format, damaged, or was never written by `write`.
     """
     record = files.read_json(folder / RECORD)
-    if isinstance(record, dict) and record.get("format", 1) not in FORMATS:
+    if isinstance(record, dict) and record.get("format", 1) != FORMAT:
         raise UserError(
-            f"{folder / RECORD} is of format {record['format']}, and this version reads up to "
-            f"{FORMATS[-1]}: use a newer irp_jax"
+            f"{folder / RECORD} is of format {record.get('format', 1)}, and this version reads "
+            f"{FORMAT}: use the version of irp_jax that wrote it"
         )
     fault = _fault(record)
     if fault is not None:
@@ -154,13 +153,13 @@ def _fault(record: Any) -> str | None:
         "class_names": lambda v: isinstance(v, list) and v and all(isinstance(n, str) for n in v),
         "image_shape": lambda v: isinstance(v, list) and len(v) == 3 and _are_counts(v),
         "groups": lambda v: isinstance(v, dict) and _are_counts(v.values()),
-        "kept": lambda v: isinstance(v, dict) and _are_counts(v.values()),
-        "regularity": lambda v: v in ("channel", "weight"),
+        "keep_counts": lambda v: isinstance(v, dict) and _are_counts(v.values()),
+        "granularity": lambda v: v in ("channel", "weight"),
         "cost": lambda v: isinstance(v, dict) and not COSTS - set(v) and _are_numbers(v.values()),
         "epochs": lambda v: isinstance(v, int),
         "trained": lambda v: isinstance(v, dict) and not TRAINED - set(v) and _is_share(v),
         "sha256": lambda v: isinstance(v, dict) and ARRAYS in v and set(v) <= {ARRAYS, FUNCTION},
-        "format": lambda v: v in FORMATS,
+        "format": lambda v: v == FORMAT,
         "dtypes": lambda v: isinstance(v, dict),
     }
     for name, is_sound in known.items():
@@ -179,7 +178,7 @@ TRAINED = {"dataset", "data_dir", "epsilon", "defense", "method", "seed"}
 
 
 def _is_share(trained: dict[str, Any]) -> bool:
-    """Whether the share held out, which records of older versions lack, is one."""
+    """Whether the share held out, where it is given, is one."""
     share = trained.get("validation", 0.0)
     return isinstance(share, NUMBERS) and 0 <= share < 1
 
@@ -199,8 +198,8 @@ def is_ours(spec: Mapping[str, Any]) -> bool:
         and name in models.MODELS
         and isinstance(width, NUMBERS)
         and 0 < width <= 64
-        and isinstance(spec.get("activation", "relu"), str)
-        and spec.get("activation", "relu") in models.ACTIVATIONS
+        and isinstance(spec.get("activation"), str)
+        and spec["activation"] in models.ACTIVATIONS
     )
 
 

@@ -103,7 +103,7 @@ class Network:
     @property
     def groups(self) -> dict[str, int]:
         """Channel group, or kernel where single weights were pruned -> how many are kept."""
-        return self.record["kept"]
+        return self.record["keep_counts"]
 
     def evaluate(
         self,
@@ -129,7 +129,7 @@ class Network:
             `adversarial` images.
 
         Raises:
-            UserError: images of another shape, an unknown setting, or as `attacks.assess`.
+            UserError: images of another shape, an unknown setting, or as `attacks.evaluate`.
         """
         if isinstance(data, str):
             data = load_data(data)
@@ -171,9 +171,9 @@ class Network:
         )
 
 
-def cost_report(graph: ChannelGraph, kept: Mapping[str, int]) -> dict[str, Any]:
+def cost_report(graph: ChannelGraph, keep_counts: Mapping[str, int]) -> dict[str, Any]:
     """The `cost` entry of results.json."""
-    left, whole = cost.total(graph, kept), cost.total(graph)
+    left, whole = cost.total(graph, keep_counts), cost.total(graph)
     return {
         "macs": left.macs,
         "dense_macs": whole.macs,
@@ -260,22 +260,27 @@ def of(saved: checkpoint.Saved, model: Any = None) -> Network:
     record = saved.record["network"]
     known = _traced(record, model)
     params = network_params(known.graph, saved.network)
-    kept = record["kept"] or {
+    keep_counts = record["keep_counts"] or {
         name: int((logits > 0).sum()) for name, logits in params["masks"].items()
     }
     variables = jax.device_get(deployed(known.graph, params, saved.network["batch_stats"]))
     return Network(
         apply=inference(known.network),
         variables=variables,
-        record=described(record, known.graph, kept, saved.epoch),
+        record=described(record, known.graph, keep_counts, saved.epoch),
     )
 
 
 def described(
-    record: dict[str, Any], graph: ChannelGraph, kept: dict[str, int], epochs: int
+    record: dict[str, Any], graph: ChannelGraph, keep_counts: dict[str, int], epochs: int
 ) -> dict[str, Any]:
     """A network's record with what can be told once it is there."""
-    return {**record, "kept": kept, "cost": cost_report(graph, kept), "epochs": epochs}
+    return {
+        **record,
+        "keep_counts": keep_counts,
+        "cost": cost_report(graph, keep_counts),
+        "epochs": epochs,
+    }
 
 
 def _traced(record: dict[str, Any], model: Any) -> traced.TracedModel:
@@ -293,7 +298,7 @@ def _traced(record: dict[str, Any], model: Any) -> traced.TracedModel:
     else:
         assert layout.is_ours(spec), "a stored name of a file is never run"
         known = traced.named(
-            spec["name"], spec["width"], shape, classes, activation=spec.get("activation", "relu")
+            spec["name"], spec["width"], shape, classes, activation=spec["activation"]
         )
     if dict(known.graph.groups) != record["groups"]:
         raise _other_model(known.name)

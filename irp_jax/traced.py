@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from irp_jax import adapters, graph, models
 from irp_jax.errors import UserError
 from irp_jax.graph import Apply, ChannelGraph, program
-from irp_jax.pruning import slim
+from irp_jax.pruning import compaction
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -141,9 +141,7 @@ def named(
     if models.is_file(name):
         model = models.from_file(name, classes, seed)
         return trace(model, image_shape, classes, spec={"file": name})
-    spec = {"name": name, "width": width}
-    if activation != "relu":  # records of older versions have none
-        spec["activation"] = activation
+    spec = {"name": name, "width": width, "activation": activation}
     return trace(models.build(name, classes, width, activation), image_shape, classes, spec=spec)
 
 
@@ -155,10 +153,10 @@ def is_drawn(model: TracedModel) -> bool:
 
 
 def check(model: TracedModel) -> float:
-    """Compares the masked with the cut network by value: see `slim.check`."""
+    """Compares the masked with the cut network by value: see `compaction.check`."""
     params, state = jax.eval_shape(model.init, jax.random.key(0))
 
     def initial() -> tuple[dict[str, Any], dict[str, Any]]:
         return jax.device_get(jax.jit(model.init)(jax.random.key(0)))
 
-    return slim.check(model.graph, model.network, params, state, initial)
+    return compaction.check(model.graph, model.network, params, state, initial)

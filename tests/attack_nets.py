@@ -97,7 +97,7 @@ def all_runs(attack, logits_fn, images, labels, threat, key):
         label=labels[image],
         order=jnp.argsort(label_first, axis=1, descending=True).astype(jnp.int32)[image],
         number=number,
-        key=jax.vmap(attacks.run_key, (None, 0, 0))(key, image, number),
+        key=jax.vmap(attacks.trial_key, (None, 0, 0))(key, image, number),
         threat=threat,
     )
 

@@ -8,7 +8,9 @@ import numpy as np
 from pruning_nets import quick_jit
 
 from irp_jax import traced
-from irp_jax.training import phases
+from irp_jax.training.methods import METHODS
+from irp_jax.training.plan import make_plan
+from irp_jax.training.state import initial_state
 
 
 class Net(nn.Module):
@@ -63,8 +65,8 @@ def random_weights(net, seed):
 def begun(config, net, seed=0):
     """The dense network's graph, the plan for 96 images and the state before the first step."""
     graph = described(net)
-    plan = phases.plan(config, graph, 96)
-    state = quick_jit(functools.partial(phases.initial_state, config, plan, graph))
+    plan = make_plan(config, METHODS[config.method], graph, 96)
+    state = quick_jit(functools.partial(initial_state, config, plan, graph))
     return graph, plan, state(variables(net, seed))
 
 

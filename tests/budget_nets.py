@@ -5,7 +5,7 @@ import numpy as np
 from irp_jax import models, traced
 from irp_jax.pruning import cost, masks
 
-REGULARITIES: tuple[masks.Regularity, ...] = ("channel", "weight")
+GRANULARITIES: tuple[masks.Granularity, ...] = ("channel", "weight")
 KINDS: tuple[cost.Kind, ...] = ("macs", "params")
 LARGE = traced.named("resnet20", 1.0, (32, 32, 3), 10).graph
 SMALL = traced.named("resnet20", 1.0, (8, 8, 1), 10).graph
@@ -17,23 +17,23 @@ def exact_ratio(graph, kind, kept):
     return getattr(cost.total(graph, kept), kind) / getattr(cost.total(graph), kind)
 
 
-def assert_floors(graph, regularity, kept):
+def assert_floors(graph, granularity, kept):
     """Every mask keeps what its layer needs."""
-    for name, least in masks.floors(graph, regularity).items():
+    for name, least in masks.min_keep(graph, granularity).items():
         assert kept[name] >= least, name
 
 
-def with_one_more(kept, graph, regularity):
+def with_one_more(kept, graph, granularity):
     """All ways to keep one unit more."""
-    for name, size in masks.units(graph, regularity).items():
+    for name, size in masks.units(graph, granularity).items():
         if kept[name] < size:
             yield {**kept, name: kept[name] + 1}
 
 
-def random_scores(graph, regularity, seed):
+def random_scores(graph, granularity, seed):
     """Scores whose groups differ as much as their units do."""
     rng = np.random.default_rng(seed)
     return {
         name: (rng.normal(0, 3) + rng.normal(0, 2, logits.shape)).astype(np.float32)
-        for name, logits in masks.init(graph, regularity).items()
+        for name, logits in masks.init(graph, granularity).items()
     }

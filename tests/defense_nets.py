@@ -1,4 +1,4 @@
-"""A network, images and settings for the tests of defences and of what training carries along."""
+"""A network, images and settings for the tests of defenses and of what training carries along."""
 
 import types
 
@@ -13,8 +13,10 @@ from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.data import Augmentation, Split
 from irp_jax.network import inference
-from irp_jax.training import phases, progress
+from irp_jax.training import progress
 from irp_jax.training.defenses import Batch, Choice, build
+from irp_jax.training.methods import METHODS
+from irp_jax.training.plan import make_plan
 from irp_jax.training.step import Recipe
 
 
@@ -35,7 +37,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (24, 6, 6, 2), dtype=np.uint8
 IMAGES = PIXELS / np.float32(255)
 LABELS = (np.arange(24) % 3).astype(np.int32)
 KEY = jax.random.key(3)
-CONFIG = Config(budget="0.3", epochs=4, batch_size=8, learning_rate=0.05, ramp_stop=0.5)
+CONFIG = Config(budget="0.3", epochs=4, batch_size=8, learning_rate=0.05, prune_stop=0.5)
 
 
 def initial():
@@ -72,7 +74,7 @@ def make_setup(config, dataset=PIXELS):
     return progress.Setup(
         config=config,
         identity=configs.identity(config),
-        plan=phases.plan(config, GRAPH, len(dataset)),
+        plan=make_plan(config, METHODS[config.method], GRAPH, len(dataset)),
         dataset=types.SimpleNamespace(
             train=Split(images=dataset, labels=np.arange(len(dataset)) % 3), num_classes=3,
             image_shape=dataset.shape[1:], class_names=("a", "b", "c"),

@@ -72,14 +72,14 @@ def random_variables(model, seed):
     }
 
 
-def random_masks(graph, regularity, seed, kept=None):
+def random_masks(graph, granularity, seed, keep_counts=None):
     """Logits of random size and sign: mask name -> `kept` positive ones, at least the floor."""
     rng = np.random.default_rng(seed)
-    least = masks.floors(graph, regularity)
+    least = masks.min_keep(graph, granularity)
     drawn = {}
-    for name, start in masks.init(graph, regularity).items():
+    for name, start in masks.init(graph, granularity).items():
         size = start.size
-        count = kept[name] if kept else int(rng.integers(least[name], size + 1))
+        count = keep_counts[name] if keep_counts else int(rng.integers(least[name], size + 1))
         sign = np.where(rng.permutation(size) < count, 1.0, -1.0)
         logits = sign * rng.uniform(0.1, 3.0, size)
         drawn[name] = jnp.asarray(logits.reshape(start.shape), jnp.float32)

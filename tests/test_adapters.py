@@ -12,7 +12,7 @@ from flax import linen, nnx
 from irp_jax import adapters
 from irp_jax.errors import UserError
 from irp_jax.graph import build, network
-from irp_jax.pruning import slim
+from irp_jax.pruning import compaction
 
 eqx = pytest.importorskip("equinox")
 
@@ -160,7 +160,7 @@ def agree(adapted, own, groups):
             close(new, after)
             assert {n: a.dtype for n, a in new.items()} == {n: a.dtype for n, a in state.items()}
     assert set(groups) <= set(graph.groups)
-    assert slim.check(graph, again, params, state) <= slim.TOLERANCE
+    assert compaction.check(graph, again, params, state) <= compaction.TOLERANCE
 
 
 def draws(model):

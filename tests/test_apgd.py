@@ -55,20 +55,20 @@ def test_result_is_allowed_verified_and_no_better_than_the_start(norm, scale, se
     found = drive(attack, logits_fn, IMAGES, LABELS, ball, key)
     problem = all_runs(attack, logits_fn, IMAGES, LABELS, ball, key)
     began = start(attack, logits_fn, problem).worst
-    image, fallen, value = (leaf.reshape(-1, *leaf.shape[2:]) for leaf in found)
+    image, is_adversarial, value = (leaf.reshape(-1, *leaf.shape[2:]) for leaf in found)
     for judged in (image, began.image):
         assert judged.dtype == IMAGES.dtype
         assert float(judged.min()) >= 0 and float(judged.max()) <= 1
         length = jax.vmap(attacks.distance, (None, 0, 0))(ball, judged, problem.image)
         assert float(length.max()) <= ball.epsilon * (1 + 1e-5) + 1e-6
     logits = logits_fn(image)
-    np.testing.assert_array_equal(fallen, logits.argmax(-1) != problem.label)
+    np.testing.assert_array_equal(is_adversarial, logits.argmax(-1) != problem.label)
     # Of the targeted attack two runs aim at the likeliest other class, two at the next.
     ranked = jnp.argsort(logits_fn(IMAGES), axis=1, descending=True)
     more = (ranked[:, jnp.asarray([1, 1, 2, 2])].ravel(),) if norm == "l1" else ()
     want = jax.vmap(LOSSES[attack.loss])(logits, problem.label, *more)
     np.testing.assert_allclose(value, want, rtol=1e-3, atol=1e-5)
-    assert bool((fallen | (value >= began.loss)).all())
+    assert bool((is_adversarial | (value >= began.loss)).all())
 
 
 def test_looks_back_when_the_paper_does():
@@ -123,7 +123,7 @@ def test_the_step_size_follows_the_rules(norm):
         # The worst image is an allowed one at every step, and gets no better for the network.
         length = jax.vmap(attacks.distance, (None, 0, 0))(ball, state.worst.image, problem.image)
         assert float(length.max()) <= ball.epsilon * (1 + 1e-5)
-        assert bool((old.worst.fallen | (state.worst.loss >= old.worst.loss)).all())
+        assert bool((old.worst.is_adversarial | (state.worst.loss >= old.worst.loss)).all())
     assert changes > 0
 
 
@@ -137,7 +137,7 @@ def test_climbs_to_the_top_of_a_hill_narrower_than_its_first_step():
     images, labels = jnp.full((2, 4, 4, 1), 0.4), jnp.zeros(2, jnp.int32)
     attack = Apgd(name="apgd-ce", loss="ce")
     found = drive(attack, hill, images, labels, attacks.linf(0.5), KEY)
-    assert not found.fallen.any()
+    assert not found.is_adversarial.any()
     assert float(jnp.abs(found.image - peak).max()) < 0.02
 
 
@@ -153,7 +153,7 @@ def test_finds_the_worst_image_of_a_linear_network_in_the_l1_ball():
     # Averaging over passes of a network that draws nothing changes nothing.
     attack = Apgd(name="apgd-t", loss="targeted-dlr", steps=40, targets=9, eot=2)
     found = drive(attack, linear, images, jnp.zeros(3, jnp.int32), threat("l1", 3.0), KEY)
-    assert found.fallen.shape == (3, 1) and not found.fallen.any()
+    assert found.is_adversarial.shape == (3, 1) and not found.is_adversarial.any()
     x, w = np.asarray(images).reshape(3, 64), np.asarray(weights)
     gain = (np.asarray(found.image).reshape(3, 64) - x) @ w
     # The best there is: the pixels of largest weight, each as far as the box lets it.
@@ -218,7 +218,9 @@ def test_fells_what_pgd_fells(norm, epsilon):
     apgd = drive(Apgd(name="apgd-ce", loss="ce", steps=30), net, images, labels, ball, KEY)
     pgd = attacks.once(net, attacks.Pgd(gradient_steps=30), images, labels, ball, key=KEY).worst
     natural = net(images).argmax(-1) == labels
-    stands, stood = (float((natural & ~fell).mean()) for fell in (apgd.fallen[:, 0], pgd.fallen))
+    stands, stood = (
+        float((natural & ~fell).mean()) for fell in (apgd.is_adversarial[:, 0], pgd.is_adversarial)
+    )
     assert 0.05 < stood < 0.95  # otherwise the comparison says nothing
     assert stands <= stood + 1 / 360
 

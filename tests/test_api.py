@@ -25,7 +25,7 @@ def quick_compiles():
 
 
 SETTINGS = {
-    "budget": 0.4, "epochs": 3, "batch_size": 64, "ramp_stop": 0.4, "defense": "fgsm",
+    "budget": 0.4, "epochs": 3, "batch_size": 64, "prune_stop": 0.4, "defense": "fgsm",
     "guard": False, "checkpoint_every": 0.0, "progress": False, "learning_rate": 0.05,
 }  # fmt: skip
 
@@ -183,7 +183,7 @@ def test_training_starts_from_the_weights_that_are_given():
     """It hardly moves them here, and prunes the smallest."""
     start = given(seed=7)
     network = train(
-        Net(), variables=start, epochs=2, method="magnitude", regularity="weight",
+        Net(), variables=start, epochs=2, method="magnitude", granularity="weight",
         learning_rate=1e-30, weight_decay=0.0,
     )  # fmt: skip
     for name, array in network.variables["params"].items():
@@ -418,8 +418,8 @@ def test_no_file_that_a_checkpoint_names_is_ever_run(finished, tmp_path):
         {"class_names": 5},
         {"image_shape": [8, 8]},
         {"image_shape": [2**20, 2**20, 3]},
-        {"kept": None},
-        {"kept": {"first": 0}},
+        {"keep_counts": None},
+        {"keep_counts": {"first": 0}},
         {"cost": None},
         {"cost": {"macs": 1}},
         {"trained": {}},

@@ -18,9 +18,12 @@ from defense_nets import (
 
 from irp_jax import config as configs
 from irp_jax.errors import UserError
-from irp_jax.training import average, phases, progress
+from irp_jax.training import optimizer as optimizers
+from irp_jax.training import progress
+from irp_jax.training.methods import METHODS
 from irp_jax.training.optimizer import SCHEDULES
-from irp_jax.training.step import TrainState
+from irp_jax.training.plan import make_plan
+from irp_jax.training.state import TrainState, freeze, initial_state, update_average
 
 SETTINGS = (("channel", 0.0), ("channel", 0.9), ("weight", 0.9))
 
@@ -32,11 +35,11 @@ def variables():
 
 def test_the_average_follows_by_hand():
     state, latest = {"w": jnp.array([0.0, 8.0])}, {"w": jnp.array([10.0, 8.0])}
-    first = average.follow(state, latest, jnp.int32(0), 0.5)
+    first = update_average(state, latest, jnp.int32(0), 0.5)
     np.testing.assert_allclose(first["w"], [9.0, 8.0], rtol=1e-6)  # keeps 1 / 10
-    late = average.follow(first, latest, jnp.int32(1000), 0.75)
+    late = update_average(first, latest, jnp.int32(1000), 0.75)
     np.testing.assert_allclose(late["w"], [9.25, 8.0], rtol=1e-6)
-    assert average.follow(None, latest, jnp.int32(0), 0.5) is None
+    assert update_average(None, latest, jnp.int32(0), 0.5) is None
 
 
 def _distinct(state):
@@ -53,15 +56,15 @@ def _distinct(state):
     return jax.tree.map(draw, jax.device_get(state))
 
 
-@pytest.mark.parametrize(("regularity", "ema"), SETTINGS)
+@pytest.mark.parametrize(("granularity", "ema"), SETTINGS)
 def test_the_freeze_cuts_the_average_too_and_what_is_saved_comes_back(
-    regularity, ema, tmp_path, quick_compile
+    granularity, ema, tmp_path, quick_compile
 ):
-    config = dataclasses.replace(CONFIG, regularity=regularity, ema=ema, defense="fgsm-mep")
+    config = dataclasses.replace(CONFIG, granularity=granularity, ema=ema, defense="fgsm-mep")
     fixed = make_setup(config)
     begun = progress.start(fixed)
     state = _distinct(begun.state)
-    frozen, kept = phases.freeze(config, fixed.plan, GRAPH, state)
+    frozen, kept = freeze(config, fixed.plan, GRAPH, state)
     assert_equal(frozen.memory, state.memory)
     used = frozen.network
     shapes = [
@@ -71,7 +74,7 @@ def test_the_freeze_cuts_the_average_too_and_what_is_saved_comes_back(
     kernel = np.asarray(used["weights"]["Conv_0/kernel"])
     before = state.network
     source = before["weights"]["Conv_0/kernel"]
-    if regularity == "channel":
+    if granularity == "channel":
         assert kernel.shape[-1] == kept["Conv_0"] < 16
         assert {*map(tuple, kernel.reshape(18, -1).T)} < {*map(tuple, source.reshape(18, -1).T)}
         mean = "batch_stats/BatchNorm_0/mean"
@@ -81,14 +84,16 @@ def test_the_freeze_cuts_the_average_too_and_what_is_saved_comes_back(
         assert hidden.any()
         np.testing.assert_array_equal(kernel, np.where(hidden, 0, source))
 
-    progress.save(fixed, dataclasses.replace(begun, epoch=2, kept=kept, state=frozen), tmp_path)
+    progress.save(
+        fixed, dataclasses.replace(begun, epoch=2, keep_counts=kept, state=frozen), tmp_path
+    )
     resumed = progress.resume(fixed, tmp_path, print)
     assert_equal(resumed.state, frozen)
 
 
 def test_without_options_a_state_holds_no_more_than_it_did(variables):
-    plan = phases.plan(CONFIG, GRAPH, len(PIXELS))
-    state = phases.initial_state(CONFIG, plan, GRAPH, variables)
+    plan = make_plan(CONFIG, METHODS[CONFIG.method], GRAPH, len(PIXELS))
+    state = initial_state(CONFIG, plan, GRAPH, variables)
     assert isinstance(state, TrainState)
     assert (state.average, state.memory) == (None, None)
     assert state.network["weights"] is state.params["weights"]
@@ -97,9 +102,9 @@ def test_without_options_a_state_holds_no_more_than_it_did(variables):
 def test_a_gradient_longer_than_the_clip_is_shortened_and_no_other(variables, quick_compile):
     config = dataclasses.replace(CONFIG, clip=2.0, weight_decay=0.0, method="magnitude")
     config = dataclasses.replace(config, schedule="cosine", learning_rate=0.5)
-    plan = phases.plan(config, GRAPH, len(PIXELS))
-    state = phases.initial_state(config, plan, GRAPH, variables)
-    optimizer = phases.optimizer(config, plan, GRAPH, frozen=False)
+    plan = make_plan(config, METHODS[config.method], GRAPH, len(PIXELS))
+    state = initial_state(config, plan, GRAPH, variables)
+    optimizer = optimizers.build(config, plan, GRAPH, frozen=False)
     for size, expected in ((1.0, None), (1e3, 2.0)):
         gradients = optax.tree_utils.tree_ones_like(state.params)
         scale = size / optax.tree_utils.tree_norm(gradients)

@@ -16,8 +16,12 @@ from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.pruning import admm, cost, magnitude, masks, uniform
-from irp_jax.training import loop, phases
+from irp_jax.training import experiment
+from irp_jax.training import optimizer as optimizers
+from irp_jax.training.methods import METHODS
 from irp_jax.training.optimizer import one_cycle, restarted
+from irp_jax.training.plan import make_plan
+from irp_jax.training.state import freeze
 
 # ---- one rate for all --------------------------------------------------------------------------
 
@@ -27,7 +31,7 @@ def test_the_largest_common_factor_within_the_budget_counted_by_hand():
     # c channels twice: 9 * 64 * c to read the image, 9 * 64 * c * c, and 3 * c for the logits.
     # 41,496 with 8, 51,867 with 9, 156,720 with 16.
     for limit, channels in ((41_496, 8), (51_866, 8), (51_867, 9), (156_720, 16), (1_155, 1)):
-        assert uniform.kept(graph, "channel", "macs", limit) == {
+        assert uniform.keep_counts(graph, "channel", "macs", limit) == {
             "first": channels,
             "second": channels,
         }
@@ -44,12 +48,12 @@ def test_no_larger_factor_fits_and_none_is_skipped(kind, budget):
     counts = [{n: max(1, round(s * f)) for n, s in sizes.items()} for f in {0.0, *halves}]
     fitting = [c for c in counts if getattr(cost.total(graph, c), kind) <= limit]
     best = max(fitting, key=lambda c: getattr(cost.total(graph, c), kind))
-    assert uniform.kept(graph, "channel", kind, limit) == best
+    assert uniform.keep_counts(graph, "channel", kind, limit) == best
 
 
 def test_the_narrowed_network_is_the_one_that_is_built_narrow():
     graph = traced.named("resnet8", 1.0, SHAPE, 10).graph
-    kept = uniform.kept(graph, "channel", "macs", cost.total(graph).macs // 5)
+    kept = uniform.keep_counts(graph, "channel", "macs", cost.total(graph).macs // 5)
     factor = kept["stage3_block0/conv2"] / 64
     narrow = traced.named("resnet8", factor, SHAPE, 10).graph
     assert kept == dict(narrow.groups)
@@ -60,7 +64,7 @@ def test_the_narrowed_network_is_the_one_that_is_built_narrow():
 def test_weights_are_fine_enough_to_spend_the_budget(kind):
     graph = described(Net(a=12, b=30))
     limit = getattr(cost.total(graph), kind) // 4
-    kept = uniform.kept(graph, "weight", kind, limit)
+    kept = uniform.keep_counts(graph, "weight", kind, limit)
     spent = getattr(cost.total(graph, kept), kind)
     assert 0.99 * limit <= spent <= limit
     rates = [kept[name] / size for name, size in masks.units(graph, "weight").items()]
@@ -74,7 +78,7 @@ def test_the_cut_start_is_a_draw_from_the_narrow_networks_distribution():
     wide, config = Net(64, 96, classes=40), Config(method="width", budget="0.2", batch_size=32)
     graph, plan, state = begun(config, wide)
     assert state.params["masks"] == {} and plan.freeze_epoch == 0
-    frozen, kept = phases.freeze(config, plan, graph, state)
+    frozen, kept = freeze(config, plan, graph, state)
     assert 0.95 * plan.limit <= cost.total(graph, kept).macs <= plan.limit
     narrow = variables(Net(kept["first"], kept["second"], classes=40), seed=1)["params"]
     found = frozen.params["weights"]
@@ -114,24 +118,24 @@ def test_the_largest_stay_and_of_equals_the_first():
     assert found["y"].tolist() == [[1, 1], [1, -1]]
 
 
-@pytest.mark.parametrize("regularity", ["channel", "weight"])
+@pytest.mark.parametrize("granularity", ["channel", "weight"])
 @pytest.mark.parametrize("method", ["magnitude", "admm"])
-def test_the_weakest_go_at_one_rate_and_the_rest_is_untouched(method, regularity):
+def test_the_weakest_go_at_one_rate_and_the_rest_is_untouched(method, granularity):
     net = Net(a=8, b=16)
-    config = Config(method=method, regularity=regularity, budget="0.3", batch_size=32, epochs=6)
+    config = Config(method=method, granularity=granularity, budget="0.3", batch_size=32, epochs=6)
     graph, plan, state = begun(config, net)
     weights = random_weights(net, 6)
     state = dataclasses.replace(state, params={"weights": weights, "masks": {}})
     if method == "admm":  # the sum of past distances has no say in what is cut
         other = jax.tree.map(
-            lambda leaf: 9 * jnp.flip(leaf), admm.pulled(graph, weights, regularity)
+            lambda leaf: 9 * jnp.flip(leaf), admm.pulled(graph, weights, granularity)
         )
         optimizer = optax.tree_utils.tree_set(state.optimizer, dual=other)
         state = dataclasses.replace(state, optimizer=optimizer)
-    frozen, kept = phases.freeze(config, plan, graph, state)
-    assert kept == uniform.kept(graph, regularity, "macs", plan.limit)
+    frozen, kept = freeze(config, plan, graph, state)
+    assert kept == uniform.keep_counts(graph, granularity, "macs", plan.limit)
     left = frozen.params["weights"]
-    if regularity == "channel":
+    if granularity == "channel":
 
         def size(conv, norm):  # magnitude goes by filters, ADMM by the scales and biases too
             size = np.sum(weights[f"{conv}/kernel"] ** 2, (0, 1, 2))
@@ -154,7 +158,7 @@ def test_the_weakest_go_at_one_rate_and_the_rest_is_untouched(method, regularity
             expected = np.where(stays, weights[name], 0.0)
             np.testing.assert_array_equal(left[name], expected)
             np.testing.assert_array_equal(frozen.params["masks"][name] > 0, stays)
-    optimizer = phases.optimizer(config, plan, graph, frozen=True)
+    optimizer = optimizers.build(config, plan, graph, frozen=True)
     fresh = jax.eval_shape(optimizer.init, frozen.params)
     assert jax.tree.structure(frozen.optimizer) == jax.tree.structure(fresh)
 
@@ -165,8 +169,8 @@ def test_the_weakest_go_at_one_rate_and_the_rest_is_untouched(method, regularity
 @pytest.mark.parametrize(
     ("change", "stages", "freeze"),
     [
-        ({"method": "priced"}, (0,), 2),
-        ({"method": "priced", "ramp_stop": 0.28, "epochs": 25}, (0,), 7),
+        ({"method": "lagrangian"}, (0,), 2),
+        ({"method": "lagrangian", "prune_stop": 0.28, "epochs": 25}, (0,), 7),
         ({"method": "width"}, (0,), 0),
         ({"method": "magnitude"}, (0, 3), 3),
         ({"method": "magnitude", "pretraining": 0.99}, (0, 8), 8),
@@ -178,25 +182,25 @@ def test_the_weakest_go_at_one_rate_and_the_rest_is_untouched(method, regularity
 def test_stages_have_an_epoch_each_at_least(change, stages, freeze):
     config = Config(**{"budget": "0.3", "epochs": 9, "batch_size": 32} | change)
     configs.check(config)
-    plan = phases.plan(config, described(Net()), 96)
+    plan = make_plan(config, METHODS[config.method], described(Net()), 96)
     assert (plan.stages, plan.freeze_epoch) == (stages, freeze)
 
 
-@pytest.mark.parametrize("method", ["priced", "paper", "width"])
+@pytest.mark.parametrize("method", ["lagrangian", "hinge", "width"])
 @pytest.mark.parametrize("kind", ["macs", "params"])
-@pytest.mark.parametrize("regularity", ["channel", "weight"])
-def test_the_least_budget_that_is_named_will_do(method, kind, regularity):
+@pytest.mark.parametrize("granularity", ["channel", "weight"])
+def test_the_least_budget_that_is_named_will_do(method, kind, granularity):
     for width in range(20, 40):
         graph = described(Net(width))
         for asked in ("1e-6", "0.001k"):
             config = Config(
-                budget=asked, cost=kind, method=method, regularity=regularity, batch_size=32
+                budget=asked, cost=kind, method=method, granularity=granularity, batch_size=32
             )
             with pytest.raises(UserError, match="the least possible is") as error:
-                phases.plan(config, graph, 96)
+                make_plan(config, METHODS[config.method], graph, 96)
             named = str(error.value).partition("least possible is ")[2].split()[0]
             config = dataclasses.replace(config, budget=named)
-            assert phases.plan(config, graph, 96).limit >= 1
+            assert make_plan(config, METHODS[config.method], graph, 96).limit >= 1
 
 
 def test_the_learning_rate_starts_anew_with_each_stage():
@@ -214,7 +218,7 @@ def test_the_learning_rate_starts_anew_with_each_stage():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"method": "width", "regularity": "weight"}, "--regularity=channel"),
+        ({"method": "width", "granularity": "weight"}, "--granularity=channel"),
         ({"method": "admm", "epochs": 2}, "at least 3"),
         ({"method": "magnitude", "epochs": 1}, "at least 2"),
         ({"method": "admm", "pretraining": 0.7}, "below 1"),
@@ -232,26 +236,26 @@ def test_settings_that_cannot_be_meant_are_refused(change, message):
 # ---- whole runs --------------------------------------------------------------------------------
 
 
-def configured(folder, method, regularity):
+def configured(folder, method, granularity):
     return dataclasses.replace(
         configs.suited("digits", Config(model="resnet8", budget="0.3", ema=0.9)),
-        method=method, regularity=regularity, epochs=6, batch_size=256, checkpoint_every=0.0,
+        method=method, granularity=granularity, epochs=6, batch_size=256, checkpoint_every=0.0,
         admm_rho=0.1, admm_updates=3, defense="none", workdir=str(folder),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("method", "regularity"),
+    ("method", "granularity"),
     [("width", "channel"), ("magnitude", "weight"), ("admm", "channel"), ("admm", "weight")],
 )
-def test_runs_are_on_budget_and_a_killed_one_ends_alike(quick_runs, tmp_path, method, regularity):
-    config = configured(tmp_path / "whole", method, regularity)
-    results = loop.run(config, Stopping(), "bin/train")
+def test_runs_are_on_budget_and_a_killed_one_ends_alike(quick_runs, tmp_path, method, granularity):
+    config = configured(tmp_path / "whole", method, granularity)
+    results = experiment.run(config, Stopping(), "bin/train")
     share, unused = results["cost"]["macs_ratio"], results["budget"]["unused"]
     assert results["method"] == method
     assert share <= 0.3
     assert unused == pytest.approx(1 - share / 0.3, abs=1e-3)
-    assert unused < (0.25 if regularity == "channel" else 0.005)  # eight channels are coarse
+    assert unused < (0.25 if granularity == "channel" else 0.005)  # eight channels are coarse
     pruned = {"width": 0, "magnitude": 2, "admm": 4}[method]
     assert [row["frozen"] for row in results["history"]] == [e > pruned for e in range(1, 7)]
     ratios = [row["cost_ratio"] for row in results["history"]]
@@ -260,16 +264,16 @@ def test_runs_are_on_budget_and_a_killed_one_ends_alike(quick_runs, tmp_path, me
     assert loaded.cost == results["cost"]
     weights = jax.tree.leaves(loaded.variables["params"])
     assert sum(np.count_nonzero(leaf) for leaf in weights) <= results["cost"]["params"]
-    if (method, regularity) != ("admm", "weight"):
+    if (method, granularity) != ("admm", "weight"):
         return
 
     killed = dataclasses.replace(config, workdir=str(tmp_path / "killed"))
     with pytest.raises(KeyboardInterrupt):
-        loop.run(killed, Stopping(stop=4), "bin/train")
+        experiment.run(killed, Stopping(stop=4), "bin/train")
     # Within ADMM: after 15 steps, five an epoch; Z and U are of step 14, those of 18 to come.
     saved = checkpoint.restore(tmp_path / "killed" / "checkpoints", None, print)
     assert saved.epoch == 3
-    again = loop.run(killed, Stopping(), "bin/train")
+    again = experiment.run(killed, Stopping(), "bin/train")
     assert [row["loss"] for row in again["history"]] == [row["loss"] for row in results["history"]]
     ends = [checkpoint.restore(tmp_path / name / "checkpoints", None, print).network
             for name in ("whole", "killed")]  # fmt: skip

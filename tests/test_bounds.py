@@ -47,7 +47,7 @@ def test_no_group_strays_from_the_uniform_share(kind, goal, seed):
 @pytest.mark.parametrize("goal", [0.06, 0.16, 0.5])
 def test_what_is_kept_in_the_end_is_within_a_factor_of_what_uniform_pruning_keeps(kind, goal):
     limit = int(goal * cost.total(LARGE).of(kind))
-    even = uniform.kept(LARGE, "channel", kind, limit)
+    even = uniform.keep_counts(LARGE, "channel", kind, limit)
     logits = random_scores(LARGE, "channel", 3)
     logits = {name: logits[name] * (i % 3 - 1) for i, name in enumerate(logits)}  # far from even
     kept = kept_units(budget.project(LARGE, logits, "channel", kind, limit, spread=SPREAD))
@@ -62,12 +62,12 @@ def test_a_spread_of_one_is_uniform_pruning():
     limit = int(0.3 * cost.total(LARGE).params)
     logits = random_scores(LARGE, "channel", 1)
     kept = kept_units(budget.project(LARGE, logits, "channel", "params", limit, spread=1.0))
-    even = uniform.kept(LARGE, "channel", "params", limit)
+    even = uniform.keep_counts(LARGE, "channel", "params", limit)
     assert all(abs(kept[name] - even[name]) <= 1 for name in kept)
 
 
 def test_floors_hold_where_the_uniform_share_is_below_them():
-    least = masks.floors(SMALL, "channel")
+    least = masks.min_keep(SMALL, "channel")
     limit = cost.total(SMALL, least).macs
     logits = random_scores(SMALL, "channel", 0)
     kept = kept_units(budget.project(SMALL, logits, "channel", "macs", limit, spread=SPREAD))

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from budget_nets import (
+    GRANULARITIES,
     KINDS,
     LARGE,
-    REGULARITIES,
     SMALL,
     TINY,
     assert_floors,
@@ -27,22 +27,22 @@ from irp_jax.pruning.bounds import around
 
 
 def test_the_ramp_is_one_then_falls_to_the_budget_and_stays():
-    target = budget.ramp(0.16, 10, 50)
+    target = budget.sparsity_schedule(0.16, 10, 50)
     found = [float(target(jnp.int32(step))) for step in range(80)]
     np.testing.assert_allclose(found[:11], 1.0)
     np.testing.assert_allclose(found[50:], 0.16, rtol=1e-6)
     assert all(a > b for a, b in itertools.pairwise(found[10:51]))
     np.testing.assert_allclose(found[30], 0.16 + 0.84 * 0.125, rtol=1e-6)
-    assert float(budget.ramp(0.3, 5, 5)(jnp.int32(6))) == pytest.approx(0.3)
+    assert float(budget.sparsity_schedule(0.3, 5, 5)(jnp.int32(6))) == pytest.approx(0.3)
 
 
 # Solving for the price.
 
 
 @functools.cache
-def solver(regularity, kind):
-    graph = LARGE if regularity == "channel" else TINY
-    bounds = around(graph, regularity, kind, 0.0)
+def solver(granularity, kind):
+    graph = LARGE if granularity == "channel" else TINY
+    bounds = around(graph, granularity, kind, 0.0)
 
     @quick_jit
     def solve(score, goal):
@@ -56,16 +56,16 @@ def above(score, thresholds):
     return {name: int((np.asarray(s) > thresholds[name]).sum()) for name, s in score.items()}
 
 
-@pytest.mark.parametrize("regularity", REGULARITIES)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_solve_meets_the_goal_as_well_as_units_allow(regularity, kind):
-    graph, solve = solver(regularity, kind)
-    least = masks.floors(graph, regularity)
+def test_solve_meets_the_goal_as_well_as_units_allow(granularity, kind):
+    graph, solve = solver(granularity, kind)
+    least = masks.min_keep(graph, granularity)
     for seed, goal in enumerate((0.0, 0.02, 0.04, 0.1, 0.16, 0.3, 0.5, 0.7, 0.99, 1.0)):
-        score = random_scores(graph, regularity, seed)
+        score = random_scores(graph, granularity, seed)
         thresholds = {name: float(t) for name, t in solve(score, jnp.float32(goal)).items()}
         kept = above(score, thresholds)
-        assert_floors(graph, regularity, kept)
+        assert_floors(graph, granularity, kept)
         free = {name: t for name, t in thresholds.items() if kept[name] > least[name]}
         ratio = exact_ratio(graph, kind, kept)
         if not free:
@@ -83,28 +83,28 @@ def test_solve_meets_the_goal_as_well_as_units_allow(regularity, kind):
             assert exact_ratio(graph, kind, more) > goal - 1e-5
 
 
-@pytest.mark.parametrize("regularity", REGULARITIES)
-def test_solve_keeps_more_when_more_is_allowed(regularity):
-    graph, solve = solver(regularity, "macs")
-    score = random_scores(graph, regularity, 0)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_solve_keeps_more_when_more_is_allowed(granularity):
+    graph, solve = solver(granularity, "macs")
+    score = random_scores(graph, granularity, 0)
     counts = [above(score, solve(score, jnp.float32(g))) for g in np.linspace(0, 1, 12)]
     for less, more in itertools.pairwise(counts):
         assert all(more[name] >= less[name] for name in less)
-    assert counts[-1] == masks.units(graph, regularity)
+    assert counts[-1] == masks.units(graph, granularity)
 
 
 # The default rule, fed with gradients of which only the size is meaningful.
 
 
-def run_priced(graph, regularity, kind, target, sizes, steps, later=None, **settings):
+def run_priced(graph, granularity, kind, target, sizes, steps, later=None, **settings):
     """Logits by mask after each of `steps` updates, steps first.
 
     Args:
         sizes: mask name -> standard deviation of each gate's gradient.
         later: the same for the second half of the steps.
     """
-    rule = budget.priced(graph, regularity, kind, target, **settings)
-    start = masks.init(graph, regularity)
+    rule = budget.lagrangian(graph, granularity, kind, target, **settings)
+    start = masks.init(graph, granularity)
     rng = np.random.default_rng(0)
     noise = {n: rng.normal(size=(steps, *m.shape)).astype(np.float32) for n, m in start.items()}
     for name, values in noise.items():
@@ -130,13 +130,13 @@ def test_logits_compare_across_masks_where_a_floor_holds_one_up():
     poor = "stage2_block1/conv1"
     sizes = random_sizes(LARGE, "channel", 1)
     sizes[poor] = 1e-3 * sizes[poor]
-    history = run_priced(LARGE, "channel", "macs", budget.ramp(0.5, 0, 1), sizes, 60)
+    history = run_priced(LARGE, "channel", "macs", budget.sparsity_schedule(0.5, 0, 1), sizes, 60)
     logits = {name: values[-1] for name, values in history.items()}
-    assert (logits[poor] > 0).sum() == masks.floors(LARGE, "channel")[poor]
+    assert (logits[poor] > 0).sum() == masks.min_keep(LARGE, "channel")[poor]
     assert logits[poor][logits[poor] < 0].max() < -3
     limit = int(0.51 * cost.total(LARGE).macs)
     filled = kept_units(budget.project(LARGE, logits, "channel", "macs", limit))
-    assert filled[poor] == masks.floors(LARGE, "channel")[poor]
+    assert filled[poor] == masks.min_keep(LARGE, "channel")[poor]
 
 
 def kept_history(logits):
@@ -145,34 +145,34 @@ def kept_history(logits):
     return [kept_units({name: values[step] for name, values in logits.items()}) for step in steps]
 
 
-def random_sizes(graph, regularity, seed):
+def random_sizes(graph, granularity, seed):
     rng = np.random.default_rng(seed)
     return {
         name: np.exp(rng.normal(0, 1) + rng.normal(0, 1, m.shape)).astype(np.float32)
-        for name, m in masks.init(graph, regularity).items()
+        for name, m in masks.init(graph, granularity).items()
     }
 
 
 @pytest.mark.parametrize(
-    "regularity,kind,goal",
+    "granularity,kind,goal",
     [("channel", "macs", 0.16), ("channel", "params", 0.04), ("weight", "macs", 0.16)],
 )
-def test_priced_follows_the_ramp_and_spares_every_floor(regularity, kind, goal):
-    graph = LARGE if regularity == "channel" else TINY
+def test_priced_follows_the_ramp_and_spares_every_floor(granularity, kind, goal):
+    graph = LARGE if granularity == "channel" else TINY
     ramp_end = 120
-    target = budget.ramp(goal, 20, ramp_end)
-    sizes = random_sizes(graph, regularity, 1)
-    history = kept_history(run_priced(graph, regularity, kind, target, sizes, 200))
+    target = budget.sparsity_schedule(goal, 20, ramp_end)
+    sizes = random_sizes(graph, granularity, 1)
+    history = kept_history(run_priced(graph, granularity, kind, target, sizes, 200))
     for step, kept in enumerate(history):
         now = float(target(jnp.int32(step)))
         ratio = exact_ratio(graph, kind, kept)
-        assert_floors(graph, regularity, kept)
+        assert_floors(graph, granularity, kept)
         assert ratio <= now * (1 + 1e-6), step
         if now >= 1.0:
             assert ratio == 1.0
             continue
         # Short of the target by no more than one unit.
-        costs = [exact_ratio(graph, kind, k) for k in with_one_more(kept, graph, regularity)]
+        costs = [exact_ratio(graph, kind, k) for k in with_one_more(kept, graph, granularity)]
         assert max(costs) > now - 1e-4, step
     changes = sum(a != b for a, b in itertools.pairwise(history[ramp_end:]))
     assert changes > 10  # Units still come and go.
@@ -180,16 +180,16 @@ def test_priced_follows_the_ramp_and_spares_every_floor(regularity, kind, goal):
 
 def test_priced_keeps_exactly_the_floors_however_wildly_units_change_places():
     """Scores near zero: the last unit kept is above its threshold by less than rounding."""
-    prices = jax.grad(lambda gates: cost.ratio(SMALL, "macs", masks.kept(gates)))(
-        masks.gates({n: jnp.ones(size) for n, size in masks.floors(SMALL, "channel").items()})
+    marginal_costs = jax.grad(lambda gates: cost.ratio(SMALL, "macs", masks.keep_counts(gates)))(
+        masks.gates({n: jnp.ones(size) for n, size in masks.min_keep(SMALL, "channel").items()})
     )
     sizes = {
-        name: np.full(m.shape, np.sqrt(prices[name][0]), np.float32)
+        name: np.full(m.shape, np.sqrt(marginal_costs[name][0]), np.float32)
         for name, m in masks.init(SMALL, "channel").items()
     }
-    target = budget.ramp(1e-6, 0, 1)
+    target = budget.sparsity_schedule(1e-6, 0, 1)
     history = kept_history(run_priced(SMALL, "channel", "macs", target, sizes, 400, decay=0.5))
-    assert all(kept == masks.floors(SMALL, "channel") for kept in history[1:])
+    assert all(kept == masks.min_keep(SMALL, "channel") for kept in history[1:])
 
 
 def test_priced_prunes_the_worthless_first_and_a_unit_that_grows_comes_back():
@@ -198,7 +198,7 @@ def test_priced_prunes_the_worthless_first_and_a_unit_that_grows_comes_back():
         sizes[name][: sizes[name].size // 2] = 1e-3
     later = {name: values.copy() for name, values in sizes.items()}
     later["stage2_block0/conv2"][0] = 30.0
-    target = budget.ramp(0.2, 5, 50)
+    target = budget.sparsity_schedule(0.2, 5, 50)
     logits = run_priced(SMALL, "channel", "macs", target, sizes, 200, later)
     for values in logits.values():
         worthless, worthy = np.split(values[99], 2)
@@ -208,20 +208,20 @@ def test_priced_prunes_the_worthless_first_and_a_unit_that_grows_comes_back():
 
 def test_priced_logit_is_half_the_log_of_worth_over_price():
     """Units of one group cost the same, so their logits differ by their gradients' log ratio."""
-    rule = budget.priced(SMALL, "channel", "macs", lambda step: jnp.float32(0.5))
+    rule = budget.lagrangian(SMALL, "channel", "macs", lambda step: jnp.float32(0.5))
     logits = masks.init(SMALL, "channel")
     sizes = {name: np.geomspace(1, 50, m.size).astype(np.float32) for name, m in logits.items()}
     gradients = {name: masks.slope(m) * sizes[name] for name, m in logits.items()}
     updates, state = quick_jit(rule.update)(gradients, rule.init(logits), logits)
     assert int(state.step) == 1
     for name, m in logits.items():
-        np.testing.assert_allclose(state.worth[name], 0.02 * sizes[name] ** 2, rtol=1e-4)
+        np.testing.assert_allclose(state.importance[name], 0.02 * sizes[name] ** 2, rtol=1e-4)
         found = np.asarray(m + updates[name])
         np.testing.assert_allclose(found - found[0], np.log(sizes[name]), atol=2e-3)
 
 
 def test_priced_survives_units_without_any_gradient():
-    rule = budget.priced(SMALL, "channel", "macs", lambda step: jnp.float32(0.3))
+    rule = budget.lagrangian(SMALL, "channel", "macs", lambda step: jnp.float32(0.3))
     logits = masks.init(SMALL, "channel")
     zero = jax.tree.map(jnp.zeros_like, logits)
     updates, _ = quick_jit(rule.update)(zero, rule.init(logits), logits)
@@ -233,14 +233,14 @@ def test_priced_survives_units_without_any_gradient():
 # The published rule.
 
 
-@pytest.mark.parametrize("regularity", REGULARITIES)
-def test_hinge_is_the_gradient_taken_by_hand(regularity):
-    logits = random_masks(TINY, regularity, 2)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_hinge_is_the_gradient_taken_by_hand(granularity):
+    logits = random_masks(TINY, granularity, 2)
     ratio = exact_ratio(TINY, "macs", kept_units(logits))
-    gradients = {n: jnp.asarray(v) for n, v in random_scores(TINY, regularity, 0).items()}
+    gradients = {n: jnp.asarray(v) for n, v in random_scores(TINY, granularity, 0).items()}
     # The marginal cost of each mask, by an exact difference.
     kept = kept_units(logits)
-    prices = {
+    marginal_costs = {
         name: exact_ratio(TINY, "macs", {**kept, name: n + 1}) - ratio for name, n in kept.items()
     }
     for goal, pushes in ((ratio * 1.01, False), (ratio * 0.99, True)):
@@ -250,7 +250,7 @@ def test_hinge_is_the_gradient_taken_by_hand(regularity):
         second, _ = quick_jit(rule.update)(gradients, state, logits)
         for name, m in logits.items():
             slope = 0.5 * (1 - np.tanh(np.asarray(m, np.float64)) ** 2)
-            push = 3.0 * prices[name] * slope if pushes else 0.0
+            push = 3.0 * marginal_costs[name] * slope if pushes else 0.0
             step = 2 * gradients[name] + push + 0.01 * m
             np.testing.assert_allclose(first[name], -0.1 * step, rtol=1e-4, atol=1e-6)
             np.testing.assert_allclose(second[name], -0.1 * 1.9 * step, rtol=1e-4, atol=1e-6)

@@ -15,7 +15,10 @@ from irp_jax import files, models
 from irp_jax.cli import sweep
 from irp_jax.config import Config
 from irp_jax.errors import UserError
-from irp_jax.training import loop, phases
+from irp_jax.training import experiment
+from irp_jax.training.methods import METHODS
+from irp_jax.training.plan import make_plan
+from irp_jax.training.state import freeze
 
 
 def test_no_channels_given_leaves_a_run_the_one_it_was_before_they_could_be():
@@ -33,12 +36,13 @@ def test_the_order_in_which_channels_are_given_makes_no_other_run():
 def test_channels_are_taken_from_results_and_come_back(tmp_path):
     results = tmp_path / "results.json"
     kept = {"stage2": 20, "stage1": 12, "stage1_block0.inner": 7}
-    results.write_text(json.dumps({"kept": kept, "config": {"regularity": "channel"}}))
+    results.write_text(json.dumps({"keep_counts": kept, "config": {"granularity": "channel"}}))
     assert configs.parse_channels(configs.channels_of(str(results))) == kept
-    pruned = {"regularity": "channel"}
+    pruned = {"granularity": "channel"}
     for other in (
-        {"kept": kept, "config": {"regularity": "weight"}}, {"kept": {}, "config": pruned}, [1],
-        {"kept": [1], "config": pruned}, {"kept": kept, "config": None},
+        {"keep_counts": kept, "config": {"granularity": "weight"}},
+        {"keep_counts": {}, "config": pruned}, [1],
+        {"keep_counts": [1], "config": pruned}, {"keep_counts": kept, "config": None},
     ):  # fmt: skip
         results.write_text(json.dumps(other))
         with pytest.raises(UserError, match="no channels"):
@@ -51,7 +55,7 @@ def test_channels_that_are_given_are_what_is_left_drawn_as_a_network_of_their_ow
     wide = Net(64, 96, classes=40)
     config = Config(method="width", budget="0.2", batch_size=32, channels="first=6,second=90")
     graph, plan, state = begun(config, wide)
-    frozen, kept = phases.freeze(config, plan, graph, state)
+    frozen, kept = freeze(config, plan, graph, state)
     assert kept == {"first": 6, "second": 90}
     narrow = variables(Net(6, 90, classes=40), seed=1)["params"]
     found = frozen.params["weights"]
@@ -69,12 +73,12 @@ def test_a_finished_run_of_given_channels_is_not_shown_for_uniform_ones(tmp_path
     )
     reporter = Silent()
     config = dataclasses.replace(config, admm_rho=0.1)
-    assert loop.run(config, reporter, "bin/train")["kept"] == {"first": 2, "second": 7}
+    assert experiment.run(config, reporter, "bin/train")["keep_counts"] == {"first": 2, "second": 7}
     assert "--admm-rho changes nothing: it is for --method=admm" in reporter.notes
-    assert loop.run(config, Silent(), "bin/train")["kept"] == {"first": 2, "second": 7}
+    assert experiment.run(config, Silent(), "bin/train")["keep_counts"] == {"first": 2, "second": 7}
     for other in ("", "first=2,second=6"):
         with pytest.raises(UserError, match="holds a different run"):
-            loop.run(dataclasses.replace(config, channels=other), Silent(), "bin/train")
+            experiment.run(dataclasses.replace(config, channels=other), Silent(), "bin/train")
 
 
 @pytest.mark.parametrize(
@@ -95,9 +99,9 @@ def test_channels_that_are_not_there_or_cost_too_much_are_refused(channels, budg
     budget = budget if budget == "1" else f"{float(budget) / 1000}k"
     config = Config(method="width", budget=budget, channels=channels, batch_size=32)
     with pytest.raises(UserError, match=hint):
-        phases.plan(config, described(Net()), 96)
+        make_plan(config, METHODS[config.method], described(Net()), 96)
     fits = dataclasses.replace(config, channels="first=8,second=9", budget="46.107k")
-    phases.plan(fits, described(Net()), 96)
+    make_plan(fits, METHODS[fits.method], described(Net()), 96)
 
 
 def test_a_run_from_before_there_were_channels_goes_on_in_its_folder(tmp_path):
@@ -119,5 +123,5 @@ def test_channels_are_those_of_the_runs_that_are_narrow_from_the_start(tmp_path,
     Path("mine.py").write_text(
         "from irp_jax.config import Config\nconfig = Config(method='width', channels='stage1=12')\n"
     )
-    options = sweep.Options(config="mine.py", methods="width,priced")
+    options = sweep.Options(config="mine.py", methods="width,lagrangian")
     assert [run.channels for run in sweep._runs(options)] == ["stage1=12", ""]

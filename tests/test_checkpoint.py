@@ -31,10 +31,10 @@ def damage(folder):
 
 def test_everything_comes_back(tmp_path, state):
     network, training = state
-    checkpoint.save(tmp_path, 3, network, training, {"kept": {"a": 2}})
+    checkpoint.save(tmp_path, 3, network, training, {"keep_counts": {"a": 2}})
     saved = checkpoint.restore(tmp_path, lambda *_: training, print)
     assert saved.epoch == 3
-    assert saved.record["kept"] == {"a": 2}
+    assert saved.record["keep_counts"] == {"a": 2}
     assert checkpoint.digest(saved.network) == checkpoint.digest(network)
     assert checkpoint.digest(saved.training) == checkpoint.digest(training)
 

@@ -40,7 +40,7 @@ def refusal(capsys, monkeypatch, command, *arguments):
         (["--epochs=0"], "at least 1"),
         (["--epochs=many"], "--epochs must be a whole number, got 'many'"),
         (["--workdir=two", "--epochs", "two"], "--epochs must be a whole number, got 'two'"),
-        (["--ramp-stop=0.5", "--epochs=0.5"], "--epochs must be a whole number, got '0.5'"),
+        (["--prune-stop=0.5", "--epochs=0.5"], "--epochs must be a whole number, got '0.5'"),
         (["--epsilon", "8/0"], "--epsilon must be a number, for instance 0.03 or 8/255, got '8/0'"),
         (["--method=admm", "--epochs=2"], "at least 3, one for each stage of --method=admm, got 2"),
         (["--dataset=digits", "--batch-size=5000"], "1293 training images"),
@@ -179,7 +179,7 @@ def test_a_published_command_names_no_place_on_this_machine():
 
 def test_flags_win_over_what_suits_the_data_set_which_wins_over_the_config(monkeypatch):
     seen = {}
-    monkeypatch.setattr("irp_jax.training.loop.run", lambda config, *_: seen.update(c=config))
+    monkeypatch.setattr("irp_jax.training.experiment.run", lambda config, *_: seen.update(c=config))
     train.train(["--config=cifar10", "--dataset=digits", "--epochs=7"])
     assert (seen["c"].dataset, seen["c"].epsilon, seen["c"].epochs) == ("digits", 0.1, 7)
     with pytest.raises(UserError, match="choices"):

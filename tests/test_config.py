@@ -11,10 +11,10 @@ from irp_jax import config as configs
 from irp_jax import files, traced
 from irp_jax.config import Config
 from irp_jax.errors import UserError
-from irp_jax.training import phases
 from irp_jax.training.defenses import DEFENSES
 from irp_jax.training.methods import METHODS
 from irp_jax.training.optimizer import SCHEDULES
+from irp_jax.training.plan import make_plan
 
 FOLDER = Path(__file__).parent.parent / "configs"
 
@@ -24,12 +24,12 @@ def test_the_default_is_valid():
 
 
 def test_settings_that_change_nothing_are_told_with_what_they_are_for():
-    given = Config(method="admm", admm_rho=0.01, attack_steps=3, ramp_stop=0.3)
+    given = Config(method="admm", admm_rho=0.01, attack_steps=3, prune_stop=0.3)
     told = configs.unused(given)
-    assert [line.split()[0] for line in told] == ["--attack-steps", "--ramp-stop"]
+    assert [line.split()[0] for line in told] == ["--attack-steps", "--prune-stop"]
     assert told[0].endswith("it is for --defense=pgd or trades")
     assert not configs.unused(
-        dataclasses.replace(given, method="priced", admm_rho=0.001, defense="pgd")
+        dataclasses.replace(given, method="lagrangian", admm_rho=0.001, defense="pgd")
     )
 
 
@@ -50,7 +50,7 @@ def test_configs_in_the_folder_can_be_trained(name):
         configs.check(config)
         digits = config.dataset == "digits"
         graph = described(config.model, (8, 8, 1) if digits else (32, 32, 3))
-        phases.plan(config, graph, 1000 if digits else 45_000)
+        make_plan(config, METHODS[config.method], graph, 1000 if digits else 45_000)
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_bad_fractions_are_refused(text):
     [
         ("model", "resnet21", "resnet20"),
         ("dataset", "cifar11", "cifar10"),
-        ("method", "prised", "priced"),
-        ("regularity", "chanel", "channel"),
+        ("method", "lagrangean", "lagrangian"),
+        ("granularity", "chanel", "channel"),
         ("cost", "mac", "macs"),
         ("defense", "rsfgsm", "fgsm-rs"),
         ("epsilon", 8.0, "8/255"),
@@ -107,14 +107,14 @@ def test_bad_fractions_are_refused(text):
         ("validation", 1.0, r"\[0, 1\)"),
         ("epsilon_warmup", 1.0, r"\[0, 1\)"),
         ("evaluate_on", "tests", "validation"),
-        ("ramp_stop", 0.01, "below --ramp-stop"),
+        ("prune_stop", 0.01, "below --prune-stop"),
         ("epochs", 22.5, "--epochs must be a whole number, got 22.5"),
         ("epochs", "3", "whole number, got '3'"),
         ("seed", True, "whole number, got True"),
         ("epsilon", "8/255", "a number"),
         ("guard", 1, "True or False"),
         ("model", None, "text"),
-        ("channels", "stage1=12", "not priced: give --method=width"),
+        ("channels", "stage1=12", "not lagrangian: give --method=width"),
         ("channels", "stage1=0", "'stage1=0'"),
         ("channels", "stage1=" + "1" * 5000, "at least 1"),
         ("channels", "stage1=12,stage1=13", "each group once"),
@@ -127,9 +127,9 @@ def test_bad_values_are_refused_with_a_hint(field, value, hint):
 
 
 def test_only_the_method_that_has_a_ramp_is_held_to_it():
-    configs.check(Config(method="width", ramp_start=0.3))
-    with pytest.raises(UserError, match=r"--ramp-start must be in \[0, 1\), got nan"):
-        configs.check(Config(method="width", ramp_start=float("nan")))  # equal to no other run's
+    configs.check(Config(method="width", prune_start=0.3))
+    with pytest.raises(UserError, match=r"--prune-start must be in \[0, 1\), got nan"):
+        configs.check(Config(method="width", prune_start=float("nan")))  # equal to no other run's
 
 
 def test_runs_that_differ_have_workdirs_that_differ():

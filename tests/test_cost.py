@@ -15,13 +15,15 @@ from irp_jax.graph import ChannelGraph, Extent, Layer
 from irp_jax.pruning import cost, masks
 
 DENSE = named("resnet20", 1.0, (32, 32, 3), 10).graph
-REGULARITIES: tuple[masks.Regularity, ...] = ("channel", "weight")
+GRANULARITIES: tuple[masks.Granularity, ...] = ("channel", "weight")
 KINDS: tuple[cost.Kind, ...] = ("macs", "params")
 
 
 @functools.cache
 def compiled_ratio(kind):
-    return jax.jit(jax.value_and_grad(lambda gates: cost.ratio(DENSE, kind, masks.kept(gates))))
+    return jax.jit(
+        jax.value_and_grad(lambda gates: cost.ratio(DENSE, kind, masks.keep_counts(gates)))
+    )
 
 
 def xla_flops(function, *shapes):
@@ -137,18 +139,18 @@ def test_half_of_every_group_by_hand():
     )
 
 
-@pytest.mark.parametrize("regularity", REGULARITIES)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_on_is_ratio_one(regularity, kind):
-    gates = masks.gates(masks.init(DENSE, regularity))
+def test_all_on_is_ratio_one(granularity, kind):
+    gates = masks.gates(masks.init(DENSE, granularity))
     np.testing.assert_allclose(compiled_ratio(kind)(gates)[0], 1.0, rtol=1e-6)
-    units = masks.units(DENSE, regularity)
+    units = masks.units(DENSE, granularity)
     assert cost.total(DENSE, units) == cost.total(DENSE)
 
 
-@given(st.integers(0, 10**6), st.sampled_from(REGULARITIES), st.sampled_from(KINDS))
-def test_the_float_ratio_is_the_exact_one(seed, regularity, kind):
-    logits = random_masks(DENSE, regularity, seed)
+@given(st.integers(0, 10**6), st.sampled_from(GRANULARITIES), st.sampled_from(KINDS))
+def test_the_float_ratio_is_the_exact_one(seed, granularity, kind):
+    logits = random_masks(DENSE, granularity, seed)
     exact = cost.total(DENSE, kept_units(logits))
     assert type(exact.macs) is int and type(exact.params) is int
     ratio, _ = compiled_ratio(kind)(masks.gates(logits))
@@ -157,10 +159,10 @@ def test_the_float_ratio_is_the_exact_one(seed, regularity, kind):
     np.testing.assert_allclose(ratio, expected, rtol=2e-6)
 
 
-@pytest.mark.parametrize("regularity", REGULARITIES)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_gradient_is_the_finite_difference(regularity, kind):
-    logits = random_masks(DENSE, regularity, 3)
+def test_the_gradient_is_the_finite_difference(granularity, kind):
+    logits = random_masks(DENSE, granularity, 3)
     kept = kept_units(logits)
     _, gradient = compiled_ratio(kind)(masks.gates(logits))
     dense = cost.total(DENSE).of(kind)
@@ -176,7 +178,7 @@ def test_the_gradient_of_mask_logits_passes_through_the_gates():
     logits = random_masks(DENSE, "channel", 4)
 
     def ratio(logits):
-        return cost.ratio(DENSE, "macs", masks.kept(masks.gates(logits)))
+        return cost.ratio(DENSE, "macs", masks.keep_counts(masks.gates(logits)))
 
     _, by_gates = compiled_ratio("macs")(masks.gates(logits))
     for name, found in jax.jit(jax.grad(ratio))(logits).items():
@@ -184,18 +186,18 @@ def test_the_gradient_of_mask_logits_passes_through_the_gates():
         np.testing.assert_allclose(found, slope * by_gates[name], rtol=1e-4, atol=1e-12)
 
 
-@pytest.mark.parametrize("regularity", REGULARITIES)
-def test_the_floors_cost_little(regularity):
-    least = cost.total(DENSE, masks.floors(DENSE, regularity))
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_the_floors_cost_little(granularity):
+    least = cost.total(DENSE, masks.min_keep(DENSE, granularity))
     assert 0 < least.macs < 0.02 * cost.total(DENSE).macs
     for seed in range(5):
-        other = cost.total(DENSE, kept_units(random_masks(DENSE, regularity, seed)))
+        other = cost.total(DENSE, kept_units(random_masks(DENSE, granularity, seed)))
         assert other.macs >= least.macs and other.params >= least.params
 
 
-@pytest.mark.parametrize("regularity", REGULARITIES)
-def test_the_table_adds_up(regularity):
-    kept = kept_units(random_masks(DENSE, regularity, 0))
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_the_table_adds_up(granularity):
+    kept = kept_units(random_masks(DENSE, granularity, 0))
     rows = cost.table(DENSE, kept)
     total, dense = cost.total(DENSE, kept), cost.total(DENSE)
     assert [row["layer"] for row in rows] == [layer.name for layer in DENSE.layers]
@@ -208,7 +210,7 @@ def test_the_table_adds_up(regularity):
     assert sum(row["params"] for row in rows) + other_params == total.params
     row = rows[1]
     assert row["dense_channels_in"] == row["dense_channels_out"] == 16
-    if regularity == "channel":
+    if granularity == "channel":
         assert (row["channels_in"], row["channels_out"]) == (
             kept["stem"],
             kept["stage1_block0/conv1"],
@@ -224,7 +226,7 @@ def test_large_images_do_not_overflow():
 
     @jax.jit
     def ratio(gates):
-        return cost.ratio(dense, "macs", masks.kept(gates))
+        return cost.ratio(dense, "macs", masks.keep_counts(gates))
 
     np.testing.assert_allclose(ratio(masks.gates(masks.init(dense, "channel"))), 1.0, rtol=1e-6)
 

@@ -19,11 +19,13 @@ from defense_nets import (
 )
 
 from irp_jax.data import Augmentation
-from irp_jax.training import phases, segments
+from irp_jax.training import loop
+from irp_jax.training import optimizer as optimizers
 from irp_jax.training import step as step_module
-from irp_jax.training.curriculum import threat_at
 from irp_jax.training.defenses import Choice, Trained
 from irp_jax.training.defenses.fast import Fast
+from irp_jax.training.plan import threat_at
+from irp_jax.training.state import initial_state
 from irp_jax.training.step import train_step
 
 
@@ -34,7 +36,8 @@ def test_the_radius_at_known_steps():
 
 
 @pytest.mark.parametrize(
-    ("method", "epochs"), [("priced", 8), ("paper", 8), ("width", 8), ("magnitude", 2), ("admm", 2)]
+    ("method", "epochs"),
+    [("lagrangian", 8), ("hinge", 8), ("width", 8), ("magnitude", 2), ("admm", 2)],
 )
 def test_the_radius_is_the_full_one_before_a_second_stage(method, epochs):
     config = dataclasses.replace(
@@ -45,7 +48,7 @@ def test_the_radius_is_the_full_one_before_a_second_stage(method, epochs):
     assert plan.epsilon_steps == 0.5 * epochs * plan.steps_per_epoch
     # What the plan says is what is compiled.
     begun = types.SimpleNamespace(defense=Choice("n-fgsm", 10))
-    assert segments._recipe(setup, begun).epsilon_steps == plan.epsilon_steps
+    assert loop._recipe(setup, begun).epsilon_steps == plan.epsilon_steps
 
 
 def test_the_guard_measures_at_the_radius_of_the_time(monkeypatch, quick_compile):
@@ -53,7 +56,7 @@ def test_the_guard_measures_at_the_radius_of_the_time(monkeypatch, quick_compile
         step_module.overfitting, "probe", lambda fn, images, labels, threat, key: threat.epsilon
     )
     setup = make_setup(CONFIG)
-    state = phases.initial_state(setup.config, setup.plan, GRAPH, initial())
+    state = initial_state(setup.config, setup.plan, GRAPH, initial())
     # A recipe of no other test: what is compiled here is the stand-in.
     how = dataclasses.replace(recipe("n-fgsm"), epsilon_steps=1234)
     for step, share in ((616, 0.5), (2000, 1.0)):
@@ -82,9 +85,9 @@ def test_a_step_attacks_within_the_radius_of_its_time(step, share, quick_compile
         base, defense=Ruler(), epsilon_steps=10, ema=0.0, augmentation=Augmentation()
     )
     config = dataclasses.replace(CONFIG, ema=0.0)
-    state = phases.initial_state(config, plan, base.graph, initial())
+    state = initial_state(config, plan, base.graph, initial())
     state = dataclasses.replace(state, step=jnp.int32(step))
-    optimizer = phases.optimizer(config, plan, base.graph, frozen=False)
+    optimizer = optimizers.build(config, plan, base.graph, frozen=False)
     images = jnp.full(IMAGES.shape, 128, jnp.uint8)
     _, metrics = train_step(
         how, NETWORK, optimizer, KEY, state, images, LABELS, jnp.arange(len(LABELS))

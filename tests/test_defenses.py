@@ -1,4 +1,4 @@
-"""Every defence: its attack, its loss against independent references, and training with it."""
+"""Every defense: its attack, its loss against independent references, and training with it."""
 
 import dataclasses
 import functools
@@ -29,11 +29,13 @@ from pruning_nets import quick_jit
 
 from irp_jax import parallel
 from irp_jax.config import Config
-from irp_jax.training import losses, phases, progress
+from irp_jax.training import losses, progress
+from irp_jax.training import optimizer as optimizers
 from irp_jax.training.defenses import DEFENSES, Batch, Choice, Fast, build
 from irp_jax.training.defenses.gradalign import misalignment
 from irp_jax.training.divergence import Descent
 from irp_jax.training.overfitting import Health
+from irp_jax.training.state import initial_state
 from irp_jax.training.step import compile_steps
 
 
@@ -44,7 +46,7 @@ def variables():
 
 @pytest.fixture(scope="module")
 def perturbed(variables):
-    """By its name, what a defence makes of `IMAGES`."""
+    """By its name, what a defense makes of `IMAGES`."""
     return functools.cache(lambda name: perturb(DEFENSES[name], logits(variables)))
 
 
@@ -62,8 +64,8 @@ def test_adversarial_images_stay_in_the_ball_and_in_the_box(name, perturbed):
 def test_attacks_of_many_steps_find_worse_images_than_attacks_of_one(variables, perturbed):
     @quick_jit
     def measures(images):
-        clean, found = (logits(variables)(x) for x in (IMAGES, images))
-        return losses.cross_entropy(found, LABELS), losses.kl_divergence(clean, found)
+        natural, found = (logits(variables)(x) for x in (IMAGES, images))
+        return losses.cross_entropy(found, LABELS), losses.kl_divergence(natural, found)
 
     names = ("none", "fgsm", "fgsm-rs", "pgd", "trades")
     loss, distance = zip(*(measures(perturbed(name).adversarial) for name in names), strict=True)
@@ -109,9 +111,9 @@ def test_the_attack_of_gat_by_hand(variables):
     start = (IMAGES + np.where(coins, epsilon / 2, -epsilon / 2)).clip(0, 1)
 
     def climbed(x, weight):
-        out, clean = logits(variables)(x), logits(variables)(IMAGES)
+        out, natural = logits(variables)(x), logits(variables)(IMAGES)
         entropy = optax.softmax_cross_entropy_with_integer_labels(out, LABELS).mean()
-        distance = jnp.square(jax.nn.softmax(out) - jax.nn.softmax(clean)).sum(1).mean()
+        distance = jnp.square(jax.nn.softmax(out) - jax.nn.softmax(natural)).sum(1).mean()
         return entropy + weight * distance
 
     for count, weight in ((0, 0.0), (1, 10.0)):
@@ -123,7 +125,7 @@ def test_the_attack_of_gat_by_hand(variables):
 
 def test_a_defence_takes_the_settings_that_it_has_and_no_others():
     given = Config(
-        noise=0.5, clean_weight=0.3, robustness_weight=7.0, robustness_rise=2.0, attack_steps=5
+        noise=0.5, natural_weight=0.3, robustness_weight=7.0, robustness_rise=2.0, attack_steps=5
     )
     for name, defense in DEFENSES.items():
         built = build(Choice(name, 5), given)
@@ -133,10 +135,10 @@ def test_a_defence_takes_the_settings_that_it_has_and_no_others():
             if getattr(built, field.name) != getattr(defense, field.name)
         }
         assert changed == {
-            "fgsm": {"clean_weight"},
-            "fgsm-rs": {"noise", "clean_weight"},
-            "n-fgsm": {"noise", "clean_weight"},
-            "pgd": {"steps", "clean_weight"},
+            "fgsm": {"natural_weight"},
+            "fgsm-rs": {"noise", "natural_weight"},
+            "n-fgsm": {"noise", "natural_weight"},
+            "pgd": {"steps", "natural_weight"},
             "trades": {"steps", "beta"},
             "gat": {"weight", "rise"},
         }.get(name, set())
@@ -226,7 +228,7 @@ TAUGHT = np.random.default_rng(5).dirichlet(np.ones(3), 24).astype(np.float32)
 
 
 def numpy_loss(name, weights, perturbed):
-    """What a defence minimises: a tenth of the label smoothed away, a quarter of it a teacher's."""
+    """What a defense minimises: a tenth of the label smoothed away, a quarter of it a teacher's."""
 
     def log_softmax(images):
         out = numpy_logits(weights, np.asarray(images, np.float64))
@@ -241,7 +243,7 @@ def numpy_loss(name, weights, perturbed):
         distance = np.square(np.exp(log_p) - np.exp(log_q)).sum(1).mean()
         return -(soft * log_p).sum(1).mean() + 10 * 4 * distance
     entropy = -(soft * log_q).sum(1).mean()
-    if name == "clean-weight":
+    if name == "natural-weight":
         return 0.7 * entropy - 0.3 * (soft * log_p).sum(1).mean()
     if name == "gradalign":
         first = np.asarray(perturbed.reference[0], np.float64).reshape(24, -1)
@@ -262,11 +264,11 @@ def slopes_at(weights, images):
 
 
 @pytest.mark.parametrize(
-    "name", ["fgsm-consistency", "fgsm-mep", "gradalign", "trades", "gat", "clean-weight"]
+    "name", ["fgsm-consistency", "fgsm-mep", "gradalign", "trades", "gat", "natural-weight"]
 )
 def test_losses_and_their_gradients_are_those_of_a_copy_in_numpy(name, variables, perturbed):
-    if name == "clean-weight":
-        defense, found = Fast(name="n-fgsm", clean_weight=0.3), perturbed("n-fgsm")
+    if name == "natural-weight":
+        defense, found = Fast(name="n-fgsm", natural_weight=0.3), perturbed("n-fgsm")
     else:
         defense, found = DEFENSES[name], perturbed(name)
 
@@ -328,10 +330,10 @@ def test_gradalign_s_second_derivative_by_finite_differences(variables, perturbe
 def test_training_compiles_once_repeats_itself_and_resumes(
     name, variables, tmp_path, quick_compile
 ):
-    fixed = make_setup(dataclasses.replace(CONFIG, defense=name, ema=0.9, method="paper"))
-    begun = phases.initial_state(fixed.config, fixed.plan, GRAPH, variables)
+    fixed = make_setup(dataclasses.replace(CONFIG, defense=name, ema=0.9, method="hinge"))
+    begun = initial_state(fixed.config, fixed.plan, GRAPH, variables)
     begun = dataclasses.replace(begun, memory=DEFENSES[name].memory(KEY, 24, (6, 6, 2)))
-    optimizer = phases.optimizer(fixed.config, fixed.plan, GRAPH, frozen=False)
+    optimizer = optimizers.build(fixed.config, fixed.plan, GRAPH, frozen=False)
     whole = parallel.replicated(fixed.mesh)
     growing = dataclasses.replace(recipe(name), epsilon_steps=2)  # a radius that is traced
     steps = compile_steps(growing, NETWORK, optimizer, fixed.mesh)
@@ -353,7 +355,8 @@ def test_training_compiles_once_repeats_itself_and_resumes(
     assert_equal(run(begun)[0], first)
 
     so_far = progress.Progress(
-        epoch=1, kept={}, seconds=1.0, state=first, defense=Choice(name, 10), passes=2.0, images=8,
+        epoch=1, keep_counts={}, seconds=1.0, state=first, defense=Choice(name, 10), passes=2.0,
+        images=8,
         retreats=({"epoch": 1, "to": [name, 10]},), health=Health().after(0.25, 0.5), clip=0.5,
         descent=Descent.begin(np.arange(10), 10).after(1.5),
     )  # fmt: skip

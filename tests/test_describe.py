@@ -166,7 +166,7 @@ def test_what_cannot_be_described_is_one_line(capsys, monkeypatch, arguments, sa
 
 
 TINY = (
-    "--dataset=digits", "--train-images=128", "--batch-size=64", "--epochs=1", "--ramp-stop=0.9",
+    "--dataset=digits", "--train-images=128", "--batch-size=64", "--epochs=1", "--prune-stop=0.9",
     "--defense=none", "--no-guard",
 )  # fmt: skip
 

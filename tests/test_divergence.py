@@ -16,7 +16,7 @@ from irp_jax import checkpoint, models
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.errors import UserError
-from irp_jax.training import divergence, guard, loop, segments
+from irp_jax.training import divergence, experiment, guard, loop
 from irp_jax.training.divergence import Descent, steadier
 from irp_jax.training.overfitting import Health
 
@@ -186,17 +186,17 @@ def test_a_network_may_begin_anew_where_it_is_cut():
 def test_what_an_epoch_ends_with_counts(monkeypatch):
     """A network that is wrecked in the last steps of an epoch is not one to go back to."""
     network = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
-    monkeypatch.setattr(segments, "_is_finite", segments._is_finite.__wrapped__)
+    monkeypatch.setattr(loop, "_is_finite", loop._is_finite.__wrapped__)
     state = SimpleNamespace(params=network, batch_stats={})
     losses = np.repeat([1.5, 1.4, 9.0], [20, 20, 10])
 
     def loss(losses, state, whole=1.0):
         metrics = {"cross_entropy": losses, "loss": whole * losses}
-        return segments._cross_entropy(segments._Trained(state, metrics, health=None), steps=10)
+        return loop._cross_entropy(loop._Trained(state, metrics, health=None), steps=10)
 
     assert loss(losses, state) == 9.0
     assert loss(losses[:40], state) == pytest.approx(1.45)  # the mean is above the end
-    assert loss(losses, state, whole=7.0) == 9.0  # whatever else a defence minimises
+    assert loss(losses, state, whole=7.0) == 9.0  # whatever else a defense minimises
     assert math.isnan(loss(losses, state, whole=math.inf))
     assert math.isnan(loss(np.array([1.5, math.inf, math.nan]), state))
     broken = {**network, "bias": jnp.array([0.0, math.nan, 0.0])}
@@ -232,7 +232,7 @@ def run(tmp_path, monkeypatch, quick_compile):
 
     def start(name, reporter=None, **changes):
         config = dataclasses.replace(TINY, workdir=str(tmp_path / name), **changes)
-        return loop.run(config, reporter or Silent(), "test")
+        return experiment.run(config, reporter or Silent(), "test")
 
     return start
 

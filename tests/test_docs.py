@@ -50,8 +50,8 @@ def test_examples_on_networks_print_what_they_say(code, tmp_path, monkeypatch, c
 def _brief(logits_fn, images, labels, *, threat):
     from irp_jax import attacks
 
-    return attacks.assess(
-        logits_fn, images, labels, [attacks.Square(steps=3)], threat=threat, look_first=False
+    return attacks.evaluate(
+        logits_fn, images, labels, [attacks.Square(steps=3)], threat=threat, sanity_checks=False
     )
 
 

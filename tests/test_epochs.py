@@ -10,7 +10,7 @@ from silent import Silent
 
 from irp_jax.errors import UserError
 from irp_jax.pruning import cost
-from irp_jax.training import epochs, progress, segments
+from irp_jax.training import loop, progress
 from irp_jax.training.overfitting import Health
 
 
@@ -26,22 +26,22 @@ def test_a_cut_that_leaves_more_than_the_budget_says_so():
     setup = make_setup(CONFIG)
     everything = {name: int(size) for name, size in setup.graph.groups.items()}
     over = 100 * (cost.total(setup.graph).macs / setup.plan.limit - 1)
-    assert f", {over:.1f}% over the budget of {setup.plan.limit:,}" in epochs._frozen_note(
+    assert f", {over:.1f}% over the budget of {setup.plan.limit:,}" in loop._frozen_note(
         setup, everything
     )
-    assert "over" not in epochs._frozen_note(setup, {name: 1 for name in everything})
+    assert "over" not in loop._frozen_note(setup, {name: 1 for name in everything})
 
 
 def test_epochs_measured_on_training_images_are_told(monkeypatch):
     setup, reporter = make_setup(CONFIG), Silent()
     setup.dataset.validation = setup.dataset.train.take(np.arange(4))
-    assert len(epochs._probe_set(setup, reporter)[0]) == 4 and not reporter.notes
+    assert len(loop._probe_set(setup, reporter)[0]) == 4 and not reporter.notes
     setup.dataset.validation = setup.dataset.train.take(np.arange(0))
-    assert len(epochs._probe_set(setup, reporter)[0]) == len(setup.dataset.train)
+    assert len(loop._probe_set(setup, reporter)[0]) == len(setup.dataset.train)
     told = "are held out: the accuracies of epochs are of training images"
     assert reporter.notes == [f"no images {told}"]
-    monkeypatch.setattr(segments, "some", lambda setup, split: split)
+    monkeypatch.setattr(loop, "some", lambda setup, split: split)
     setup = dataclasses.replace(setup, mesh=types.SimpleNamespace(size=8))
     setup.dataset.validation = setup.dataset.train.take(np.arange(4))
-    assert epochs._probe_set(setup, reporter) is setup.dataset.train
+    assert loop._probe_set(setup, reporter) is setup.dataset.train
     assert reporter.notes[1:] == [f"too few images (4) {told}"]

@@ -71,12 +71,14 @@ def test_result_is_allowed_verified_and_no_better_than_the_start(attack, norm, s
     assert float(found.image.min()) >= 0 and float(found.image.max()) <= 1
     length = distances(ball, found.image, problem.image)
     assert float(length.max()) <= ball.epsilon * (1 + 1e-6)
-    np.testing.assert_array_equal(found.fallen, logits_fn(found.image).argmax(-1) != problem.label)
+    np.testing.assert_array_equal(
+        found.is_adversarial, logits_fn(found.image).argmax(-1) != problem.label
+    )
     margin = margins(found.image, problem.label)
     np.testing.assert_allclose(found.loss, margin, rtol=1e-4, atol=1e-5)
     began = start(attack, logits_fn, problem).worst.image
     at_start = margins(began, problem.label)
-    assert bool((found.fallen | (found.loss >= at_start - 1e-5)).all())
+    assert bool((found.is_adversarial | (found.loss >= at_start - 1e-5)).all())
 
 
 @norms
@@ -128,7 +130,7 @@ def test_finds_the_least_distance_of_a_linear_classifier(net, targets, norm):
         for scale, falls in ((1.02, True), (0.99, False)):
             ball = attacks.Threat(norm=norm, epsilon=least * scale)
             found = drive(attack, net, image[None], jnp.asarray([label], jnp.int32), ball, KEY)
-            assert bool(found.fallen.any()) == falls
+            assert bool(found.is_adversarial.any()) == falls
 
 
 def shortest(norm, image, value, gradient):
@@ -202,7 +204,9 @@ def test_at_least_as_strong_as_pgd():
     images = jax.random.uniform(jax.random.key(5), (100, 8, 8, 1))
     labels = logits_fn(images).argmax(-1).astype(jnp.int32)
     pgd, fab = (
-        float(drive(attack, logits_fn, images, labels, attacks.linf(0.02), KEY).fallen.mean())
+        float(
+            drive(attack, logits_fn, images, labels, attacks.linf(0.02), KEY).is_adversarial.mean()
+        )
         for attack in (attacks.Pgd(gradient_steps=20), Fab(name="fab", targets=None, steps=20))
     )
     assert 0.1 < pgd < 0.9

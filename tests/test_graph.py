@@ -22,7 +22,7 @@ from pruning_nets import (
 
 from irp_jax import adapters, graph, traced
 from irp_jax.errors import UserError
-from irp_jax.pruning import cost, masks, slim
+from irp_jax.pruning import compaction, cost, masks
 
 NAMES = sorted(CASES)
 LOGITS = "the logits"
@@ -78,7 +78,7 @@ def test_the_cost_of_a_cut_network_is_what_is_left_of_it(name):
     variables = zeros(abstract_variables(model))
     for seed in range(2):
         logits = random_masks(model.graph, "channel", seed)
-        cut = slim.cut(model.graph, variables, slim.surviving(logits))
+        cut = compaction.compact_params(model.graph, variables, compaction.keep_indices(logits))
         kept = kept_units(logits)
         assert model.graph.sizes({**cut["params"], **cut["batch_stats"]}) == kept
         jaxpr, logits = trace(
@@ -148,8 +148,11 @@ def test_masked_is_cut(name):
     logits = random_masks(
         found, "channel", 0, {group: (size + 1) // 2 for group, size in found.groups.items()}
     )
-    survivors = slim.surviving(logits)
-    small = slim.cut(found, params, survivors), slim.cut(found, state, survivors)
+    keep_indices = compaction.keep_indices(logits)
+    small = (
+        compaction.compact_params(found, params, keep_indices),
+        compaction.compact_params(found, state, keep_indices),
+    )
 
     @quick_jit
     def both(params, state, small, gates, images):
@@ -167,9 +170,9 @@ def test_masked_is_cut(name):
         return
     # Of what is pruned nobody hears, so it has no gradient; batch statistics it still has.
     for array, gradient in masked["gradient"].items():
-        alive = slim.cut(found, {array: gradient}, survivors)[array]
+        alive = compaction.compact_params(found, {array: gradient}, keep_indices)[array]
         np.testing.assert_allclose(np.abs(gradient).sum(), np.abs(alive).sum(), rtol=1e-3)
-    assert_alike(other, slim.cut(found, masked, survivors))
+    assert_alike(other, compaction.compact_params(found, masked, keep_indices))
 
 
 @pytest.mark.parametrize("name", ["custom_jvp", "custom_vjp"])

@@ -23,7 +23,7 @@ from irp_jax.cli import evaluate as command
 from irp_jax.config import Config
 from irp_jax.data import load
 from irp_jax.errors import UserError
-from irp_jax.training import loop
+from irp_jax.training import experiment
 from irp_jax.zoo import publish
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 TINY = configs.suited("digits", Config(model="resnet8", budget="0.3", checkpoint_every=0.0))
 TINY = dataclasses.replace(
-    TINY, epochs=4, ramp_stop=0.5, train_images=256, batch_size=64, epsilon_warmup=0.6
+    TINY, epochs=4, prune_stop=0.5, train_images=256, batch_size=64, epsilon_warmup=0.6
 )
 
 
@@ -156,9 +156,9 @@ def test_bin_evaluate_saves_what_it_found_and_corrupts(finished, tmp_path):
     assert all(len(values) == 5 for values in results["corruptions"].values())
     assert picture.read_bytes().startswith(b"\x89PNG")
     with np.load(found) as saved:
-        assert saved["standing"].mean() == pytest.approx(results["accuracy"]["pgd"])
+        assert saved["is_robust"].mean() == pytest.approx(results["accuracy"]["pgd"])
         wrong = saved["predictions"] != saved["labels"]
-        np.testing.assert_array_equal(wrong, ~saved["standing"])
+        np.testing.assert_array_equal(wrong, ~saved["is_robust"])
         assert np.abs(saved["images"] - load("digits").test.images[:60] / 255).max() <= 0.1 + 1e-5
 
 
@@ -191,28 +191,28 @@ def test_a_finished_run_is_shown_not_repeated(finished):
     own = path.read_text()
     path.write_text(json.dumps({"accuracy": {"natural": 1.0}}))  # of bin/evaluate --out, say
     with pytest.raises(UserError, match=r"results\.json is not of this run"):
-        loop.run(finished[0], again, "bin/train")
+        experiment.run(finished[0], again, "bin/train")
     path.write_text(own)
-    results = loop.run(finished[0], again, "bin/train")
+    results = experiment.run(finished[0], again, "bin/train")
     assert again.rows == []
     assert results["accuracy"] == finished[1]["accuracy"]
 
 
 def test_weight_masks_leave_zeros_that_are_counted(tmp_path, small):
-    config = dataclasses.replace(TINY, regularity="weight", epochs=2, workdir=str(tmp_path))
-    results = loop.run(config, Silent(), "bin/train")
+    config = dataclasses.replace(TINY, granularity="weight", epochs=2, workdir=str(tmp_path))
+    results = experiment.run(config, Silent(), "bin/train")
     assert 0.97 * 0.3 <= results["cost"]["macs_ratio"] <= 0.3
     net = network.load(str(tmp_path), print)
     kernels = [a for a in jax.tree.leaves(net.variables["params"]) if a.ndim == 4]
-    assert sum(int(np.count_nonzero(a)) for a in kernels) <= sum(results["kept"].values())
-    assert set(results["kept"]) == {"first/kernel", "second/kernel"}
+    assert sum(int(np.count_nonzero(a)) for a in kernels) <= sum(results["keep_counts"].values())
+    assert set(results["keep_counts"]) == {"first/kernel", "second/kernel"}
     assert net.cost == results["cost"]
 
 
 def test_the_published_method_runs_through_the_same_door(tmp_path, small):
-    config = dataclasses.replace(TINY, method="paper", epochs=1, workdir=str(tmp_path))
-    results = loop.run(config, Silent(), "bin/train")
-    assert results["method"] == "paper"
+    config = dataclasses.replace(TINY, method="hinge", epochs=1, workdir=str(tmp_path))
+    results = experiment.run(config, Silent(), "bin/train")
+    assert results["method"] == "hinge"
     assert 0 < results["cost"]["macs_ratio"] <= 1
 
 
@@ -220,7 +220,7 @@ def test_settings_can_be_chosen_without_a_look_at_the_test_images(tmp_path, smal
     config = dataclasses.replace(
         TINY, epochs=1, validation=0.2, evaluate_on="validation", workdir=str(tmp_path / "run")
     )
-    results = loop.run(config, Silent(), "bin/train")
+    results = experiment.run(config, Silent(), "bin/train")
     held_out = load("digits", validation_fraction=0.2).validation
     assert results["attack"]["images"] == len(held_out)
     net = network.load(config.workdir, print)
@@ -241,17 +241,17 @@ def test_settings_can_be_chosen_without_a_look_at_the_test_images(tmp_path, smal
 def test_a_share_to_hold_out_is_idle_where_the_file_brings_its_own_images():
     file = Config(dataset="mine.npz", validation=0.2)
     own, drawn = (SimpleNamespace(train=range(n), validation=range(90 - n)) for n in (80, 72))
-    (line,) = loop._validation_given(file, own)
+    (line,) = experiment._validation_given(file, own)
     assert line == "--validation changes nothing: mine.npz has 10 images held out already"
-    assert loop._validation_given(file, drawn) == []
-    assert loop._validation_given(dataclasses.replace(file, validation=0.02), own) == []
+    assert experiment._validation_given(file, drawn) == []
+    assert experiment._validation_given(dataclasses.replace(file, validation=0.02), own) == []
 
 
 def test_a_workdir_of_another_run_is_refused_and_untouched(finished):
     config, _, _ = finished
     before = {p: p.stat().st_mtime_ns for p in Path(config.workdir).rglob("*") if p.is_file()}
     with pytest.raises(UserError, match="epochs=4, not 5"):
-        loop.run(dataclasses.replace(config, epochs=5), Silent(), "bin/train")
+        experiment.run(dataclasses.replace(config, epochs=5), Silent(), "bin/train")
     given = json.loads((Path(config.workdir) / "config.json").read_text())
     assert given == {"identity": configs.identity(config), "settings": configs.settings(config)}
     assert given["settings"]["batch_size"] == 64 and "channels" not in given["identity"]
@@ -280,5 +280,5 @@ def test_a_workdir_of_another_run_is_refused_and_untouched(finished):
 def test_what_cannot_be_done_leaves_nothing_behind(tmp_path, change, message):
     config = dataclasses.replace(TINY, workdir=str(tmp_path / "run"), **change)
     with pytest.raises(UserError, match=message):
-        loop.run(config, Silent(), "bin/train")
+        experiment.run(config, Silent(), "bin/train")
     assert not (tmp_path / "run").exists()

@@ -14,7 +14,7 @@ from irp_jax.pruning import cost, masks
 SHAPE = (8, 8, 1)
 MODEL = traced.trace(models.ResNet((1, 1), (6, 8), 10), SHAPE)
 DENSE = MODEL.graph
-REGULARITIES: tuple[masks.Regularity, ...] = ("channel", "weight")
+GRANULARITIES: tuple[masks.Granularity, ...] = ("channel", "weight")
 LOGITS = st.lists(st.floats(-8, 8, width=32), min_size=5, max_size=5)
 
 
@@ -51,14 +51,14 @@ def test_the_gradient_is_that_of_the_soft_mask(logits):
     np.testing.assert_allclose(tangent, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("regularity", REGULARITIES)
-def test_one_logit_a_unit_that_starts_kept(regularity):
-    logits = masks.init(DENSE, regularity)
-    units = masks.units(DENSE, regularity)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_one_logit_a_unit_that_starts_kept(granularity):
+    logits = masks.init(DENSE, granularity)
+    units = masks.units(DENSE, granularity)
     assert {name: values.size for name, values in logits.items()} == units
     assert {values.dtype for values in logits.values()} == {jnp.dtype(jnp.float32)}
     assert all(float(values.min()) > 0 for values in logits.values())
-    if regularity == "weight":
+    if granularity == "weight":
         params = abstract_variables(MODEL)["params"]
         kernels = {layer.kernel for layer in DENSE.layers}
         assert set(logits) == kernels - {"classifier/kernel"}, "every class keeps all its weights"
@@ -70,17 +70,17 @@ def test_one_logit_a_unit_that_starts_kept(regularity):
 
 def test_floors_by_hand():
     dense = named("resnet20", 1.0, (32, 32, 3), 10).graph
-    channel, weight = masks.floors(dense, "channel"), masks.floors(dense, "weight")
+    channel, weight = masks.min_keep(dense, "channel"), masks.min_keep(dense, "weight")
     assert channel["stem"] == 1 and channel["stage2_block0/conv2"] == 2
     assert channel["stage3_block0/conv1"] == 4
     assert weight["stem/kernel"] == 3 + 16  # Of 432.
     assert weight["stage3_block0/shortcut/kernel"] == 32 + 64  # Of 2048.
     assert "classifier/kernel" not in weight
     narrow = named("resnet20", 0.25, (32, 32, 3), 10).graph
-    assert masks.floors(narrow, "weight")["stage3_block0/shortcut/kernel"] == 16  # Of 128.
+    assert masks.min_keep(narrow, "weight")["stage3_block0/shortcut/kernel"] == 16  # Of 128.
     thin = named("resnet20", 0.1, (8, 8, 1), 10).graph
-    assert set(masks.floors(thin, "channel").values()) == {1}
-    assert masks.floors(thin, "weight")["stage2_block0/shortcut/kernel"] == 1  # Of 2 by 3.
+    assert set(masks.min_keep(thin, "channel").values()) == {1}
+    assert masks.min_keep(thin, "weight")["stage2_block0/shortcut/kernel"] == 1  # Of 2 by 3.
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -112,16 +112,16 @@ def test_weight_masks_leave_as_many_parameters_as_are_counted(seed):
     assert found.macs == sum(left[layer.kernel] * layer.uses for layer in DENSE.layers)
 
 
-@pytest.mark.parametrize("regularity", REGULARITIES)
-def test_all_on_changes_nothing_and_missing_names_mask_nothing(regularity):
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_all_on_changes_nothing_and_missing_names_mask_nothing(granularity):
     weights = random_weights()
-    gates = masks.gates(masks.init(DENSE, regularity))
+    gates = masks.gates(masks.init(DENSE, granularity))
     for some in (gates, {}):
         jax.tree.map(np.testing.assert_array_equal, masks.apply(DENSE, weights, some), weights)
-    name = "stem" if regularity == "channel" else "stem/kernel"
+    name = "stem" if granularity == "channel" else "stem/kernel"
     off = masks.apply(DENSE, weights, {name: jnp.zeros_like(gates[name])})
     changed = {key for key in weights if not np.array_equal(off[key], weights[key])}
-    if regularity == "channel":
+    if granularity == "channel":
         readers = ("stage1_block0/conv1", "stage2_block0/conv1", "stage2_block0/shortcut")
         assert changed == {f"{reader}/kernel" for reader in readers}
     else:
@@ -135,10 +135,10 @@ def test_the_weights_given_are_not_changed():
     jax.tree.map(np.testing.assert_array_equal, weights, copy)
 
 
-@pytest.mark.parametrize("regularity", REGULARITIES)
-def test_mask_and_weight_gradients_through_apply(regularity):
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_mask_and_weight_gradients_through_apply(granularity):
     weights = random_weights()
-    logits = random_masks(DENSE, regularity, 1)
+    logits = random_masks(DENSE, granularity, 1)
 
     def loss(weights):
         # Every layer's gradient depends on every other layer, as in a network.
@@ -167,11 +167,11 @@ def test_mask_and_weight_gradients_through_apply(regularity):
     gates = masks.gates(logits)
     pruned = jnp.concatenate([by_gates[name][gates[name] == 0].ravel() for name in gates])
     assert float((pruned != 0).mean()) > 0.9
-    if regularity == "weight":
+    if granularity == "weight":
         for name in logits:
             assert not np.asarray(by_weights[name])[np.asarray(gates[name]) == 0].any()
 
 
 def test_kept_counts_units():
     gates = {"a": jnp.array([1.0, 0.0, 1.0]), "b": jnp.ones((2, 3))}
-    assert {name: float(n) for name, n in masks.kept(gates).items()} == {"a": 2.0, "b": 6.0}
+    assert {name: float(n) for name, n in masks.keep_counts(gates).items()} == {"a": 2.0, "b": 6.0}

@@ -23,9 +23,12 @@ from pruning_nets import quick_jit
 
 from irp_jax.data import Augmentation
 from irp_jax.data.augment import augment
-from irp_jax.training import phases
+from irp_jax.training import optimizer as optimizers
 from irp_jax.training.defenses import DEFENSES, Mep, Perturbed, recall
 from irp_jax.training.defenses.mep import LEVELS, ROOTS, Prior
+from irp_jax.training.methods import METHODS
+from irp_jax.training.plan import make_plan
+from irp_jax.training.state import initial_state
 from irp_jax.training.step import train_step
 
 
@@ -88,12 +91,12 @@ def test_a_remembered_perturbation_meets_the_pixels_it_was_made_for(variables):
             missed = batch.memory.start - shown
             return Perturbed(batch.images, batch.images, Prior(shown, missed))
 
-    config = dataclasses.replace(CONFIG, method="paper")
-    plan = phases.plan(config, GRAPH, len(PIXELS))
-    optimizer = phases.optimizer(config, plan, GRAPH, frozen=False)
+    config = dataclasses.replace(CONFIG, method="hinge")
+    plan = make_plan(config, METHODS[config.method], GRAPH, len(PIXELS))
+    optimizer = optimizers.build(config, plan, GRAPH, frozen=False)
     spied = dataclasses.replace(recipe("none"), defense=Spy())
     levels = jnp.asarray(PIXELS // 2, jnp.int8)  # an image's memory is the image
-    state = phases.initial_state(config, plan, GRAPH, variables)
+    state = initial_state(config, plan, GRAPH, variables)
     state = dataclasses.replace(state, memory=Prior(levels, jnp.zeros_like(levels)))
     chosen = np.arange(0, 24, 3, dtype=np.int32)
     step = quick_jit(functools.partial(train_step, spied, NETWORK, optimizer))

@@ -16,7 +16,7 @@ from silent import Silent
 from irp_jax import attacks, checkpoint, models
 from irp_jax import config as configs
 from irp_jax.config import Config
-from irp_jax.training import guard, loop, overfitting, progress, segments
+from irp_jax.training import experiment, guard, loop, overfitting, progress
 from irp_jax.training.defenses import DEFENSES, Batch, Choice, Pgd
 from irp_jax.training.divergence import Descent
 from irp_jax.training.overfitting import Health
@@ -213,7 +213,7 @@ def test_the_images_probed_split_evenly(batch, devices):
 
 TINY = configs.suited("digits", Config(model="resnet8", budget="0.3", defense="fgsm"))
 TINY = dataclasses.replace(
-    TINY, epochs=3, ramp_stop=0.4, train_images=256, batch_size=64, checkpoint_every=0.0
+    TINY, epochs=3, prune_stop=0.4, train_images=256, batch_size=64, checkpoint_every=0.0
 )
 
 
@@ -227,14 +227,16 @@ class Killed(Silent):
 def test_a_run_that_alarms_climbs_the_ladder_and_resumes_to_the_same(
     tmp_path, monkeypatch, quick_compile
 ):
-    """With a verdict that counts probes, every guarded defence is given up at the second."""
+    """With a verdict that counts probes, every guarded defense is given up at the second."""
     count = lambda self, pgd, trained: self._replace(chance=self.chance + 1)  # noqa: E731
     monkeypatch.setattr(Health, "after", count)
     monkeypatch.setattr(Health, "after_second_look", lambda self, pgd, trained: self)
     monkeypatch.setattr(Health, "alarming", property(lambda self: self.chance > 2))
     monkeypatch.setitem(models.MODELS, "resnet8", lambda scale, classes, act: Small(8, 8, classes))
     reporter, killed = Silent(), dataclasses.replace(TINY, workdir=str(tmp_path / "killed"))
-    results = loop.run(dataclasses.replace(TINY, workdir=str(tmp_path / "run")), reporter, "test")
+    results = experiment.run(
+        dataclasses.replace(TINY, workdir=str(tmp_path / "run")), reporter, "test"
+    )
     assert [tuple(event["to"]) for event in results["retreats"]] == [
         ("pgd", 3), ("pgd", 10),
     ]  # fmt: skip
@@ -247,8 +249,8 @@ def test_a_run_that_alarms_climbs_the_ladder_and_resumes_to_the_same(
     # Epoch 1, epoch 2 twice in vain, then two epochs of eleven passes each.
     assert results["passes_per_image"] == pytest.approx(2 + 2 + 4 + 22)
     with pytest.raises(KeyboardInterrupt):
-        loop.run(killed, Killed(), "test")
-    again = loop.run(killed, Silent(), "test")
+        experiment.run(killed, Killed(), "test")
+    again = experiment.run(killed, Silent(), "test")
     assert again["retreats"] == results["retreats"]
     digests = [
         checkpoint.digest(checkpoint.restore(tmp_path / name / "checkpoints", None, print).network)
@@ -280,7 +282,7 @@ def test_an_epoch_is_cut_short_by_a_confirmed_alarm_and_by_nothing_else(alarmed_
 
     batches = np.zeros((8, 4, 2), np.int32)
     health = Health().after(0.5, 0.6).after(0.5, 0.6)
-    trained = segments._epoch(send, 0, health, batches, None, Silent(), look)
+    trained = loop._epoch(send, 0, health, batches, None, Silent(), look)
     stopped = alarmed_at is not None and confirmed
     assert trained.health.alarming == stopped
     # Two bad probes, and the segment that was under way when the second was looked at.
@@ -324,9 +326,9 @@ def test_the_probe_attacks_the_network_as_it_trains(name, quick_compile):
 
 def test_the_guard_can_be_left_out(tmp_path, monkeypatch, quick_compile):
     monkeypatch.setitem(models.MODELS, "resnet8", lambda scale, classes, act: Small(8, 8, classes))
-    config = dataclasses.replace(TINY, epochs=1, ramp_stop=0.9, guard=False, workdir=str(tmp_path))
+    config = dataclasses.replace(TINY, epochs=1, prune_stop=0.9, guard=False, workdir=str(tmp_path))
     reporter = Silent()
-    results = loop.run(config, reporter, "test")
+    results = experiment.run(config, reporter, "test")
     assert results["retreats"] == []
     assert "probe_pgd" not in reporter.rows[0]
     assert np.isfinite(reporter.rows[0]["loss"])

@@ -10,7 +10,8 @@ from irp_jax import models, traced
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.pruning import cost
-from irp_jax.training import phases
+from irp_jax.training.methods import METHODS
+from irp_jax.training.plan import make_plan
 
 SHAPE = (8, 8, 2)
 
@@ -54,7 +55,7 @@ def test_another_number_of_classes_is_refused():
         traced.trace(Own(""), SHAPE, classes=3)
 
 
-@pytest.mark.parametrize("method", ["priced", "width"])
+@pytest.mark.parametrize("method", ["lagrangian", "width"])
 def test_a_network_of_one_layer_has_nothing_to_prune(method):
     class Linear(nn.Module):
         @nn.compact
@@ -65,7 +66,7 @@ def test_a_network_of_one_layer_has_nothing_to_prune(method):
     assert cost.total(graph) == cost.Cost(macs=2 * 4, params=2 * 4 + 4)
     said = "resnet20 has nothing to prune: .*only: the logits"
     with pytest.raises(UserError, match=said):
-        phases.plan(Config(budget="1", method=method), graph, 1000)
+        make_plan(Config(budget="1", method=method), METHODS[method], graph, 1000)
 
 
 # ---- FILE.py:NAME ----------------------------------------------------------------------------

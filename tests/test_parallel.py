@@ -46,8 +46,8 @@ print(json.dumps([jax.device_count(), digest]))
 
 
 def run_step(cache: Path, **variables: str) -> tuple[int, str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
-    environment = clean | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache)} | variables
+    natural = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    environment = natural | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache)} | variables
     output = subprocess.run(
         [sys.executable, "-W", "error", "-c", STEP],
         env={"JAX_PLATFORMS": "cpu"} | environment,

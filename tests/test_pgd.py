@@ -40,7 +40,7 @@ def test_result_is_allowed_and_verified_on_the_returned_images(norm, epsilon, se
     assert float(found.image.min()) >= 0 and float(found.image.max()) <= 1
     length = jax.vmap(attacks.distance, (None, 0, 0))(threat, found.image, IMAGES)
     assert float(length.max()) <= epsilon + 1e-6
-    np.testing.assert_array_equal(found.fallen, logits_fn(found.image).argmax(-1) != LABELS)
+    np.testing.assert_array_equal(found.is_adversarial, logits_fn(found.image).argmax(-1) != LABELS)
     loss = jax.vmap(attacks.cross_entropy)(logits_fn(found.image), LABELS)
     np.testing.assert_allclose(found.loss, loss, rtol=1e-4, atol=1e-6)
 
@@ -52,7 +52,7 @@ def test_never_better_for_the_network_than_the_start(norm):
     keys = jax.vmap(lambda i: jax.random.fold_in(KEY, i))(jnp.arange(6))
     starts = jax.vmap(attacks.random_start, (None, 0, 0))(threat, keys, IMAGES)
     at_start = jax.vmap(attacks.cross_entropy)(logits_fn(starts), LABELS)
-    assert bool((found.fallen | (found.loss >= at_start - 1e-6)).all())
+    assert bool((found.is_adversarial | (found.loss >= at_start - 1e-6)).all())
 
 
 def test_labels_and_images_of_others_have_no_influence():
@@ -82,8 +82,8 @@ def test_it_climbs_as_a_loop_over_single_images_does(norm):
         return attacks.cross_entropy(logits, label), logits.argmax() != label
 
     found = run(IMAGES, LABELS, threat, KEY, attacks.Pgd(gradient_steps=steps))
-    for index, (clean, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
-        at = attacks.random_start(threat, jax.random.fold_in(KEY, index), clean)
+    for index, (natural, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+        at = attacks.random_start(threat, jax.random.fold_in(KEY, index), natural)
         losses = []
         for _ in range(steps + 1):
             (loss, wrong), gradient = judge(at, label)
@@ -103,9 +103,9 @@ def test_it_climbs_as_a_loop_over_single_images_does(norm):
                         pixel = float(np.ravel(at)[one])
                         move = min(left, (1 - pixel if up else pixel) / (threat.epsilon / 4))
                         way[one], left = (move if up else -move), left - move
-                    way = way.reshape(clean.shape).astype(np.float32)
-            at = attacks.project(threat, at + np.float32(threat.epsilon / 4) * way, clean)
-        assert bool(found.fallen[index]) == bool(wrong)
+                    way = way.reshape(natural.shape).astype(np.float32)
+            at = attacks.project(threat, at + np.float32(threat.epsilon / 4) * way, natural)
+        assert bool(found.is_adversarial[index]) == bool(wrong)
         expected = losses[-1] if wrong else max(losses)
         assert float(found.loss[index]) == pytest.approx(expected, rel=1e-4)
 
@@ -139,7 +139,7 @@ def test_an_image_that_falls_on_the_way_counts_even_if_the_walk_comes_back():
     attack = attacks.Pgd(gradient_steps=3, step_size=0.04, start_scale=0.0)
     labels, threat = jnp.zeros(1, jnp.int32), attacks.linf(0.1)
     found = attacks.once(shell, attack, image, labels, threat, key=KEY).worst
-    assert bool(found.fallen[0])
+    assert bool(found.is_adversarial[0])
     assert 0.52 < float(found.image[0, 0, 0, 0]) < 0.56
 
 
@@ -154,7 +154,7 @@ def test_robust_accuracy_agrees_with_foolbox(norm, epsilon):
     natural = net(images).argmax(-1) == labels
     threat = attacks.Threat(norm=norm, epsilon=epsilon)
     found = attacks.once(net, attacks.Pgd(), images, labels, threat, key=KEY).worst
-    ours = float((natural & ~found.fallen).mean())
+    ours = float((natural & ~found.is_adversarial).mean())
     reference = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[norm]
     with warnings.catch_warnings(), jax.numpy_dtype_promotion("standard"):
         warnings.simplefilter("ignore")

@@ -62,7 +62,7 @@ def test_curves_are_named_by_what_they_do_not_share_and_seeds_are_one(monkeypatc
     rows = [drawn[0].axes[i : i + 2] for i in (0, 2)]
     assert [row[0].get_title().partition(",")[0] for row in rows] == ["resnet20", "resnet56"]
     named = [[text.get_text() for text in row[0].get_legend().get_texts()] for row in rows]
-    usual = "priced, 4 epochs, 0.160 left"
+    usual = "lagrangian, 4 epochs, 0.160 left"
     assert named == [[usual, f"{usual}, clip 1"], [usual]]
     seeds, _ = rows[0][1].get_lines()
     assert seeds.get_ydata().tolist() == pytest.approx([40.0, 30.0])  # of 30 and 50, 30 and 30
@@ -86,7 +86,7 @@ def test_a_line_of_budgets_is_of_runs_equally_long(monkeypatch):
     longer = _with({**result(0, 0.95), "epochs": 9}, epochs=9)
     plots.budget_picture([result(0, 0.9), longer, result(0, 0.5, budget=0.5)], Path("lines.svg"))
     lines = {bar.get_label(): len(bar.lines[0].get_xdata()) for bar in drawn[0].axes[0].containers}
-    assert lines == {"priced, 4 epochs": 2, "priced, 9 epochs": 1}
+    assert lines == {"lagrangian, 4 epochs": 2, "lagrangian, 9 epochs": 1}
 
 
 @pytest.mark.parametrize("suffix", ["svg", "png"])

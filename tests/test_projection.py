@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from budget_nets import (
+    GRANULARITIES,
     KINDS,
     LARGE,
-    REGULARITIES,
     SMALL,
     TINY,
     assert_floors,
@@ -22,22 +22,22 @@ from irp_jax.pruning import budget, cost, masks
 
 @given(
     st.sampled_from([LARGE, SMALL]),
-    st.sampled_from(REGULARITIES),
+    st.sampled_from(GRANULARITIES),
     st.sampled_from(KINDS),
     st.sampled_from([0.04, 0.1, 0.16, 0.3, 0.5, 0.7]),
     st.integers(0, 10**6),
 )
-def test_projection_meets_the_budget_from_below(dense, regularity, kind, goal, seed):
-    logits = random_scores(dense, regularity, seed)
+def test_projection_meets_the_budget_from_below(dense, granularity, kind, goal, seed):
+    logits = random_scores(dense, granularity, seed)
     limit = int(goal * getattr(cost.total(dense), kind))
-    found = budget.project(dense, logits, regularity, kind, limit)
+    found = budget.project(dense, logits, granularity, kind, limit)
     assert {name: m.shape for name, m in found.items()} == {n: m.shape for n, m in logits.items()}
     assert all(set(np.unique(m)) <= {-1.0, 1.0} for m in found.values())
     kept = kept_units(found)
-    assert_floors(dense, regularity, kept)
+    assert_floors(dense, granularity, kept)
     spent = getattr(cost.total(dense, kept), kind)
     assert 0.97 * limit <= spent <= limit
-    for more in with_one_more(kept, dense, regularity):
+    for more in with_one_more(kept, dense, granularity):
         assert getattr(cost.total(dense, more), kind) > limit
     for name, values in logits.items():
         # Within a mask all units cost the same, so the best stay.
@@ -45,13 +45,13 @@ def test_projection_meets_the_budget_from_below(dense, regularity, kind, goal, s
         assert not off.size or on.min() >= off.max()
 
 
-@pytest.mark.parametrize("regularity", REGULARITIES)
-def test_projection_prefers_the_higher_logit(regularity):
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_projection_prefers_the_higher_logit(granularity):
     """The units it keeps are those above one threshold, but for floors and the last few."""
-    logits = random_scores(SMALL, regularity, 0)
+    logits = random_scores(SMALL, granularity, 0)
     limit = int(0.3 * cost.total(SMALL).macs)
-    found = budget.project(SMALL, logits, regularity, "macs", limit)
-    least = masks.floors(SMALL, regularity)
+    found = budget.project(SMALL, logits, granularity, "macs", limit)
+    least = masks.min_keep(SMALL, granularity)
     free = [name for name in logits if (found[name] > 0).sum() > least[name]]
     lowest_kept = np.concatenate([logits[n][found[n] > 0] for n in free])
     highest_gone = np.concatenate([logits[n][found[n] < 0] for n in logits])
@@ -60,28 +60,28 @@ def test_projection_prefers_the_higher_logit(regularity):
 
 
 def test_projection_depends_on_nothing_but_the_logits():
-    for regularity in REGULARITIES:
-        logits = random_scores(SMALL, regularity, 3)
+    for granularity in GRANULARITIES:
+        logits = random_scores(SMALL, granularity, 3)
         ties = {name: np.round(values) for name, values in logits.items()}
         limit = int(0.2 * cost.total(SMALL).macs)
         shuffled = {name: jnp.asarray(ties[name]) for name in sorted(ties)[::-1]}
         first, again = (
-            budget.project(SMALL, logits, regularity, "macs", limit) for logits in (ties, shuffled)
+            budget.project(SMALL, logits, granularity, "macs", limit) for logits in (ties, shuffled)
         )
         assert set(first) == set(again)
         for name in first:
             np.testing.assert_array_equal(first[name], again[name])
 
 
-@pytest.mark.parametrize("regularity", REGULARITIES)
-def test_projection_onto_all_keeps_all_and_below_the_least_keeps_the_floors(regularity):
-    logits = random_scores(TINY, regularity, 0)
-    dense, least = cost.total(TINY), cost.total(TINY, masks.floors(TINY, regularity))
-    whole = budget.project(TINY, logits, regularity, "macs", dense.macs)
-    assert kept_units(whole) == masks.units(TINY, regularity)
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_projection_onto_all_keeps_all_and_below_the_least_keeps_the_floors(granularity):
+    logits = random_scores(TINY, granularity, 0)
+    dense, least = cost.total(TINY), cost.total(TINY, masks.min_keep(TINY, granularity))
+    whole = budget.project(TINY, logits, granularity, "macs", dense.macs)
+    assert kept_units(whole) == masks.units(TINY, granularity)
     for limit in (0, least.macs):
-        small = budget.project(TINY, logits, regularity, "macs", limit)
+        small = budget.project(TINY, logits, granularity, "macs", limit)
         kept = kept_units(small)
         if limit == 0:
-            assert kept == masks.floors(TINY, regularity)
+            assert kept == masks.min_keep(TINY, granularity)
         assert cost.total(TINY, kept).macs == least.macs

@@ -24,8 +24,13 @@ THREAT = attacks.linf(0.05)
 
 def warnings_of(logits_fn, chosen=QUICK, images=IMAGES, labels=LABELS):
     told = []
-    report = attacks.assess(
-        logits_fn, images, labels, chosen, threat=THREAT, watch=attacks.Watch(warn=told.append)
+    report = attacks.evaluate(
+        logits_fn,
+        images,
+        labels,
+        chosen,
+        threat=THREAT,
+        callbacks=attacks.Callbacks(warn=told.append),
     )
     assert list(report.warnings) == told
     assert all("\n" not in line for line in told)
@@ -68,7 +73,7 @@ def test_a_network_that_changes_its_mind_is_refused():
         return NET(x) + jnp.where(jnp.arange(10) == 0, noise[:, None], 0.0)
 
     with pytest.raises(UserError, match="not deterministic"):
-        attacks.assess(fickle, IMAGES, np.zeros_like(LABELS), QUICK, threat=THREAT)
+        attacks.evaluate(fickle, IMAGES, np.zeros_like(LABELS), QUICK, threat=THREAT)
 
 
 def test_numbers_drawn_while_tracing_are_found():
@@ -135,7 +140,7 @@ def test_bad_networks_and_settings():
 def test_arguments_of_another_kind_are_refused_in_one_line(change, message):
     given = {"attacks": QUICK, "labels": LABELS, "threat": THREAT, **change}
     with pytest.raises(UserError, match=message) as caught:
-        attacks.assess(NET, IMAGES, **given)
+        attacks.evaluate(NET, IMAGES, **given)
     assert "\n" not in str(caught.value)
 
 
@@ -181,9 +186,9 @@ def test_gradients_that_are_no_numbers_save_no_network():
         return NET(x) + jnp.sqrt(jnp.maximum(x - 2.0, 0.0).sum((1, 2, 3)))[:, None]
 
     told = []
-    report = attacks.assess(
+    report = attacks.evaluate(
         cornered, IMAGES, LABELS, [attacks.Pgd(), attacks.Square(steps=300)],
-        threat=attacks.linf(0.3), watch=attacks.Watch(warn=told.append),
+        threat=attacks.linf(0.3), callbacks=attacks.Callbacks(warn=told.append),
     )  # fmt: skip
     assert report.robust < 0.5 and "gradients are masked" in told[0]
     assert not np.isnan(report.adversarial).any()
@@ -192,7 +197,7 @@ def test_gradients_that_are_no_numbers_save_no_network():
 @pytest.mark.parametrize("epsilon", [0.0, -1.0, 8.0, float("nan")])
 def test_radii_are_checked_whatever_they_come_as(epsilon):
     with pytest.raises(UserError, match="epsilon must be"):
-        attacks.assess(NET, IMAGES, LABELS, QUICK, threat=attacks.linf(np.float32(epsilon)))
+        attacks.evaluate(NET, IMAGES, LABELS, QUICK, threat=attacks.linf(np.float32(epsilon)))
 
 
 @pytest.mark.parametrize("norm", attacks.NORMS)
@@ -224,5 +229,5 @@ def test_more_targets_than_classes_and_a_network_of_two():
         attacks.Square(steps=20),
     )
     assert [attack.runs(2) for attack in listed] == [1, 1, 1, 1]
-    report = attacks.assess(two, IMAGES, labels, listed, threat=attacks.linf(0.3))
+    report = attacks.evaluate(two, IMAGES, labels, listed, threat=attacks.linf(0.3))
     assert report.natural == 1.0 and report.robust < 0.5

@@ -53,12 +53,14 @@ def test_result_is_allowed_verified_and_no_better_than_the_start(norm, scale, se
     assert float(found.image.min()) >= 0 and float(found.image.max()) <= 1
     length = distances(ball, found.image, problem.image)
     assert float(length.max()) <= ball.epsilon * (1 + 1e-5)
-    np.testing.assert_array_equal(found.fallen, logits_fn(found.image).argmax(-1) != problem.label)
+    np.testing.assert_array_equal(
+        found.is_adversarial, logits_fn(found.image).argmax(-1) != problem.label
+    )
     margin = margins(found.image, problem.label)
     np.testing.assert_allclose(found.loss, margin, rtol=1e-4, atol=1e-5)
     began = start(ATTACK, logits_fn, problem).worst.image
     at_start = margins(began, problem.label)
-    assert bool((found.fallen | (found.loss >= at_start - 1e-5)).all())
+    assert bool((found.is_adversarial | (found.loss >= at_start - 1e-5)).all())
 
 
 @pytest.mark.parametrize(
@@ -72,7 +74,7 @@ def test_the_loss_never_falls_and_some_queries_raise_it(attack, norm):
     for number in range(30):
         state = step(attack, logits_fn, problem, state, jnp.full((12,), number, jnp.int32))
         losses.append(np.asarray(state.worst.loss))
-    assert not bool(state.worst.fallen.any())
+    assert not bool(state.worst.is_adversarial.any())
     rises = np.diff(losses, axis=0)
     assert rises.min() >= 0
     assert (rises > 0).any(axis=0).mean() > 0.5
@@ -161,11 +163,11 @@ def test_an_linf_run_starts_with_stripes_at_the_bound_and_changes_one_square_a_q
 @pytest.mark.parametrize("shape", [(12, 9, 3), (3, 4, 1)])
 @norms
 def test_the_first_image_uses_the_ball_up_and_differs_from_key_to_key(norm, shape):
-    clean = jnp.full(shape, 0.5)
+    natural = jnp.full(shape, 0.5)
     ball = attacks.Threat(norm=norm, epsilon=0.3)
     draw = jax.jit(jax.vmap(first_image, (None, 0, None)))
-    found = draw(ball, jax.random.split(KEY, 4), clean)
-    length = distances(ball, found, jnp.broadcast_to(clean, found.shape))
+    found = draw(ball, jax.random.split(KEY, 4), natural)
+    length = distances(ball, found, jnp.broadcast_to(natural, found.shape))
     np.testing.assert_allclose(length, 0.3, rtol=1e-4)
     assert bool((found != found[0]).any())
 
@@ -184,7 +186,7 @@ def test_breaks_a_network_that_only_hides_its_gradient():
     images = jax.random.uniform(jax.random.key(5), (60, 8, 8, 3))
     labels = coarse(images).argmax(-1).astype(jnp.int32)
     pgd, square = (
-        float(drive(attack, coarse, images, labels, attacks.linf(0.1), KEY).fallen.mean())
+        float(drive(attack, coarse, images, labels, attacks.linf(0.1), KEY).is_adversarial.mean())
         for attack in (attacks.Pgd(gradient_steps=20), Square(steps=200))
     )
     assert pgd < 0.3

@@ -12,10 +12,12 @@ from irp_jax import attacks, checkpoint, parallel, traced
 from irp_jax.config import Config
 from irp_jax.data import Augmentation
 from irp_jax.network import deployed, network_params
-from irp_jax.pruning import cost, slim, sparse, uniform
-from irp_jax.training import phases
+from irp_jax.pruning import compaction, cost, sparse, uniform
+from irp_jax.training import optimizer as optimizers
 from irp_jax.training.defenses import DEFENSES
 from irp_jax.training.methods import METHODS
+from irp_jax.training.plan import make_plan
+from irp_jax.training.state import freeze, initial_state
 from irp_jax.training.step import Recipe, compile_steps
 
 
@@ -38,14 +40,14 @@ GRAPH = MODEL.graph
 IMAGES = np.random.default_rng(0).integers(0, 256, (96, 8, 8, 1), dtype=np.uint8)
 LABELS = (IMAGES.astype(np.int32).sum((1, 2, 3)) // 97 % 3).astype(np.int32)
 BATCHES = np.random.default_rng(1).integers(0, 96, (6, 32), dtype=np.int32)
-CONFIG = Config(budget="0.3", epochs=4, batch_size=32, learning_rate=0.05, ramp_stop=0.5)
+CONFIG = Config(budget="0.3", epochs=4, batch_size=32, learning_rate=0.05, prune_stop=0.5)
 
 
 def begin(config):
-    plan = phases.plan(config, GRAPH, len(IMAGES))
+    plan = make_plan(config, METHODS[config.method], GRAPH, len(IMAGES))
     params, batch_stats = MODEL.init(jax.random.key(0))
     variables = {"params": params, "batch_stats": batch_stats}
-    return plan, phases.initial_state(config, plan, GRAPH, variables)
+    return plan, initial_state(config, plan, GRAPH, variables)
 
 
 def program(config, plan, frozen):
@@ -54,7 +56,7 @@ def program(config, plan, frozen):
         defense=DEFENSES["fgsm-rs"], augmentation=Augmentation(crop_padding=1),
         label_smoothing=0.0,
     )  # fmt: skip
-    optimizer = phases.optimizer(config, plan, GRAPH, frozen)
+    optimizer = optimizers.build(config, plan, GRAPH, frozen)
     mesh = parallel.mesh(2)
     steps = compile_steps(recipe, MODEL.network, optimizer, mesh)
     whole = parallel.replicated(mesh)
@@ -96,12 +98,12 @@ def test_the_same_state_and_key_give_the_same_bits():
 
 @pytest.fixture(params=["channel", "weight"])
 def frozen(request):
-    config = dataclasses.replace(CONFIG, regularity=request.param)
+    config = dataclasses.replace(CONFIG, granularity=request.param)
     plan, state = begin(config)
     run, _ = program(config, plan, frozen=False)
     state, _ = run(state)
     before = deployed(GRAPH, state.params, state.batch_stats)
-    after, kept = phases.freeze(config, plan, GRAPH, state)
+    after, kept = freeze(config, plan, GRAPH, state)
     return config, plan, before, after, kept
 
 
@@ -126,13 +128,15 @@ def test_a_small_network_may_start_from_new_weights():
     run, _ = program(config, plan, frozen=False)
     state, _ = run(state)
     drawn = dict(zip(("params", "batch_stats"), MODEL.init(jax.random.key(9)), strict=True))
-    kept_on, kept = phases.freeze(config, plan, GRAPH, state)
-    after, chosen = phases.freeze(config, plan, GRAPH, state, jax.device_get(drawn))
+    kept_on, kept = freeze(config, plan, GRAPH, state)
+    after, chosen = freeze(config, plan, GRAPH, state, jax.device_get(drawn))
     assert chosen == kept, "the channels are those that were learned"
     assert int(after.step) == int(kept_on.step)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(momentum(after)))
-    logits = METHODS["priced"].final_masks(config, plan, GRAPH, jax.device_get(state.params))
-    cut = slim.cut(GRAPH, jax.device_get(drawn["params"]), slim.surviving(logits))
+    logits = METHODS["lagrangian"].final_masks(config, plan, GRAPH, jax.device_get(state.params))
+    cut = compaction.compact_params(
+        GRAPH, jax.device_get(drawn["params"]), compaction.keep_indices(logits)
+    )
     new = after.params["weights"]
     assert_same(new, uniform.rescale(GRAPH, cut, kept))
     for leaf in jax.tree.leaves(after.batch_stats):
@@ -146,9 +150,9 @@ def assert_same(one, other):
 
 
 def test_frozen_weight_masks_are_stored_in_bits_and_come_back():
-    config = dataclasses.replace(CONFIG, regularity="weight")
+    config = dataclasses.replace(CONFIG, granularity="weight")
     plan, state = begin(config)
-    frozen, kept = phases.freeze(config, plan, GRAPH, state)
+    frozen, kept = freeze(config, plan, GRAPH, state)
     weights, masks = frozen.params["weights"], frozen.params["masks"]
     packed = sparse.pack(weights, masks)
     size = sum(np.asarray(a).nbytes for a in jax.tree.leaves(packed))
@@ -170,7 +174,7 @@ def test_frozen_weight_masks_are_stored_in_bits_and_come_back():
 
 
 def test_a_kernel_of_which_nothing_is_kept_is_stored_too(tmp_path):
-    config = dataclasses.replace(CONFIG, regularity="weight", method="paper")
+    config = dataclasses.replace(CONFIG, granularity="weight", method="hinge")
     _, state = begin(config)
     weights = jax.device_get(state.params["weights"])
     gone = {name: -np.ones_like(logits) for name, logits in state.params["masks"].items()}

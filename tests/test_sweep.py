@@ -32,7 +32,7 @@ from irp_jax.config import Config
 configs = [
     Config(model="resnet8", dataset="{data}", budget="0.3", epochs=1, batch_size=64, epsilon=0.1,
            method=method, guard=False)
-    for method in ("priced", "width")
+    for method in ("lagrangian", "width")
 ]
 """
 
@@ -76,7 +76,7 @@ def test_a_sweep_trains_attacks_and_collects(swept):
     folder, said = swept
     assert said.count(" done, ") == 2
     found = [json.loads(path.read_text()) for path in sorted((folder / "results").iterdir())]
-    assert {one["method"] for one in found} == {"priced", "width"}
+    assert {one["method"] for one in found} == {"lagrangian", "width"}
     for one in found:
         accuracy = one["accuracy"]
         assert accuracy["natural"] >= accuracy["fgsm"] >= 0
@@ -180,12 +180,12 @@ def test_fewer_images_replace_no_better_figure(ran):
     sweep_command.sweep([*flags, "--attacks=square,fgsm", "--images=50"])
     sweep_command.sweep([*flags, "--attacks=square"])
     _, before, _ = collected()
-    sweep_command.sweep([*flags, "--attacks=square,cw", "--images=60"])
+    sweep_command.sweep([*flags, "--attacks=square,pgd-margin", "--images=60"])
     _, accuracy, images = collected()
-    assert images == {"square": 360, "fgsm": 50, "cw": 60}
-    assert accuracy == before | {"cw": 0.07}
-    assert ran == ["train", "square", "fgsm", "train", "square", "train", "cw"]
-    sweep_command.sweep([*flags, "--attacks=cw,square", "--images=60"])
+    assert images == {"square": 360, "fgsm": 50, "pgd-margin": 60}
+    assert accuracy == before | {"pgd-margin": 0.07}
+    assert ran == ["train", "square", "fgsm", "train", "square", "train", "pgd-margin"]
+    sweep_command.sweep([*flags, "--attacks=pgd-margin,square", "--images=60"])
     assert len(ran) == 7
 
 
@@ -324,4 +324,4 @@ def test_a_network_is_handed_on_with_a_card_that_says_what_it_does(swept, monkey
         publish.publish([f"--run={run}", "--results=elsewhere.json", "--into=zoo/other"])
     capsys.readouterr()
     report.report(["results", "--markdown"])
-    assert "priced" in capsys.readouterr().out
+    assert "lagrangian" in capsys.readouterr().out

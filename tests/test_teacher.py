@@ -20,8 +20,10 @@ from irp_jax.data import Augmentation
 from irp_jax.data.augment import augment, augment_each, to_float, view_keys
 from irp_jax.errors import UserError
 from irp_jax.network import inference
-from irp_jax.training import epochs, loop, phases
+from irp_jax.training import experiment, loop
+from irp_jax.training import optimizer as optimizers
 from irp_jax.training.losses import cross_entropy, soft_targets
+from irp_jax.training.state import initial_state
 from irp_jax.training.step import train_step
 from irp_jax.training.teacher import Teacher
 
@@ -101,8 +103,8 @@ def test_answers_are_of_the_view_that_is_shown_and_none_is_computed_twice(
 def test_a_step_descends_towards_the_answers(who, variables, quick_compile):
     """One step with the answers as the whole target, against the gradient of that loss by hand."""
     setup = make_setup(Config(budget="1.0", epochs=1, batch_size=24, ema=0.9, method="width"))
-    optimizer = phases.optimizer(setup.config, setup.plan, GRAPH, frozen=False)
-    state = phases.initial_state(setup.config, setup.plan, GRAPH, variables)
+    optimizer = optimizers.build(setup.config, setup.plan, GRAPH, frozen=False)
+    state = initial_state(setup.config, setup.plan, GRAPH, variables)
     moved = jax.tree.map(lambda leaf: leaf * 1.5 + 0.1, state.average["weights"])
     state = dataclasses.replace(state, average={**state.average, "weights": moved})
     how = dataclasses.replace(
@@ -155,27 +157,29 @@ def configured(folder, **changes):
 
 @pytest.mark.parametrize("method", ["magnitude", "admm"])
 def test_the_parent_of_a_baseline_is_whole(method, quick_runs, tmp_path, monkeypatch):
-    taken, make = [], epochs._with_parent
+    taken, make = [], loop._with_parent
 
     def spied(*arguments):
         taken.append(make(*arguments))
         return taken[-1]
 
-    monkeypatch.setattr(epochs, "_with_parent", spied)
+    monkeypatch.setattr(loop, "_with_parent", spied)
     config = configured(tmp_path / "run", method=method, teacher="parent", epochs=3)
-    results = loop.run(config, Silent(), "bin/train")
+    results = experiment.run(config, Silent(), "bin/train")
     assert results["cost"]["macs_ratio"] <= 0.3
     (whole,) = taken
-    assert not whole.kept and whole.epoch == 1
+    assert not whole.keep_counts and whole.epoch == 1
     params = sum(leaf.size for leaf in whole.parent["params"].values())
     assert params == results["cost"]["dense_params"]
 
 
 def test_answers_of_a_saved_network_change_what_is_learned(quick_runs, tmp_path):
-    loop.run(configured(tmp_path / "a", epochs=1), Silent(), "bin/train")
+    experiment.run(configured(tmp_path / "a", epochs=1), Silent(), "bin/train")
     teacher = str(tmp_path / "a" / "network")
     taught, alone = (
-        loop.run(configured(tmp_path / name, epochs=1, method="width", teacher=who), Silent(), "x")
+        experiment.run(
+            configured(tmp_path / name, epochs=1, method="width", teacher=who), Silent(), "x"
+        )
         for name, who in (("b", teacher), ("c", ""))
     )
     assert taught["network_sha256"] != alone["network_sha256"]
@@ -183,27 +187,27 @@ def test_answers_of_a_saved_network_change_what_is_learned(quick_runs, tmp_path)
 
 
 def test_a_teacher_for_other_images_is_refused(quick_runs, tmp_path):
-    loop.run(configured(tmp_path / "a", epochs=1), Silent(), "bin/train")
+    experiment.run(configured(tmp_path / "a", epochs=1), Silent(), "bin/train")
     images, labels = np.zeros((64, 9, 9, 1), np.uint8), np.arange(64) % 10
     other = irp_jax.from_arrays(images, labels, images, labels)
     config = configured(tmp_path / "b", teacher=str(tmp_path / "a" / "network"), batch_size=32)
     with pytest.raises(UserError, match=r"--teacher=.* is for images \(8, 8, 1\) in 10 classes"):
-        loop.run(config, Silent(), "x", dataset=other)
+        experiment.run(config, Silent(), "x", dataset=other)
 
 
 def test_the_parent_is_the_dense_network_and_a_killed_run_ends_alike(quick_runs, tmp_path):
     taught = {
-        "teacher": "parent", "teacher_views": 2, "ramp_start": 0.3, "ramp_stop": 0.6, "ema": 0.9,
+        "teacher": "parent", "teacher_views": 2, "prune_start": 0.3, "prune_stop": 0.6, "ema": 0.9,
     }  # fmt: skip
     config = configured(tmp_path / "whole", **taught)
     reporter = Silent()
-    results = loop.run(config, reporter, "bin/train")
+    results = experiment.run(config, reporter, "bin/train")
     assert any("dense network of 2 epochs is the teacher" in note for note in reporter.notes)
     assert [row["frozen"] for row in results["history"]] == [e > 4 for e in range(1, 7)]
     assert results["cost"]["macs_ratio"] <= 0.3
     assert results["passes_per_image"] == pytest.approx(6 + 2 / 3, abs=1e-3)  # two views
     dense = configured(tmp_path / "dense", epochs=2, method="width", budget="1.0", ema=0.9)
-    alone = loop.run(dense, Silent(), "bin/train")
+    alone = experiment.run(dense, Silent(), "bin/train")
     # The first stage is a whole run of the dense network, to the end of its learning rate.
     ours = [row["loss"] for row in results["history"][:2]]
     assert ours == pytest.approx([row["loss"] for row in alone["history"]], rel=1e-4)
@@ -211,42 +215,44 @@ def test_the_parent_is_the_dense_network_and_a_killed_run_ends_alike(quick_runs,
     for stop in (3, 6):  # where the parent is taken, and after the cut
         killed = configured(tmp_path / f"killed{stop}", **taught)
         with pytest.raises(KeyboardInterrupt):
-            loop.run(killed, Stopping(stop=stop), "bin/train")
-        again = loop.run(killed, Stopping(), "bin/train")
+            experiment.run(killed, Stopping(stop=stop), "bin/train")
+        again = experiment.run(killed, Stopping(), "bin/train")
         assert [r["loss"] for r in again["history"]] == [r["loss"] for r in results["history"]]
         assert again["network_sha256"] == results["network_sha256"]
         assert again["passes_per_image"] == results["passes_per_image"]
 
 
 def test_a_saved_network_teaches_from_the_start_and_is_part_of_what_a_run_is(quick_runs, tmp_path):
-    first = loop.run(configured(tmp_path / "a", epochs=1), Silent(), "bin/train")
+    first = experiment.run(configured(tmp_path / "a", epochs=1), Silent(), "bin/train")
     config = configured(
         tmp_path / "b", epochs=2, method="width", teacher=str(tmp_path / "a" / "network")
     )
-    results = loop.run(config, Silent(), "bin/train")
+    results = experiment.run(config, Silent(), "bin/train")
     assert results["identity"]["teacher_sha256"] == first["network_sha256"]
     assert results["passes_per_image"] == pytest.approx(2 + 2 / 3, abs=1e-3)
     with pytest.raises(UserError, match="no checkpoint in"):
-        loop.run(configured(tmp_path / "c", teacher=str(tmp_path / "none")), Silent(), "bin/train")
+        experiment.run(
+            configured(tmp_path / "c", teacher=str(tmp_path / "none")), Silent(), "bin/train"
+        )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"teacher": "parent", "method": "width"}, "--method=width trains none"),
-        ({"teacher": "parent", "method": "paper"}, "--method=paper trains none"),
+        ({"teacher": "parent", "method": "hinge"}, "--method=hinge trains none"),
         ({"teacher": "parent", "epochs": 1}, "--epochs must be at least 2"),
         ({"teacher": "average"}, "give --ema"),
         (
-            {"teacher": "average", "ema": 0.9, "method": "paper"},
-            "--method=paper cuts it at the end",
+            {"teacher": "average", "ema": 0.9, "method": "hinge"},
+            "--method=hinge cuts it at the end",
         ),
-        ({"spread": 2.0, "regularity": "weight"}, "--spread is for --regularity=channel"),
-        ({"reinit": True, "regularity": "weight"}, "--reinit is for --regularity=channel"),
+        ({"spread": 2.0, "granularity": "weight"}, "--spread is for --granularity=channel"),
+        ({"reinit": True, "granularity": "weight"}, "--reinit is for --granularity=channel"),
         ({"teacher_weight": 0.0}, r"--teacher-weight must be in \(0, 1\]"),
         ({"teacher_weight": 1.5}, r"--teacher-weight must be in \(0, 1\], got 1.5"),
         ({"teacher_views": -1}, "--teacher-views must be at least 0"),
-        ({"clean_weight": 1.0}, r"--clean-weight must be in \[0, 1\)"),
+        ({"natural_weight": 1.0}, r"--natural-weight must be in \[0, 1\)"),
         ({"noise": 0.0}, "--noise must be in"),
         ({"robustness_weight": float("nan")}, "--robustness-weight must be in"),
         ({"spread": 0.5}, "--spread must be 0"),

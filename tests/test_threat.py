@@ -20,51 +20,53 @@ seeds = st.integers(0, 2**31 - 1)
 
 
 def images(seed, spread=1.0):
-    """A clean image with pixels on the edge of the box too, and one `spread` away from it."""
+    """A natural image with pixels on the edge of the box too, and one `spread` away from it."""
     rng = np.random.default_rng(seed)
-    clean = np.clip(rng.uniform(-0.3, 1.3, SHAPE), 0, 1).astype(np.float32)
-    return jnp.asarray(clean), jnp.asarray(clean + rng.normal(0, spread, SHAPE).astype(np.float32))
+    natural = np.clip(rng.uniform(-0.3, 1.3, SHAPE), 0, 1).astype(np.float32)
+    return jnp.asarray(natural), jnp.asarray(
+        natural + rng.normal(0, spread, SHAPE).astype(np.float32)
+    )
 
 
-def assert_allowed(threat, image, clean):
-    assert image.dtype == clean.dtype and image.shape == clean.shape
+def assert_allowed(threat, image, natural):
+    assert image.dtype == natural.dtype and image.shape == natural.shape
     assert float(image.min()) >= 0 and float(image.max()) <= 1
-    assert float(attacks.distance(threat, image, clean)) <= threat.epsilon + 1e-6
+    assert float(attacks.distance(threat, image, natural)) <= threat.epsilon + 1e-6
 
 
 @given(norms, epsilons, seeds, st.sampled_from([1e-3, 0.1, 1.0, 100.0]))
 def test_projection_lands_in_ball_and_box_and_is_idempotent(norm, epsilon, seed, spread):
     threat = THREATS[norm](epsilon)
-    clean, far = images(seed, spread)
-    once = attacks.project(threat, far, clean)
-    assert_allowed(threat, once, clean)
-    np.testing.assert_allclose(attacks.project(threat, once, clean), once, atol=1e-6)
+    natural, far = images(seed, spread)
+    once = attacks.project(threat, far, natural)
+    assert_allowed(threat, once, natural)
+    np.testing.assert_allclose(attacks.project(threat, once, natural), once, atol=1e-6)
 
 
 @given(norms, seeds)
 def test_projection_leaves_allowed_images_untouched(norm, seed):
     threat = THREATS[norm](0.5)
-    clean, _ = images(seed)
-    allowed = attacks.clip_to_box(clean + 0.005)
-    np.testing.assert_array_equal(attacks.project(threat, allowed, clean), allowed)
+    natural, _ = images(seed)
+    allowed = attacks.clip_to_box(natural + 0.005)
+    np.testing.assert_array_equal(attacks.project(threat, allowed, natural), allowed)
 
 
 @given(norms, epsilons, seeds)
 def test_random_start_is_allowed_and_scale_zero_is_the_image(norm, epsilon, seed):
     threat = THREATS[norm](epsilon)
-    clean, _ = images(seed)
+    natural, _ = images(seed)
     key = jax.random.key(seed)
-    assert_allowed(threat, attacks.random_start(threat, key, clean), clean)
-    np.testing.assert_array_equal(attacks.random_start(threat, key, clean, 0.0), clean)
+    assert_allowed(threat, attacks.random_start(threat, key, natural), natural)
+    np.testing.assert_array_equal(attacks.random_start(threat, key, natural, 0.0), natural)
 
 
 def test_random_start_fills_the_ball_uniformly():
     keys = jax.random.split(jax.random.key(0), 4000)
-    clean = jnp.full((2, 1, 1), 0.5)  # the ball in two dimensions: a square, a disc
+    natural = jnp.full((2, 1, 1), 0.5)  # the ball in two dimensions: a square, a disc
 
     def distances(threat):
-        starts = jax.vmap(attacks.random_start, (None, 0, None))(threat, keys, clean)
-        return jax.vmap(attacks.distance, (None, 0, None))(threat, starts, clean)
+        starts = jax.vmap(attacks.random_start, (None, 0, None))(threat, keys, natural)
+        return jax.vmap(attacks.distance, (None, 0, None))(threat, starts, natural)
 
     for threat in (attacks.linf(0.25), attacks.l2(0.25), attacks.l1(0.25)):
         # In two dimensions the half radius encloses a quarter of any ball.
@@ -73,27 +75,27 @@ def test_random_start_fills_the_ball_uniformly():
 
 @given(epsilons.map(lambda epsilon: 20 * epsilon), seeds, st.sampled_from([0.1, 1.0, 100.0]))
 def test_no_allowed_image_is_nearer_than_the_l1_projection(epsilon, seed, spread):
-    clean, far = images(seed, spread)
-    nearest = np.asarray(attacks.project(attacks.l1(epsilon), far, clean), float).ravel()
-    clean, far = (np.asarray(image, float).ravel() for image in (clean, far))
+    natural, far = images(seed, spread)
+    nearest = np.asarray(attacks.project(attacks.l1(epsilon), far, natural), float).ravel()
+    natural, far = (np.asarray(image, float).ravel() for image in (natural, far))
     # A point of a convex set is the nearest one if and only if no other lies ahead of it on the way
     # out. The image furthest ahead spends the radius on the pixels that get furthest, as far as the
     # box lets them.
     ahead = far - nearest
-    room = np.where(ahead > 0, 1 - clean, clean)
+    room = np.where(ahead > 0, 1 - natural, natural)
     best_first = np.argsort(-np.abs(ahead))
     spent = np.concatenate([[0.0], np.cumsum(room[best_first])[:-1]])
-    change = np.zeros_like(clean)
+    change = np.zeros_like(natural)
     change[best_first] = np.clip(epsilon - spent, 0, room[best_first])
-    furthest = clean + np.sign(ahead) * change
+    furthest = natural + np.sign(ahead) * change
     assert ahead @ (furthest - nearest) <= 1e-5 * max(1.0, np.abs(ahead).sum())
 
 
 def test_the_l1_projection_is_exact_in_many_dimensions():
-    clean, noise = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
-    near = attacks.project(attacks.l1(12.0), clean + 8 * (noise - 0.5), clean)
-    assert np.abs(np.asarray(near, float) - clean).sum() == pytest.approx(12, rel=1e-5)
-    np.testing.assert_allclose(attacks.project(attacks.l1(12.0), near, clean), near, atol=1e-6)
+    natural, noise = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
+    near = attacks.project(attacks.l1(12.0), natural + 8 * (noise - 0.5), natural)
+    assert np.abs(np.asarray(near, float) - natural).sum() == pytest.approx(12, rel=1e-5)
+    np.testing.assert_allclose(attacks.project(attacks.l1(12.0), near, natural), near, atol=1e-6)
 
 
 @given(norms, seeds, st.sampled_from([1e-30, 1.0, 1e30]))
@@ -114,14 +116,14 @@ def test_one_program_serves_every_radius():
     traces = []
 
     @jax.jit
-    def project(threat, far, clean):
+    def project(threat, far, natural):
         traces.append(threat.norm)
-        return attacks.project(threat, far, clean)
+        return attacks.project(threat, far, natural)
 
-    clean, far = images(0)
+    natural, far = images(0)
     for epsilon in (0.1, 0.2):
-        result = project(attacks.linf(epsilon), far, clean)
-        np.testing.assert_allclose(jnp.max(jnp.abs(result - clean)), epsilon, atol=1e-6)
+        result = project(attacks.linf(epsilon), far, natural)
+        np.testing.assert_allclose(jnp.max(jnp.abs(result - natural)), epsilon, atol=1e-6)
     assert traces == ["linf"]
 
 

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import pytest
-from campaign_nets import IMAGES, LABELS, NET, THREAT, N
+from runner_nets import IMAGES, LABELS, NET, THREAT, N
 
 from irp_jax import attacks
-from irp_jax.attacks import campaign
+from irp_jax.attacks import runner
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -26,7 +26,7 @@ class Boast:
     name: str = "boast"
     eot: int = 1
 
-    def runs(self, classes):
+    def trials(self, classes):
         return 1
 
     def start(self, logits_fn, problem):
@@ -35,7 +35,9 @@ class Boast:
         return _Boasting(nothing)
 
     def step(self, logits_fn, problem, state, number):
-        return _Boasting(state.worst._replace(fallen=jnp.ones_like(state.worst.fallen)))
+        return _Boasting(
+            state.worst._replace(is_adversarial=jnp.ones_like(state.worst.is_adversarial))
+        )
 
 
 class _Boasting(NamedTuple):
@@ -45,9 +47,9 @@ class _Boasting(NamedTuple):
 @pytest.mark.parametrize("steps", [1, 3])
 def test_finds_that_do_not_hold_up_are_not_counted_and_told(steps):
     told = []
-    report = attacks.assess(
-        NET, IMAGES, LABELS, [Boast(steps)], threat=THREAT, look_first=False,
-        watch=attacks.Watch(warn=told.append),
+    report = attacks.evaluate(
+        NET, IMAGES, LABELS, [Boast(steps)], threat=THREAT, sanity_checks=False,
+        callbacks=attacks.Callbacks(warn=told.append),
     )  # fmt: skip
     assert report.robust == report.natural
     (line,) = told
@@ -57,16 +59,16 @@ def test_finds_that_do_not_hold_up_are_not_counted_and_told(steps):
 def test_a_network_known_to_be_random_is_asked_once_more_and_no_further():
     told: list[str] = []
     steps = []
-    attacks.assess(
-        NET, IMAGES, LABELS, [Boast(50, eot=2)], threat=THREAT, look_first=False,
-        watch=attacks.Watch(warn=told.append, progress=lambda done, *_: steps.append(done)),
+    attacks.evaluate(
+        NET, IMAGES, LABELS, [Boast(50, eot=2)], threat=THREAT, sanity_checks=False,
+        callbacks=attacks.Callbacks(warn=told.append, progress=lambda done, *_: steps.append(done)),
     )  # fmt: skip
     assert told == []
     assert steps[-1] < 2 * N, "a run ends with its first find"
 
 
 def test_what_did_not_hold_up_before_an_interruption_is_told_after_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(campaign, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(runner, "SAVE_EVERY", 0.0)
     told: list[str] = []
     allowed = 0
 
@@ -80,9 +82,9 @@ def test_what_did_not_hold_up_before_an_interruption_is_told_after_it(tmp_path, 
         allowed = allowance
         told.clear()
         with contextlib.suppress(Killed):
-            attacks.assess(
+            attacks.evaluate(
                 NET, IMAGES, LABELS, [Boast(3), attacks.Pgd(gradient_steps=1)], threat=THREAT,
-                batch_size=8, look_first=False, state_file=tmp_path / "state.npz",
-                watch=attacks.Watch(warn=told.append, progress=progress),
+                batch_size=8, sanity_checks=False, state_file=tmp_path / "state.npz",
+                callbacks=attacks.Callbacks(warn=told.append, progress=progress),
             )  # fmt: skip
     assert [line.split()[0] for line in told] == [str(3 * (N - 3))]

@@ -9,14 +9,13 @@ the network. Example:
     print(report.robust, report.accuracy, report.warnings)
 
     (pgd,) = attacks.AttackSpec(name="pgd", steps=50, restarts=10).attacks
-    report = attacks.assess(logits_fn, images, labels, [pgd], threat=attacks.linf(8 / 255))
+    report = attacks.evaluate(logits_fn, images, labels, [pgd], threat=attacks.linf(8 / 255))
 """
 
 from irp_jax.attacks.apgd import Apgd
-from irp_jax.attacks.assess import AttackReport, assess, predict
 from irp_jax.attacks.attack import Attack, Attacked, Problem
 from irp_jax.attacks.autoattack import VERSIONS, autoattack, published
-from irp_jax.attacks.campaign import Watch
+from irp_jax.attacks.evaluate import AttackReport, evaluate, predict
 from irp_jax.attacks.fab import Fab
 from irp_jax.attacks.fgsm import FAST_ATTACKS, FastAttack, fgsm
 from irp_jax.attacks.losses import (
@@ -29,7 +28,7 @@ from irp_jax.attacks.losses import (
     targeted_dlr,
 )
 from irp_jax.attacks.pgd import STEP_RATIO, Pgd
-from irp_jax.attacks.runs import once, run_key
+from irp_jax.attacks.runner import Callbacks
 from irp_jax.attacks.spec import ATTACKS, AttackName, AttackSpec
 from irp_jax.attacks.square import Square
 from irp_jax.attacks.threat import (
@@ -45,6 +44,7 @@ from irp_jax.attacks.threat import (
     random_start,
     steepest,
 )
+from irp_jax.attacks.trials import once, trial_key
 
 __all__ = [
     "ATTACKS",
@@ -58,6 +58,7 @@ __all__ = [
     "AttackReport",
     "AttackSpec",
     "Attacked",
+    "Callbacks",
     "Fab",
     "FastAttack",
     "LogitsFn",
@@ -67,13 +68,12 @@ __all__ = [
     "Problem",
     "Square",
     "Threat",
-    "Watch",
-    "assess",
     "autoattack",
     "clip_to_box",
     "cross_entropy",
     "distance",
     "dlr",
+    "evaluate",
     "fgsm",
     "is_correct",
     "l1",
@@ -85,7 +85,7 @@ __all__ = [
     "project",
     "published",
     "random_start",
-    "run_key",
     "steepest",
     "targeted_dlr",
+    "trial_key",
 ]

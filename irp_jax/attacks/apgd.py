@@ -1,4 +1,4 @@
-"""APGD: gradient ascent that finds its own step size, with nothing to tune but how long it runs.
+"""APGD: gradient ascent that finds its own step size, with nothing to tune but how long it trials.
 
 The step starts out as wide as the ball. Now and then the run looks back: if too few of its steps
 raised the loss, or none since the last look found a new highest, the step is halved and the run
@@ -95,15 +95,15 @@ class Sparsity(NamedTuple):
     """What an L1 run remembers for its next look back.
 
     Attributes:
-        changed: (B,) float32, in how many entries the best image differed from the clean one at the
-            last look. A step changes the 2 / 3 as many in which the gradient is largest.
+        changed: (B,) float32, in how many entries the best image differed from the natural one at
+            the last look. A step changes the 2 / 3 as many in which the gradient is largest.
     """
 
     changed: jax.Array
 
 
 class ApgdState(NamedTuple):
-    """A batch of runs under way.
+    """A batch of trials under way.
 
     Attributes:
         current: (B, H, W, C), where the next step starts.
@@ -112,7 +112,7 @@ class ApgdState(NamedTuple):
         loss: (B,) at the image judged last, which is `current` unless the run went back.
         best: the image of highest loss so far; for L1 in the ball as it is now.
         best_gradient: (B, H, W, C), of the loss there.
-        worst: the worst image so far that the threat allows; the clean image, unjudged, if none.
+        worst: the worst image so far that the threat allows; the natural image, unjudged, if none.
         step_size: (B,) in pixel units of [0, 1].
         memory: for the next look back.
     """
@@ -171,7 +171,7 @@ class Apgd:
         if not 0 < self.rho <= 1:
             raise UserError(f"rho must be in (0, 1], got {self.rho:g}: the published one is 0.75")
 
-    def runs(self, classes: int) -> int:
+    def trials(self, classes: int) -> int:
         """Restarts, times targets if it has any; the restarts of a target follow each other."""
         if self.loss != "targeted-dlr":
             return self.restarts
@@ -184,7 +184,7 @@ class Apgd:
         image = jax.vmap(_start_image)(ball, problem.key, problem.image)
         found, gradient = self._judge(logits_fn, image, problem)
         nothing = Attacked(
-            problem.image, jnp.zeros_like(found.fallen), jnp.full_like(found.loss, -jnp.inf)
+            problem.image, jnp.zeros_like(found.is_adversarial), jnp.full_like(found.loss, -jnp.inf)
         )
         return _afresh(problem, ball, found, gradient, where(allowed, found, nothing))
 
@@ -245,28 +245,28 @@ class Apgd:
         return jnp.take_along_axis(problem.order, rank[:, None], axis=1)[:, 0]
 
 
-def _start_image(ball: Threat, key: jax.Array, clean: jax.Array) -> jax.Array:
+def _start_image(ball: Threat, key: jax.Array, natural: jax.Array) -> jax.Array:
     """A random image (H, W, C) on the edge of the ball, or inside where the box cuts the ball."""
     if ball.norm == "linf":
-        noise = jax.random.uniform(key, clean.shape, clean.dtype, -1.0, 1.0)
+        noise = jax.random.uniform(key, natural.shape, natural.dtype, -1.0, 1.0)
     else:
-        noise = jax.random.normal(key, clean.shape, clean.dtype)
+        noise = jax.random.normal(key, natural.shape, natural.dtype)
     if ball.norm != "l1":
         length = distance(ball, noise, jnp.zeros_like(noise))
         noise = ball.epsilon * noise / jnp.maximum(length, 1e-12)
-    return project(ball, clean + noise, clean)
+    return project(ball, natural + noise, natural)
 
 
 def _afresh(
     problem: Problem, ball: Threat, found: Attacked, gradient: jax.Array, worst: Attacked
 ) -> ApgdState:
-    """The state of runs that have judged the first image of a ball and nothing else in it."""
+    """The state of trials that have judged the first image of a ball and nothing else in it."""
     memory: Halving | Sparsity
     if ball.norm == "l1":
         step_size, memory = ball.epsilon, Sparsity(_changed(found, problem))
     else:
         # As if the step had just been halved: the first look is at the rises alone.
-        halved, rises = jnp.ones_like(found.fallen), jnp.zeros(found.loss.shape, jnp.int32)
+        halved, rises = jnp.ones_like(found.is_adversarial), jnp.zeros(found.loss.shape, jnp.int32)
         step_size, memory = 2 * ball.epsilon, Halving(rises, found.loss, halved)
     return ApgdState(
         current=found.image,
@@ -282,18 +282,18 @@ def _afresh(
 
 
 def _move(
-    ball: Threat, clean: jax.Array, state: ApgdState, number: jax.Array, shrinks: jax.Array
+    ball: Threat, natural: jax.Array, state: ApgdState, number: jax.Array, shrinks: jax.Array
 ) -> jax.Array:
     """The next image (H, W, C) of one run, which has taken `number` steps."""
     if isinstance(state.memory, Sparsity):
         direction = _sparse_direction(state.gradient, state.memory.changed / 1.5)
         ahead = state.current + state.step_size * direction
-        return project(ball, jnp.where(shrinks, state.best.image, ahead), clean)
+        return project(ball, jnp.where(shrinks, state.best.image, ahead), natural)
     ahead = state.current + state.step_size * steepest(ball, state.gradient)
-    step = project(ball, ahead, clean) - state.current
+    step = project(ball, ahead, natural) - state.current
     before = state.current - state.previous
     share = jnp.where(number > 0, MOMENTUM, 1.0).astype(step.dtype)
-    return project(ball, state.current + share * step + (1.0 - share) * before, clean)
+    return project(ball, state.current + share * step + (1.0 - share) * before, natural)
 
 
 def _sparse_direction(gradient: jax.Array, entries: jax.Array) -> jax.Array:
@@ -305,7 +305,7 @@ def _sparse_direction(gradient: jax.Array, entries: jax.Array) -> jax.Array:
 
 
 def _look_at_rises(state: ApgdState, memory: Halving, wanted: jax.Array) -> ApgdState:
-    """Halves the step of runs that overshoot or are stuck, and sends them back to their best.
+    """Halves the step of trials that overshoot or are stuck, and sends them back to their best.
 
     A run overshoots if no more than the `wanted` (B,) number of steps raised its loss.
     """
@@ -321,7 +321,7 @@ def _look_at_rises(state: ApgdState, memory: Halving, wanted: jax.Array) -> Apgd
 def _look_at_sparsity(
     state: ApgdState, memory: Sparsity, problem: Problem, ball: Threat
 ) -> ApgdState:
-    """Full steps from the best image for runs where it got sparser, else shorter steps."""
+    """Full steps from the best image for trials where it got sparser, else shorter steps."""
     changed = _changed(state.best, problem)
     sparser = changed < 0.95 * memory.changed
     shorter = jnp.maximum(state.step_size / 1.5, ball.epsilon / 10)
@@ -331,7 +331,7 @@ def _look_at_sparsity(
 
 
 def _back_to_best(state: ApgdState, chosen: jax.Array) -> ApgdState:
-    """The chosen runs (B,) go on from their best image."""
+    """The chosen trials (B,) go on from their best image."""
     return state._replace(
         current=where(chosen, state.best.image, state.current),
         gradient=where(chosen, state.best_gradient, state.gradient),
@@ -339,5 +339,5 @@ def _back_to_best(state: ApgdState, chosen: jax.Array) -> ApgdState:
 
 
 def _changed(found: Attacked, problem: Problem) -> jax.Array:
-    """(B,) float32, in how many entries the images differ from the clean ones."""
+    """(B,) float32, in how many entries the images differ from the natural ones."""
     return jnp.sum(found.image != problem.image, axis=(1, 2, 3), dtype=jnp.float32)

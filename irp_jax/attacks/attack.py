@@ -1,9 +1,9 @@
-"""What every attack is: a start and a step, on a batch of runs that know nothing of each other.
+"""What every attack is: a start and a step, on a batch of trials that know nothing of each other.
 
-A *run* is one attempt on one image: a restart, a target class, or both. An attack never loops and
-never looks at the clock; `attacks.campaign` repeats its step, drops the images that have fallen and
-fills their places. So one attack serves every batch size, step count, device and radius, and the
-outcome of a run depends on its image, its label, its number and its key alone.
+A *trial* is one attempt on one image: a restart, a target class, or both. An attack has no loop of
+its own: `attacks.runner` repeats its step, drops the images whose adversarial example is found, and
+fills their slots. So one attack serves every batch size, step count, device and radius, and the
+outcome of a trial depends on its image, its label, its number and its key alone.
 """
 
 from collections.abc import Callable
@@ -17,15 +17,15 @@ from irp_jax.attacks.threat import Threat
 
 
 class Problem(NamedTuple):
-    """What the runs of a batch are given. It does not change while they last.
+    """What the trials of a batch are given. It does not change while they last.
 
     Attributes:
-        image: (B, H, W, C) float32 in [0, 1], the clean images.
+        image: (B, H, W, C) float32 in [0, 1], the natural images.
         label: (B,) int32.
-        order: (B, K) int32, the classes by falling logit of the clean image, the label put first:
+        order: (B, K) int32, the classes by falling logit of the natural image, the label put first:
             `order[:, t]` is target t of a targeted attack, t from 1 to K - 1.
-        number: (B,) int32, which of its image's runs each is, from 0.
-        key: (B,) PRNG keys, one a run.
+        number: (B,) int32, which of its image's trials each is, from 0.
+        key: (B,) PRNG keys, one a trial.
         threat: the ball; its radius may be traced.
     """
 
@@ -41,13 +41,13 @@ class Attacked(NamedTuple):
     """What an attack found; for a batch every field has a leading axis B.
 
     Attributes:
-        image: (H, W, C), the worst image visited: in [0, 1], within epsilon of the clean one.
-        fallen: () bool, whether the network gets `image` wrong.
+        image: (H, W, C), the worst image visited: in [0, 1], within epsilon of the natural one.
+        is_adversarial: () bool, whether the network gets `image` wrong.
         loss: () the attack's loss at `image`.
     """
 
     image: jax.Array
-    fallen: jax.Array
+    is_adversarial: jax.Array
     loss: jax.Array
 
 
@@ -56,7 +56,7 @@ class State(Protocol):
 
     @property
     def worst(self) -> Attacked:
-        """The worst image judged so far; once `fallen`, the run is over."""
+        """The worst image judged so far; once `is_adversarial`, the trial is over."""
 
 
 class Attack(Protocol):
@@ -64,7 +64,7 @@ class Attack(Protocol):
 
     Attributes:
         name: as reports and the command line have it.
-        steps: of one run.
+        steps: of one trial.
         draws: optional, what its random numbers are drawn by where that is not its name. Two
             attacks of one `draws` and seed start alike.
     """
@@ -75,8 +75,8 @@ class Attack(Protocol):
     @property
     def steps(self) -> int: ...
 
-    def runs(self, classes: int) -> int:
-        """How many runs an image must survive, for a network of so many classes."""
+    def trials(self, classes: int) -> int:
+        """How many trials an image must survive, for a network of so many classes."""
 
     def start(self, logits_fn: LogitsFn, problem: Problem) -> Any:
         """The State before the first step. It may judge its first image already."""
@@ -88,8 +88,8 @@ class Attack(Protocol):
             logits_fn: images (B, H, W, C) -> logits (B, K), each row a function of its image alone.
             problem: what `start` was given.
             state: the State.
-            number: (B,) int32, steps that each run has behind it. Runs are not in step with each
-                other: places of finished runs are filled anew while others are half-way.
+            number: (B,) int32, steps that each trial has behind it. Runs are not in step with each
+                other: slots of finished trials are filled anew while others are half-way.
         """
 
 
@@ -120,8 +120,8 @@ def judge(
         return values.sum(), (values, logits)
 
     gradient, (values, logits) = jax.grad(total, has_aux=True)(images)
-    fallen = ~jax.vmap(is_correct)(logits, problem.label)
-    return Attacked(images, fallen, values), finite(gradient)
+    is_adversarial = ~jax.vmap(is_correct)(logits, problem.label)
+    return Attacked(images, is_adversarial, values), finite(gradient)
 
 
 def finite(gradient: jax.Array) -> jax.Array:
@@ -143,8 +143,8 @@ def look(
 
 
 def worse(old: Attacked, new: Attacked) -> Attacked:
-    """For each run the first fallen image if there is one, else the image of higher loss."""
-    return where(~old.fallen & (new.fallen | (new.loss > old.loss)), new, old)
+    """For each trial its first adversarial image if it has one, else the image of higher loss."""
+    return where(~old.is_adversarial & (new.is_adversarial | (new.loss > old.loss)), new, old)
 
 
 def where(chosen: jax.Array, yes: Any, no: Any) -> Any:

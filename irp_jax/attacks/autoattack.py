@@ -1,7 +1,7 @@
 """AutoAttack: four attacks of different kinds, none of which has a setting to tune.
 
 An image is robust if it survives all of them: two white-box attacks with different losses, one that
-seeks the nearest decision boundary, and one that never looks at a gradient. A defence that hides
+seeks the nearest decision boundary, and one that never looks at a gradient. A defense that hides
 from one kind is usually found by another.
 
 References:
@@ -12,8 +12,8 @@ References:
 from typing import Any, Literal, get_args
 
 from irp_jax.attacks.apgd import Apgd
-from irp_jax.attacks.assess import AttackReport, assess
 from irp_jax.attacks.attack import Attack
+from irp_jax.attacks.evaluate import AttackReport, evaluate
 from irp_jax.attacks.fab import Fab
 from irp_jax.attacks.losses import LogitsFn
 from irp_jax.attacks.square import Square
@@ -76,12 +76,12 @@ def autoattack(
         print(report.robust, report.accuracy, report.warnings)
 
     Args:
-        logits_fn, images, labels, threat: as in `assess`.
-        version: standard, plus or rand. For a choice of your own, give `assess` a list.
-        settings: further arguments of `assess`: seed, batch_size, mesh, watch, state_file.
+        logits_fn, images, labels, threat: as in `evaluate`.
+        version: standard, plus or rand. For a choice of your own, give `evaluate` a list.
+        settings: further arguments of `evaluate`: seed, batch_size, mesh, callbacks, state_file.
 
     Raises:
-        UserError: as in `assess`, or there is no such version.
+        UserError: as in `evaluate`, or there is no such version.
     """
     listed = published(version, threat.norm)
-    return assess(logits_fn, images, labels, listed, threat=threat, **settings)
+    return evaluate(logits_fn, images, labels, listed, threat=threat, **settings)

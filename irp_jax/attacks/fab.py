@@ -3,9 +3,9 @@
 Each step pretends that the network is linear around the current image. Then the boundary between
 the label and another class is a hyperplane, and the nearest point on it within the pixel box is
 known exactly. The step goes there and a little beyond, drawn towards the point of the hyperplane
-that is nearest to the *clean* image. From an image that the network gets wrong it goes part of the
-way back, so the adversarial images found come closer and closer to the clean one. The radius plays
-no part in the search; it only decides which of the images found count.
+that is nearest to the *natural* image. From an image that the network gets wrong it goes part of
+the way back, so the adversarial images found come closer and closer to the natural one. The radius
+plays no part in the search; it only decides which of the images found count.
 """
 
 import dataclasses
@@ -52,16 +52,16 @@ class Fab:
 
     Attributes:
         name: as reports and the command line have it.
-        targets: how many of the classes nearest to the label are tried, each in runs of its own
+        targets: how many of the classes nearest to the label are tried, each in trials of its own
             (FAB-T: one gradient a step); None heads for the nearest of all boundaries in every
             step, which takes the gradients of all K classes.
         steps: of one run. A step is one pass forward and backward (K - 1 backward without targets)
             and one forward.
-        restarts: runs for each target. The first starts at the clean image, others at a random one
-            half of epsilon wide.
-        alpha_max: how far the step is drawn towards the clean image, at most; in [0, 1].
+        restarts: trials for each target. The first starts at the natural image, the others at a
+            random point of the ball of half of epsilon.
+        alpha_max: how far the step is drawn towards the natural image, at most; in [0, 1].
         eta: how far a move goes, in units of the distance to the hyperplane; at least 1.
-        beta: how far from the clean image the way back ends, in units of the distance of the
+        beta: how far from the natural image the way back ends, in units of the distance of the
             adversarial image it starts at; in (0, 1).
 
     Raises:
@@ -95,22 +95,24 @@ class Fab:
         if not 0 < self.beta < 1:
             raise UserError(f"beta must be in (0, 1), got {self.beta:g}: 0.9 is usual")
 
-    def runs(self, classes: int) -> int:
+    def trials(self, classes: int) -> int:
         """Restarts, times the targets there are."""
         if self.targets is None:
             return self.restarts
         return self.restarts * min(self.targets, classes - 1)
 
     def start(self, logits_fn: LogitsFn, problem: Problem) -> FabState:
-        """The clean image, or a random one around it; the first step judges it."""
+        """The natural image, or a random one around it; the first step judges it."""
         current = problem.image
         if self.restarts > 1:
             drawn = jax.vmap(random_start, (None, 0, 0, None))(
                 problem.threat, problem.key, problem.image, 0.5
             )
             current = where(problem.number % self.restarts == 0, current, drawn)
-        runs = len(current)
-        nothing = Attacked(current, jnp.zeros(runs, bool), jnp.full(runs, -jnp.inf, current.dtype))
+        trials = len(current)
+        nothing = Attacked(
+            current, jnp.zeros(trials, bool), jnp.full(trials, -jnp.inf, current.dtype)
+        )
         return FabState(current, nothing)
 
     def step(
@@ -125,7 +127,7 @@ class Fab:
         there = look(logits_fn, moved, problem, margin)
         back = problem.image + self.beta * (moved - problem.image)
         worst = _worst_within(problem, _worst_within(problem, state.worst, here), there)
-        return FabState(where(there.fallen, back, moved), worst)
+        return FabState(where(there.is_adversarial, back, moved), worst)
 
     def _linearise(
         self, logits_fn: LogitsFn, problem: Problem, images: jax.Array
@@ -144,8 +146,8 @@ class Fab:
         one_hot = functools.partial(jax.nn.one_hot, num_classes=logits.shape[1], dtype=logits.dtype)
         (gradients,) = jax.vmap(pull_back, 1, 1)(one_hot(rivals) - one_hot(label))
         leads = jnp.take_along_axis(logits, rivals, 1) - jnp.take_along_axis(logits, label, 1)
-        fallen = ~jax.vmap(is_correct)(logits, problem.label)
-        here = Attacked(images, fallen, jax.vmap(margin)(logits, problem.label))
+        is_adversarial = ~jax.vmap(is_correct)(logits, problem.label)
+        here = Attacked(images, is_adversarial, jax.vmap(margin)(logits, problem.label))
         return here, leads, finite(gradients)
 
 
@@ -157,7 +159,7 @@ def _worst_within(problem: Problem, old: Attacked, new: Attacked) -> Attacked:
 
 def boundary_step(
     threat: Threat,
-    clean: jax.Array,
+    natural: jax.Array,
     current: jax.Array,
     leads: jax.Array,
     gradients: jax.Array,
@@ -169,11 +171,11 @@ def boundary_step(
 
     Args:
         threat: its norm measures distance; its radius is not used.
-        clean: (H, W, C) in [0, 1].
+        natural: (H, W, C) in [0, 1].
         current: (H, W, C) in [0, 1], where the network was linearised.
         leads: (T,), each class's logit minus the label's at `current`.
         gradients: (T, H, W, C), of the leads.
-        alpha_max: largest weight of the move from the clean image, against that from `current`.
+        alpha_max: largest weight of the move from the natural image, against that from `current`.
         eta: how far both moves go, in units of the distance to the hyperplane.
 
     Returns:
@@ -183,17 +185,17 @@ def boundary_step(
     slopes = jax.vmap(lambda g: jnp.sum(g * steepest(threat, g)))(gradients)
     nearest = jnp.argmin(jnp.abs(leads) / jnp.maximum(slopes, _smallest(slopes)))
     lead, gradient = leads[nearest], gradients[nearest]
-    lead_at_clean = lead + jnp.sum(gradient * (clean - current))
+    lead_at_natural = lead + jnp.sum(gradient * (natural - current))
     from_current = move_to_hyperplane(threat.norm, current, lead, gradient)
-    from_clean = move_to_hyperplane(threat.norm, clean, lead_at_clean, gradient)
+    from_natural = move_to_hyperplane(threat.norm, natural, lead_at_natural, gradient)
 
     def length(move: jax.Array) -> jax.Array:
         return jnp.maximum(distance(threat, move, jnp.zeros_like(move)), _SMALLEST_MOVE)
 
-    share = length(from_current) / (length(from_current) + length(from_clean))
+    share = length(from_current) / (length(from_current) + length(from_natural))
     alpha = jnp.minimum(share, alpha_max)
     return clip_to_box(
-        (1 - alpha) * (current + eta * from_current) + alpha * (clean + eta * from_clean)
+        (1 - alpha) * (current + eta * from_current) + alpha * (natural + eta * from_natural)
     )
 
 

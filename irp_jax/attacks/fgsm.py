@@ -8,7 +8,7 @@ import dataclasses
 
 import jax
 
-from irp_jax.attacks.batch import input_gradient, starts, step
+from irp_jax.attacks.ascent import input_gradient, starts, step
 from irp_jax.attacks.losses import LogitsFn, Loss, cross_entropy
 from irp_jax.attacks.threat import Threat
 
@@ -19,7 +19,7 @@ class FastAttack:
 
     Attributes:
         name: what it is called on the command line.
-        start_scale: radius of the ball the start is drawn from; 0 starts at the clean image.
+        start_scale: radius of the ball the start is drawn from; 0 starts at the natural image.
         step_scale: length of the step.
         project_ball: whether the result is brought back into the epsilon ball. It is brought into
             the pixel box either way.

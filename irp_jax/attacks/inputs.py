@@ -62,7 +62,7 @@ def check_call(attacks: Any, threat: Any, seed: Any) -> None:
     if not isinstance(attacks, Sequence) or isinstance(attacks, str):
         raise UserError(f"attacks must be a list, got {attacks!r}: give for instance [Pgd()]")
     for attack in attacks:
-        if not all(hasattr(attack, part) for part in ("name", "steps", "runs", "start", "step")):
+        if not all(hasattr(attack, part) for part in ("name", "steps", "trials", "start", "step")):
             raise UserError(f"{attack!r} is no attack: give for instance Pgd(gradient_steps=20)")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed must be in 0 .. 2^32 - 1, got {seed}")
@@ -133,5 +133,6 @@ def check_logits(logits: np.ndarray, labels: np.ndarray) -> None:
     broken = int((~np.isfinite(logits)).any(-1).sum())
     if broken:
         raise UserError(
-            f"logits_fn answers NaN or infinity for {broken} of {len(logits)} clean images: mend it"
+            f"logits_fn answers NaN or infinity for {broken} of {len(logits)} natural images: "
+            "mend it"
         )

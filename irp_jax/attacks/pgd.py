@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from irp_jax.attacks.ascent import step
 from irp_jax.attacks.attack import Attacked, Problem, judge, worse
-from irp_jax.attacks.batch import step
 from irp_jax.attacks.losses import LogitsFn, Loss, cross_entropy
 from irp_jax.attacks.threat import random_start
 from irp_jax.errors import UserError
@@ -89,7 +89,7 @@ class Pgd:
         """One more than gradient steps: an image is judged on the way to the next."""
         return self.gradient_steps + 1
 
-    def runs(self, classes: int) -> int:
+    def trials(self, classes: int) -> int:
         """As many as restarts."""
         return self.restarts
 
@@ -113,6 +113,7 @@ class Pgd:
         if self.last_only:
             counts = number == self.gradient_steps
             judged = judged._replace(
-                fallen=judged.fallen & counts, loss=jnp.where(counts, judged.loss, -jnp.inf)
+                is_adversarial=judged.is_adversarial & counts,
+                loss=jnp.where(counts, judged.loss, -jnp.inf),
             )
         return PgdState(ahead, worse(state.worst, judged))

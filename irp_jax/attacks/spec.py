@@ -14,16 +14,16 @@ from irp_jax.attacks.threat import Norm, Threat
 from irp_jax.errors import UserError, unknown
 
 AttackName = Literal[
-    "pgd", "pgd-last", "fgsm", "cw", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square",
-    "autoattack", "none",
+    "pgd", "pgd-last", "fgsm", "pgd-margin", "apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t",
+    "square", "autoattack", "none",
 ]  # fmt: skip
 ATTACKS: tuple[AttackName, ...] = get_args(AttackName)
 STEPS = {
-    "pgd": 10, "pgd-last": 10, "cw": 10, "apgd-ce": 100, "apgd-dlr": 100, "apgd-t": 100,
+    "pgd": 10, "pgd-last": 10, "pgd-margin": 10, "apgd-ce": 100, "apgd-dlr": 100, "apgd-t": 100,
     "fab": 100, "fab-t": 100, "square": 5000,
 }  # fmt: skip
 """Steps of one run where none are asked for; the attacks not named here have theirs fixed."""
-STEPPED = ("pgd", "pgd-last", "cw")
+STEPPED = ("pgd", "pgd-last", "pgd-margin")
 """Attacks whose step has a length to choose."""
 ONE_START = ("fgsm", "autoattack", "none")
 """Attacks whose number of restarts is fixed."""
@@ -40,9 +40,9 @@ class AttackSpec:
     """
 
     name: AttackName = "pgd"
-    """pgd, pgd-last (the same walks, the last iterate alone counts), fgsm (one step from the image
-    itself), cw (PGD on the margin), apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, autoattack, or
-    none (natural accuracy alone)."""
+    """pgd, pgd-last (only the last iterate counts), fgsm (one step from the image itself),
+    pgd-margin (PGD on the margin loss), apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, autoattack,
+    or none (natural accuracy alone)."""
     norm: Norm = "linf"
     """linf, l2 or l1."""
     epsilon: float = 8 / 255
@@ -51,7 +51,7 @@ class AttackSpec:
     """Steps of each run; None for the usual number: 10 for pgd, 100 for apgd and fab, 5000 for
     square."""
     step_size: float | None = None
-    """Length of a step of pgd and cw in pixel units; epsilon / 4 if not given."""
+    """Length of a step of pgd and pgd-margin in pixel units; epsilon / 4 if not given."""
     restarts: int = 1
     """Random starts for each image; the worst counts."""
     version: str = "standard"
@@ -110,7 +110,7 @@ class AttackSpec:
                         step_size=self.step_size, last_only=name == "pgd-last",
                     ),
                 )  # fmt: skip
-            case "cw":
+            case "pgd-margin":
                 return (
                     Pgd(
                         name=name, gradient_steps=steps, restarts=restarts,

@@ -55,7 +55,7 @@ class Square:
     Attributes:
         name: as reports and the command line have it.
         steps: queries of one run, one forward pass each; the first looks at the start.
-        restarts: runs, different in their draws.
+        restarts: trials, different in their draws.
         p_init: share of the image that a square covers at first; in (0, 1].
         loss: what must grow for a proposal to be kept: margin or ce (cross-entropy).
 
@@ -84,7 +84,7 @@ class Square:
         if self.loss not in LOSSES:
             raise unknown("loss", self.loss, LOSSES)
 
-    def runs(self, classes: int) -> int:
+    def trials(self, classes: int) -> int:
         """The restarts."""
         return self.restarts
 
@@ -92,9 +92,9 @@ class Square:
         """Stripes or tiles over the whole image; the first step judges them."""
         keys = jax.vmap(jax.random.fold_in, (0, None))(problem.key, 0)
         images = jax.vmap(first_image, (None, 0, 0))(problem.threat, keys, problem.image)
-        runs = len(images)
-        nothing = jnp.full(runs, -jnp.inf, images.dtype)
-        return SquareState(Attacked(images, jnp.zeros(runs, bool), nothing))
+        trials = len(images)
+        nothing = jnp.full(trials, -jnp.inf, images.dtype)
+        return SquareState(Attacked(images, jnp.zeros(trials, bool), nothing))
 
     def step(
         self, logits_fn: LogitsFn, problem: Problem, state: SquareState, number: jax.Array
@@ -132,61 +132,61 @@ def side_of_square(
     return jnp.minimum(side, min(height, width))
 
 
-def first_image(threat: Threat, key: jax.Array, clean: jax.Array) -> jax.Array:
+def first_image(threat: Threat, key: jax.Array, natural: jax.Array) -> jax.Array:
     """The start: for L-inf vertical stripes one pixel wide, else tiles of bumps and hollows.
 
     Args:
         threat: the ball.
         key: a PRNG key.
-        clean: (H, W, C) in [0, 1].
+        natural: (H, W, C) in [0, 1].
 
     Returns:
-        (H, W, C) in [0, 1], within epsilon of `clean`.
+        (H, W, C) in [0, 1], within epsilon of `natural`.
     """
-    height, width, channels = clean.shape
+    height, width, channels = natural.shape
     if threat.norm == "linf":
-        stripes = _signs(jax.random.uniform(key, (1, width, channels), clean.dtype))
-        return project(threat, clean + threat.epsilon * stripes, clean)
+        stripes = _signs(jax.random.uniform(key, (1, width, channels), natural.dtype))
+        return project(threat, natural + threat.epsilon * stripes, natural)
     side = max(min(height, width) // 5, 1)
     down, across = height // side, width // side
-    draws = jax.random.uniform(key, (down, 1, across, 1, 1 + channels), clean.dtype)
+    draws = jax.random.uniform(key, (down, 1, across, 1, 1 + channels), natural.dtype)
     turned, signs = draws[..., 0] < 0.5, _signs(draws[..., 1:])
-    pattern = bumps(threat, jnp.arange(side)[:, None], jnp.arange(side), side, clean.dtype)
+    pattern = bumps(threat, jnp.arange(side)[:, None], jnp.arange(side), side, natural.dtype)
     tiles = jnp.where(turned, pattern.T[:, None, :], pattern[:, None, :])[..., None] * signs
     tiles = tiles.reshape(down * side, across * side, channels)
     rows, columns = height - down * side, width - across * side
     change = jnp.pad(
         tiles, ((rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2), (0, 0))
     )
-    return _with_change(threat, clean, change)
+    return _with_change(threat, natural, change)
 
 
 def _repaint(
-    threat: Threat, key: jax.Array, clean: jax.Array, best: jax.Array, side: jax.Array
+    threat: Threat, key: jax.Array, natural: jax.Array, best: jax.Array, side: jax.Array
 ) -> jax.Array:
     """An L-inf proposal: one square at the bound, per channel the upper or the lower one."""
-    draws = jax.random.uniform(key, (2 + clean.shape[2],), clean.dtype)
-    inside = _inside(*_square(draws[:2], clean, side), side)
+    draws = jax.random.uniform(key, (2 + natural.shape[2],), natural.dtype)
+    inside = _inside(*_square(draws[:2], natural, side), side)
     # Twice epsilon reaches the bound from anywhere in the ball.
     step = 2 * threat.epsilon * _signs(draws[2:])
-    return project(threat, jnp.where(inside, best + step, best), clean)
+    return project(threat, jnp.where(inside, best + step, best), natural)
 
 
 def _move_change(
-    threat: Threat, key: jax.Array, clean: jax.Array, best: jax.Array, side: jax.Array
+    threat: Threat, key: jax.Array, natural: jax.Array, best: jax.Array, side: jax.Array
 ) -> jax.Array:
     """An L2 or L1 proposal: one square is cleared, and what that saves is spent in another."""
-    draws = jax.random.uniform(key, (5 + clean.shape[2],), clean.dtype)
-    rows, columns = _square(draws[:2], clean, side)
+    draws = jax.random.uniform(key, (5 + natural.shape[2],), natural.dtype)
+    rows, columns = _square(draws[:2], natural, side)
     here = _inside(rows, columns, side)
-    cleared = _inside(*_square(draws[2:4], clean, side), side)
+    cleared = _inside(*_square(draws[2:4], natural, side), side)
     turned, signs = draws[4] < 0.5, _signs(draws[5:])
     down, across = jnp.where(turned, columns, rows), jnp.where(turned, rows, columns)
-    pattern = bumps(threat, down, across, side, clean.dtype)
+    pattern = bumps(threat, down, across, side, natural.dtype)
 
     # Lengths are taken per channel, and to the power of the norm, so that they add up.
-    channels, power = clean.shape[2], POWERS[threat.norm]
-    change = best - clean
+    channels, power = natural.shape[2], POWERS[threat.norm]
+    change = best - natural
     left_over = threat.epsilon**power - jnp.sum(jnp.abs(change) ** power)
     saved = jnp.sum(jnp.abs(jnp.where(here | cleared, change, 0.0)) ** power, axis=(0, 1))
     length = (jnp.maximum(left_over, 0.0) / channels + saved) ** (1 / power)
@@ -195,7 +195,7 @@ def _move_change(
         length = length * channels
     added = pattern[..., None] * signs + _unit(jnp.where(here, change, 0.0), power)
     change = jnp.where(here, length * _unit(added, power), jnp.where(cleared, 0.0, change))
-    return _with_change(threat, clean, change)
+    return _with_change(threat, natural, change)
 
 
 def _unit(change: jax.Array, power: int) -> jax.Array:
@@ -203,11 +203,11 @@ def _unit(change: jax.Array, power: int) -> jax.Array:
     return change / (jnp.sum(jnp.abs(change) ** power, axis=(0, 1)) ** (1 / power) + _TINY)
 
 
-def _with_change(threat: Threat, clean: jax.Array, change: jax.Array) -> jax.Array:
-    """The clean image and a change: for L2 of length epsilon, for L1 cut down to it."""
+def _with_change(threat: Threat, natural: jax.Array, change: jax.Array) -> jax.Array:
+    """The natural image and a change: for L2 of length epsilon, for L1 cut down to it."""
     if threat.norm == "l2":
         change = change * (threat.epsilon / (jnp.sqrt(jnp.sum(jnp.square(change))) + _TINY))
-    return project(threat, clean + change, clean)
+    return project(threat, natural + change, natural)
 
 
 def _signs(draws: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What the adversary may do: a ball around the clean image, inside the pixel box.
+"""What the adversary may do: a ball around the natural image, inside the pixel box.
 
 Every attack is loss x start x step x projection. The last three depend on the ball alone and live
 here, each a pure function of **one** image, so an attack is written once for every norm and is
@@ -71,9 +71,9 @@ def l1(epsilon: float | jax.Array) -> Threat:
     return Threat(norm="l1", epsilon=epsilon)
 
 
-def distance(threat: Threat, perturbed: jax.Array, clean: jax.Array) -> jax.Array:
-    """How far `perturbed` is from `clean` in the threat's norm: a scalar of the image's dtype."""
-    change = perturbed - clean
+def distance(threat: Threat, perturbed: jax.Array, natural: jax.Array) -> jax.Array:
+    """How far `perturbed` is from `natural` in the threat's norm: a scalar of the image's dtype."""
+    change = perturbed - natural
     match threat.norm:
         case "linf":
             return jnp.max(jnp.abs(change))
@@ -88,35 +88,35 @@ def clip_to_box(image: jax.Array) -> jax.Array:
     return jnp.clip(image, 0.0, 1.0)
 
 
-def project(threat: Threat, perturbed: jax.Array, clean: jax.Array) -> jax.Array:
-    """Brings an image back into the ball around the clean one and into the pixel box.
+def project(threat: Threat, perturbed: jax.Array, natural: jax.Array) -> jax.Array:
+    """Brings an image back into the ball around the natural one and into the pixel box.
 
     Args:
         threat: the ball.
         perturbed: one image of any shape.
-        clean: the clean image, same shape and dtype, in [0, 1].
+        natural: the natural image, same shape and dtype, in [0, 1].
 
     Returns:
-        An image of the same shape and dtype, in [0, 1], no further than epsilon from `clean` (to
+        An image of the same shape and dtype, in [0, 1], no further than epsilon from `natural` (to
         the rounding of the dtype), and unchanged if it was allowed already. For L-inf and L1 it is
-        the nearest allowed image. For L2 the ball comes first and the box second: since `clean`
+        the nearest allowed image. For L2 the ball comes first and the box second: since `natural`
         lies in the box, the box moves no pixel away from it, so both bounds hold.
     """
     match threat.norm:
         case "linf":
-            within = jnp.clip(perturbed, clean - threat.epsilon, clean + threat.epsilon)
+            within = jnp.clip(perturbed, natural - threat.epsilon, natural + threat.epsilon)
         case "l2":
-            change = perturbed - clean
-            length = distance(threat, perturbed, clean)
+            change = perturbed - natural
+            length = distance(threat, perturbed, natural)
             # Dividing only where the image is outside leaves one inside untouched, bit for bit.
-            shrunk = clean + change * (threat.epsilon / jnp.maximum(length, threat.epsilon))
+            shrunk = natural + change * (threat.epsilon / jnp.maximum(length, threat.epsilon))
             within = jnp.where(length > threat.epsilon, shrunk, perturbed)
         case "l1":
-            within = _project_l1(threat, perturbed, clean)
+            within = _project_l1(threat, perturbed, natural)
     return clip_to_box(within)
 
 
-def _project_l1(threat: Threat, perturbed: jax.Array, clean: jax.Array) -> jax.Array:
+def _project_l1(threat: Threat, perturbed: jax.Array, natural: jax.Array) -> jax.Array:
     """The image nearest to `perturbed` in both the L1 ball and the box.
 
     It takes one same level off the size of every change, and cuts what is left to the room that the
@@ -128,9 +128,9 @@ def _project_l1(threat: Threat, perturbed: jax.Array, clean: jax.Array) -> jax.A
         Croce & Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers",
         2021, proposition 2.1.
     """
-    change = perturbed - clean
+    change = perturbed - natural
     size = jnp.abs(change)
-    room = jnp.where(change > 0, 1.0 - clean, clean)
+    room = jnp.where(change > 0, 1.0 - natural, natural)
 
     def left(level: jax.Array) -> jax.Array:
         return jnp.clip(size - level, 0.0, room)
@@ -144,42 +144,46 @@ def _project_l1(threat: Threat, perturbed: jax.Array, clean: jax.Array) -> jax.A
     largest = jnp.max(size)
     _, level = jax.lax.fori_loop(0, 50, halve, (jnp.zeros_like(largest), largest))
     in_box = clip_to_box(perturbed)
-    outside = distance(threat, in_box, clean) > threat.epsilon
-    return jnp.where(outside, clean + jnp.sign(change) * left(level), in_box)
+    outside = distance(threat, in_box, natural) > threat.epsilon
+    return jnp.where(outside, natural + jnp.sign(change) * left(level), in_box)
 
 
 def random_start(
-    threat: Threat, key: jax.Array, clean: jax.Array, scale: float | jax.Array = 1.0
+    threat: Threat, key: jax.Array, natural: jax.Array, scale: float | jax.Array = 1.0
 ) -> jax.Array:
     """An image drawn uniformly from the ball, widened by a factor, then clipped to the pixel box.
 
     Args:
         threat: the ball.
         key: a PRNG key of this image's own.
-        clean: one image of any shape, in [0, 1].
-        scale: radius of the start over epsilon; 0 returns `clean` itself.
+        natural: one image of any shape, in [0, 1].
+        scale: radius of the start over epsilon; 0 returns `natural` itself.
 
     Returns:
         An image of the same shape and dtype, in [0, 1], no further than scale * epsilon from
-        `clean`.
+        `natural`.
     """
     match threat.norm:
         case "linf":
-            noise = jax.random.uniform(key, clean.shape, clean.dtype, -1.0, 1.0)
+            noise = jax.random.uniform(key, natural.shape, natural.dtype, -1.0, 1.0)
         case "l2":
             # A uniform direction, and the d-th root of a uniform number for the radius: a ball of
             # dimension d has that much of its volume within it.
             direction_key, radius_key = jax.random.split(key)
-            normal = jax.random.normal(direction_key, clean.shape, clean.dtype)
-            radius = jax.random.uniform(radius_key, (), clean.dtype) ** (1.0 / max(clean.size, 1))
+            normal = jax.random.normal(direction_key, natural.shape, natural.dtype)
+            radius = jax.random.uniform(radius_key, (), natural.dtype) ** (
+                1.0 / max(natural.size, 1)
+            )
             noise = steepest(threat, normal) * radius
         case "l1":
             # As for L2, with the density that depends on the L1 length alone.
             direction_key, radius_key = jax.random.split(key)
-            laplace = jax.random.laplace(direction_key, clean.shape, clean.dtype)
-            radius = jax.random.uniform(radius_key, (), clean.dtype) ** (1.0 / max(clean.size, 1))
+            laplace = jax.random.laplace(direction_key, natural.shape, natural.dtype)
+            radius = jax.random.uniform(radius_key, (), natural.dtype) ** (
+                1.0 / max(natural.size, 1)
+            )
             noise = laplace / jnp.sum(jnp.abs(laplace)) * radius
-    return clip_to_box(clean + scale * threat.epsilon * noise)
+    return clip_to_box(natural + scale * threat.epsilon * noise)
 
 
 def steepest(threat: Threat, gradient: jax.Array) -> jax.Array:

@@ -19,10 +19,13 @@ from irp_jax.config import Config
 from irp_jax.data.augment import Augmentation
 from irp_jax.errors import UserError
 from irp_jax.pruning import cost
-from irp_jax.pruning.masks import Regularity
-from irp_jax.training import phases
+from irp_jax.pruning.masks import Granularity
+from irp_jax.training import optimizer as optimizers
 from irp_jax.training.defenses import DEFENSES
-from irp_jax.training.step import Recipe, TrainState, compile_steps
+from irp_jax.training.methods import METHODS
+from irp_jax.training.plan import make_plan
+from irp_jax.training.state import TrainState, freeze, initial_state
+from irp_jax.training.step import Recipe, compile_steps
 
 Burst = Callable[[], None]
 """Takes some training steps and returns when they are done."""
@@ -39,14 +42,14 @@ class Trainers:
         config: model, budget and batch size; the rest at its defaults.
         plan: the default schedule of a CIFAR-10 run, whose freeze splits it in two.
         steps: in one burst; compiled into one program, as in training.
-        cost_ratio: of the slim network.
+        cost_ratio: of the compact network.
     """
 
     def __init__(self, config: Config, steps: int) -> None:
         self.config, self.steps, self.cost_ratio = config, steps, float("nan")
         self.model = traced.named(config.model, config.width, IMAGE, 10)
         self.graph = self.model.graph
-        self.plan = phases.plan(config, self.graph, 49_000)
+        self.plan = make_plan(config, METHODS[config.method], self.graph, 49_000)
         params, batch_stats = jax.jit(self.model.init)(jax.random.key(config.seed))
         self.variables = {"params": params, "batch_stats": batch_stats}
         random = np.random.default_rng(config.seed)
@@ -57,31 +60,31 @@ class Trainers:
     def dense_step(self) -> Burst:
         """No masks at all."""
         params = {"weights": self.variables["params"], "masks": {}}
-        optimizer = phases.optimizer(self.config, self.plan, self.graph, frozen=True)
+        optimizer = optimizers.build(self.config, self.plan, self.graph, frozen=True)
         state = TrainState(
             jnp.zeros((), jnp.int32), params, self.variables["batch_stats"], optimizer.init(params)
         )
         return self._compile(optimizer, state)
 
-    def masked_step(self, regularity: Regularity) -> Burst:
+    def masked_step(self, granularity: Granularity) -> Burst:
         """Masks being learned: what the first part of a run does."""
-        config = self._with(regularity)
-        state = phases.initial_state(config, self.plan, self.graph, self.variables)
-        optimizer = phases.optimizer(config, self.plan, self.graph, frozen=False)
+        config = self._with(granularity)
+        state = initial_state(config, self.plan, self.graph, self.variables)
+        optimizer = optimizers.build(config, self.plan, self.graph, frozen=False)
         return self._compile(optimizer, state)
 
-    def slim_step(self) -> Burst:
+    def compact_step(self) -> Burst:
         """The network cut to the budget: what the rest of a run does.
 
         Every channel group loses the same share, as far as whole channels allow.
         """
         config = self._with("channel")
-        state = phases.initial_state(config, self.plan, self.graph, self.variables)
+        state = initial_state(config, self.plan, self.graph, self.variables)
         ranks = {name: -np.arange(n) / n for name, n in self.graph.groups.items()}
         params = {**state.params, "masks": ranks}
         ranked = TrainState(state.step, params, state.batch_stats, state.optimizer)
-        frozen, kept = phases.freeze(config, self.plan, self.graph, ranked)
-        optimizer = phases.optimizer(config, self.plan, self.graph, frozen=True)
+        frozen, kept = freeze(config, self.plan, self.graph, ranked)
+        optimizer = optimizers.build(config, self.plan, self.graph, frozen=True)
         self.cost_ratio = cost.total(self.graph, kept).macs / cost.total(self.graph).macs
         return self._compile(optimizer, frozen)
 
@@ -132,8 +135,8 @@ class Trainers:
             np.asarray(ours), logits(twin, images), atol=tolerance, rtol=tolerance
         )
 
-    def _with(self, regularity: Regularity) -> Config:
-        return dataclasses.replace(self.config, regularity=regularity)
+    def _with(self, granularity: Granularity) -> Config:
+        return dataclasses.replace(self.config, granularity=granularity)
 
     def _compile(self, optimizer: optax.GradientTransformation, state: TrainState) -> Burst:
         config = self.config

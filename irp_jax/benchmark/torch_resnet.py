@@ -200,13 +200,13 @@ def fast_step(model: ResNet, images: np.ndarray, labels: np.ndarray, epsilon: fl
     data, targets = torch.tensor(images).to(device), torch.tensor(labels).long().to(device)
 
     def step(indices: torch.Tensor) -> torch.Tensor:
-        clean = channels_last(augment(data[indices]).float() / 255)
+        natural = channels_last(augment(data[indices]).float() / 255)
         target = targets[indices]
-        noise = torch.empty_like(clean).uniform_(-epsilon, epsilon)
-        start = (clean + noise).clamp_(0, 1).requires_grad_()
+        noise = torch.empty_like(natural).uniform_(-epsilon, epsilon)
+        start = (natural + noise).clamp_(0, 1).requires_grad_()
         (gradient,) = torch.autograd.grad(F.cross_entropy(model(start), target), start)
         adversarial = start.detach() + 1.25 * epsilon * gradient.sign()
-        adversarial = torch.clamp(adversarial, clean - epsilon, clean + epsilon).clamp_(0, 1)
+        adversarial = torch.clamp(adversarial, natural - epsilon, natural + epsilon).clamp_(0, 1)
         loss = F.cross_entropy(model(adversarial), target)
         loss.backward()
         optimizer.step()

@@ -27,14 +27,14 @@ from irp_jax.report import timing
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Time one Fast AT step on 32 x 32 x 3 images: dense, masked and slim, and in PyTorch."""
+    """Time one Fast AT step on 32 x 32 x 3 images: dense, masked and compact, and in PyTorch."""
 
     model: str = "resnet20"
     """Any model; PyTorch has a twin of the residual ones."""
     batch_size: int = 128
     """Images per step, over all devices."""
     budget: str = "0.16"
-    """How small the slim network is, of the dense MACs."""
+    """How small the compact network is, of the dense MACs."""
     rounds: int = 7
     """How often each contender is timed, in turn with the others."""
     steps: int | None = None
@@ -92,7 +92,7 @@ def _measure(
         "dense": trainers.dense_step(),
         "channel": trainers.masked_step("channel"),
         "weight": trainers.masked_step("weight"),
-        "slim": trainers.slim_step(),
+        "compact": trainers.compact_step(),
     }
     if device == "cuda":
         bursts["torch_graph"] = trainers.torch_step(device, graphed=True)
@@ -140,8 +140,8 @@ def _speedups(report: dict[str, Any], whole_run: float | None) -> dict[str, floa
     seconds, first = report["seconds_per_step"], report["freeze_fraction"]
     rival = seconds[report["rival"]]
     run = [
-        first * masked + (1 - first) * slim
-        for masked, slim in zip(seconds["channel"], seconds["slim"], strict=True)
+        first * masked + (1 - first) * compact
+        for masked, compact in zip(seconds["channel"], seconds["compact"], strict=True)
     ]
     found = {name: timing.ratio(rival, times) for name, times in seconds.items()}
     found["predicted_run"] = timing.ratio(rival, run)

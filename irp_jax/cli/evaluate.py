@@ -40,8 +40,8 @@ class Options:
     model: str | None = None
     """FILE.py:NAME of a network of your own. Default: what was saved with it."""
     attack: AttackName = "pgd"
-    """autoattack, pgd (counted both ways), pgd-last, fgsm, cw, apgd-ce, apgd-dlr, apgd-t, fab,
-    fab-t, square or none."""
+    """autoattack, pgd (counted both ways), pgd-last, fgsm, pgd-margin, apgd-ce, apgd-dlr, apgd-t,
+    fab, fab-t, square or none."""
     version: str = "standard"
     """Of autoattack: standard, plus or rand."""
     norm: Norm = "linf"
@@ -53,7 +53,7 @@ class Options:
     steps: int | None = None
     """Steps of each run. Default: the attack's usual number, 10 for pgd."""
     step_size: float | None = None
-    """Length of a step of pgd and cw. Default: epsilon / 4."""
+    """Length of a step of pgd and pgd-margin. Default: epsilon / 4."""
     restarts: int = 1
     """Random starts for each image; the worst counts."""
     split: Literal["test", "validation"] = "test"
@@ -111,7 +111,7 @@ def evaluate(arguments: list[str]) -> None:
         if options.attack == "pgd" and options.epsilons is None:
             last = evaluation.last_iterate(
                 net.apply, net.variables, images, labels, specs[-1], reports[-1],
-                batch_size=batch_size, mesh=mesh, watch=_watch(terminal),
+                batch_size=batch_size, mesh=mesh, callbacks=_callbacks(terminal),
             )  # fmt: skip
     finally:
         terminal.close()
@@ -180,7 +180,7 @@ def _split(options: Options) -> dict[str, str]:
 
 
 def _radii(options: Options, usual: float) -> list[float]:
-    """The radii to attack with, ascending; 0 stands for the clean images."""
+    """The radii to attack with, ascending; 0 stands for the natural images."""
     if options.norm not in attacks.NORMS:
         raise unknown("norm", options.norm, attacks.NORMS)
     if options.norm != "linf" and options.epsilon is None and options.epsilons is None:
@@ -249,8 +249,10 @@ def _devices(options: Options, images: np.ndarray) -> tuple[Mesh, int]:
     return mesh, parallel.attacked_at_once(mesh, *images.shape[1:3])
 
 
-def _watch(terminal: Terminal) -> attacks.Watch:
-    return attacks.Watch(begin=terminal.attacking, progress=terminal.evaluating, warn=terminal.warn)
+def _callbacks(terminal: Terminal) -> attacks.Callbacks:
+    return attacks.Callbacks(
+        begin=terminal.attacking, progress=terminal.evaluating, warn=terminal.warn
+    )
 
 
 def _attack(
@@ -263,14 +265,14 @@ def _attack(
     batch_size: int,
     terminal: Terminal,
 ) -> list[attacks.AttackReport]:
-    """One report for each spec; an image that fell at one radius has fallen at all larger ones."""
+    """One report for each spec; an image broken at one radius is broken at all larger ones."""
     reports: list[attacks.AttackReport] = []
     for spec in specs:
         if len(specs) > 1:
             terminal.note(f"epsilon {spec.epsilon:.4g}")
         report = evaluation.evaluate(
             net.apply, net.variables, images, labels, spec,
-            batch_size=batch_size, mesh=mesh, watch=_watch(terminal),
+            batch_size=batch_size, mesh=mesh, callbacks=_callbacks(terminal),
             known=reports[-1] if reports else None,
             state_file=_state_file(options, net, spec, len(images)),
         )  # fmt: skip
@@ -335,13 +337,13 @@ def _save_adversarial(
     report: attacks.AttackReport,
     mesh: Mesh,
 ) -> tuple[int, Path | None]:
-    """Writes PATH.npz, and PATH.png with some of those that fell to an attack.
+    """Writes PATH.npz, and PATH.png with some adversarial examples.
 
     Returns:
         How many images the network now sees otherwise than the report has it, and the picture; None
-        where nothing fell.
+        where no attack succeeded.
     """
-    chosen = np.flatnonzero((report.felled_by != "") & (report.felled_by != "natural"))[:8]
+    chosen = np.flatnonzero((report.broken_by != "") & (report.broken_by != "natural"))[:8]
     predict = functools.partial(
         attacks.predict, Partial(net.apply, net.variables), batch_size=mesh.size * 64, mesh=mesh
     )
@@ -350,8 +352,8 @@ def _save_adversarial(
         "images": report.adversarial,
         "labels": labels,
         "predictions": guess,
-        "standing": report.standing,
-        "felled_by": report.felled_by,
+        "is_robust": report.is_robust,
+        "broken_by": report.broken_by,
     }
     files.write_whole(path, lambda file: np.savez_compressed(file, **arrays))
     picture = path.with_suffix(".png")
@@ -360,15 +362,15 @@ def _save_adversarial(
         from irp_jax.report import plots
 
         names = net.class_names
-        clean = predict(np.asarray(to_float(jnp.asarray(images[chosen])))).argmax(-1)
+        natural = predict(np.asarray(to_float(jnp.asarray(images[chosen])))).argmax(-1)
         plots.adversarial_picture(
             images[chosen] / 255,
             report.adversarial[chosen],
-            [names[k] for k in clean],
+            [names[k] for k in natural],
             [names[k] for k in guess[chosen]],
             picture,
         )
-    apart = int(((guess == labels) != report.standing).sum())
+    apart = int(((guess == labels) != report.is_robust).sum())
     return apart, picture if len(chosen) else None
 
 

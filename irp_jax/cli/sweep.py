@@ -46,10 +46,10 @@ class Options:
     """Budgets. Default: the config's."""
     seeds: str | None = None
     """Seeds. Default: the config's."""
-    regularities: str | None = None
+    granularities: str | None = None
     """channel, weight. Default: the config's."""
     methods: str | None = None
-    """priced, paper, width, magnitude, admm. Default: the config's."""
+    """lagrangian, paper, width, magnitude, admm. Default: the config's."""
     epochs: int | None = None
     """Epochs of each run. Default: the config's."""
     attacks: str | None = None
@@ -143,7 +143,7 @@ def _flags(attack: str) -> list[str]:
             "PGD-10, counted both ways, and natural accuracy are always measured: give steps and "
             "restarts, as in --attacks=pgd-50-10, or another attack"
         )
-    parts = re.fullmatch(r"(pgd|cw)-(\d+)(?:-(\d+))?", attack)
+    parts = re.fullmatch(r"(pgd|pgd-margin)-(\d+)(?:-(\d+))?", attack)
     if parts is None:
         AttackSpec(name=cast(AttackName, attack))  # checks the name
         return [f"--attack={attack}"]
@@ -161,7 +161,7 @@ def _runs(options: Options) -> Iterator[Config]:
     for base in configs.load_all(options.config):
         lists = {
             "method": split(options.methods, base.method),
-            "regularity": split(options.regularities, base.regularity),
+            "granularity": split(options.granularities, base.granularity),
             "model": split(options.models, base.model),
             "budget": split(options.budgets, base.budget),
             "seed": split(options.seeds, base.seed),
@@ -254,8 +254,10 @@ def _collected(run: Config, options: Options) -> dict[str, Any] | None:
     if found is None:
         return None
     same = files.as_json(configs.identity(run))
-    known = isinstance(found, dict) and {"accuracy", "attack", "wall_time_s"} <= set(found)
-    stored = found.get("identity", configs.normalised(found["config"])) if known else {}
+    known = isinstance(found, dict) and {"accuracy", "attack", "identity", "wall_time_s"} <= set(
+        found
+    )
+    stored = found["identity"] if known else {}
     if {k: v for k, v in stored.items() if k not in configs.BY_RUN} != same:
         raise UserError(
             f"{target} does not hold results of this run: move it away, or give another --results"

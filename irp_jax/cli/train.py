@@ -4,7 +4,7 @@ from irp_jax import config as configs
 from irp_jax.cli.run import main, parse, publishable, take_flag
 from irp_jax.config import Config
 from irp_jax.report.terminal import Terminal
-from irp_jax.training import loop
+from irp_jax.training import experiment
 
 ABOUT = """Train, prune and harden a network in one run.
 
@@ -22,7 +22,7 @@ def train(arguments: list[str]) -> None:
     config = parse(Config, rest, "bin/train", default, ABOUT)
     terminal = Terminal()
     try:
-        loop.run(config, terminal, publishable("bin/train", arguments))
+        experiment.run(config, terminal, publishable("bin/train", arguments))
     finally:
         terminal.close()
 

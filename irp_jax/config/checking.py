@@ -6,21 +6,10 @@ from collections.abc import Collection
 from typing import Any
 
 from irp_jax import attacks, models
+from irp_jax.config import fields
 from irp_jax.config.amounts import parse_budget, parse_channels
 from irp_jax.config.command_line import flag
-from irp_jax.config.config import (
-    AVERAGE,
-    BASELINES,
-    COSTS,
-    DEFENSES,
-    EVALUATED_ON,
-    METHODS,
-    PARENT,
-    REGULARITIES,
-    SCHEDULES,
-    WITH_PARENT,
-    Config,
-)
+from irp_jax.config.config import AVERAGE, BASELINES, PARENT, WITH_PARENT, Config
 from irp_jax.data import check_name
 from irp_jax.errors import UserError, unknown
 
@@ -40,71 +29,23 @@ def check(config: Config, given: Collection[str] = ()) -> None:
         check_name(config.dataset)
     if "model" not in given:
         _check_model(config)
-    for kind, value, options in (
-        ("method", config.method, METHODS),
-        ("cost", config.cost, COSTS),
-        ("regularity", config.regularity, REGULARITIES),
-        ("defense", config.defense, DEFENSES),
-        ("schedule", config.schedule, SCHEDULES),
-        ("--evaluate-on", config.evaluate_on, EVALUATED_ON),
-    ):
-        if value not in options:
-            raise unknown(kind, value, options)
+    fields.check(config)
     parse_budget(config.budget)
     attacks.linf(config.epsilon)
-    if config.seed >= 2**32:
-        raise UserError(f"--seed must be below 2^32, got {config.seed}")
     if config.epochs < (stages := BASELINES.get(config.method, 1)):
         why = f", one for each stage of --method={config.method}" if stages > 1 else ""
         raise UserError(f"--epochs must be at least {stages}{why}, got {config.epochs}")
-    for name, least in (
-        ("batch_size", 1),
-        ("seed", 0),
-        ("cutout", 0),
-        ("train_images", 0),
-        ("teacher_views", 0),
-        ("attack_steps", 1),
-        ("admm_updates", 1),
-    ):
-        if getattr(config, name) < least:
-            raise UserError(f"{flag(name)} must be at least {least}, got {getattr(config, name)}")
-    for name in (
-        "robustness_rise", "width", "learning_rate", "hinge_strength", "mask_learning_rate",
-        "pretraining", "admm_stage", "admm_rho", "restart_rate",
-    ):  # fmt: skip
-        if not 0 < getattr(config, name) < math.inf:
-            raise UserError(f"{flag(name)} must be positive, got {getattr(config, name):g}")
-    for name, most in (("noise", 16.0), ("robustness_weight", 1e6)):
-        value = getattr(config, name)
-        if value is not None and not 0 < value <= most:
-            raise UserError(f"{flag(name)} must be in (0, {most:g}], got {value:g}")
-    for name in ("attack_steps", "admm_updates"):
-        if getattr(config, name) > MOST:
-            raise UserError(f"{flag(name)} must be at most {MOST:,}, got {getattr(config, name)}")
     if config.workdir == "":
         raise UserError("--workdir must name a folder, got an empty name")
-    if config.cutout > LARGEST_CUTOUT:
-        raise UserError(f"--cutout must be at most {LARGEST_CUTOUT} pixels, got {config.cutout}")
-    if config.width > WIDEST:
-        raise UserError(f"--width must be at most {WIDEST}, got {config.width:g}")
-    for name in (
-        "label_smoothing", "validation", "ema", "epsilon_warmup", "ramp_start", "ramp_stop",
-        "clean_weight",
-    ):  # fmt: skip
-        if not 0 <= getattr(config, name) < 1:
-            raise UserError(f"{flag(name)} must be in [0, 1), got {getattr(config, name):g}")
-    for name in ("weight_decay", "checkpoint_every", "clip"):
-        if not 0 <= getattr(config, name) < math.inf:
-            raise UserError(f"{flag(name)} must be 0 or more, got {getattr(config, name):g}")
-    if config.method == "priced" and not config.ramp_start < config.ramp_stop:
+    if config.method == "lagrangian" and not config.prune_start < config.prune_stop:
         raise UserError(
-            f"--ramp-start must be below --ramp-stop, got {config.ramp_start:g} and "
-            f"{config.ramp_stop:g}"
+            f"--prune-start must be below --prune-stop, got {config.prune_start:g} and "
+            f"{config.prune_stop:g}"
         )
-    if config.reinit and config.regularity != "channel":
-        raise UserError("--reinit is for --regularity=channel: leave it out for weights")
-    if config.spread and config.regularity != "channel":
-        raise UserError("--spread is for --regularity=channel: leave it out for weights")
+    if config.reinit and config.granularity != "channel":
+        raise UserError("--reinit is for --granularity=channel: leave it out for weights")
+    if config.spread and config.granularity != "channel":
+        raise UserError("--spread is for --granularity=channel: leave it out for weights")
     if config.spread and not 1 <= config.spread < math.inf:
         raise UserError(f"--spread must be 0 (off) or at least 1, got {config.spread:g}")
     _check_teacher(config)
@@ -118,10 +59,10 @@ def check(config: Config, given: Collection[str] = ()) -> None:
             f"--pretraining and --admm-stage must leave some of training to the pruned network: "
             f"together below 1, got {config.pretraining + config.admm_stage:g}"
         )
-    if config.method == "width" and config.regularity != "channel":
+    if config.method == "width" and config.granularity != "channel":
         raise UserError(
-            f"--method=width makes layers narrower: give --regularity=channel, "
-            f"not {config.regularity}"
+            f"--method=width makes layers narrower: give --granularity=channel, "
+            f"not {config.granularity}"
         )
     if parse_channels(config.channels) and config.method != "width":
         raise UserError(
@@ -131,14 +72,9 @@ def check(config: Config, given: Collection[str] = ()) -> None:
 
 
 def _check_teacher(config: Config) -> None:
-    if not 0 < config.teacher_weight <= 1:
+    if config.teacher == AVERAGE and config.method == "hinge":
         raise UserError(
-            f"--teacher-weight must be in (0, 1], got {config.teacher_weight:g}; nobody teaches "
-            f"without --teacher"
-        )
-    if config.teacher == AVERAGE and config.method == "paper":
-        raise UserError(
-            "--teacher=average teaches once the network is cut, and --method=paper cuts it at the "
+            "--teacher=average teaches once the network is cut, and --method=hinge cuts it at the "
             "end: give another method, or the folder of a saved network"
         )
     if config.teacher == AVERAGE and not config.ema:
@@ -146,7 +82,7 @@ def _check_teacher(config: Config) -> None:
     if config.teacher == PARENT and config.method not in WITH_PARENT:
         raise UserError(
             f"--teacher=parent is the dense network of the run, and --method={config.method} "
-            f"trains none: give the folder of a saved network, or --method=priced"
+            f"trains none: give the folder of a saved network, or --method=lagrangian"
         )
     if config.teacher == PARENT and config.epochs < (least := BASELINES.get(config.method, 2)):
         raise UserError(f"--epochs must be at least {least} with a parent, got {config.epochs}")
@@ -169,15 +105,6 @@ def _check_model(config: Config) -> None:
             f"--activation={config.activation} is for models of ours: {config.model} has its own"
         )
 
-
-WIDEST = 64
-"""Times the usual channels: a network that wide has thousands of times the parameters."""
-
-MOST = 10**6
-"""Of what is counted in int32, far below where that ends and above what anybody wants."""
-
-LARGEST_CUTOUT = 4096
-"""More than the side of any image here: it blackens all there is."""
 
 TYPES: dict[Any, tuple[str, Any]] = {
     bool: ("True or False", bool),

@@ -62,12 +62,12 @@ def channels_of(results: str) -> str:
     """
     found = files.read_json(Path(results))
     try:
-        kept = {str(group): int(count) for group, count in found["kept"].items()}
-        of_channels = found["config"]["regularity"] == "channel"
+        keep_counts = {str(group): int(count) for group, count in found["keep_counts"].items()}
+        of_channels = found["config"]["granularity"] == "channel"
     except (AttributeError, KeyError, TypeError, ValueError):
-        kept, of_channels = {}, False
-    if not kept or not of_channels:
+        keep_counts, of_channels = {}, False
+    if not keep_counts or not of_channels:
         raise UserError(
             f"no channels in {results}: give the results.json of a run that pruned channels"
         )
-    return write_channels(kept)
+    return write_channels(keep_counts)

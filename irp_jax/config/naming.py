@@ -11,7 +11,7 @@ from irp_jax import files
 from irp_jax.config.amounts import parse_budget, parse_channels, write_channels
 from irp_jax.config.config import Config
 
-USUAL = ("macs", "channel", "priced")
+USUAL = ("macs", "channel", "lagrangian")
 """What a run's name does not mention."""
 
 LOCAL = ("workdir", "data_dir", "checkpoint_every")
@@ -66,7 +66,7 @@ def workdir(config: Config) -> Path:
 def run_name(config: Config) -> str:
     """Names a run: what tells runs apart at a glance, and a digest of what decides the outcome."""
     digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:6]
-    kind = [part for part in (config.cost, config.regularity, config.method) if part not in USUAL]
+    kind = [part for part in (config.cost, config.granularity, config.method) if part not in USUAL]
     model = Path(config.model.replace(".py:", "_")).name
     dataset = Path(config.dataset).stem
     parts = (model, dataset, config.budget, *kind, f"seed{config.seed}", digest)

@@ -9,7 +9,7 @@ from irp_jax.config.config import AVERAGE, PARENT, SETTINGS_OF, Config, suited
 def unused(config: Config) -> list[str]:
     """What to say of settings that are not the usual ones and that only other methods use.
 
-    Or other defences. It is no error: a sweep over methods gives its settings to all of them.
+    Or other defenses. It is no error: a sweep over methods gives its settings to all of them.
 
     Returns:
         A line for each, in the order of the fields.

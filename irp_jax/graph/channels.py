@@ -41,24 +41,24 @@ class Layer:
     around: tuple[Extent, ...] = ()
     final: bool = False
 
-    def channels(self, kept: Mapping[str, Any]) -> tuple[Any, Any]:
+    def channels(self, keep_counts: Mapping[str, Any]) -> tuple[Any, Any]:
         """Channels in and out, of those that groups keep."""
-        counts = [extent.count(kept) for extent in self.extents]
+        counts = [extent.count(keep_counts) for extent in self.extents]
         return math.prod(counts[i] for i in self.reads), math.prod(counts[i] for i in self.writes)
 
-    def weights(self, kept: Mapping[str, Any]) -> Any:
+    def weights(self, keep_counts: Mapping[str, Any]) -> Any:
         """Number of kernel entries."""
-        return math.prod(extent.count(kept) for extent in self.extents)
+        return math.prod(extent.count(keep_counts) for extent in self.extents)
 
-    def macs(self, kept: Mapping[str, Any]) -> Any:
+    def macs(self, keep_counts: Mapping[str, Any]) -> Any:
         """Multiply-accumulates for an image.
 
         Args:
-            kept: group -> channels kept, or name of the kernel -> weights kept.
+            keep_counts: group -> channels kept, or name of the kernel -> weights kept.
         """
-        weights = kept.get(self.kernel or "")
-        weights = self.weights(kept) if weights is None else weights
-        return self.uses * weights * math.prod(extent.count(kept) for extent in self.around)
+        weights = keep_counts.get(self.kernel or "")
+        weights = self.weights(keep_counts) if weights is None else weights
+        return self.uses * weights * math.prod(extent.count(keep_counts) for extent in self.around)
 
 
 @dataclasses.dataclass(frozen=True)

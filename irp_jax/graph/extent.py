@@ -36,31 +36,31 @@ class Extent:
             found += part.groups
         return tuple(dict.fromkeys(found))
 
-    def count(self, kept: Mapping[str, Any]) -> Any:
+    def count(self, keep_counts: Mapping[str, Any]) -> Any:
         """Positions left.
 
         Args:
-            kept: group -> channels kept, whole numbers or scalars of any array library; groups that
-                are missing are whole.
+            keep_counts: group -> channels kept, whole numbers or scalars of any array library;
+                groups that are missing are whole.
         """
         if self.kind == "fixed":
             return self.size
         if self.kind == "group":
-            return kept.get(self.group, self.size)
-        counts = [part.count(kept) for part in self.parts]
+            return keep_counts.get(self.group, self.size)
+        counts = [part.count(keep_counts) for part in self.parts]
         return sum(counts) if self.kind == "concatenation" else math.prod(counts)
 
-    def indices(self, kept: Mapping[str, np.ndarray]) -> np.ndarray:
+    def indices(self, keep_indices: Mapping[str, np.ndarray]) -> np.ndarray:
         """The positions left, ascending: (count,) int.
 
         Args:
-            kept: group -> indices of the channels kept, ascending.
+            keep_indices: group -> indices of the channels kept, ascending.
         """
-        if self.kind == "group" and self.group in kept:
-            return np.asarray(kept[self.group])
+        if self.kind == "group" and self.group in keep_indices:
+            return np.asarray(keep_indices[self.group])
         if self.kind in ("fixed", "group"):
             return np.arange(self.size)
-        parts = [part.indices(kept) for part in self.parts]
+        parts = [part.indices(keep_indices) for part in self.parts]
         if self.kind == "concatenation":
             offsets = np.cumsum([0, *(part.size for part in self.parts[:-1])])
             return np.concatenate([p + o for p, o in zip(parts, offsets, strict=True)])

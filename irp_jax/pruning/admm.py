@@ -15,7 +15,7 @@ of coupled layers, which can only be removed together, their biases, and the sca
 its norms. The authors pull the filters or the scales; but a batch norm undoes what is done to the
 length of a filter alone, and where the scales alone are pulled the biases remain. One keep rate
 serves all layers, whose rates the authors set by hand. Their learning rate begins anew with every
-update of Z; that of `training.phases` spans the stage.
+update of Z; that of `training.optimizer` spans the stage.
 """
 
 import math
@@ -48,9 +48,9 @@ class AdmmState(NamedTuple):
     dual: Parameters
 
 
-def pulled(graph: ChannelGraph, params: Parameters, regularity: masks.Regularity) -> Parameters:
-    """W: the kernels, with regularity "weight"; what goes with a channel, with "channel"."""
-    if regularity == "weight":
+def pulled(graph: ChannelGraph, params: Parameters, granularity: masks.Granularity) -> Parameters:
+    """W: the kernels, with granularity "weight"; what goes with a channel, with "channel"."""
+    if granularity == "weight":
         return magnitude.kernels(graph, params)
     return {name: array for name, array in params.items() if graph.owns(name)}
 
@@ -58,20 +58,20 @@ def pulled(graph: ChannelGraph, params: Parameters, regularity: masks.Regularity
 def project(
     graph: ChannelGraph,
     parameters: Parameters,
-    regularity: masks.Regularity,
-    kept: Mapping[str, int],
+    granularity: masks.Granularity,
+    keep_counts: Mapping[str, int],
 ) -> Parameters:
     """The parameters with all but the largest units set to zero: the nearest point of S.
 
     Args:
         graph: of the dense network.
         parameters: W + U.
-        regularity: what a unit is.
-        kept: mask name -> units that may be other than zero.
+        granularity: what a unit is.
+        keep_counts: mask name -> units that may be other than zero.
     """
-    sizes = magnitude.norms(graph, parameters, regularity)
-    gates = masks.gates(magnitude.largest(sizes, kept))
-    if regularity == "weight":
+    sizes = magnitude.norms(graph, parameters, granularity)
+    gates = masks.gates(magnitude.largest(sizes, keep_counts))
+    if granularity == "weight":
         return {name: array * gates[name] for name, array in parameters.items()}
 
     def pruned(name: str, array: jax.Array) -> jax.Array:
@@ -85,8 +85,8 @@ def project(
 
 def pull(
     graph: ChannelGraph,
-    regularity: masks.Regularity,
-    kept: Mapping[str, int],
+    granularity: masks.Granularity,
+    keep_counts: Mapping[str, int],
     *,
     rho: float,
     start: int,
@@ -99,8 +99,8 @@ def pull(
 
     Args:
         graph: of the dense network.
-        regularity: what a unit is.
-        kept: mask name -> units kept in Z.
+        granularity: what a unit is.
+        keep_counts: mask name -> units kept in Z.
         rho: strength of the pull at first; in the end it is `GROWN` times as much.
         start: step from which ADMM runs; Z and U are made from the weights before it.
         stop: step before which it ends.
@@ -111,16 +111,16 @@ def pull(
     growth = GROWN ** (1 / max(1, chosen - 1))
 
     def init(weights: Any) -> AdmmState:
-        current = pulled(graph, weights, regularity)
+        current = pulled(graph, weights, granularity)
         zeros = [jax.tree.map(jnp.zeros_like, current) for _ in range(2)]
         return AdmmState(jnp.zeros((), jnp.int32), *zeros)
 
     def update(gradients: Any, state: AdmmState, weights: Any = None) -> tuple[Any, AdmmState]:
-        current = pulled(graph, weights, regularity)
+        current = pulled(graph, weights, granularity)
 
         def renewed() -> tuple[Parameters, Parameters]:
             sum_ = jax.tree.map(jnp.add, current, state.dual)
-            sparse = project(graph, sum_, regularity, kept)
+            sparse = project(graph, sum_, granularity, keep_counts)
             dual = jax.tree.map(
                 lambda s, z: jnp.where(state.step == start, 0.0, s - z), sum_, sparse
             )

@@ -23,28 +23,28 @@ class Bounds(NamedTuple):
 
 
 def around(
-    graph: ChannelGraph, regularity: masks.Regularity, kind: cost.Kind, spread: float
+    graph: ChannelGraph, granularity: masks.Granularity, kind: cost.Kind, spread: float
 ) -> Callable[[jax.Array | float], Bounds]:
     """The bounds as a function of the cost ratio to meet.
 
     Args:
         graph: of the dense network.
-        regularity: what a unit is. Only channels have bounds besides the floors.
+        granularity: what a unit is. Only channels have bounds besides `masks.min_keep`.
         kind: what the budget counts.
         spread: how many times the uniform share a group may keep at most, and what part of it at
             least; 0 is any.
 
     Returns:
-        A function, safe under `jax.jit`: cost ratio -> bounds. The floors of `masks.floors` hold in
-        any case, and what they cost is beyond no budget that they themselves can meet.
+        A function, safe under `jax.jit`: cost ratio -> bounds. `masks.min_keep` holds in any
+        case, and the bounds never cost more than a budget that it can meet.
     """
-    floors, sizes = masks.floors(graph, regularity), masks.units(graph, regularity)
-    if not spread or regularity == "weight":
-        return lambda ratio: Bounds(dict(floors), dict(sizes))
+    min_keep, sizes = masks.min_keep(graph, granularity), masks.units(graph, granularity)
+    if not spread or granularity == "weight":
+        return lambda ratio: Bounds(dict(min_keep), dict(sizes))
 
     def at_least(share: jax.Array) -> dict[str, jax.Array]:
         # A rounding error must not make of 3 channels 4.
-        return {n: jnp.maximum(floors[n], jnp.ceil(share * sizes[n] - 1e-3)) for n in sizes}
+        return {n: jnp.maximum(min_keep[n], jnp.ceil(share * sizes[n] - 1e-3)) for n in sizes}
 
     def highest(goal: jax.Array | float, kept: Callable[[jax.Array], dict]) -> jax.Array:
         def narrow(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -57,7 +57,7 @@ def around(
 
     def bounds(goal: jax.Array | float) -> Bounds:
         share = highest(goal, lambda share: {n: share * size for n, size in sizes.items()})
-        # Where floors are above the uniform share of some groups, the others get less.
+        # Where the minimum of some groups is above the uniform share, the others get less.
         lowest = jnp.minimum(share / spread, highest(goal, at_least))
         least = at_least(lowest)
         most = {

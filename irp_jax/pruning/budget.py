@@ -1,13 +1,13 @@
 """Learning masks under a budget: two rules behind one interface, each an optax transformation.
 
-A rule receives the cross-entropy gradient of the mask logits and returns their update; it knows the
-network's cost itself. `priced` is the default, `hinge` the published rule.
+A rule receives the cross-entropy gradient of the mask logits and returns their update. It knows the
+network's cost itself. `lagrangian` is the default, `hinge` the published rule.
 
-Why not simply the published hinge loss. Behind a convolution stands a batch norm, so scaling all of
-a kernel changes nothing, and the first-order gradients of the channels a layer reads sum to zero:
-they rank channels within a group and say nothing about the group. The hardware loss pushes all
-channels of a group alike. Nothing holds a group up; whole groups cross zero together. What a unit
-is worth against units elsewhere shows only to second order.
+Why the published hinge loss is not the default. A batch norm follows each convolution, so scaling a
+whole kernel changes nothing, and the first-order gradients of the channels that a layer reads sum
+to zero. They rank channels within a group and say nothing about the group. The hardware loss pushes
+all channels of a group alike. Nothing counters it, so whole groups are pruned together. The
+importance of a unit beside units of other groups shows only to second order.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ import optax
 from irp_jax.graph import ChannelGraph
 from irp_jax.pruning import cost, masks
 from irp_jax.pruning.bounds import Bounds, around
-from irp_jax.pruning.masks import Masks, Regularity
+from irp_jax.pruning.masks import Granularity, Masks
 
 LIMIT = 8.0
 """Logits stay within [-LIMIT, LIMIT]; beyond it the soft mask is 0 or 1 to float32 precision."""
@@ -30,10 +30,11 @@ HAIR = 1e-4
 """A logit's least distance from zero after an update, far above the rounding error at LIMIT."""
 
 
-def ramp(budget: float, start: int, stop: int) -> optax.Schedule:
-    """Target cost ratio over steps: 1 until `start`, then a cubic fall to `budget` at `stop`.
+def sparsity_schedule(budget: float, start: int, stop: int) -> optax.Schedule:
+    """Target cost ratio over steps: 1 until `start`, then a cubic decrease to `budget` at `stop`.
 
-    Steep at first, when much is superfluous, gentle near the end (Zhu & Gupta 2017, equation 1).
+    Steep at first, when many units are superfluous, and gentle near the end (Zhu & Gupta 2017,
+    equation 1).
     """
 
     def target(step):
@@ -43,85 +44,89 @@ def ramp(budget: float, start: int, stop: int) -> optax.Schedule:
     return target
 
 
-class PricedState(NamedTuple):
-    """State of `priced`.
+class LagrangianState(NamedTuple):
+    """State of `lagrangian`.
 
     Attributes:
         step: () int32, updates made.
-        worth: like the masks, running mean of the squared gate gradient.
+        importance: like the masks, running mean of the squared gate gradient.
     """
 
     step: jax.Array
-    worth: Masks
+    importance: Masks
 
 
-def priced(
+def lagrangian(
     graph: ChannelGraph,
-    regularity: Regularity,
+    granularity: Granularity,
     kind: cost.Kind,
     target: optax.Schedule,
     *,
     spread: float = 0.0,
     decay: float = 0.98,
 ) -> optax.GradientTransformation:
-    """Keep a unit while it is worth its price.
+    """Keeps a unit while its importance exceeds the multiplier times its marginal cost.
 
-    Minimising the loss under a budget has the Lagrangian L + lambda * cost. Setting a unit's gate g
-    to zero changes the loss by about half the curvature, which the squared gradient estimates
-    (Theis et al. 2018, section 2; Molchanov et al. 2019, equation 8), and saves lambda times its
-    marginal cost. So with worth v = mean((dL/dg)^2) and price lambda * dcost/dg the unit stays if v
-    exceeds its price, and the logit is
+    Minimising the loss L under a budget has the Lagrangian L + lambda * cost. Setting a unit's gate
+    g to zero changes the loss by about half the curvature. The squared gradient estimates that
+    (Theis et al. 2018, section 2; Molchanov et al. 2019, equation 8). It saves lambda times the
+    unit's marginal cost. So with importance v = mean((dL/dg)^2) and c = dcost/dg the unit stays if
+    v > lambda c, and the logit is
 
-        M = 0.5 log(worth / price),   soft mask = worth / (worth + price).
+        M = 0.5 log(v / (lambda c)),   soft mask = v / (v + lambda c).
 
-    lambda is not tuned or integrated: at each step it is solved for, by bisection, so that the cost
-    of the kept units equals the target. Hence the cost follows the target without lag or rebound,
-    and a unit whose worth grows returns. Bounds hold whatever the price.
+    The multiplier lambda is neither tuned nor integrated. Each step finds it by bisection, so that
+    the cost of the kept units equals the target. Hence the cost follows the target without lag or
+    rebound, and a unit whose importance grows returns. Bounds hold for every lambda.
 
     Args:
         graph: of the dense network.
-        regularity: what a unit is.
+        granularity: what a unit is.
         kind: what the budget counts.
         target: step -> cost ratio to meet; at 1 and above nothing is pruned.
         spread: how far the share kept of a group may be from the uniform one: see `bounds.around`.
         decay: of the running mean of the squared gradients.
     """
-    bounds = around(graph, regularity, kind, spread)
+    bounds = around(graph, granularity, kind, spread)
 
     def ratio(gates: Masks) -> jax.Array:
-        return cost.ratio(graph, kind, masks.kept(gates))
+        return cost.ratio(graph, kind, masks.keep_counts(gates))
 
-    def init(logits: Masks) -> PricedState:
-        return PricedState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, logits))
+    def init(logits: Masks) -> LagrangianState:
+        return LagrangianState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, logits))
 
     def update(
-        gradients: Masks, state: PricedState, logits: Masks | None = None
-    ) -> tuple[Masks, PricedState]:
+        gradients: Masks, state: LagrangianState, logits: Masks | None = None
+    ) -> tuple[Masks, LagrangianState]:
         assert logits is not None
         goal = target(state.step)
-        worth = jax.tree.map(
-            lambda w, g, m: decay * w + (1 - decay) * jnp.square(g / masks.slope(m)),
-            state.worth,
+        importance = jax.tree.map(
+            lambda v, g, m: decay * v + (1 - decay) * jnp.square(g / masks.slope(m)),
+            state.importance,
             gradients,
             logits,
         )
-        prices = jax.grad(ratio)({name: (m > 0).astype(m.dtype) for name, m in logits.items()})
-        score = jax.tree.map(lambda w, p: 0.5 * (jnp.log(w + 1e-30) - jnp.log(p)), worth, prices)
+        marginal_costs = jax.grad(ratio)(
+            {name: (m > 0).astype(m.dtype) for name, m in logits.items()}
+        )
+        score = jax.tree.map(
+            lambda v, c: 0.5 * (jnp.log(v + 1e-30) - jnp.log(c)), importance, marginal_costs
+        )
         common, thresholds = solve(
-            score, bounds(goal), lambda kept: cost.ratio(graph, kind, kept), goal
+            score, bounds(goal), lambda counts: cost.ratio(graph, kind, counts), goal
         )
 
         def move(score: jax.Array, threshold: jax.Array, logits: jax.Array) -> jax.Array:
             # Even where a bound moves the threshold, so that logits of all masks compare.
             above = score - common
             # Off zero, or adding the update to the old logit could round a kept unit away, and with
-            # it a floor.
+            # it the minimum of its mask.
             kept = score > threshold
             clear = jnp.where(kept, jnp.maximum(above, HAIR), jnp.minimum(above, -HAIR))
             return jnp.where(goal < 1.0, jnp.clip(clear, -LIMIT, LIMIT) - logits, 0.0)
 
         updates = jax.tree.map(move, score, thresholds, logits)
-        return updates, PricedState(state.step + 1, worth)
+        return updates, LagrangianState(state.step + 1, importance)
 
     return optax.GradientTransformation(init, update)
 
@@ -206,7 +211,7 @@ def hinge(
     """
 
     def hardware_loss(logits: Masks) -> jax.Array:
-        kept = masks.kept(masks.gates(logits))
+        kept = masks.keep_counts(masks.gates(logits))
         return jnp.maximum(cost.ratio(graph, kind, kept) - budget, 0.0)
 
     def both(gradients: Masks, logits: Masks) -> Masks:
@@ -223,7 +228,7 @@ def hinge(
 def project(
     graph: ChannelGraph,
     logits: Masks,
-    regularity: Regularity,
+    granularity: Granularity,
     kind: cost.Kind,
     limit: int,
     *,
@@ -237,7 +242,7 @@ def project(
     Args:
         graph: of the dense network.
         logits: learned masks.
-        regularity: what a unit is.
+        granularity: what a unit is.
         kind: what the budget counts.
         limit: the budget in MACs or parameters.
         spread: see `bounds.around`.
@@ -247,7 +252,7 @@ def project(
         masks that have not their most.
     """
     dense = cost.total(graph).of(kind)
-    bounds = jax.device_get(around(graph, regularity, kind, spread)(limit / dense))
+    bounds = jax.device_get(around(graph, granularity, kind, spread)(limit / dense))
     least = {name: int(units) for name, units in bounds.least.items()}
     names = list(least)
     values = {name: np.asarray(logits[name]).ravel() for name in names}
@@ -264,17 +269,17 @@ def project(
     def spent(kept: dict[str, int]) -> int:
         return cost.total(graph, kept).of(kind)
 
-    if regularity == "weight":
-        # A weight's price does not depend on the other weights, so whole runs of the order are kept
-        # at once, up to one that is too dear; weight by weight would take minutes for millions.
+    if granularity == "weight":
+        # A weight's cost does not depend on the other weights, so many are kept at once, up to one
+        # that does not fit; weight by weight would take minutes for millions.
         left = limit - spent(least)
-        price = np.array([spent({**least, name: least[name] + 1}) - spent(least) for name in names])
+        each = np.array([spent({**least, name: least[name] + 1}) - spent(least) for name in names])
         while order.size:
-            order = order[price[owner[order]] <= left]
-            bill = np.cumsum(price[owner[order]])
-            run = np.searchsorted(bill, left, side="right")
+            order = order[each[owner[order]] <= left]
+            total = np.cumsum(each[owner[order]])
+            run = np.searchsorted(total, left, side="right")
             keep[order[:run]] = True
-            left -= bill[run - 1] if run else 0
+            left -= total[run - 1] if run else 0
             order = order[run:]
     else:
         kept = dict(least)

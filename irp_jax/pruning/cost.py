@@ -28,46 +28,52 @@ class Cost:
         return self.macs if kind == "macs" else self.params
 
 
-def total(graph: ChannelGraph, kept: Mapping[str, Any] | None = None) -> Cost:
+def total(graph: ChannelGraph, keep_counts: Mapping[str, Any] | None = None) -> Cost:
     """Cost of a network.
 
     Args:
         graph: of the dense network.
-        kept: group -> channels kept, or name of a kernel -> weights kept; integers or scalars of
-            any array library. What is not named is kept whole.
+        keep_counts: group -> channels kept, or name of a kernel -> weights kept; integers or
+            scalars of any array library. What is not named is kept whole.
 
     Returns:
-        Exact whole numbers where `kept` holds Python integers.
+        Exact whole numbers where `keep_counts` holds Python integers.
     """
-    kept = kept or {}
+    keep_counts = keep_counts or {}
     return Cost(
-        macs=sum(layer.macs(kept) for layer in graph.layers),
-        params=sum(_size(name, extents, kept) for name, extents in graph.params.items()),
+        macs=sum(layer.macs(keep_counts) for layer in graph.layers),
+        params=sum(_size(name, extents, keep_counts) for name, extents in graph.params.items()),
     )
 
 
-def _size(name: str, extents: tuple[Extent, ...], kept: Mapping[str, Any]) -> Any:
-    return kept[name] if name in kept else math.prod(extent.count(kept) for extent in extents)
+def _size(name: str, extents: tuple[Extent, ...], keep_counts: Mapping[str, Any]) -> Any:
+    return (
+        keep_counts[name]
+        if name in keep_counts
+        else math.prod(extent.count(keep_counts) for extent in extents)
+    )
 
 
-def ratio(graph: ChannelGraph, kind: Kind, kept: Mapping[str, Any]) -> Any:
-    """Cost of one kind as a fraction of the dense network's, differentiable in `kept`.
+def ratio(graph: ChannelGraph, kind: Kind, keep_counts: Mapping[str, Any]) -> Any:
+    """Cost of one kind as a fraction of the dense network's, differentiable in `keep_counts`.
 
     Every layer is divided by the dense total before summing, so that float32 is precise enough.
     """
     # A float, since the MACs of a large network do not fit the int32 that JAX makes of an integer.
     dense = float(total(graph).of(kind))
     if kind == "macs":
-        return sum(layer.macs(kept) / dense for layer in graph.layers)
-    return sum(_size(name, extents, kept) / dense for name, extents in graph.params.items())
+        return sum(layer.macs(keep_counts) / dense for layer in graph.layers)
+    return sum(_size(name, extents, keep_counts) / dense for name, extents in graph.params.items())
 
 
-def table(graph: ChannelGraph, kept: Mapping[str, int] | None = None) -> list[dict[str, Any]]:
+def table(
+    graph: ChannelGraph, keep_counts: Mapping[str, int] | None = None
+) -> list[dict[str, Any]]:
     """One row per layer: name, kept and dense channels, MACs and parameters of its kernel."""
-    kept = kept or {}
+    keep_counts = keep_counts or {}
     rows, seen = [], set()
     for layer in graph.layers:
-        channels_in, channels_out = layer.channels(kept)
+        channels_in, channels_out = layer.channels(keep_counts)
         dense_in, dense_out = layer.channels({})
         # Of a kernel that several layers share, the first.
         new = layer.kernel is not None and layer.kernel not in seen
@@ -80,9 +86,9 @@ def table(graph: ChannelGraph, kept: Mapping[str, int] | None = None) -> list[di
                 "channels_out": channels_out,
                 "dense_channels_in": dense_in,
                 "dense_channels_out": dense_out,
-                "macs": layer.macs(kept),
+                "macs": layer.macs(keep_counts),
                 "dense_macs": layer.macs({}),
-                "params": _size(*owned, kept) if owned else 0,
+                "params": _size(*owned, keep_counts) if owned else 0,
                 "dense_params": _size(*owned, {}) if owned else 0,
             }
         )

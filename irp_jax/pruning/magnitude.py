@@ -1,6 +1,6 @@
 """Pruning by magnitude: within each group or kernel the largest units stay.
 
-With regularity "weight" a unit's magnitude is the weight's absolute value (Han et al. 2015). With
+With granularity "weight" a unit's magnitude is the weight's absolute value (Han et al. 2015). With
 "channel" it is the L2 norm of every filter that writes the channel, taken together: all layers of
 the group have a say, and the selection is the one that changes their kernels least.
 """
@@ -23,16 +23,16 @@ def kernels(graph: ChannelGraph, params: Parameters) -> Parameters:
     return {name: params[name] for name in graph.kernels}
 
 
-def norms(graph: ChannelGraph, parameters: Parameters, regularity: masks.Regularity) -> Masks:
+def norms(graph: ChannelGraph, parameters: Parameters, granularity: masks.Granularity) -> Masks:
     """Mask name -> magnitude of each unit, float32, shaped like the mask.
 
     Args:
         graph: of the dense network.
-        parameters: what is measured: kernels alone with regularity "weight"; with "channel" any
+        parameters: what is measured: kernels alone with granularity "weight"; with "channel" any
             arrays that go with channels.
-        regularity: what a unit is.
+        granularity: what a unit is.
     """
-    if regularity == "weight":
+    if granularity == "weight":
         return {name: jnp.abs(array) for name, array in parameters.items()}
     squares = {name: jnp.zeros((size,), jnp.float32) for name, size in graph.groups.items()}
     for name, array in parameters.items():
@@ -44,8 +44,8 @@ def norms(graph: ChannelGraph, parameters: Parameters, regularity: masks.Regular
     return {name: jnp.sqrt(total) for name, total in squares.items()}
 
 
-def largest(scores: Masks, kept: Mapping[str, int]) -> Masks:
-    """Logits of +1 for the units of highest score, exactly `kept` of each mask, and -1 for others.
+def largest(scores: Masks, keep_counts: Mapping[str, int]) -> Masks:
+    """Logits of +1 for the units of highest score, `keep_counts` of each mask, and -1 for others.
 
     Of equal scores the first is kept.
     """
@@ -54,4 +54,4 @@ def largest(scores: Masks, kept: Mapping[str, int]) -> Masks:
         _, best = jax.lax.top_k(score.ravel(), count)
         return jnp.full(score.size, -1.0, jnp.float32).at[best].set(1.0).reshape(score.shape)
 
-    return {name: select(score, kept[name]) for name, score in scores.items()}
+    return {name: select(score, keep_counts[name]) for name, score in scores.items()}

@@ -1,6 +1,6 @@
 """Prune masks: one logit per channel or per weight; a unit is kept while its logit is positive.
 
-Masks are plain dictionaries from a mask's name to its logits. With regularity "channel" there is
+Masks are plain dictionaries from a mask's name to its logits. With granularity "channel" there is
 one mask per channel group, shape (channels,); with "weight" one per kernel, of its name and shape.
 """
 
@@ -12,27 +12,27 @@ import jax.numpy as jnp
 
 from irp_jax.graph import ChannelGraph
 
-Regularity = Literal["channel", "weight"]
+Granularity = Literal["channel", "weight"]
 Masks = dict[str, jax.Array]
 
 START = 1.0
 """Initial logit: every unit is kept, with a soft value of 0.88."""
 
 
-def units(graph: ChannelGraph, regularity: Regularity) -> dict[str, int]:
+def units(graph: ChannelGraph, granularity: Granularity) -> dict[str, int]:
     """Mask name -> how many units it decides about."""
-    if regularity == "channel":
+    if granularity == "channel":
         return dict(graph.groups)
     return {name: math.prod(kernel_shape(graph, name)) for name in graph.kernels}
 
 
-def floors(graph: ChannelGraph, regularity: Regularity) -> dict[str, int]:
+def min_keep(graph: ChannelGraph, granularity: Granularity) -> dict[str, int]:
     """Mask name -> how many of its units always stay, so that no layer can die.
 
     A sixteenth of a channel group. Of a kernel as many weights as it reads and writes channels,
     wherever they lie, but no more than an eighth of it. At least one.
     """
-    if regularity == "channel":
+    if granularity == "channel":
         return {name: max(1, size // 16) for name, size in graph.groups.items()}
     channels: dict[str, int] = {}
     for layer in graph.layers:
@@ -40,13 +40,13 @@ def floors(graph: ChannelGraph, regularity: Regularity) -> dict[str, int]:
             channels.setdefault(layer.kernel, sum(layer.channels({})))
     return {
         name: max(1, min(size // 8, channels[name]))
-        for name, size in units(graph, regularity).items()
+        for name, size in units(graph, granularity).items()
     }
 
 
-def init(graph: ChannelGraph, regularity: Regularity) -> Masks:
+def init(graph: ChannelGraph, granularity: Granularity) -> Masks:
     """Logits that keep everything."""
-    if regularity == "channel":
+    if granularity == "channel":
         shapes: dict[str, Any] = {name: (size,) for name, size in graph.groups.items()}
     else:
         shapes = {name: kernel_shape(graph, name) for name in graph.kernels}
@@ -84,7 +84,7 @@ def gates(masks: Masks) -> Masks:
     return {name: binarise(logits) for name, logits in masks.items()}
 
 
-def kept(gates: Masks) -> dict[str, jax.Array]:
+def keep_counts(gates: Masks) -> dict[str, jax.Array]:
     """Mask name -> number of units kept, () float32."""
     return {name: gate.sum() for name, gate in gates.items()}
 

@@ -15,8 +15,8 @@ from irp_jax.graph import ChannelGraph, Layer
 from irp_jax.pruning import cost, masks
 
 
-def kept(
-    graph: ChannelGraph, regularity: masks.Regularity, kind: cost.Kind, limit: int
+def keep_counts(
+    graph: ChannelGraph, granularity: masks.Granularity, kind: cost.Kind, limit: int
 ) -> dict[str, int]:
     """Mask name -> units kept by the largest common keep rate that the budget allows.
 
@@ -25,11 +25,11 @@ def kept(
 
     Args:
         graph: of the dense network.
-        regularity: what a unit is.
+        granularity: what a unit is.
         kind: what the budget counts.
         limit: the budget in MACs or parameters; enough for one unit a mask.
     """
-    sizes = masks.units(graph, regularity)
+    sizes = masks.units(graph, granularity)
 
     def counts(rate: float) -> dict[str, int]:
         return {name: max(1, round(rate * size)) for name, size in sizes.items()}
@@ -46,7 +46,9 @@ def kept(
     return counts(low)
 
 
-def rescale(graph: ChannelGraph, params: dict[str, Any], kept: Mapping[str, int]) -> dict[str, Any]:
+def rescale(
+    graph: ChannelGraph, params: dict[str, Any], keep_counts: Mapping[str, int]
+) -> dict[str, Any]:
     """Makes the cut of a wide network's initial weights a draw from the narrow one's distribution.
 
     The usual initialisers draw kernels with a variance of 1 or 2 over the number of inputs, of
@@ -56,13 +58,13 @@ def rescale(graph: ChannelGraph, params: dict[str, Any], kept: Mapping[str, int]
     Args:
         graph: of the network before the cut.
         params: name -> initial array, after the cut.
-        kept: channel group -> channels kept.
+        keep_counts: channel group -> channels kept.
     """
     scaled = dict(params)
     for layer in graph.layers:
         if layer.kernel is not None:
             kernel = np.asarray(params[layer.kernel])
-            wide, narrow = _fans(layer, {}), _fans(layer, kept)
+            wide, narrow = _fans(layer, {}), _fans(layer, keep_counts)
             kind = _initialiser(wide, float(np.square(kernel).mean()))
             scaled[layer.kernel] = params[layer.kernel] * math.sqrt(wide[kind] / narrow[kind])
     return scaled
@@ -79,9 +81,9 @@ def _initialiser(fans: Mapping[str, float], variance: float) -> str:
     return min(misfits, key=lambda kind: misfits[kind])
 
 
-def _fans(layer: Layer, kept: Mapping[str, int]) -> dict[str, float]:
+def _fans(layer: Layer, keep_counts: Mapping[str, int]) -> dict[str, float]:
     """Inputs and outputs of a kernel, as initialisers count them."""
-    channels_in, channels_out = layer.channels(kept)
-    window = layer.weights(kept) / (channels_in * channels_out)
+    channels_in, channels_out = layer.channels(keep_counts)
+    window = layer.weights(keep_counts) / (channels_in * channels_out)
     fan_in, fan_out = window * channels_in, window * channels_out
     return {"in": fan_in, "out": fan_out, "mean": (fan_in + fan_out) / 2}

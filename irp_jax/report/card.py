@@ -46,7 +46,7 @@ def model_card(found: Results, into: Path, size: int, class_names: list[str]) ->
     what = (
         f"{network(found)} for {config['dataset']}, cut to {cost['macs_ratio']:.1%} of its "
         f"operations and {cost['params_ratio']:.1%} of its parameters (method {found['method']}) "
-        f"and trained with the defence {defense(found)}: {cost['macs']:,} multiply-accumulates "
+        f"and trained with the defense {defense(found)}: {cost['macs']:,} multiply-accumulates "
         f"per image, {cost['params']:,} parameters, {size / 1000:.0f} kB as it lies here. It tells "
         f"apart {', '.join(class_names)}."
     )

@@ -85,10 +85,10 @@ def summary(graph: ChannelGraph, apart: float) -> list[str]:
 
     Args:
         graph: of the network.
-        apart: largest difference between masked and cut network, see `slim.check`.
+        apart: largest difference between masked and cut network, see `compaction.check`.
     """
     dense = cost.total(graph)
-    least = cost.total(graph, masks.floors(graph, "channel"))
+    least = cost.total(graph, masks.min_keep(graph, "channel"))
     one = cost.total(graph, dict.fromkeys(graph.groups, 1))
     if not graph.groups:
         return [

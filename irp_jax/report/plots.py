@@ -49,7 +49,7 @@ def run_picture(results: Results, path: Path) -> None:
     """One run at a glance: cost and accuracy over the epochs, channels left layer by layer.
 
     Args:
-        results: of a run with channel regularity; must hold `history` and `layers`.
+        results: of a run with channel granularity; must hold `history` and `layers`.
         path: .svg or .png to write.
     """
     history, layers = results["history"], results["layers"]
@@ -57,7 +57,7 @@ def run_picture(results: Results, path: Path) -> None:
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
     for key, label in (
-        ("natural", "clean accuracy"),
+        ("natural", "natural accuracy"),
         ("pgd", "PGD-10 accuracy"),
         ("cost_ratio", "cost left"),
     ):
@@ -86,7 +86,7 @@ def run_picture(results: Results, path: Path) -> None:
 
 def _headline(results: Results) -> str:
     """What the run did, in a few words."""
-    words = {"priced": "learned together, within the budget", "paper": "as published"}
+    words = {"lagrangian": "learned together, within the budget", "hinge": "as published"}
     return words.get(results["method"], f"baseline: {results['method']}")
 
 
@@ -143,7 +143,7 @@ def budget_picture(results: Sequence[Results], path: Path) -> None:
 def tradeoff_picture(results: Sequence[Results], path: Path) -> None:
     """Natural accuracy against accuracy under attack: a point for whatever differs but the seed.
 
-    Points of one defence are joined in the order of their natural accuracy, and named by what they
+    Points of one defense are joined in the order of their natural accuracy, and named by what they
     do not share. PGD-10 is a full mark, AutoAttack, where it was measured, a hollow one below it.
 
     Args:
@@ -289,7 +289,7 @@ def _curve_name(runs: list[Results]) -> tuple[str, list[str]]:
 
 def _setting(one: Results) -> list[str]:
     """What a line may be named by besides its method."""
-    masks, eps = f"{one['config']['regularity']} masks", f"eps {radius(one['attack']['epsilon'])}"
+    masks, eps = f"{one['config']['granularity']} masks", f"eps {radius(one['attack']['epsilon'])}"
     return [masks, eps, defense(one), *recipe(one).split(", ")]
 
 
@@ -349,25 +349,29 @@ def cost_picture(report: Results, path: Path) -> None:
 
 
 def adversarial_picture(
-    clean: np.ndarray,
+    natural: np.ndarray,
     adversarial: np.ndarray,
     before: Sequence[str],
     after: Sequence[str],
     path: Path,
 ) -> None:
-    """A grid of images: clean, adversarial, and what was changed, with what the network sees.
+    """A grid of images: natural, adversarial, and what was changed, with what the network sees.
 
     Args:
-        clean: (N, H, W, C) in [0, 1], C 1 or 3.
+        natural: (N, H, W, C) in [0, 1], C 1 or 3.
         adversarial: the same shape.
-        before: N predictions for the clean images.
+        before: N predictions for the natural images.
         after: N predictions for the adversarial ones.
         path: .png or .svg to write.
     """
-    change = adversarial - clean
+    change = adversarial - natural
     largest = np.maximum(np.abs(change).max(axis=(1, 2, 3), keepdims=True), 1e-6)
-    rows = {"clean": clean, "adversarial": adversarial, "difference": 0.5 + change / largest / 2}
-    count = len(clean)
+    rows = {
+        "natural": natural,
+        "adversarial": adversarial,
+        "difference": 0.5 + change / largest / 2,
+    }
+    count = len(natural)
     figure = Figure((1.3 * count + 0.7, 4.4), layout="constrained")
     axes = figure.subplots(3, count, squeeze=False)
     for row, (title, images) in enumerate(rows.items()):

@@ -26,20 +26,20 @@ def _what(one: Results) -> tuple:
     config = {key: value for key, value in one["config"].items() if key != "seed"}
     return (
         one["dataset"], network(one), one["attack"]["epsilon"], one["budget"]["kind"],
-        parse_budget(config["budget"]), method(one), config["regularity"], defense(one),
+        parse_budget(config["budget"]), method(one), config["granularity"], defense(one),
         recipe(one), json.dumps(config, sort_keys=True),
     )  # fmt: skip
 
 
 def measured_on(one: Results) -> str:
     """The data set, and whether the accuracies are of its held-out images, not of test images."""
-    held_out = one.get("config", {}).get("evaluate_on") == "validation"
+    held_out = one["config"]["evaluate_on"] == "validation"
     return f"{one['dataset']}, held out" if held_out else one["dataset"]
 
 
 def network(one: Results) -> str:
     """The model, how much wider than usual it began, and an activation that is not usual."""
-    width, activation = one["config"].get("width", 1.0), one["config"].get("activation", "relu")
+    width, activation = one["config"]["width"], one["config"]["activation"]
     wider = "" if width == 1.0 else f" x {width:g}"
     return one["model"] + wider + ("" if activation == "relu" else f", {activation}")
 
@@ -47,39 +47,38 @@ def network(one: Results) -> str:
 def method(one: Results) -> str:
     """The method and those of its own settings that are not usual.
 
-    Of `priced` from and until what of training it pruned.
+    Of `lagrangian` from and until what of training it pruned.
     """
-    usual = suited(one["dataset"])
-    when = [one["config"].get(name, getattr(usual, name)) for name in ("ramp_start", "ramp_stop")]
-    if one["method"] == "priced":
-        ramp = f", {when[0]:.0%} to {when[1]:.0%}"
-        moved = when != [usual.ramp_start, usual.ramp_stop]
-        anew = ", new weights" if one["config"].get("reinit") else ""
-        own = ("spread", "restart_rate") if one["config"].get("teacher") == PARENT else ("spread",)
-        return one["method"] + ramp * moved + _rare(one, own) + anew
-    if channels := one["config"].get("channels"):
+    config, usual = one["config"], suited(one["dataset"])
+    if one["method"] == "lagrangian":
+        when = (config["prune_start"], config["prune_stop"])
+        moved = when != (usual.prune_start, usual.prune_stop)
+        schedule = f", {when[0]:.0%} to {when[1]:.0%}" if moved else ""
+        anew = ", new weights" if config["reinit"] else ""
+        own = ("spread", "restart_rate") if config.get("teacher") == PARENT else ("spread",)
+        return one["method"] + schedule + _rare(one, own) + anew
+    if channels := config.get("channels"):
         digest = hashlib.sha256(channels.encode()).hexdigest()[:4]
         return f"{one['method']}, given channels ({digest})"
     return one["method"] + _rare(one, SETTINGS_OF["method"].get(one["method"], ()))
 
 
 def defense(one: Results) -> str:
-    """The defence of a run, and the one it ended with if the guard took a stronger one.
+    """The defense of a run, and the one it ended with if the guard took a stronger one.
 
-    With its steps where it takes several. "attack" is what results of one-step defences called it.
+    With its steps where it takes several.
     """
     config = one["config"]
-    changes = [event for event in one.get("retreats", ()) if "from" in event]
-    asked = config.get("defense") or config.get("attack", "rs-fgsm").replace("rs-fgsm", "fgsm-rs")
-    settings = SETTINGS_OF["defense"].get(asked, ())
+    changes = [event for event in one["retreats"] if "from" in event]
+    settings = SETTINGS_OF["defense"].get(config["defense"], ())
     own = _rare(one, (name for name in settings if name != STEPS))
     if changes:
         return f"{_with_steps(*changes[0]['from'])}{own}, then {_with_steps(*changes[-1]['to'])}"
-    return _with_steps(one.get("defense", asked), config.get(STEPS, 1)) + own
+    return _with_steps(one["defense"], config[STEPS]) + own
 
 
 STEPS = "attack_steps"
-"""The setting that is written behind the name of a defence."""
+"""The setting that is written behind the name of a defense."""
 
 RARE = ("ema", "weight_decay", "label_smoothing", "cutout")
 """Settings named in a recipe where they are not the usual ones."""
@@ -90,7 +89,7 @@ def _rare(one: Results, names: Iterable[str]) -> str:
     return "".join(
         f", {name.removeprefix('admm_').replace('_', ' ')} {one['config'][name]:g}"
         for name in names
-        if one["config"].get(name, getattr(usual, name)) != getattr(usual, name)
+        if one["config"][name] != getattr(usual, name)
     )
 
 
@@ -99,24 +98,20 @@ def _with_steps(name: str, steps: int) -> str:
 
 
 def recipe(one: Results) -> str:
-    """Learning rate, batch size, warm-up of the radius, and what is not usual.
-
-    The first results do not name them all.
-    """
+    """Learning rate, batch size, warm-up of the radius, and what is not usual."""
     config = one["config"]
-    rate = f"{config.get('schedule', 'cyclic')} {config.get('learning_rate', 0.2):g}"
-    warm_up = config.get("epsilon_warmup", 0.0)
+    rate = f"{config['schedule']} {config['learning_rate']:g}"
+    warm_up = config["epsilon_warmup"]
     grown = f", radius over {warm_up:.0%}" if warm_up else ""
-    some = f", {config['train_images']:,} images" if config.get("train_images") else ""
-    usual = suited(one["dataset"])
-    share = config.get("validation", usual.validation)
-    held_out = f", {share:.0%} held out" if share != usual.validation else ""
-    guard = "" if config.get("guard", True) else ", no guard"
-    clip = f", clip {config['clip']:g}" if config.get("clip") else ""
-    for event in one.get("retreats", ()):
+    some = f", {config['train_images']:,} images" if config["train_images"] else ""
+    share = config["validation"]
+    held_out = f", {share:.0%} held out" if share != suited(one["dataset"]).validation else ""
+    guard = "" if config["guard"] else ", no guard"
+    clip = f", clip {config['clip']:g}" if config["clip"] else ""
+    for event in one["retreats"]:
         if "clip" in event:  # from where it diverged
             clip = f", then clip {event['clip']:g}"
-    batch = f"batch {config.get('batch_size', 128)}"
+    batch = f"batch {config['batch_size']}"
     return f"{rate}, {batch}{grown}{some}{held_out}{guard}{clip}{_rare(one, RARE)}{_taught(one)}"
 
 
@@ -125,7 +120,7 @@ def _taught(one: Results) -> str:
     config = one["config"]
     if not (teacher := config.get("teacher")):
         return ""
-    digest = one.get("identity", {}).get("teacher_sha256", "")[:4]
+    digest = one["identity"].get("teacher_sha256", "")[:4]
     who = teacher if teacher in (PARENT, AVERAGE) else f"a saved network ({digest})"
     views = f", {config['teacher_views']} views" if teacher != AVERAGE else ""
     return f", taught by {who} ({config['teacher_weight']:g}{views})"
@@ -160,7 +155,7 @@ LAST = "PGD-10 last %"
 def _last_iterate(runs: list[Results], attack: str) -> str:
     """Accuracy under an attack of which the last iterate alone counts, as in most published code.
 
-    Of how many runs where that is not all of them: results of older versions do not say.
+    With the number of runs where some were not evaluated so.
     """
     found = [r["accuracy"][f"{attack}-last"] for r in runs if f"{attack}-last" in r["accuracy"]]
     some = f", {len(found)} of {len(runs)} runs" if len(found) < len(runs) else ""
@@ -173,7 +168,7 @@ def _lost(runs: list[Results]) -> str:
     Of the epochs since masks were frozen, for what falls before that falls by being pruned. Of runs
     with images held out, for without them it would be of training images.
     """
-    runs = [run for run in runs if run["config"].get("validation") != 0]
+    runs = [run for run in runs if run["config"]["validation"]]
     traced = [[row["pgd"] for row in r.get("history", ()) if row["frozen"]] for r in runs]
     traced = [pgd for pgd in traced if len(pgd) > 1]
     return _spread([max(pgd) - pgd[-1] for pgd in traced], 1, 100) if traced else ""
@@ -183,12 +178,12 @@ COLUMNS: dict[str, Callable[[list[Results]], str]] = {
     "data": lambda runs: measured_on(runs[0]),
     "model": lambda runs: network(runs[0]),
     "method": lambda runs: method(runs[0]),
-    "masks": lambda runs: runs[0]["config"]["regularity"],
+    "masks": lambda runs: runs[0]["config"]["granularity"],
     "budget": lambda runs: (
         runs[0]["config"]["budget"] + (" params" if runs[0]["budget"]["kind"] == "params" else "")
     ),
     "eps": lambda runs: radius(runs[0]["attack"]["epsilon"]),
-    "defence": lambda runs: defense(runs[0]),
+    "defense": lambda runs: defense(runs[0]),
     "recipe": lambda runs: recipe(runs[0]),
     "runs": lambda runs: str(len(runs)),
     "natural %": lambda runs: _spread([r["accuracy"]["natural"] for r in runs], 1, 100),
@@ -198,13 +193,13 @@ COLUMNS: dict[str, Callable[[list[Results]], str]] = {
     "MACs left": lambda runs: _spread([r["cost"]["macs_ratio"] for r in runs], 4),
     "params left": lambda runs: _spread([r["cost"]["params_ratio"] for r in runs], 4),
     "epochs": lambda runs: str(runs[0]["epochs"]),
-    "passes": lambda runs: _spread([r.get("passes_per_image", 2.0 * r["epochs"]) for r in runs], 0),
+    "passes": lambda runs: _spread([r["passes_per_image"] for r in runs], 0),
     "minutes": lambda runs: _spread([r["wall_time_s"] for r in runs], 1, 1 / 60),
 }
 """Title -> what it shows of runs that differ in the seed alone."""
 
 
-NAMING = ("data", "model", "method", "masks", "budget", "eps", "defence", "recipe", "epochs")
+NAMING = ("data", "model", "method", "masks", "budget", "eps", "defense", "recipe", "epochs")
 """Titles that tell lines apart."""
 
 
@@ -221,7 +216,7 @@ def lines(results: Iterable[Results]) -> tuple[list[str], list[list[str]]]:
             for name in attacks:
                 columns[f"{name} %"] = [_under(name, runs) for runs in grouped]
                 columns[f"{name} last %"] = [_last_iterate(runs, name) for runs in grouped]
-    # Only what some line has: results of older versions do not count the last iterate alone.
+    # Only what some line has: not every run was evaluated by the last iterate alone.
     columns = {t: cells for t, cells in columns.items() if "last %" not in t or any(cells)}
     titles = list(columns)
     names = list(zip(*(columns[title] for title in NAMING), strict=True))

@@ -23,7 +23,7 @@ from irp_jax.training.plan import Plan
 COLUMNS = (
     ("epoch", "epoch", "{:d}"),
     ("loss", "loss", "{:.3f}"),
-    ("clean", "natural", "{:.1%}"),
+    ("natural", "natural", "{:.1%}"),
     ("FGSM", "fgsm", "{:.1%}"),
     ("PGD-10", "pgd", "{:.1%}"),
     ("cost", "cost_ratio", "{:.4f}"),
@@ -33,7 +33,7 @@ COLUMNS = (
 
 
 SLIM_AT_BEST = 0.4
-"""Time of a slim step over a dense one, at least: few channels keep a processor less busy."""
+"""Time of a compact step over a dense one, at least: few channels keep a processor less busy."""
 
 
 def plain_console() -> Console:
@@ -113,13 +113,13 @@ class Terminal:
             self._bar.update(self._task, completed=done)
 
     def _forecast(self, images_per_s: float) -> None:
-        """Says what the run will take; a slim network is taken to cost its ratio, but no less
+        """Says what the run will take; a compact network is taken to cost its ratio, but no less
         than `SLIM_AT_BEST`."""
         assert self._plan is not None and self._config is not None
         plan = self._plan
         dense = max(0, plan.freeze_epoch * plan.steps_per_epoch - self._done)
         rest = plan.steps - self._done - dense
-        if dense and self._config.regularity == "channel":
+        if dense and self._config.granularity == "channel":
             rest = round(rest * max(plan.ratio, SLIM_AT_BEST))
         seconds = (dense + rest) * self._config.batch_size / images_per_s
         if seconds > 60:
@@ -127,19 +127,19 @@ class Terminal:
 
     def epoch(self, row: dict[str, Any]) -> None:
         """An epoch is done: one aligned line."""
-        self._probed = f"clean {row['natural']:.1%} PGD {row['pgd']:.1%} "
+        self._probed = f"natural {row['natural']:.1%} PGD {row['pgd']:.1%} "
         cells = (pattern.format(row[key]) for _, key, pattern in COLUMNS)
         self.note(" ".join(f"{cell:>8}" for cell in cells) + (" frozen" if row["frozen"] else ""))
 
-    def attacking(self, name: str, standing: int) -> None:
+    def attacking(self, name: str, robust: int) -> None:
         """An attack begins."""
-        self.note(f"{name}: {standing} images to attack")
-        self._open(name, max(1, standing), 0)
+        self.note(f"{name}: {robust} images to attack")
+        self._open(name, max(1, robust), 0)
 
-    def evaluating(self, done: int, total: int, standing: int) -> None:
+    def evaluating(self, done: int, total: int, robust: int) -> None:
         """Some steps of the attack are done."""
         if self._bar is not None and self._task is not None:
-            facts = f"{standing} images standing"
+            facts = f"{robust} images still robust"
             self._bar.update(self._task, completed=done, total=total, facts=facts)
 
     def end(self, results: dict[str, Any]) -> None:
@@ -209,7 +209,7 @@ def _attack_title(attack: dict[str, Any]) -> str:
 
 
 def attack_table(results: dict[str, Any]) -> Table:
-    """What each attack of a list left standing, and the time it took."""
+    """How many images were robust after each attack of a list, and the time it took."""
     attack = results["attack"]
     table = Table(title=f"{_attack_title(attack)}, {attack['images']} images")
     for title in ("after", "accuracy", "seconds"):

@@ -11,7 +11,7 @@ TITLES = {
     "dense": "irp_jax dense",
     "channel": "irp_jax masked (channel)",
     "weight": "irp_jax masked (weight)",
-    "slim": "irp_jax slim",
+    "compact": "irp_jax compact",
     "torch": "PyTorch dense",
     "torch_masked": "PyTorch masked",
     "torch_graph": "PyTorch dense, CUDA graph",
@@ -40,14 +40,16 @@ def show(report: dict[str, Any], console: Console) -> None:
         cpu = statistics.median(report["cpu_seconds_per_step"][name])
         cells = [f"{value * 1e3:.{digits}f}" for value in (middle, cpu)]
         cells += [f"{batch / middle:.0f}", of_dense]
-        title = TITLES[name] + (f" ({report['macs_ratio']:.3f} of MACs)" if name == "slim" else "")
+        title = TITLES[name] + (
+            f" ({report['macs_ratio']:.3f} of MACs)" if name == "compact" else ""
+        )
         table.add_row(title, *cells, f"{speedup[name]:.2f}" if name in speedup else "-")
     console.print(table)
     overhead = ", ".join(f"{k} {v - 1:+.1%}" for k, v in report["mask_overhead"].items())
     console.print(f"masks cost: {overhead} of a dense step")
     if "predicted_run" in speedup:
         console.print(
-            f"whole run, {report['freeze_fraction']:.0%} of it masked and the rest slim: "
+            f"whole run, {report['freeze_fraction']:.0%} of it masked and the rest compact: "
             f"{speedup['predicted_run']:.2f} times as fast as {rival}"
         )
     if "measured_run" in speedup:

@@ -14,9 +14,9 @@ from irp_jax.training.defenses import Choice
 from irp_jax.training.divergence import Descent, steadier
 from irp_jax.training.overfitting import PATIENCE, Health
 from irp_jax.training.plan import Plan
-from irp_jax.training.progress import Progress, Setup, memory_of
-from irp_jax.training.reporter import Reporter
-from irp_jax.training.step import Recipe, TrainState, probe_state
+from irp_jax.training.progress import Progress, Reporter, Setup, memory_of
+from irp_jax.training.state import TrainState
+from irp_jax.training.step import Recipe, probe_state
 
 
 def is_sound(progress: Progress, healthy: Progress | None) -> bool:
@@ -51,7 +51,7 @@ def descent_before(plan: Plan, progress: Progress) -> Descent:
 def copy_of(progress: Progress) -> Progress:
     """A copy to go back to, since training donates the state it is given.
 
-    Without what the defence remembers of the images, which may be large: it is begun anew.
+    Without what the defense remembers of the images, which may be large: it is begun anew.
     """
     state = dataclasses.replace(progress.state, memory=None)
     return dataclasses.replace(progress, state=_copied(state))
@@ -105,7 +105,7 @@ def retreat(setup: Setup, healthy: Progress, now: Progress, reporter: Reporter) 
     """
     stronger, clip = now.defense.stronger, steadier(now.clip)
     if now.health.alarming:
-        assert stronger is not None, "a defence with nothing stronger is not probed"
+        assert stronger is not None, "a defense with nothing stronger is not probed"
         return _strengthened(healthy, now, stronger, reporter)
     if now.descent.alarming and clip:
         return _steadied(setup, healthy, now, clip, reporter)
@@ -120,7 +120,7 @@ def retreat(setup: Setup, healthy: Progress, now: Progress, reporter: Reporter) 
 def _strengthened(
     healthy: Progress, now: Progress, defense: Choice, reporter: Reporter
 ) -> Progress:
-    """After catastrophic overfitting: with a stronger defence."""
+    """After catastrophic overfitting: with a stronger defense."""
     reporter.note(
         f"catastrophic overfitting in epoch {now.epoch}: {now.health.trained:.1%} of the training "
         f"images right under {now.defense}, {now.health.pgd:.1%} under PGD; back to the end of "

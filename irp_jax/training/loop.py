@@ -1,215 +1,423 @@
-"""A run from its config to its results: load, train, freeze, train on, evaluate; resumable."""
+"""The loop over epochs: train, freeze on the way, go back where the guard says so, save.
+
+An epoch is a few compiled segments, one after another, each looked at by the guard.
+"""
 
 import dataclasses
+import functools
+import math
 import time
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
-from irp_jax import attacks, checkpoint, data, evaluation, files, models, parallel, traced
-from irp_jax import config as configs
-from irp_jax import network as networks
-from irp_jax.config import Config
-from irp_jax.data import Dataset
+from irp_jax import attacks, data, evaluation, files, parallel
+from irp_jax.config import AVERAGE, Config
+from irp_jax.data import Augmentation, Split
 from irp_jax.errors import UserError
-from irp_jax.network import Network, cost_report, deployed, inference
-from irp_jax.pruning import cost
-from irp_jax.training import epochs, phases, teacher
-from irp_jax.training.plan import Plan
-from irp_jax.training.progress import Progress, Setup, network_record, resume, start
-from irp_jax.training.reporter import Reporter
+from irp_jax.network import cost_report, deployed
+from irp_jax.training import defenses, guard
+from irp_jax.training import optimizer as optimizers
+from irp_jax.training.overfitting import Health
+from irp_jax.training.plan import Plan, threat_at
+from irp_jax.training.progress import Progress, Reporter, Setup, save
+from irp_jax.training.state import TrainState, freeze
+from irp_jax.training.step import Metrics, Recipe, compile_steps
+from irp_jax.training.teacher import Lesson, Teacher
+
+FEW = 256
+"""Images that accuracies are followed on during training, where a whole set would be too many."""
 
 
-def run(
-    config: Config,
-    reporter: Reporter,
-    command: str,
-    *,
-    model: Any = None,
-    dataset: Dataset | None = None,
-    variables: Any = None,
-) -> dict[str, Any]:
-    """Trains, prunes, evaluates and saves.
+def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -> Progress:
+    """All epochs that are left.
 
     Args:
-        config: what to do.
+        setup: of the run.
+        progress: where it stands.
+        workdir: where checkpoints and the log of epochs go.
         reporter: is told how it goes.
-        command: the user's command line, for results.json.
-        model: a network to train instead of the one that the config names: see `adapters.adapt`.
-        dataset: what to train on instead of the data set that the config names.
-        variables: weights for `model` to start from.
-
-    Returns:
-        What results.json holds. The network lies in `network` in the workdir.
 
     Raises:
-        UserError: the run cannot be done as asked; nothing is written that was not complete.
+        UserError: the loss is not finite any more.
     """
-    began = time.monotonic()
-    config = dataclasses.replace(config, budget=str(config.budget))
-    given = {"model": model, "dataset": dataset}
-    configs.check(config, [name for name, value in given.items() if value is not None])
-    if jax.process_count() > 1:
-        raise UserError("training runs on the devices of one host: start it on one host alone")
-    workdir, identity = configs.workdir(config), configs.identity(config)
-    if dataset is None:
-        dataset = data.load(
-            config.dataset, data_dir=config.data_dir, validation_fraction=config.validation
-        )
-        notes = [*configs.unused(config), *_validation_given(config, dataset)]
-    else:
-        identity["dataset_sha256"], notes = data.digest(dataset), configs.unused(config)
-    if config.train_images:
-        dataset = data.limited(dataset, config.train_images)
-    if config.evaluate_on == "validation" and not len(dataset.validation):
-        raise UserError(
-            f"--evaluate-on=validation needs images held out, and --validation="
-            f"{config.validation:g} holds out none of {len(dataset.train):,}: give 0.1 for a tenth"
-        )
-    shape, classes = dataset.image_shape, dataset.num_classes
-    if model is None:
-        subject = traced.named(
-            config.model, config.width, shape, classes, config.seed, config.activation
-        )
-    else:
-        subject = traced.trace(model, shape, classes, variables=variables)
-    if model is not None or models.is_file(config.model):
-        identity["model_fingerprint"] = subject.fingerprint
-    taught_by = teacher.load(config, dataset, reporter.note)
-    if taught_by is not None:
-        identity["teacher_sha256"] = checkpoint.digest(taught_by.variables)
-    plan = phases.plan(config, subject.graph, len(dataset.train))
-    if config.regularity == "channel":
-        traced.check(subject)
-    if plan.reinit and not traced.is_drawn(subject):
-        raise UserError(
-            f"--reinit starts from new weights, and those of {subject.name} are given: leave it out"
-        )
-    setup = Setup(
-        config=config, identity=identity, plan=plan, dataset=dataset, model=subject,
-        apply=inference(subject.network),
-        mesh=parallel.mesh(parallel.usable_devices(config.batch_size)), teacher=taught_by,
-        held_out=data.split_digest(dataset.validation),
-    )  # fmt: skip
-    commit = files.commit()  # now: the files may change while this process runs on
-    with files.claim(workdir, identity):
-        finished = files.read_json(workdir / "results.json")
-        if finished is not None:
-            if not isinstance(finished, dict) or finished.get("identity") != identity:
-                raise UserError(
-                    f"{workdir / 'results.json'} is not of this run: move it away, or choose "
-                    f"another --workdir"
-                )
-            reporter.note(f"{workdir} is finished: showing its results")
-            reporter.end(finished)
-            return finished
-        reporter.note(f"run in {workdir}")
-        for line in [*notes, *_kept_whole(subject), *_young(plan)]:
-            reporter.note(line)
-        progress = resume(setup, workdir, reporter.note)  # refuses checkpoints of another run
-        everything = {"identity": identity, "settings": configs.settings(config)}
-        files.write_json(workdir / "config.json", everything)
-        progress = progress or start(setup)
-        progress = progress.after(time.monotonic() - began)
-        progress = epochs.train(setup, progress, workdir, reporter)
-        trained = _network(setup, progress, workdir)
-        results = _evaluate(setup, progress, trained, reporter) | {
-            "environment": parallel.describe(),
-            "command": command,
-            "commit": commit,
-            "layers": cost.table(setup.graph, progress.kept),
-            "history": trained.history,
-        }
-        networks.save(trained, workdir / "network")
-        files.write_json(workdir / "results.json", results)
-    reporter.end(results)
-    return results
+    config, plan, whole = setup.config, setup.plan, parallel.replicated(setup.mesh)
+    probe_images, probe_labels, _ = _probe_set(setup, reporter)
+    resident = on_devices(setup)
+    if progress.retreats:  # resumed: what follows names the defense the run was begun with
+        clip = f", gradients no longer than {progress.clip:g}" if progress.clip else ""
+        reporter.note(f"going on with {progress.defense}{clip}, as the guard had it")
+    reporter.begin(config, plan, progress.epoch * plan.steps_per_epoch)
+    progress = dataclasses.replace(progress, state=parallel.place(progress.state, whole))
+    saved_at, is_saved, counted = time.monotonic(), True, time.monotonic()
+    program: Compiled | None = None
+    teacher = make_teacher(setup, progress, resident)
+    healthy: Progress | None = None
+    while True:
+        if progress.epoch == plan.parent_epoch and progress.parent is None:
+            progress = _with_parent(setup, progress, reporter)  # before anything is cut off it
+            teacher, program = make_teacher(setup, progress, resident), None
+        if progress.epoch >= plan.freeze_epoch and not progress.keep_counts:
+            progress = _frozen(setup, progress, reporter)
+            saved_at, is_saved, program = -math.inf, False, None  # soon, without what was cut
+        if progress.epoch == plan.epochs:
+            break
+        program = program or compile_for(setup, progress)
+        if config.guard and guard.is_sound(progress, healthy):
+            healthy = guard.copy_of(progress)
+
+        began = time.monotonic()
+        lesson = teacher.lesson(progress.epoch) if teacher else Lesson(progress.epoch)
+        progress, metrics = advance(setup, progress, program, resident, lesson, reporter)
+        now = time.monotonic()
+        seconds, progress, counted = now - began, progress.after(now - counted), now
+        back = None
+        if config.guard:
+            assert healthy is not None, "the first state of a guarded run is one to go back to"
+            back = guard.retreat(setup, healthy, progress, reporter)
+        if back is not None:
+            progress, healthy, program = back, None, None
+            teacher = teacher if back.parent or setup.teacher else None
+            files.truncate_log(workdir / "metrics.jsonl", progress.epoch)
+            reporter.back_to(progress.epoch * plan.steps_per_epoch)
+            continue
+        if not np.isfinite(progress.descent.last):
+            raise UserError(
+                f"training diverged in epoch {progress.epoch}: give a smaller --learning-rate "
+                f"than {config.learning_rate:g} (the checkpoints in {workdir} are from before)"
+            )
+        network = progress.state.network
+        accuracies = evaluation.probe(
+            setup.apply, deployed(setup.graph, network, network["batch_stats"]),
+            probe_images, probe_labels, attacks.linf(config.epsilon), key=resident.key,
+        )  # fmt: skip
+        row = _row(setup, progress, metrics, accuracies, seconds)
+        files.append_log(workdir / "metrics.jsonl", row)
+        reporter.epoch(row)
+        # Only what the guard would go back to is saved: a resumed run has to find it there.
+        is_saved = False
+        due = time.monotonic() - saved_at > config.checkpoint_every
+        if due and progress.epoch < plan.epochs and guard.is_sound(progress, healthy):
+            save(setup, progress, workdir)
+            saved_at, is_saved = time.monotonic(), True
+    if not is_saved:
+        save(setup, progress, workdir)
+    return progress.after(time.monotonic() - counted)
 
 
-def _validation_given(config: Config, dataset: data.Dataset) -> list[str]:
-    """What to say where a share is asked for, and the user's file brings its own images."""
-    count = len(dataset.validation)
-    drawn = data.validation_size(config.validation, len(dataset.train) + count)
-    if config.validation == configs.suited(config.dataset).validation or count == drawn:
-        return []
-    return [f"--validation changes nothing: {config.dataset} has {count} images held out already"]
+def _with_parent(setup: Setup, progress: Progress, reporter: Reporter) -> Progress:
+    """The run with its dense network, as it is now, as the teacher of what it becomes."""
+    assert not progress.keep_counts, "a parent is whole"
+    network = progress.state.network
+    parent = jax.device_get(deployed(setup.graph, network, network["batch_stats"]))
+    share = f"{setup.config.teacher_weight:.0%} of the target from here on"
+    reporter.note(f"the dense network of {progress.epoch} epochs is the teacher: {share}")
+    return dataclasses.replace(progress, parent=parent)
 
 
-def _young(plan: Plan) -> list[str]:
-    """What to say of a parent that has little time to learn."""
-    if plan.parent_epoch is None or plan.parent_epoch >= 0.1 * plan.epochs:
-        return []
-    return [
-        f"the teacher is what the dense network is after {plan.parent_epoch} of {plan.epochs} "
-        f"epochs, which is little: --ramp-start=0.2 --ramp-stop=0.3 would give it more"
-    ]
+def _frozen(setup: Setup, progress: Progress, reporter: Reporter) -> Progress:
+    """The run with masks frozen and the network cut."""
+    fresh = None
+    if setup.plan.reinit:
+        # A number that no step has: the network began with other weights.
+        key = jax.random.fold_in(jax.random.key(setup.config.seed), 2**32 - 2)
+        drawn = jax.device_get(jax.jit(setup.model.init)(key))
+        fresh = dict(zip(("params", "batch_stats"), drawn, strict=True))
+    state, keep_counts = freeze(setup.config, setup.plan, setup.graph, progress.state, fresh)
+    reporter.note(_frozen_note(setup, keep_counts))
+    state = parallel.place(state, parallel.replicated(setup.mesh))
+    return dataclasses.replace(progress, keep_counts=keep_counts, state=state)
 
 
-def _kept_whole(subject: traced.TracedModel) -> list[str]:
-    """What to say of layers that cannot be pruned, but for the logits."""
-    kept = [whole for whole in subject.graph.whole if whole.reason != "the logits"]
-    lines = [f"{w.name}: {w.channels} channels kept whole ({w.reason})" for w in kept[:3]]
-    more = [f"and {len(kept) - 3} layers more: see bin/describe"] if kept[3:] else []
-    return lines + more
+def _threat(setup: Setup, step: int) -> attacks.Threat:
+    """What is trained against at a step."""
+    whole = attacks.linf(setup.config.epsilon)
+    return threat_at(whole, step, setup.plan.epsilon_steps)
 
 
-# ---- the final number ------------------------------------------------------------------------
+def _probe_set(setup: Setup, reporter: Reporter) -> Any:
+    """Held-out images, split over the devices; training images where none are held out."""
+    held_out = setup.dataset.validation
+    if len(held_out) >= setup.mesh.size:
+        return some(setup, held_out)
+    few = f"too few images ({len(held_out)})" if len(held_out) else "no images"
+    reporter.note(f"{few} are held out: the accuracies of epochs are of training images")
+    return some(setup, setup.dataset.train)
 
 
-def _network(setup: Setup, progress: Progress, workdir: Any) -> Network:
-    """The trained network."""
-    state = progress.state.network
-    variables = jax.device_get(deployed(setup.graph, state, state["batch_stats"]))
-    record = network_record(setup, progress.kept)
-    return Network(
-        apply=setup.apply,
-        variables=variables,
-        record=networks.described(record, setup.graph, progress.kept, progress.epoch),
-        history=files.read_log(workdir / "metrics.jsonl"),
+def _row(
+    setup: Setup, progress: Progress, metrics: Metrics, probe: evaluation.Probe, seconds: float
+) -> dict[str, Any]:
+    """The epoch's line in metrics.jsonl."""
+    health = progress.health
+    probed = {"probe_trained": health.trained, "probe_pgd": health.pgd}
+    return {
+        "epoch": progress.epoch,
+        "defense": progress.defense.name,
+        "loss": float(metrics["loss"].mean()),
+        "train_accuracy": float(metrics["train_accuracy"].mean()),
+        "natural": float(probe.natural),
+        "fgsm": float(probe.fgsm),
+        "pgd": float(probe.pgd),
+        **(probed if "probe_pgd" in metrics else {}),
+        "epsilon": float(_threat(setup, progress.epoch * setup.plan.steps_per_epoch - 1).epsilon),
+        "cost_ratio": float(metrics["cost_ratio"][-1]),
+        "frozen": bool(progress.keep_counts),
+        "images_per_s": round(len(metrics["loss"]) * setup.config.batch_size / seconds, 1),
+        "seconds": round(progress.seconds, 2),
+    }
+
+
+def _frozen_note(setup: Setup, keep_counts: dict[str, int]) -> str:
+    report, limit = cost_report(setup.graph, keep_counts), setup.plan.limit
+    over = report[setup.config.cost] - limit  # the published rule may end there
+    return (
+        f"masks frozen: {report['macs'] / 1e6:.2f}M of {report['dense_macs'] / 1e6:.2f}M MACs "
+        f"({report['macs_ratio']:.1%}), "
+        f"{report['params']:,} of {report['dense_params']:,} parameters"
+        + (f", {over / limit:.1%} over the budget of {limit:,}" if over > 0 else "")
     )
 
 
-def _evaluate(
-    setup: Setup, progress: Progress, trained: Network, reporter: Reporter
-) -> dict[str, Any]:
-    """Natural and PGD accuracy of the deployed network, and the run's facts."""
+class Resident(NamedTuple):
+    """What stays on the devices throughout.
+
+    Attributes:
+        images, labels: of the training split.
+        seen: a few of them, their labels and indices, for a second look at an alarm.
+        key: of the run.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    seen: tuple[jax.Array, jax.Array, jax.Array]
+    key: jax.Array
+
+
+def on_devices(setup: Setup) -> Resident:
+    """What a run needs there."""
+    whole, split = parallel.replicated(setup.mesh), setup.dataset.train
+    images: Any = parallel.place(split.images, whole)
+    labels: Any = parallel.place(split.labels, whole)
+    key = parallel.place(jax.random.key(setup.config.seed), whole)
+    return Resident(images, labels, some(setup, split), key)
+
+
+class Compiled(NamedTuple):
+    """What is compiled anew once the network is cut, or another defense or clipping is in force.
+
+    Attributes:
+        recipe: of its steps.
+        steps: see `compile_steps`.
+    """
+
+    recipe: Recipe
+    steps: Callable
+
+
+def make_teacher(setup: Setup, progress: Progress, resident: Resident) -> Teacher | None:
+    """Who teaches from here on; None where nobody does."""
+    if setup.teacher is not None:
+        apply, variables = setup.teacher.apply, setup.teacher.variables
+    elif progress.parent is not None:
+        apply, variables = setup.apply, progress.parent
+    else:
+        return None
+    return Teacher(
+        apply, variables, augmentation=_augmentation(setup), key=resident.key,
+        images=resident.images, mesh=setup.mesh, epochs=setup.plan.epochs,
+        views=setup.config.teacher_views,
+        first=(progress.parent is not None and setup.plan.parent_epoch) or 0,
+    )  # fmt: skip
+
+
+def compile_for(setup: Setup, progress: Progress) -> Compiled:
+    """What the run goes on with from here."""
+    clipped = dataclasses.replace(setup.config, clip=progress.clip)
+    optimizer = optimizers.build(
+        clipped, setup.plan, setup.graph, frozen=bool(progress.keep_counts)
+    )
+    recipe = _recipe(setup, progress)
+    steps = compile_steps(recipe, setup.model.network, optimizer, setup.mesh)
+    return Compiled(recipe, steps)
+
+
+def advance(
+    setup: Setup,
+    progress: Progress,
+    program: Compiled,
+    resident: Resident,
+    lesson: Lesson,
+    reporter: Reporter,
+) -> tuple[Progress, Metrics]:
+    """The run an epoch later, its time not counted, and the metrics of all steps."""
+    config, plan = setup.config, setup.plan
+    batches = _batches(config, plan, len(resident.images), progress.epoch)
+    send = functools.partial(
+        program.steps, key=resident.key, images=resident.images, labels=resident.labels,
+        view=jnp.int32(lesson.view), taught=lesson.answers,
+    )  # fmt: skip
+    look = functools.partial(
+        guard.second_look,
+        program.recipe,
+        setup.model.network,
+        resident.key,
+        resident.seen,
+        reporter,
+    )
+    ratio = _ratio(setup, progress.keep_counts)
+    trained = _epoch(send, progress.state, progress.health, batches, ratio, reporter, look)
+    taken = len(trained.metrics["loss"])
+    descent = guard.descent_before(plan, progress)
+    later = dataclasses.replace(
+        progress, epoch=progress.epoch + 1, state=trained.state, health=trained.health,
+        descent=descent.after(_cross_entropy(trained, steps=batches.shape[1])),
+        passes=progress.passes + lesson.passes
+        + taken / plan.steps_per_epoch * program.recipe.passes,
+        images=progress.images + taken * config.batch_size,
+    )  # fmt: skip
+    return later, trained.metrics
+
+
+def _ratio(setup: Setup, keep_counts: dict[str, int]) -> float | None:
+    """What is left of the cost once masks are frozen."""
+    return (
+        cost_report(setup.graph, keep_counts)[f"{setup.config.cost}_ratio"] if keep_counts else None
+    )
+
+
+def _last(metrics: Metrics, name: str) -> float:
+    return float(np.ravel(metrics[name])[-1])
+
+
+class _Trained(NamedTuple):
+    """An epoch's outcome: metrics of all its steps, on the host, each leaf (steps,)."""
+
+    state: TrainState
+    metrics: Metrics
+    health: Health
+
+
+def _epoch(
+    send: Callable,
+    state: TrainState,
+    health: Health,
+    batches: np.ndarray,
+    ratio: float | None,
+    reporter: Reporter,
+    look: Callable[[TrainState, Health], Health],
+) -> _Trained:
+    """One epoch, segment after segment; cut short by an alarm that a second look confirms.
+
+    Args:
+        send: (state, batches of a segment) -> state, metrics.
+        state: before the epoch.
+        health: before the epoch.
+        batches: (segments, steps, N) int32.
+        ratio: what is left of the cost once masks are frozen.
+        reporter: told of each segment.
+        look: what an alarm is made of on a closer look.
+    """
+    fetched: list[Metrics] = []
+    sent_at = time.monotonic()
+
+    def fetch(metrics: Metrics) -> None:
+        nonlocal sent_at, health
+        found = jax.device_get(metrics)
+        if ratio is not None:
+            found = {**found, "cost_ratio": np.full_like(found["cost_ratio"], ratio)}
+        fetched.append(found)
+        # What an alarm has been raised about stays as it was then.
+        if "probe_pgd" in found and not health.alarming:
+            health = health.after(_last(found, "probe_pgd"), _last(found, "probe_trained"))
+        now = time.monotonic()
+        rate = batches.shape[1] * batches.shape[2] / (now - sent_at)
+        sent_at = now
+        latest = {name: _last(found, name) for name in found}
+        reporter.progress(batches.shape[1], rate, latest)
+
+    pending, confirmed = None, False
+    for segment in batches:
+        if health.alarming:
+            health = look(state, health)
+            confirmed = health.alarming
+            if confirmed:
+                break
+        state, metrics = send(state, batches=segment)
+        if pending is not None:  # fetched one segment late: the device never waits for the host
+            fetch(pending)
+        pending = metrics
+    assert pending is not None
+    fetch(pending)
+    if health.alarming and not confirmed:
+        health = look(state, health)
+    metrics = jax.tree.map(lambda *parts: np.concatenate(parts), *fetched)
+    return _Trained(state, metrics, health)
+
+
+def _cross_entropy(trained: _Trained, steps: int) -> float:
+    """The epoch's loss as the guard sees it: that of its last segment, if it is above the mean.
+
+    Without what some defenses add, which a network that guesses has none of. Not a number if a
+    weight or the whole loss is not: the last step's is from before its update.
+    """
+    if not _is_finite(trained.state) or not np.isfinite(trained.metrics["loss"]).all():
+        return math.nan
+    losses = trained.metrics["cross_entropy"]
+    return float(np.max([losses.mean(), losses[-steps:].mean()]))
+
+
+@jax.jit
+def _is_finite(state: TrainState) -> jax.Array:
+    leaves = jax.tree.leaves((state.params, state.batch_stats))
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
+
+
+def _augmentation(setup: Setup) -> Augmentation:
+    """What is done at random to each training image."""
     config = setup.config
-    spec = evaluation.AttackSpec(epsilon=config.epsilon)
-    held_out = config.evaluate_on == "validation"
-    measured = setup.dataset.validation if held_out else setup.dataset.test
-    began = time.monotonic()
-    everything = (trained.apply, trained.variables, measured.images, measured.labels, spec)
-    how: dict[str, Any] = {
-        "batch_size": parallel.attacked_at_once(setup.mesh, *setup.dataset.image_shape[:2]),
-        "mesh": setup.mesh,
-        "watch": attacks.Watch(
-            begin=reporter.attacking, progress=reporter.evaluating, warn=reporter.note
-        ),
-    }
-    report = evaluation.evaluate(*everything, **how)
-    last = evaluation.last_iterate(*everything, report, **how)
-    seconds = time.monotonic() - began
-    plan, left = setup.plan, cost_report(setup.graph, progress.kept)
-    unused = round(1 - left[config.cost] / plan.limit, 6)
-    return {
-        "model": config.model,
-        "dataset": config.dataset,
-        "method": config.method,
-        "seed": config.seed,
-        "budget": {"kind": config.cost, "target": plan.target, "unused": unused},
-        "cost": left,
-        "accuracy": {
-            "natural": report.natural, "pgd": report.robust, "pgd-last": last.robust,
-        },
-        "attack": spec.describe() | {"images": len(measured)},
-        "epochs": plan.epochs,
-        "defense": progress.defense.name,
-        "passes_per_image": round(progress.passes, 3),
-        "retreats": list(progress.retreats),
-        "wall_time_s": round(progress.seconds + seconds, 1),
-        "images_per_s": round(progress.images / progress.seconds, 1),
-        "network_sha256": checkpoint.digest(trained.variables),
-        "identity": setup.identity,
-        "config": configs.settings(config),
-        "kept": progress.kept,
-    }  # fmt: skip
+    usual = data.default_augmentation(config.dataset, setup.dataset.image_shape)
+    return dataclasses.replace(usual, cutout=config.cutout)
+
+
+def _recipe(setup: Setup, progress: Progress) -> Recipe:
+    config = setup.config
+    return Recipe(
+        graph=setup.graph,
+        cost_kind=config.cost,
+        threat=attacks.linf(config.epsilon),
+        defense=defenses.build(progress.defense, config),
+        augmentation=_augmentation(setup),
+        label_smoothing=config.label_smoothing,
+        steps=setup.plan.steps,
+        teacher_weight=config.teacher_weight,
+        # Not before the cut: while masks move, an average of weights is of no network at all.
+        taught_by_average=config.teacher == AVERAGE and bool(progress.keep_counts),
+        epsilon_steps=setup.plan.epsilon_steps,
+        ema=config.ema,
+        guarded=config.guard and progress.defense.stronger is not None,
+    )
+
+
+def _batches(config: Config, plan: Plan, images: int, epoch: int) -> np.ndarray:
+    """The epoch's image indices, (segments, steps, batch) int32: a permutation by seed and epoch.
+
+    What does not fill a batch or a segment is left to other epochs.
+    """
+    order = np.random.default_rng((config.seed, epoch)).permutation(images).astype(np.int32)
+    used = order[: plan.steps_per_epoch * config.batch_size]
+    return used.reshape(plan.segments, -1, config.batch_size)
+
+
+def some(setup: Setup, split: Split) -> Any:
+    """A few hundred images of a split, their labels and indices, split over the devices."""
+    devices = setup.mesh.size
+    count = min(max(FEW, devices), len(split)) // devices * devices
+    # Evenly spaced, since a user's images may be sorted by class.
+    indices = np.linspace(0, len(split) - 1, count).astype(np.int32)
+    few = split.take(indices)
+    return parallel.place((few.images, few.labels, indices), parallel.batch(setup.mesh))

@@ -46,16 +46,16 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy(logits, targets).mean()
 
 
-def kl_divergence(clean: jax.Array, other: jax.Array) -> jax.Array:
-    """Mean Kullback-Leibler divergence KL(softmax(clean) || softmax(other)).
+def kl_divergence(natural: jax.Array, other: jax.Array) -> jax.Array:
+    """Mean Kullback-Leibler divergence KL(softmax(natural) || softmax(other)).
 
     Args:
-        clean, other: (N, K) float logits; gradients flow into both.
+        natural, other: (N, K) float logits; gradients flow into both.
 
     Returns:
         () of the logits' dtype, at least 0 but for rounding.
     """
-    expected, found = jax.nn.log_softmax(clean), jax.nn.log_softmax(other)
+    expected, found = jax.nn.log_softmax(natural), jax.nn.log_softmax(other)
     return jnp.mean(jnp.sum(jnp.exp(expected) * (expected - found), axis=-1))
 
 

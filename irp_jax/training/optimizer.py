@@ -2,8 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-import jax.numpy as jnp
 import optax
+
+from irp_jax.config import Config
+from irp_jax.graph import ChannelGraph
+from irp_jax.training.methods import METHODS
+from irp_jax.training.plan import Plan
 
 
 def partitioned(
@@ -52,11 +56,7 @@ def one_cycle(peak: float, steps: int, warm_up: float = 0.4) -> optax.Schedule:
 
 def cosine(peak: float, steps: int) -> optax.Schedule:
     """Learning rate `peak` -> 0 along half a cosine (Loshchilov & Hutter 2017, equation 5)."""
-
-    def rate(step):
-        return 0.5 * peak * (1.0 + jnp.cos(jnp.pi * jnp.minimum(step / steps, 1.0)))
-
-    return rate
+    return optax.cosine_decay_schedule(peak, steps)
 
 
 def piecewise(peak: float, steps: int) -> optax.Schedule:
@@ -97,3 +97,21 @@ def restarted(
     peaks = [peak, *[peak * later] * (len(lengths) - 1)]
     cycles = [schedule(top, steps) for top, steps in zip(peaks, lengths, strict=True)]
     return optax.join_schedules(cycles, list(starts[1:]))
+
+
+def build(
+    config: Config, plan: Plan, graph: ChannelGraph, frozen: bool
+) -> optax.GradientTransformation:
+    """SGD with momentum on the weights; on the masks the method's rule, or nothing once frozen."""
+    method = METHODS[config.method]
+    starts = [epoch * plan.steps_per_epoch for epoch in plan.stages]
+    schedule = SCHEDULES[config.schedule]
+    rate = restarted(schedule, config.learning_rate, starts, plan.steps, config.restart_rate)
+    weights = optax.chain(
+        optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
+        optax.identity() if frozen else method.pull(config, plan, graph),
+        optax.add_decayed_weights(config.weight_decay),
+        optax.sgd(rate, momentum=0.9),
+    )
+    rule = optax.set_to_zero() if frozen else method.rule(config, plan, graph)
+    return partitioned(weights, rule)

@@ -5,7 +5,7 @@ an epoch or from the start of training, while accuracy under several steps is ne
 Rice & Kolter 2020, section 5.4; Andriushchenko & Flammarion 2020). So accuracy under several steps
 is measured on training images at the end of every compiled segment. When it is less than half of
 accuracy under the attack trained on and not rising, more images than a probe has are attacked; if
-it is so there too, the run goes back to the last sound state, and on with a stronger defence
+it is so there too, the run goes back to the last sound state, and on with a stronger defense
 (`guard.retreat`).
 """
 
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from irp_jax.attacks import LogitsFn, Threat, cross_entropy
-from irp_jax.attacks.batch import starts, step
+from irp_jax.attacks.ascent import starts, step
 
 IMAGES = 64
 """A segment's last images are attacked: 3 % of the work of 50 steps of N-FGSM in batches of 128."""

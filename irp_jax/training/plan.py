@@ -1,6 +1,21 @@
-"""What is settled of a run before its first step."""
+"""The plan of a run: when things happen, and what may be left, settled before the first step."""
 
 import dataclasses
+import math
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from irp_jax.attacks import Threat
+from irp_jax.config import PARENT, Config, parse_budget, parse_channels
+from irp_jax.errors import UserError, unknown
+from irp_jax.graph import ChannelGraph
+from irp_jax.pruning import cost, masks
+
+SEGMENT = 50
+"""Steps of one compiled call, at most."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,3 +59,125 @@ class Plan:
     def freeze_step(self) -> int:
         """Steps taken when masks are frozen."""
         return self.freeze_epoch * self.steps_per_epoch
+
+
+class Timed(Protocol):
+    """What a plan asks of a pruning method: see `methods.Method`."""
+
+    def least(self, graph: ChannelGraph, granularity: masks.Granularity) -> dict[str, int]: ...
+    def stages(self, config: Config) -> tuple[int, ...]: ...
+    def freeze_epoch(self, config: Config) -> int: ...
+
+
+def make_plan(config: Config, method: Timed, graph: ChannelGraph, images: int) -> Plan:
+    """Schedules a run.
+
+    Args:
+        config: of the run.
+        method: of the run, in `methods.METHODS`.
+        graph: of the dense network.
+        images: in the training split.
+
+    Raises:
+        UserError: the batch is larger than the split, the network has nothing to prune, the budget
+            cannot be met, the channels given are not the network's or over the budget, or there are
+            more steps than can be counted.
+    """
+    if config.batch_size > images:
+        raise UserError(
+            f"batch size {config.batch_size} is larger than the {images} training images: "
+            f"give --batch-size={images} or less"
+        )
+    epochs = config.epochs
+    amount, absolute = parse_budget(config.budget)
+    kind, granularity = config.cost, config.granularity
+    if not masks.units(graph, granularity):
+        kept = "; ".join(f"{whole.name}: {whole.reason}" for whole in graph.whole[:3])
+        raise UserError(
+            f"{config.model} has nothing to prune: all its channels are kept whole ({kept}): see "
+            f"bin/describe"
+        )
+    dense = cost.total(graph).of(kind)
+    least = cost.total(graph, method.least(graph, granularity)).of(kind)
+    # 0.29 of 100 is 28.999999999999996.
+    limit = math.floor(round(amount if absolute else amount * dense, 6))
+    if limit < least:
+        share = f"{math.ceil(least / dense * 1e4) / 1e4:g}"
+        possible = f"{math.ceil(least / 10) / 100:.2f}k" if absolute else share
+        narrow = f"; --width={config.width:g} leaves it little to prune" if config.width < 1 else ""
+        raise UserError(
+            f"budget {config.budget} is below what this network can be pruned to: "
+            f"the least possible is {possible} ({least:,} of {dense:,} {kind}){narrow}"
+        )
+    if limit > dense:
+        raise UserError(
+            f"budget {config.budget} is more than the whole network: it has {dense:,} {kind}"
+        )
+    _check_channels(config, graph, limit)
+    stages = method.stages(config)
+    first = stages[1] if len(stages) > 1 else epochs
+    steps = images // config.batch_size
+    shortest = math.ceil(steps / SEGMENT)
+    segments = min(range(shortest, 2 * shortest + 1), key=lambda count: (steps % count, count))
+    steps_per_epoch = steps // segments * segments
+    if epochs * steps_per_epoch >= 2**31:  # they are counted in int32
+        most = (2**31 - 1) // steps_per_epoch
+        raise UserError(f"--epochs={epochs} are too many to count: give {most} or fewer")
+    return Plan(
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        segments=segments,
+        freeze_epoch=method.freeze_epoch(config),
+        limit=limit,
+        target=limit if absolute else amount,
+        ratio=limit / dense,
+        stages=stages,
+        reinit=config.reinit and config.method == "lagrangian",
+        parent_epoch=stages[1] if config.teacher == PARENT else None,
+        epsilon_steps=round(config.epsilon_warmup * first * steps_per_epoch),
+    )
+
+
+def _check_channels(config: Config, graph: ChannelGraph, limit: int) -> None:
+    given, sizes = parse_channels(config.channels), graph.groups
+    for name, count in given.items():
+        if name not in sizes:
+            raise unknown("channel group", name, sizes)
+        if count > sizes[name]:
+            raise UserError(
+                f"--channels: {name} has {sizes[name]} channels, got {count}: give the model and "
+                f"--width of the run they are from"
+            )
+    if given and (missing := [name for name in sizes if name not in given]):
+        raise UserError(
+            f"--channels must name every channel group of {config.model}: give also "
+            f"{', '.join(missing)}"
+        )
+    spent = cost.total(graph, given).of(config.cost)
+    if given and spent > limit:
+        raise UserError(
+            f"--channels leave {spent:,} {config.cost}, more than the budget {config.budget} "
+            f"({limit:,}): give --budget={math.ceil(spent / 10) / 100:.2f}k or fewer channels"
+        )
+
+
+def threat_at(threat: Threat, step: jax.Array | np.ndarray | int, epsilon_steps: int) -> Threat:
+    """What the network is trained against at a step: the radius grows linearly.
+
+    At the full radius, training on attacks of one step may overfit to that step within the first
+    epoch (docs/design.md). A warm-up of the radius is from Qin et al. 2019 ("Adversarial robustness
+    through local linearization"). For training on attacks of many steps Pang et al. 2021 ("Bag of
+    tricks for adversarial training") found it to make no difference.
+
+    Args:
+        threat: what it shall be robust against in the end.
+        step: () int32, steps taken since the start of the run.
+        epsilon_steps: steps in which the radius grows; at 0 it is the full one throughout.
+
+    Returns:
+        The ball of radius epsilon * min(1, (step + 1) / epsilon_steps), which is never empty.
+    """
+    if not epsilon_steps:
+        return threat
+    share = jnp.minimum(1.0, (step + 1) / epsilon_steps)
+    return dataclasses.replace(threat, epsilon=threat.epsilon * share)

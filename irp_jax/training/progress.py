@@ -1,9 +1,9 @@
-"""How far a run has come: starting, resuming, saving."""
+"""How far a run has come: starting, resuming, saving, and telling of it."""
 
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -17,12 +17,25 @@ from irp_jax.graph import ChannelGraph
 from irp_jax.network import Network, network_params
 from irp_jax.pruning import sparse
 from irp_jax.traced import TracedModel
-from irp_jax.training import defenses, phases
+from irp_jax.training import defenses
 from irp_jax.training.defenses import Choice
 from irp_jax.training.divergence import Descent
 from irp_jax.training.overfitting import Health
 from irp_jax.training.plan import Plan
-from irp_jax.training.step import TrainState
+from irp_jax.training.state import TrainState, example_state, initial_state
+
+
+class Reporter(Protocol):
+    """Told how a run goes; `report.terminal.Terminal` is one."""
+
+    def note(self, message: str) -> None: ...
+    def begin(self, config: Config, plan: Plan, done: int) -> None: ...
+    def progress(self, steps: int, images_per_s: float, metrics: dict[str, float]) -> None: ...
+    def back_to(self, done: int) -> None: ...
+    def epoch(self, row: dict[str, Any]) -> None: ...
+    def attacking(self, name: str, robust: int) -> None: ...
+    def evaluating(self, done: int, total: int, robust: int) -> None: ...
+    def end(self, results: dict[str, Any]) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +77,7 @@ class Progress:
 
     Attributes:
         epoch: epochs completed.
-        kept: mask name -> units kept once masks are frozen, empty before.
+        keep_counts: mask name -> units kept once masks are frozen, empty before.
         seconds: it has taken, from loading the data on; not what a killed process did last.
         state: to go on from.
         defense: the one in force.
@@ -80,7 +93,7 @@ class Progress:
     """
 
     epoch: int
-    kept: dict[str, int]
+    keep_counts: dict[str, int]
     seconds: float
     state: TrainState
     defense: Choice
@@ -105,14 +118,14 @@ def start(setup: Setup) -> Progress:
     def init(key: jax.Array) -> TrainState:
         params, batch_stats = setup.model.init(key)
         variables = {"params": params, "batch_stats": batch_stats}
-        state = phases.initial_state(setup.config, setup.plan, setup.graph, variables)
+        state = initial_state(setup.config, setup.plan, setup.graph, variables)
         return dataclasses.replace(
             state, memory=memory_of(setup, defenses.build(wanted, setup.config), key)
         )
 
     return Progress(
         epoch=0,
-        kept={},
+        keep_counts={},
         seconds=0.0,
         state=init(jax.random.key(setup.config.seed)),
         defense=wanted,
@@ -146,11 +159,11 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
                 f"{workdir} holds checkpoints of a network with other layers: choose another "
                 f"--workdir"
             )
-        frozen, dense = bool(record["kept"]), None
+        frozen, dense = bool(record["keep_counts"]), None
         if record.get("parent"):
             dense = _example_parent(setup)
         network = network_params(setup.graph, network) | {"batch_stats": network["batch_stats"]}
-        state = phases.example_state(setup.config, setup.plan, setup.graph, network, frozen)
+        state = example_state(setup.config, setup.plan, setup.graph, network, frozen)
         defense = defenses.build(Choice(*record["defense"]), setup.config)
         memory = jax.eval_shape(lambda key: memory_of(setup, defense, key), jax.random.key(0))
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), memory)
@@ -175,7 +188,7 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
     record = saved.record
     return Progress(
         epoch=saved.epoch,
-        kept=record["kept"],
+        keep_counts=record["keep_counts"],
         seconds=record["seconds"],
         state=state,
         defense=Choice(*record["defense"]),
@@ -192,13 +205,13 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
 def save(setup: Setup, progress: Progress, workdir: Path) -> None:
     """Writes a checkpoint."""
     network = jax.device_get(progress.state.network)
-    if progress.kept and network["masks"]:
+    if progress.keep_counts and network["masks"]:
         weights = sparse.pack(network["weights"], network["masks"])
         network = {**network, "weights": weights, "masks": {}}
     record = {
         "identity": setup.identity,
-        "network": network_record(setup, progress.kept),
-        "kept": progress.kept,
+        "network": network_record(setup, progress.keep_counts),
+        "keep_counts": progress.keep_counts,
         "seconds": progress.seconds,
         "defense": list(progress.defense),
         "passes": progress.passes,
@@ -213,7 +226,7 @@ def save(setup: Setup, progress: Progress, workdir: Path) -> None:
     checkpoint.save(workdir / "checkpoints", progress.epoch, network, training, record)
 
 
-def network_record(setup: Setup, kept: dict[str, int]) -> dict[str, Any]:
+def network_record(setup: Setup, keep_counts: dict[str, int]) -> dict[str, Any]:
     """What is needed to use the network: see `network.RECORD`."""
     config = setup.config
     return {
@@ -222,8 +235,8 @@ def network_record(setup: Setup, kept: dict[str, int]) -> dict[str, Any]:
         "image_shape": list(setup.dataset.image_shape),
         "groups": dict(setup.graph.groups),
         "fingerprint": setup.graph.fingerprint,
-        "kept": kept,
-        "regularity": config.regularity,
+        "keep_counts": keep_counts,
+        "granularity": config.granularity,
         "trained": {
             "dataset": config.dataset,
             "data_dir": config.data_dir,
@@ -257,7 +270,7 @@ def _besides(state: TrainState, parent: dict[str, Any] | None) -> dict[str, Any]
 
 
 def memory_of(setup: Setup, defense: defenses.Defense, key: jax.Array) -> Any:
-    """What a defence remembers of every training image before its first step."""
+    """What a defense remembers of every training image before its first step."""
     # A number that no step has, so that no other draw has this key.
     own = jax.random.fold_in(key, 2**32 - 1)
     return defense.memory(own, len(setup.dataset.train), setup.dataset.image_shape)

@@ -3,11 +3,9 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -16,40 +14,13 @@ from irp_jax.attacks import Threat
 from irp_jax.data.augment import Augmentation, augment_each, to_float, view_keys
 from irp_jax.graph import ChannelGraph
 from irp_jax.pruning import cost, masks
-from irp_jax.training import average, overfitting
-from irp_jax.training.curriculum import threat_at
+from irp_jax.training import overfitting
 from irp_jax.training.defenses import Batch, Defense, recall
 from irp_jax.training.losses import cross_entropy
+from irp_jax.training.plan import threat_at
+from irp_jax.training.state import TrainState, update_average
 
 Metrics = dict[str, jax.Array]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """What training carries from step to step.
-
-    Attributes:
-        step: () int32, steps taken since the start of the run.
-        params: {"weights": name -> array of the network, "masks": mask name -> logits}.
-        batch_stats: name -> array, what else the network carries: running statistics of its norms.
-        optimizer: state of the optax optimiser.
-        average: {"weights", "batch_stats"}, their moving average; None where none is kept.
-        memory: what the defence remembers of every training image; None where that is nothing.
-    """
-
-    step: jax.Array | np.ndarray
-    params: dict[str, Any]
-    batch_stats: Any
-    optimizer: Any
-    average: Any = None
-    memory: Any = None
-
-    @property
-    def network(self) -> dict[str, Any]:
-        """{"weights", "masks", "batch_stats"} of the network that is put to use."""
-        live = {"weights": self.params["weights"], "batch_stats": self.batch_stats}
-        return {**(self.average or live), "masks": self.params["masks"]}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,7 +95,7 @@ def train_step(
         taught: (N, K) float32, a teacher's probabilities of that view; None without a teacher.
 
     Returns:
-        The state after it, and scalars: the defence's loss; cross-entropy and accuracy
+        The state after it, and scalars: the defense's loss; cross-entropy and accuracy
         ("train_accuracy") on the adversarial images of this batch, whatever the attack; cost ratio.
     """
     # A step's keys depend on the run's and its number alone, so a resumed run repeats itself.
@@ -164,14 +135,16 @@ def train_step(
     (loss, trained), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
-    kept = masks.kept(masks.gates(params["masks"]))
+    keep_counts = masks.keep_counts(masks.gates(params["masks"]))
     # Of the labels, whoever teaches: the guard compares it from epoch to epoch.
     hard = batch._replace(taught=None).targets(trained.logits)
     metrics = {
         "loss": loss,
         "cross_entropy": cross_entropy(trained.logits, hard),
         "train_accuracy": jnp.mean(trained.logits.argmax(-1) == labels, dtype=jnp.float32),
-        "cost_ratio": jnp.asarray(cost.ratio(recipe.graph, recipe.cost_kind, kept), jnp.float32),
+        "cost_ratio": jnp.asarray(
+            cost.ratio(recipe.graph, recipe.cost_kind, keep_counts), jnp.float32
+        ),
     }
     latest = {"weights": params["weights"], "batch_stats": trained.batch_stats}
     after = TrainState(
@@ -179,7 +152,7 @@ def train_step(
         params=params,
         batch_stats=trained.batch_stats,
         optimizer=optimizer_state,
-        average=average.follow(state.average, latest, state.step, recipe.ema),
+        average=update_average(state.average, latest, state.step, recipe.ema),
         memory=store(perturbed.memory),
     )
     return after, metrics

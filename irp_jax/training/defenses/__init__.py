@@ -4,7 +4,6 @@ import dataclasses
 
 from irp_jax.config import SETTINGS_OF, Config
 from irp_jax.training.defenses.choice import MANY_STEPS, Choice
-from irp_jax.training.defenses.clean import Clean
 from irp_jax.training.defenses.consistency import Consistency
 from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
 from irp_jax.training.defenses.fast import Fast
@@ -12,13 +11,14 @@ from irp_jax.training.defenses.gat import Gat
 from irp_jax.training.defenses.gradalign import GradAlign
 from irp_jax.training.defenses.memory import recall
 from irp_jax.training.defenses.mep import Mep
+from irp_jax.training.defenses.none import NoDefense
 from irp_jax.training.defenses.pgd import Pgd
 from irp_jax.training.defenses.trades import Trades
 
 DEFENSES: dict[str, Defense] = {
     defense.name: defense
     for defense in (
-        Clean(),
+        NoDefense(),
         Fast(name="fgsm"),
         Fast(name="fgsm-rs"),
         Fast(name="n-fgsm"),
@@ -34,7 +34,7 @@ DEFENSES: dict[str, Defense] = {
 
 
 def build(choice: Choice, config: Config) -> Defense:
-    """The defence that was chosen, with those settings of a run that it has.
+    """The defense that was chosen, with those settings of a run that it has.
 
     A setting that is None is the paper's.
     """
@@ -55,7 +55,7 @@ FIELDS = {
     ("gat", "robustness_weight"): "weight",
     ("gat", "robustness_rise"): "rise",
 }
-"""Defence, setting of a run -> field, where that has another name."""
+"""Defense, setting of a run -> field, where that has another name."""
 
 
 __all__ = [
@@ -63,7 +63,6 @@ __all__ = [
     "MANY_STEPS",
     "Batch",
     "Choice",
-    "Clean",
     "Consistency",
     "Defense",
     "Fast",
@@ -71,6 +70,7 @@ __all__ = [
     "Gat",
     "GradAlign",
     "Mep",
+    "NoDefense",
     "Perturbed",
     "Pgd",
     "Trades",

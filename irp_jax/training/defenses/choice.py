@@ -1,13 +1,13 @@
-"""Which defence a run trains with, as it is named, saved and reported."""
+"""Which defense a run trains with, as it is named, saved and reported."""
 
 from typing import NamedTuple
 
 MANY_STEPS = ("pgd", "trades")
-"""Defences that take as many gradient steps as they are told to."""
+"""Defenses that take as many gradient steps as they are told to."""
 
 
 class Choice(NamedTuple):
-    """A defence by its name.
+    """A defense by its name.
 
     Attributes:
         name: in `DEFENSES`.
@@ -26,7 +26,7 @@ class Choice(NamedTuple):
 
         Attacks of three steps, which have to be fooled all at once; then of ten. Not N-FGSM after
         FGSM, though it would cost the same: where the radius is large its noise, of twice the
-        radius, hides what is to be learnt. Nothing after no defence: none was wanted.
+        radius, hides what is to be learnt. Nothing after no defense: none was wanted.
         """
         if self.name == "none":
             return None

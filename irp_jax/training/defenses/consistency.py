@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from irp_jax.attacks import FAST_ATTACKS, LogitsFn
-from irp_jax.attacks.batch import input_gradient, starts, step
+from irp_jax.attacks.ascent import input_gradient, starts, step
 from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
 from irp_jax.training.losses import cross_entropy, squared_distance
 

@@ -1,4 +1,4 @@
-"""What every defence has: a way to perturb a batch, and a loss to descend on what comes out."""
+"""What every defense has: a way to perturb a batch, and a loss to descend on what comes out."""
 
 import abc
 import dataclasses
@@ -54,7 +54,7 @@ class Perturbed(NamedTuple):
 
     Attributes:
         adversarial: (N, H, W, C) float32 in [0, 1], where the attack ended.
-        reference: what else this defence's loss needs; None where that is nothing.
+        reference: what else this defense's loss needs; None where that is nothing.
         memory: what is to be remembered of these images, in the structure it was given.
     """
 
@@ -69,7 +69,7 @@ class Trained(NamedTuple):
     Attributes:
         logits: (N, K), of the adversarial images.
         batch_stats: running statistics after it. What the attack makes of the batch is not part of
-            them; the authors' codes of one-step defences run it through the norms in training mode,
+            them; the authors' codes of one-step defenses run it through the norms in training mode,
             so that about half of their running statistics is of its start.
     """
 

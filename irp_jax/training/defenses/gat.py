@@ -1,4 +1,4 @@
-"""Training on clean images whose answers are held to those of perturbed ones."""
+"""Training on natural images whose answers are held to those of perturbed ones."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from irp_jax.attacks import LogitsFn, clip_to_box
-from irp_jax.attacks.batch import step
+from irp_jax.attacks.ascent import step
 from irp_jax.training.defenses.adversarial import both
 from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
 from irp_jax.training.losses import cross_entropy
@@ -17,7 +17,7 @@ LATE = 0.85
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gat(Defense):
-    """CE(clean) + weight |p(clean) - p(perturbed)|^2, p being probabilities.
+    """CE(natural) + weight |p(natural) - p(perturbed)|^2, p being probabilities.
 
     Guided adversarial training (Sriramanan et al. 2020, section 4 and algorithm 1), with the
     settings of the authors' code for CIFAR-10 (github.com/val-iisc/GAMA-GAT). The attack starts at
@@ -38,7 +38,7 @@ class Gat(Defense):
 
     @property
     def passes(self) -> float:
-        """One for the attack, two to learn from both images. The attack's clean answer is that of
+        """One for the attack, two to learn from both images. The attack's natural answer is that of
         the loss, and the compiler computes it once.
         """
         return 3.0
@@ -46,12 +46,12 @@ class Gat(Defense):
     def perturb(self, logits_fn: LogitsFn, batch: Batch) -> Perturbed:
         """See the class."""
         images, labels, threat = batch.images, batch.labels, batch.threat
-        clean = logits_fn(images)
+        natural = logits_fn(images)
         guided = self.weight_at(batch) * jnp.asarray(batch.step % 2, jnp.float32)
 
         def total(current: jax.Array) -> jax.Array:
             logits = logits_fn(current)
-            loss = cross_entropy(logits, labels) + guided * apart(clean, logits)
+            loss = cross_entropy(logits, labels) + guided * apart(natural, logits)
             return images.shape[0] * loss
 
         corners = jnp.where(jax.random.bernoulli(batch.key, shape=images.shape), 0.5, -0.5)
@@ -62,10 +62,10 @@ class Gat(Defense):
     def loss(
         self, forward: Forward, batch: Batch, perturbed: Perturbed
     ) -> tuple[jax.Array, Trained]:
-        """See the class; the running statistics follow clean and perturbed images alike."""
-        clean, trained = both(forward, batch, perturbed)
-        distance = apart(clean, trained.logits)
-        loss = cross_entropy(clean, batch.targets(clean)) + self.weight_at(batch) * distance
+        """See the class; the running statistics follow natural and perturbed images alike."""
+        natural, trained = both(forward, batch, perturbed)
+        distance = apart(natural, trained.logits)
+        loss = cross_entropy(natural, batch.targets(natural)) + self.weight_at(batch) * distance
         return loss, trained
 
     def weight_at(self, batch: Batch) -> jax.Array:
@@ -73,7 +73,7 @@ class Gat(Defense):
         return self.weight * jnp.where(batch.done >= LATE, self.rise, 1.0)
 
 
-def apart(clean: jax.Array, other: jax.Array) -> jax.Array:
+def apart(natural: jax.Array, other: jax.Array) -> jax.Array:
     """Squared distance of the probabilities of two (N, K) arrays of logits, mean over images."""
-    difference = jax.nn.softmax(clean) - jax.nn.softmax(other)
+    difference = jax.nn.softmax(natural) - jax.nn.softmax(other)
     return jnp.mean(jnp.sum(jnp.square(difference), axis=-1))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from irp_jax.attacks import LogitsFn
-from irp_jax.attacks.batch import input_gradient, starts, step
+from irp_jax.attacks.ascent import input_gradient, starts, step
 from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
 from irp_jax.training.losses import cross_entropy
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from irp_jax.attacks import LogitsFn, clip_to_box
-from irp_jax.attacks.batch import input_gradient, step
+from irp_jax.attacks.ascent import input_gradient, step
 from irp_jax.training.defenses.consistency import consistent
 from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
 

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from irp_jax.attacks import FAST_ATTACKS, STEP_RATIO, LogitsFn
-from irp_jax.attacks.batch import ascend, input_gradient, starts
+from irp_jax.attacks.ascent import ascend, input_gradient, starts
 from irp_jax.training.defenses.adversarial import Adversarial
 from irp_jax.training.defenses.defense import Batch, Perturbed
 

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from irp_jax.attacks import LogitsFn, clip_to_box
-from irp_jax.attacks.batch import ascend
+from irp_jax.attacks.ascent import ascend
 from irp_jax.training.defenses.adversarial import both
 from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
 from irp_jax.training.defenses.pgd import length
@@ -14,7 +14,7 @@ from irp_jax.training.losses import cross_entropy, kl_divergence
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trades(Defense):
-    """CE(clean) + beta KL(clean || adversarial) (Zhang et al. 2019, algorithm 1).
+    """CE(natural) + beta KL(natural || adversarial) (Zhang et al. 2019, algorithm 1).
 
     The attack climbs the same divergence. It starts beside the image, since at the image itself
     the divergence has its minimum and no gradient. The authors' code attacks in inference mode;
@@ -39,11 +39,11 @@ class Trades(Defense):
     def perturb(self, logits_fn: LogitsFn, batch: Batch) -> Perturbed:
         """See `Defense`."""
         images = batch.images
-        clean = logits_fn(images)
+        natural = logits_fn(images)
         noise = jax.random.normal(batch.key, images.shape, images.dtype)
 
         def total(current: jax.Array) -> jax.Array:
-            return images.shape[0] * kl_divergence(clean, logits_fn(current))
+            return images.shape[0] * kl_divergence(natural, logits_fn(current))
 
         start = clip_to_box(images + self.start_deviation * noise)
         far = length(self.steps)
@@ -54,7 +54,7 @@ class Trades(Defense):
     def loss(
         self, forward: Forward, batch: Batch, perturbed: Perturbed
     ) -> tuple[jax.Array, Trained]:
-        """Both terms; the running statistics follow clean and adversarial images alike."""
-        clean, trained = both(forward, batch, perturbed)
-        entropy = cross_entropy(clean, batch.targets(clean))
-        return entropy + self.beta * kl_divergence(clean, trained.logits), trained
+        """Both terms; the running statistics follow natural and adversarial images alike."""
+        natural, trained = both(forward, batch, perturbed)
+        entropy = cross_entropy(natural, batch.targets(natural))
+        return entropy + self.beta * kl_divergence(natural, trained.logits), trained

@@ -1,0 +1,228 @@
+"""Attacks a network and reports how robust it is."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.tree_util import Partial
+
+from irp_jax import parallel
+from irp_jax.attacks import inputs, sanity, state
+from irp_jax.attacks.attack import Attack
+from irp_jax.attacks.losses import LogitsFn, margin
+from irp_jax.attacks.runner import Callbacks, run_attacks
+from irp_jax.attacks.square import Square
+from irp_jax.attacks.state import EvaluationState
+from irp_jax.attacks.threat import Threat, check_epsilon, distance
+from irp_jax.errors import UserError
+
+KNOWN_BY = 8
+"""Images by whose gradients a state file knows its network."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class AttackReport:
+    """What attacks found out about a network.
+
+    Attributes:
+        natural: fraction of images classified correctly as they are.
+        accuracy: attack name -> fraction still classified correctly after it and all before it.
+        adversarial: (N, H, W, C) float32 in [0, 1], within epsilon of the natural images: the
+            adversarial example where one was found, confirmed by a second look; else the natural
+            image.
+        is_robust: (N,) bool, images classified correctly after every attack.
+        broken_by: (N,) the attack's name, "natural" for those wrong as they are, "" if robust.
+        seconds: attack name -> wall time, compilation included.
+        warnings: one line for each reason to doubt the figures, with what to do about it.
+    """
+
+    natural: float
+    accuracy: Mapping[str, float]
+    adversarial: np.ndarray
+    is_robust: np.ndarray
+    broken_by: np.ndarray
+    seconds: Mapping[str, float]
+    warnings: tuple[str, ...]
+
+    @property
+    def robust(self) -> float:
+        """Fraction of images that no attack broke: the worst case over all attacks."""
+        return float(self.is_robust.mean())
+
+
+def evaluate(
+    logits_fn: LogitsFn,
+    images: Any,
+    labels: Any,
+    attacks: Sequence[Attack],
+    *,
+    threat: Threat,
+    seed: int = 0,
+    batch_size: int = 256,
+    mesh: Mesh | None = None,
+    sanity_checks: bool = True,
+    callbacks: Callbacks | None = None,
+    known: AttackReport | None = None,
+    known_robust: np.ndarray | None = None,
+    state_file: str | Path | None = None,
+) -> AttackReport:
+    """Runs attacks one after another, each on the images that are robust to those before it.
+
+    Args:
+        logits_fn: any JAX function images (B, H, W, C) float32 -> logits (B, K), each row of which
+            depends on its own image alone (inference mode). A function is compiled anew in every
+            call; give a `jax.tree_util.Partial` of a function and its variables to compile once for
+            many calls and sets of variables.
+        images: (N, H, W, C), uint8 or float in [0, 1].
+        labels: (N,) integers in [0, K).
+        attacks: in order, with different names; none at all measures natural accuracy.
+        threat: the ball, for instance `attacks.linf(8 / 255)`.
+        seed: of every draw. The result is the same for every batch size and number of devices, to
+            the rounding of the network.
+        batch_size: images attacked at once; memory grows with it.
+        mesh: devices, over whose axis "data" batches are split; one device if None.
+        sanity_checks: whether to look for signs that the result cannot be trusted (`sanity`).
+        callbacks: called with progress and warnings.
+        known: what was found for the same network and images in a smaller ball. What was broken
+            there is broken here, and is not attacked again.
+        known_robust: (N,) bool, images that are known to be robust to the attack (a single one):
+            they are not attacked, and count as right if they are right as they are.
+        state_file: .npz file in which the state is kept; the same call goes on from it after an
+            interruption, to the identical result, and returns at once when all was done.
+
+    Raises:
+        UserError: images, labels, logits or settings that cannot be meant; one line that names the
+            value and what to give instead.
+    """
+    callbacks = callbacks or Callbacks()
+    inputs.check_call(attacks, threat, seed)
+    names = [attack.name for attack in attacks]
+    if len(set(names)) < len(names):
+        raise UserError(f"attacks must have different names, got {', '.join(names)}")
+    images, labels = inputs.check_set(images, labels)
+    batch_size = inputs.check_batch_size(batch_size, 1 if mesh is None else mesh.size, len(images))
+    check_epsilon(threat.norm, float(threat.epsilon))
+    network = inputs.as_network(logits_fn)
+    inputs.check_network(network, (batch_size, *images.shape[1:]))
+    logits = predict(network, images, batch_size=batch_size, mesh=mesh)
+    inputs.check_logits(logits, labels)
+    warnings: list[str] = []
+
+    def warn(message: str) -> None:
+        if message not in warnings:
+            warnings.append(message)
+            callbacks.warn(message)
+
+    if sanity_checks:
+        some = slice(0, batch_size)
+        averaged = bool(attacks) and all(getattr(each, "eot", 1) > 1 for each in attacks)
+        blind = all(isinstance(each, Square) for each in attacks)
+        sanity.before(
+            network, images[some], labels[some], logits[some],
+            averaged=averaged, blind=blind, warn=warn,
+        )  # fmt: skip
+    right = logits.argmax(-1) == labels
+    at = _begin(images, right, threat, known)
+    if known_robust is not None:
+        if len(attacks) != 1 or np.shape(known_robust) != (len(images),):
+            raise UserError(
+                f"known_robust is ({len(images)},) bool for a single attack, got shape "
+                f"{np.shape(known_robust)} and {len(attacks)} attacks"
+            )
+        survived = np.where(known_robust, attacks[0].trials(logits.shape[-1]), 0)
+        at = dataclasses.replace(at, trials=survived.astype(np.int32))
+    save: Callable[[EvaluationState], None] = _forget
+    saved = None
+    if state_file is not None:
+        path = Path(state_file)
+        without = () if known_robust is None else (np.flatnonzero(known_robust).tolist(),)
+        name = state.identity(images, labels, (*attacks, threat, seed, *without))
+        answers = state.Answers(logits, _slopes(network, images, labels))
+        saved = state.read(path, name, answers)
+
+        def save(at: EvaluationState) -> None:
+            state.write(path, at, name, answers)
+
+    at = run_attacks(
+        network, images, labels, logits, saved or at, attacks, threat,
+        seed=seed, batch_size=batch_size, mesh=mesh,
+        callbacks=dataclasses.replace(callbacks, warn=warn), save=save,
+    )  # fmt: skip
+    after = (count / len(images) for count in at.robust_after)
+    accuracy = dict(zip(names, after, strict=True))
+    if sanity_checks:
+        sanity.after(accuracy, warn)
+    broken_by = np.array([*names, "natural"])[at.broken_by]
+    if known is not None:
+        broken_by = np.where(known.is_robust, broken_by, known.broken_by)
+    return AttackReport(
+        natural=float(right.mean()),
+        accuracy=accuracy,
+        adversarial=at.images,
+        is_robust=at.is_robust,
+        broken_by=np.where(at.is_robust, "", broken_by),
+        seconds=dict(zip(names, at.seconds, strict=True)),
+        warnings=tuple(warnings),
+    )
+
+
+def _slopes(network: Partial, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Gradients of the margin at a few images, (B, H, W, C); none where JAX has none."""
+    try:
+        return np.asarray(sanity.gradient(network, margin, images[:KNOWN_BY], labels[:KNOWN_BY]))
+    except (ValueError, TypeError, NotImplementedError):  # of a callback to Python
+        return np.zeros((0, *images.shape[1:]), np.float32)
+
+
+def _forget(at: EvaluationState) -> None:
+    """Keeps no state."""
+
+
+def _begin(
+    images: np.ndarray, right: np.ndarray, threat: Threat, known: AttackReport | None
+) -> EvaluationState:
+    """The state before the first attack, with what is known from a smaller ball."""
+    at = state.at_first(images, right)
+    if known is None:
+        return at
+    if known.adversarial.shape != images.shape:
+        raise UserError(
+            f"known is of images {known.adversarial.shape}, these are {images.shape}: leave it out"
+        )
+    far = np.asarray(_distances(threat, known.adversarial, images))
+    if far.max() > float(threat.epsilon) * (1 + 1e-4):
+        raise UserError(
+            f"known has images at distance {far.max():.4g}, beyond epsilon "
+            f"{float(threat.epsilon):.4g}: give what was found in a smaller ball"
+        )
+    return dataclasses.replace(
+        at, is_robust=at.is_robust & known.is_robust, images=np.array(known.adversarial)
+    )
+
+
+@jax.jit
+def _distances(threat: Threat, perturbed: jax.Array, natural: jax.Array) -> jax.Array:
+    return jax.vmap(distance, (None, 0, 0))(threat, perturbed, natural)
+
+
+def predict(
+    network: Partial, images: np.ndarray, *, batch_size: int, mesh: Mesh | None = None
+) -> np.ndarray:
+    """The logits of a whole set, (N, K) float32, in batches of one shape.
+
+    Args:
+        network: images (B, H, W, C) float32 -> (B, K).
+        images: (N, H, W, C) float32, N >= 1.
+        batch_size: a multiple of the number of devices.
+        mesh: devices to split each batch over.
+    """
+    sharding = None if mesh is None else parallel.batch(mesh)
+    found = []
+    for first in range(0, len(images), batch_size):
+        rows = np.minimum(np.arange(first, first + batch_size), len(images) - 1)
+        found.append(inputs.ask(network, jax.device_put(images[rows], sharding)))
+    return np.concatenate([np.asarray(part, np.float32) for part in found])[: len(images)]

@@ -1,0 +1,302 @@
+"""Trials on the devices: a batch of them is started, taken some steps further, and looked at.
+
+These are the only programs of an evaluation that are compiled: one of each kind for every attack,
+network and batch size.
+"""
+
+import functools
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.tree_util import Partial
+
+from irp_jax import parallel
+from irp_jax.attacks.attack import Attack, Problem, where
+from irp_jax.attacks.inputs import as_network
+from irp_jax.attacks.losses import LogitsFn, is_correct
+from irp_jax.attacks.threat import Threat, distance
+
+ROUNDING = 1e-5
+"""How far a sum of many pixels may be off in float32, relative to itself."""
+LAST_BIT = 2e-7
+"""How far a pixel may be off."""
+AHEAD = 8
+"""Steps that a loop in Python may be ahead of a CPU. XLA lets 32 programs be under way on a device
+and holds up a launch beyond that in one of its threads, of which there is one a core. If the others
+wait for that very device to join a sum, nothing moves, and after 40 s XLA ends the process."""
+FREE = -1
+"""Marks a slot without an image."""
+GRAIN = 4
+"""Batch sizes are multiples of a quarter of the full one, as each costs a compilation."""
+SMALLEST = 128
+"""With fewer slots than these, an attack has batches of one size only."""
+
+
+class Trials(NamedTuple):
+    """A batch of trials on the device: leading axis B on every leaf but the radius."""
+
+    problem: Problem
+    state: Any
+    number: jax.Array  # steps taken, int32
+    running: jax.Array  # bool
+
+
+class Outcome(NamedTuple):
+    """What trials have come to, leading axis B on every field.
+
+    Attributes:
+        claimed: bool, whether the attack says that the image fell.
+        confirmed: bool, whether it does when shown once more, inside the ball and the pixel box.
+        image: (B, H, W, C), the worst image found.
+        steps: int32, taken.
+    """
+
+    claimed: jax.Array
+    confirmed: jax.Array
+    image: jax.Array
+    steps: jax.Array
+
+
+def once(
+    logits_fn: LogitsFn,
+    attack: Attack,
+    images: jax.Array,
+    labels: jax.Array,
+    threat: Threat,
+    *,
+    key: jax.Array,
+) -> Any:
+    """One trial of an attack on each image of a batch, whatever its restarts; nothing is fetched.
+
+    It may be part of a larger program. Under `jax.jit` on a CPU its steps are written out one after
+    another (see `advance`), which takes long to compile if they are many.
+
+    Args:
+        logits_fn: the network.
+        attack: what to run.
+        images: (B, H, W, C) float32 in [0, 1].
+        labels: (B,) int32.
+        threat: the ball.
+        key: image i draws from `fold_in(key, i)`.
+
+    Returns:
+        The attack's final state; `.worst` is what it found, on the device.
+    """
+    network = as_network(logits_fn)
+    batch = begin(network, attack, images, labels, key, threat)
+    sharding = getattr(images, "sharding", None)  # under a trace it has none
+    if isinstance(sharding, NamedSharding):
+        # What is the same for all to begin with comes out on every device whole. Left so, the first
+        # of the steps would be a program of its own.
+        rows = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
+        batch = jax.device_put(without_threat(batch), rows)
+    batch = with_threat(batch, threat)
+    return advance(network, attack, batch, attack.steps).state
+
+
+def trial_key(key: jax.Array, index: jax.Array | int, number: jax.Array | int) -> jax.Array:
+    """The key of one image's one trial.
+
+    It depends on nothing else: not on the batch the image travels in, nor on the number of
+    devices, nor on which other images are still attacked.
+    """
+    return jax.random.fold_in(jax.random.fold_in(key, index), number)
+
+
+@jax.jit
+def trial_keys(key: jax.Array, rows: jax.Array, numbers: jax.Array) -> jax.Array:
+    return jax.vmap(trial_key, (None, 0, 0))(key, rows, numbers)
+
+
+@jax.jit
+def take(tree: Any, rows: jax.Array) -> Any:
+    return jax.tree.map(lambda leaf: leaf[rows], tree)
+
+
+def start(network: Partial, attack: Attack, problem: Problem) -> Trials:
+    state = attack.start(network, problem)
+    number = jnp.zeros_like(problem.number)
+    return Trials(problem, state, number, ~state.worst.is_adversarial & (number < attack.steps))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def restart(
+    network: Partial, attack: Attack, batch: Trials, problem: Problem, fresh: jax.Array
+) -> Trials:
+    """Runs of `problem` in the slots that are `fresh`, `batch` elsewhere."""
+    new = start(network, attack, problem)
+    merged = where(fresh, without_threat(new), without_threat(batch))
+    return merged._replace(problem=merged.problem._replace(threat=problem.threat))
+
+
+def without_threat(batch: Trials) -> Trials:
+    """What has one row a slot; the ball is one for all."""
+    return batch._replace(problem=batch.problem._replace(threat=None))  # type: ignore[arg-type]
+
+
+def with_threat(batch: Trials, threat: Threat) -> Trials:
+    """With the radius as the number it was given as.
+
+    What comes out of a compiled program has it as an array, which would call for another program.
+    """
+    return batch._replace(problem=batch.problem._replace(threat=threat))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def step(network: Partial, attack: Attack, batch: Trials) -> Trials:
+    problem, state, number, running = batch
+    new = attack.step(network, problem, state, number)
+    state, number = where(running, new, state), number + running.astype(jnp.int32)
+    return Trials(problem, state, number, ~state.worst.is_adversarial & (number < attack.steps))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def steps(network: Partial, attack: Attack, batch: Trials, count: jax.Array) -> Trials:
+    return jax.lax.fori_loop(0, count, lambda _, b: step(network, attack, b), batch)
+
+
+def advance(network: Partial, attack: Attack, batch: Trials, count: int) -> Trials:
+    """Takes `count` steps of the trials that are not over; the last `AHEAD` are not waited for.
+
+    On a CPU the loop is here and not in `lax`: XLA lays out the gradients of convolutions well
+    there only outside a loop, and is 8 to 25 times slower inside (jax-ml/jax issue 12868).
+    """
+    threat = batch.problem.threat
+    if jax.default_backend() != "cpu":
+        return with_threat(steps(network, attack, batch, jnp.int32(count)), threat)
+    for taken in range(1, count + 1):
+        batch = with_threat(step(network, attack, batch), threat)
+        if taken % AHEAD == 0:
+            jax.block_until_ready(batch.number)
+    return batch
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def begin(
+    network: Partial,
+    attack: Attack,
+    images: jax.Array,
+    labels: jax.Array,
+    key: jax.Array,
+    threat: Threat,
+) -> Trials:
+    logits = network(images).at[jnp.arange(len(labels)), labels].set(jnp.inf)
+    order = jnp.argsort(-logits, axis=-1, stable=True).astype(jnp.int32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(labels)))
+    problem = Problem(images, labels, order, jnp.zeros_like(labels), keys, threat)
+    return start(network, attack, problem)
+
+
+@jax.jit
+def outcome(network: Partial, batch: Trials) -> Outcome:
+    """Looks at what was found once more."""
+    problem, worst = batch.problem, batch.state.worst
+    is_adversarial = ~jax.vmap(is_correct)(network(worst.image), problem.label)
+    far = jax.vmap(distance, (None, 0, 0))(problem.threat, worst.image, problem.image)
+    epsilon = problem.threat.epsilon
+    near = far <= epsilon * (1 + ROUNDING) + LAST_BIT
+    inside = ((worst.image >= 0) & (worst.image <= 1)).all(axis=(1, 2, 3))
+    confirmed = worst.is_adversarial & is_adversarial & near & inside
+    return Outcome(worst.is_adversarial, confirmed, worst.image, batch.number)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def go_on(attack: Attack, batch: Trials, doubtful: jax.Array) -> Trials:
+    """Lets trials whose find was not confirmed look further."""
+    worst = batch.state.worst
+    nothing = worst._replace(
+        is_adversarial=jnp.zeros_like(worst.is_adversarial),
+        loss=jnp.full_like(worst.loss, -jnp.inf),
+    )
+    state = batch.state._replace(worst=where(doubtful, nothing, worst))
+    return batch._replace(
+        state=state, running=batch.running | (doubtful & (batch.number < attack.steps))
+    )
+
+
+class Slots(NamedTuple):
+    """What trials are made from. Makes batches of slots on the devices: fills, empties, moves them.
+
+    `held` says which image is in each slot: (B,) int64, `FREE` where there is none.
+
+    Attributes:
+        images: (N, H, W, C) float32 in [0, 1], natural.
+        labels: (N,) int32.
+        order: (N, K) int32, see `Problem`.
+        threat: the ball.
+        seed: of every draw.
+        size: number of slots, a multiple of the number of devices.
+        mesh: devices over whose axis "data" they are split; one device if None.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    order: np.ndarray
+    threat: Threat
+    seed: int
+    size: int
+    mesh: Mesh | None
+
+    @property
+    def _sharding(self) -> NamedSharding | None:
+        return None if self.mesh is None else parallel.batch(self.mesh)
+
+    def fitting(self, wanted: int) -> int:
+        """The smallest number of slots that takes so many trials in as few turns as the largest."""
+        if self.size < SMALLEST:
+            return self.size
+        devices = 1 if self.mesh is None else self.mesh.size
+        grain = -(-self.size // (GRAIN * devices)) * devices
+        turns = max(1, -(-wanted // self.size))
+        return min(self.size, max(1, -(-wanted // (turns * grain))) * grain)
+
+    def _problem(self, attack: Attack, rows: np.ndarray, numbers: np.ndarray) -> Problem:
+        """The trials `numbers` of the images `rows`, on the devices."""
+        image, label, order, row, number = jax.device_put(
+            (self.images[rows], self.labels[rows], self.order[rows], rows, numbers), self._sharding
+        )
+        salt = np.uint32(zlib.crc32(getattr(attack, "draws", attack.name).encode()))
+        key = jax.random.fold_in(jax.random.key(self.seed), salt)
+        return Problem(image, label, order, number, trial_keys(key, row, number), self.threat)
+
+    def fill(
+        self,
+        network: Partial,
+        attack: Attack,
+        batch: Trials | None,
+        held: np.ndarray,
+        filled: np.ndarray,
+        numbers: np.ndarray,
+    ) -> Trials:
+        """Starts a trial in some slots.
+
+        Args:
+            network, attack: of the trials.
+            batch: trials under way; None before the first.
+            held: the image in each slot, with the new ones.
+            filled: (F,) the slots to start in, at least one.
+            numbers: (N,) int32, the number of each image's next trial.
+        """
+        # Every slot gets an image, so that there is one shape; those not filled are dropped.
+        rows = np.where(held == FREE, held[filled[0]], held).astype(np.int32)
+        fresh = np.zeros(len(held), bool)
+        fresh[filled] = True
+        problem = self._problem(attack, rows, numbers[rows])
+        if batch is None:
+            shapes = jax.eval_shape(functools.partial(start, network, attack), problem)
+            blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.state)
+            blank = jax.device_put(blank, self._sharding)
+            batch = Trials(problem, blank, jnp.zeros_like(problem.number), problem.number < 0)
+        return with_threat(restart(network, attack, batch, problem, fresh), self.threat)
+
+    def gather(self, batch: Trials, held: np.ndarray, size: int) -> tuple[Trials, np.ndarray]:
+        """Moves the trials to the front of a smaller batch of `size` slots."""
+        rows = np.argsort(held == FREE, kind="stable")[:size]
+        smaller = take(without_threat(batch), rows)
+        if self.mesh is not None:
+            smaller = jax.device_put(smaller, self._sharding)
+        return with_threat(smaller, self.threat), held[rows]

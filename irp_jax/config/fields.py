@@ -1,0 +1,77 @@
+"""Fields of a config that know which values they may take."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from irp_jax.errors import UserError, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """The numbers a field may take.
+
+    Attributes:
+        low, high: the ends.
+        open_low, open_high: whether an end is left out. Infinity always is.
+    """
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high or self.high == math.inf else value <= self.high
+        return above and below  # so written, it refuses NaN too
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return "positive" if self.open_low and not self.low else f"at least {_said(self.low)}"
+        left, right = "[("[self.open_low], "])"[self.open_high]
+        return f"in {left}{_said(self.low)}, {_said(self.high)}{right}"
+
+
+def _said(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
+
+
+def positive(default: Any, most: float = math.inf) -> Any:
+    """A number above 0 and at most `most`; a default of None may stay None."""
+    return _field(default, interval=Interval(0, most, open_low=True))
+
+
+def at_least(low: float, default: Any, most: float = math.inf) -> Any:
+    """A number of at least `low` and at most `most`."""
+    return _field(default, interval=Interval(low, most))
+
+
+def share(default: float) -> Any:
+    """A number in [0, 1)."""
+    return _field(default, interval=Interval(0, 1, open_high=True))
+
+
+def one_of(options: Iterable[str], default: str) -> Any:
+    """One of some names."""
+    return _field(default, options=tuple(options))
+
+
+def _field(default: Any, **metadata: Any) -> Any:
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def check(config: Any) -> None:
+    """Holds every field of a dataclass against what it says of itself.
+
+    Raises:
+        UserError: names the first that does not fit and what to give instead.
+    """
+    for field in dataclasses.fields(config):
+        value, flag = getattr(config, field.name), "--" + field.name.replace("_", "-")
+        options, interval = (field.metadata.get(key) for key in ("options", "interval"))
+        if options and value not in options:
+            raise unknown(flag if field.name == "evaluate_on" else field.name, value, options)
+        if interval and value is not None and value not in interval:
+            raise UserError(f"{flag} must be {interval}, got {_said(value)}")

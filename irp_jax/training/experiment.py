@@ -1,0 +1,222 @@
+"""A run from its config to its results: load, train, freeze, train on, evaluate; resumable."""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+
+from irp_jax import attacks, checkpoint, data, evaluation, files, models, parallel, traced
+from irp_jax import config as configs
+from irp_jax import network as networks
+from irp_jax.config import Config
+from irp_jax.data import Dataset
+from irp_jax.errors import UserError
+from irp_jax.network import Network, cost_report, deployed, inference
+from irp_jax.pruning import cost
+from irp_jax.training import loop, teacher
+from irp_jax.training.methods import METHODS
+from irp_jax.training.plan import Plan, make_plan
+from irp_jax.training.progress import (
+    Progress,
+    Reporter,
+    Setup,
+    network_record,
+    resume,
+    start,
+)
+
+
+def run(
+    config: Config,
+    reporter: Reporter,
+    command: str,
+    *,
+    model: Any = None,
+    dataset: Dataset | None = None,
+    variables: Any = None,
+) -> dict[str, Any]:
+    """Trains, prunes, evaluates and saves.
+
+    Args:
+        config: what to do.
+        reporter: is told how it goes.
+        command: the user's command line, for results.json.
+        model: a network to train instead of the one that the config names: see `adapters.adapt`.
+        dataset: what to train on instead of the data set that the config names.
+        variables: weights for `model` to start from.
+
+    Returns:
+        What results.json holds. The network lies in `network` in the workdir.
+
+    Raises:
+        UserError: the run cannot be done as asked; nothing is written that was not complete.
+    """
+    began = time.monotonic()
+    config = dataclasses.replace(config, budget=str(config.budget))
+    given = {"model": model, "dataset": dataset}
+    configs.check(config, [name for name, value in given.items() if value is not None])
+    if jax.process_count() > 1:
+        raise UserError("training runs on the devices of one host: start it on one host alone")
+    workdir, identity = configs.workdir(config), configs.identity(config)
+    if dataset is None:
+        dataset = data.load(
+            config.dataset, data_dir=config.data_dir, validation_fraction=config.validation
+        )
+        notes = [*configs.unused(config), *_validation_given(config, dataset)]
+    else:
+        identity["dataset_sha256"], notes = data.digest(dataset), configs.unused(config)
+    if config.train_images:
+        dataset = data.limited(dataset, config.train_images)
+    if config.evaluate_on == "validation" and not len(dataset.validation):
+        raise UserError(
+            f"--evaluate-on=validation needs images held out, and --validation="
+            f"{config.validation:g} holds out none of {len(dataset.train):,}: give 0.1 for a tenth"
+        )
+    shape, classes = dataset.image_shape, dataset.num_classes
+    if model is None:
+        subject = traced.named(
+            config.model, config.width, shape, classes, config.seed, config.activation
+        )
+    else:
+        subject = traced.trace(model, shape, classes, variables=variables)
+    if model is not None or models.is_file(config.model):
+        identity["model_fingerprint"] = subject.fingerprint
+    taught_by = teacher.load(config, dataset, reporter.note)
+    if taught_by is not None:
+        identity["teacher_sha256"] = checkpoint.digest(taught_by.variables)
+    plan = make_plan(config, METHODS[config.method], subject.graph, len(dataset.train))
+    if config.granularity == "channel":
+        traced.check(subject)
+    if plan.reinit and not traced.is_drawn(subject):
+        raise UserError(
+            f"--reinit starts from new weights, and those of {subject.name} are given: leave it out"
+        )
+    setup = Setup(
+        config=config, identity=identity, plan=plan, dataset=dataset, model=subject,
+        apply=inference(subject.network),
+        mesh=parallel.mesh(parallel.usable_devices(config.batch_size)), teacher=taught_by,
+        held_out=data.split_digest(dataset.validation),
+    )  # fmt: skip
+    commit = files.commit()  # now: the files may change while this process runs on
+    with files.claim(workdir, identity):
+        finished = files.read_json(workdir / "results.json")
+        if finished is not None:
+            if not isinstance(finished, dict) or finished.get("identity") != identity:
+                raise UserError(
+                    f"{workdir / 'results.json'} is not of this run: move it away, or choose "
+                    f"another --workdir"
+                )
+            reporter.note(f"{workdir} is finished: showing its results")
+            reporter.end(finished)
+            return finished
+        reporter.note(f"run in {workdir}")
+        for line in [*notes, *_kept_whole(subject), *_young(plan)]:
+            reporter.note(line)
+        progress = resume(setup, workdir, reporter.note)  # refuses checkpoints of another run
+        everything = {"identity": identity, "settings": configs.settings(config)}
+        files.write_json(workdir / "config.json", everything)
+        progress = progress or start(setup)
+        progress = progress.after(time.monotonic() - began)
+        progress = loop.train(setup, progress, workdir, reporter)
+        trained = _network(setup, progress, workdir)
+        results = _evaluate(setup, progress, trained, reporter) | {
+            "environment": parallel.describe(),
+            "command": command,
+            "commit": commit,
+            "layers": cost.table(setup.graph, progress.keep_counts),
+            "history": trained.history,
+        }
+        networks.save(trained, workdir / "network")
+        files.write_json(workdir / "results.json", results)
+    reporter.end(results)
+    return results
+
+
+def _validation_given(config: Config, dataset: data.Dataset) -> list[str]:
+    """What to say where a share is asked for, and the user's file brings its own images."""
+    count = len(dataset.validation)
+    drawn = data.validation_size(config.validation, len(dataset.train) + count)
+    if config.validation == configs.suited(config.dataset).validation or count == drawn:
+        return []
+    return [f"--validation changes nothing: {config.dataset} has {count} images held out already"]
+
+
+def _young(plan: Plan) -> list[str]:
+    """What to say of a parent that has little time to learn."""
+    if plan.parent_epoch is None or plan.parent_epoch >= 0.1 * plan.epochs:
+        return []
+    return [
+        f"the teacher is what the dense network is after {plan.parent_epoch} of {plan.epochs} "
+        f"epochs, which is little: --prune-start=0.2 --prune-stop=0.3 would give it more"
+    ]
+
+
+def _kept_whole(subject: traced.TracedModel) -> list[str]:
+    """What to say of layers that cannot be pruned, but for the logits."""
+    kept = [whole for whole in subject.graph.whole if whole.reason != "the logits"]
+    lines = [f"{w.name}: {w.channels} channels kept whole ({w.reason})" for w in kept[:3]]
+    more = [f"and {len(kept) - 3} layers more: see bin/describe"] if kept[3:] else []
+    return lines + more
+
+
+# ---- the final number ------------------------------------------------------------------------
+
+
+def _network(setup: Setup, progress: Progress, workdir: Any) -> Network:
+    """The trained network."""
+    state = progress.state.network
+    variables = jax.device_get(deployed(setup.graph, state, state["batch_stats"]))
+    record = network_record(setup, progress.keep_counts)
+    return Network(
+        apply=setup.apply,
+        variables=variables,
+        record=networks.described(record, setup.graph, progress.keep_counts, progress.epoch),
+        history=files.read_log(workdir / "metrics.jsonl"),
+    )
+
+
+def _evaluate(
+    setup: Setup, progress: Progress, trained: Network, reporter: Reporter
+) -> dict[str, Any]:
+    """Natural and PGD accuracy of the deployed network, and the run's facts."""
+    config = setup.config
+    spec = evaluation.AttackSpec(epsilon=config.epsilon)
+    held_out = config.evaluate_on == "validation"
+    measured = setup.dataset.validation if held_out else setup.dataset.test
+    began = time.monotonic()
+    everything = (trained.apply, trained.variables, measured.images, measured.labels, spec)
+    how: dict[str, Any] = {
+        "batch_size": parallel.attacked_at_once(setup.mesh, *setup.dataset.image_shape[:2]),
+        "mesh": setup.mesh,
+        "callbacks": attacks.Callbacks(
+            begin=reporter.attacking, progress=reporter.evaluating, warn=reporter.note
+        ),
+    }
+    report = evaluation.evaluate(*everything, **how)
+    last = evaluation.last_iterate(*everything, report, **how)
+    seconds = time.monotonic() - began
+    plan, left = setup.plan, cost_report(setup.graph, progress.keep_counts)
+    unused = round(1 - left[config.cost] / plan.limit, 6)
+    return {
+        "model": config.model,
+        "dataset": config.dataset,
+        "method": config.method,
+        "seed": config.seed,
+        "budget": {"kind": config.cost, "target": plan.target, "unused": unused},
+        "cost": left,
+        "accuracy": {
+            "natural": report.natural, "pgd": report.robust, "pgd-last": last.robust,
+        },
+        "attack": spec.describe() | {"images": len(measured)},
+        "epochs": plan.epochs,
+        "defense": progress.defense.name,
+        "passes_per_image": round(progress.passes, 3),
+        "retreats": list(progress.retreats),
+        "wall_time_s": round(progress.seconds + seconds, 1),
+        "images_per_s": round(progress.images / progress.seconds, 1),
+        "network_sha256": checkpoint.digest(trained.variables),
+        "identity": setup.identity,
+        "config": configs.settings(config),
+        "keep_counts": progress.keep_counts,
+    }  # fmt: skip
