@@ -1,39 +1,70 @@
-"""The examples of the documentation run."""
+"""The documentation: examples run, flags exist, links lead somewhere, figures are on record."""
 
+import dataclasses
+import importlib.util
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from statistics import mean
 
 import jax
 import pytest
 
+from irp_jax import config
+from irp_jax.cli import bench, describe, evaluate, publish, report, sweep
+from irp_jax.config import Config
+
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "attacks.md"
+README = ROOT / "README.md"
+GUIDE = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [README, ROOT / "results" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+def named(paths):
+    return [pytest.param(path, id=str(path.relative_to(ROOT))) for path in paths]
+
+
+def python_blocks(page):
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
 
 
 def test_examples_of_the_page_on_attacks_run_with_a_shorter_autoattack(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # The quickest list that still has every kind of attack in it would take the suite a minute.
-    text = PAGE.read_text().replace("attacks.autoattack(", "autoattack(")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    page = ROOT / "docs" / "attacks.md"
+    blocks = [code.replace("attacks.autoattack(", "autoattack(") for code in python_blocks(page)]
     assert len(blocks) == 7
     names = {"autoattack": _brief}
     for code in blocks:
-        exec(compile(code, str(PAGE), "exec"), names)
+        exec(compile(code, str(page), "exec"), names)
         assert 0 <= names["report"].robust <= 1
 
 
+def _brief(logits_fn, images, labels, *, threat):
+    from irp_jax import attacks
+
+    return attacks.evaluate(
+        logits_fn, images, labels, [attacks.Square(steps=3)], threat=threat, sanity_checks=False
+    )
+
+
 def examples(page):
-    """The blocks that say what they print."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
-    return [pytest.param(b, id=f"{page}-{n}") for n, b in enumerate(blocks) if ")  # " in b]
+    """Every block of a page: each trains a network, and says what it prints."""
+    relative = page.relative_to(ROOT)
+    return [pytest.param(b, id=f"{relative}-{n}") for n, b in enumerate(python_blocks(page))]
 
 
-EXAMPLES = [*examples("README.md"), *examples("docs/own_network.md")]
+EXAMPLES = [
+    example for page in (README, *GUIDE) if page.name != "attacks.md" for example in examples(page)
+]
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) >= 5
+    assert len(EXAMPLES) >= 7
 
 
 @pytest.mark.parametrize("code", EXAMPLES)
@@ -47,16 +78,138 @@ def test_examples_on_networks_print_what_they_say(code, tmp_path, monkeypatch, c
     assert said is not None and capsys.readouterr().out.splitlines()[-1] == said.group(1)
 
 
-def _brief(logits_fn, images, labels, *, threat):
-    from irp_jax import attacks
+OPTIONS = {
+    "train": Config,
+    "evaluate": evaluate.Options,
+    "sweep": sweep.Options,
+    "report": report.Options,
+    "describe": describe.Options,
+    "publish": publish.Options,
+    "bench": bench.Options,
+}
 
-    return attacks.evaluate(
-        logits_fn, images, labels, [attacks.Square(steps=3)], threat=threat, sanity_checks=False
-    )
+
+def commands(page):
+    """Commands of this project in a page: a name and its flags, with values where they have some.
+
+    Those in blocks, and those in backticks, which may be broken over two lines.
+    """
+    text = page.read_text()
+    blocks = re.sub(r"\\\n", " ", text)
+    lines = [line for line in blocks.splitlines() if re.match(r"    (?:\$ )?bin/", line)]
+    for line in [*lines, *re.findall(r"`(bin/\w[^`]*)`", text)]:
+        name = re.search(r"bin/(\w+)", line)
+        yield name.group(1), re.findall(r"(?<=\s)--([\w-]+)(?:=(\S+))?", line.split("  # ")[0])
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_commands_have_the_flags_that_the_page_gives_them(page):
+    for name, flags in commands(page):
+        assert (ROOT / "bin" / name).exists(), name
+        fields = {f.name for f in dataclasses.fields(OPTIONS[name])} if name in OPTIONS else set()
+        allowed = {field.replace("_", "-") for field in fields} | {"help"}
+        for flag, value in flags:
+            if name in ("train", "sweep") and flag == "config":
+                assert (ROOT / "configs" / f"{value}.py").exists(), value
+                continue
+            assert flag.removeprefix("no-") in allowed, f"bin/{name} --{flag}"
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_settings_that_a_page_names_are_settings(page):
+    """Flags in backticks alone, of whatever command; benchmarks have a few of their own."""
+    fields = {f.name for kind in OPTIONS.values() for f in dataclasses.fields(kind)}
+    known = {field.replace("_", "-") for field in fields} | {"help", "config", "costs"}
+    for flag in re.findall(r"`--([a-z][\w-]*)", page.read_text()):
+        assert flag.removeprefix("no-") in known, f"--{flag}"
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_values_of_methods_and_defenses_exist(page):
+    text = page.read_text()
+    for method in re.findall(r"--method=(\w+)", text):
+        assert method in config.METHODS
+    for defense in re.findall(r"--defense=([a-z][\w-]*)", text):
+        assert defense in config.DEFENSES
+    for granularity in re.findall(r"--granularity=(\w+)", text):
+        assert granularity in ("channel", "weight")
+
+
+@pytest.mark.parametrize("page", named(PAGES))
+def test_links_and_files_that_a_page_names_exist(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+    for path in re.findall(r"`((?:results|configs|docs)/[\w./-]+)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def test_readme_is_short_and_has_the_two_commands():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 120 and len(text.split()) <= 900
+    assert "\n    bin/train --model=resnet20 --budget=0.16 --dataset=digits\n" in text
+    assert "\n    bin/test\n" in text
+
+
+def recorded(budget, epochs, narrow):
+    """Results of one line of README's table."""
+    found = []
+    for folder in ("tables", "cifar10", "comparison"):
+        for path in sorted((ROOT / "results" / folder).glob("*.json")):
+            one = json.loads(path.read_text())
+            settings = one.get("config", {})
+            same = (one["model"], settings.get("budget"), one["epochs"]) == (
+                "resnet20", budget, epochs,
+            )  # fmt: skip
+            if same and one["method"] == ("width" if narrow else "lagrangian"):
+                found.append(one)
+    return found
+
+
+def test_figures_of_readme_are_those_on_record():
+    rows = re.findall(r"^\| (`irp_jax`|uniformly narrow) \| (.*) \|$", README.read_text(), re.M)
+    assert len(rows) == 6
+    for network, row in rows:
+        budget, epochs, seeds, natural, pgd, autoattack = (c.strip() for c in row.split("|"))
+        runs = recorded(budget, int(epochs), network == "uniformly narrow")
+        assert len(runs) == int(seeds) == len({run["seed"] for run in runs})
+        for cell, name in ((natural, "natural"), (pgd, "pgd"), (autoattack, "autoattack")):
+            if cell:
+                assert cell == f"{100 * mean(run['accuracy'][name] for run in runs):.1f}"
+            else:
+                assert not any(name in run["accuracy"] for run in runs)
+
+
+def test_summary_of_readme_is_that_on_record():
+    path = ROOT / "results" / "quickstart" / "resnet20-digits-0.16-seed0.json"
+    one = json.loads(path.read_text())
+    accuracy, cost = one["accuracy"], one["cost"]
+    text = re.sub(r"  +", " ", README.read_text())
+    for line in (
+        f"natural {accuracy['natural']:.2%}",
+        f"PGD-10, linf 0.1 {accuracy['pgd']:.2%}",
+        f"MACs {cost['macs'] / 1e6:.2f}M ({cost['macs_ratio']:.2%})",
+        f"params {cost['params']:,} ({cost['params_ratio']:.2%})",
+    ):
+        assert f" {line}\n" in text, line
 
 
 def test_everything_that_was_measured_is_in_the_list_of_it():
     page = (ROOT / "results" / "README.md").read_text()
-    named = re.findall(r"`([a-z0-9_]+(?:\.json)?)`", page)
+    cells = re.findall(r"^\| ((?:`[^`]+`(?:, )?)+) \|", page.partition("\n## ")[0], re.M)
+    listed = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
     there = [path.name for path in (ROOT / "results").iterdir() if path.name != "README.md"]
-    assert sorted(named) == sorted(there)
+    assert sorted(listed) == sorted(there)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="mkdocs is not installed")
+def test_the_site_builds_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", tmp_path]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(
+        [str(part) for part in command], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert built.returncode == 0, built.stdout + built.stderr
+    page = (tmp_path / "api" / "attacks" / "index.html").read_text()
+    assert "sanity_checks" in page  # a signature: pages are of functions, not empty
