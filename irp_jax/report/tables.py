@@ -14,11 +14,24 @@ Results = dict[str, Any]
 
 
 def groups(results: Iterable[Results]) -> list[list[Results]]:
-    """Runs that differ in the seed alone, together; in a stable order."""
+    """Groups runs that differ in the seed alone, in a stable order.
+
+    Where a seed occurs twice, the runs of each commit are a group of their own.
+    """
     found: dict[tuple, list[Results]] = defaultdict(list)
     for one in results:
         found[_what(one)].append(one)
-    return [sorted(found[key], key=lambda r: r["seed"]) for key in sorted(found)]
+    grouped = []
+    for key in sorted(found):
+        runs = sorted(found[key], key=lambda run: run["seed"])
+        if len({run["seed"] for run in runs}) == len(runs):
+            grouped.append(runs)
+            continue
+        by_commit: dict[str, list[Results]] = defaultdict(list)
+        for run in runs:
+            by_commit[str(run.get("commit"))].append(run)
+        grouped += by_commit.values()
+    return grouped
 
 
 def _what(one: Results) -> tuple:
