@@ -208,7 +208,6 @@ def make(extras, missing):
         pip = [PYTHON, "-m", "pip"]
     else:
         pip = [creator, "-m", "pip", "--python", PYTHON]
-    # Modules are compiled to bytecode when they are first imported, and most never are.
     pip += ["install", "--disable-pip-version-check", "--no-input", "--no-compile"]
     pip += [] if sys.stderr.isatty() else ["-qq"]
     pins, loose = [], []
@@ -221,6 +220,10 @@ def make(extras, missing):
     call([*pip, "--require-hashes", *pins], "install the pinned packages")
     if loose:
         call([*pip, *loose], "install " + ", ".join(loose))
+    # On all cores, pip would use one; not left to imports, whose bytecode container images often
+    # have Python throw away. Some packages hold files of other Pythons, which do not compile.
+    compile_all = [PYTHON, "-m", "compileall", "-qq", "-j", "0", os.path.join(VENV, "lib")]
+    subprocess.call(compile_all, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     stamp(fingerprint(), *sorted(have.union(extras)))
     say("ready")
 
