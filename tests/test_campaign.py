@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from attack_nets import dense_net, new_dense_net
 from campaign_nets import IMAGES, LABELS, NET, THREAT, N
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from irp_jax import attacks, parallel
@@ -298,6 +299,33 @@ def test_what_fell_in_a_smaller_ball_is_not_attacked_again():
     fell = ~small.standing
     np.testing.assert_array_equal(known.adversarial[fell], small.adversarial[fell])
     assert known.natural == small.natural
+
+
+@pytest.mark.parametrize("shape", [{"data": 2}, {"batch": 2}, {"a": 1, "b": 2}])
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto])
+def test_any_mesh_will_do(shape, kind):
+    mesh = jax.make_mesh((*shape.values(),), (*shape,), axis_types=(kind,) * len(shape))
+    listed = [attacks.Apgd(name="apgd-ce", loss="ce", steps=3), attacks.Square(steps=3)]
+    settings = {"threat": THREAT, "batch_size": 8, "look_first": False}
+    variables = new_dense_net()
+    wanted = attacks.assess(Partial(dense_net, variables), IMAGES, LABELS, listed, **settings)
+    placed = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+    for network in (Partial(dense_net, variables), Partial(dense_net, placed)):
+        got = attacks.assess(network, IMAGES, LABELS, listed, mesh=mesh, **settings)
+        np.testing.assert_array_equal(got.felled_by, wanted.felled_by)
+
+
+def test_a_mesh_that_cannot_be_used_is_told():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    with pytest.raises(UserError, match="jax.sharding.Mesh with devices, got list"):
+        run(batch_size=8, mesh=jax.devices())
+    placed = jax.device_put(new_dense_net(), NamedSharding(mesh, PartitionSpec()))
+    for given in (None, mesh):
+        with pytest.raises(UserError, match="closes over arrays on a mesh of Explicit axes"):
+            attacks.assess(lambda x: dense_net(placed, x), IMAGES, LABELS, LIST, threat=THREAT,
+                           batch_size=8, mesh=given)
+    with jax.set_mesh(mesh), pytest.raises(UserError, match="outside jax.set_mesh"):
+        run(batch_size=8, mesh=mesh)
 
 
 def test_once_is_one_run_of_each_image():

@@ -83,7 +83,7 @@ def assess(
         seed: of every draw. The result is the same for every batch size and number of devices, to
             the rounding of the network.
         batch_size: images attacked at once; memory grows with it.
-        mesh: devices, over whose axis "data" batches are split; one device if None.
+        mesh: devices that batches are split over, however they are laid out; one device if None.
         look_first: whether to look for signs that the result cannot be trusted (`sanity`).
         watch: told of progress and of warnings.
         known: what was found for the same network and images in a smaller ball. What fell there has
@@ -102,10 +102,11 @@ def assess(
     names = [attack.name for attack in attacks]
     if len(set(names)) < len(names):
         raise UserError(f"attacks must have different names, got {', '.join(names)}")
+    mesh = parallel.along_one_axis(mesh)
     images, labels = inputs.check_set(images, labels)
     batch_size = inputs.check_batch_size(batch_size, 1 if mesh is None else mesh.size, len(images))
     check_epsilon(threat.norm, float(threat.epsilon))
-    network = inputs.as_network(logits_fn)
+    network = parallel.automatic(inputs.as_network(logits_fn))
     inputs.check_network(network, (batch_size, *images.shape[1:]))
     logits = predict(network, images, batch_size=batch_size, mesh=mesh)
     inputs.check_logits(logits, labels)
