@@ -328,6 +328,20 @@ def test_a_mesh_that_cannot_be_used_is_told():
         run(batch_size=8, mesh=mesh)
 
 
+def test_a_state_file_knows_what_was_known_before(tmp_path):
+    small, file = run(batch_size=8), tmp_path / "state.npz"
+    larger = {"threat": attacks.linf(0.05), "batch_size": 8, "look_first": False}
+
+    def again(known):
+        return attacks.assess(NET, IMAGES, LABELS, LIST, known=known, state_file=file, **larger)
+
+    first = again(small)
+    np.testing.assert_array_equal(again(small).felled_by, first.felled_by)
+    for other in (None, dataclasses.replace(small, felled_by=small.felled_by[::-1])):
+        with pytest.raises(UserError, match="belongs to an evaluation with other images"):
+            again(other)
+
+
 def test_once_is_one_run_of_each_image():
     pgd = attacks.Pgd(gradient_steps=3)
     state = attacks.once(NET, pgd, jnp.asarray(IMAGES), LABELS, THREAT, key=jax.random.key(0))

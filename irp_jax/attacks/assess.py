@@ -140,7 +140,9 @@ def assess(
     if state_file is not None:
         path = Path(state_file)
         known_to_stand = () if spared is None else (np.flatnonzero(spared).tolist(),)
-        name = standings.identity(images, labels, (*attacks, threat, seed, *known_to_stand))
+        known_to_fall = () if known is None else ("known", known.felled_by.tolist())
+        settings = (*attacks, threat, seed, *known_to_stand, *known_to_fall)
+        name = standings.identity(images, labels, settings)
         answers = standings.Answers(logits, _slopes(network, images, labels))
         saved = standings.read(path, name, answers)
 
