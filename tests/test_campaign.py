@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
 from irp_jax import attacks, parallel
-from irp_jax.attacks import attack, campaign, places, standings
+from irp_jax.attacks import attack, batch, campaign, places, standings
 from irp_jax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -340,6 +340,33 @@ def test_a_state_file_knows_what_was_known_before(tmp_path):
     for other in (None, dataclasses.replace(small, felled_by=small.felled_by[::-1])):
         with pytest.raises(UserError, match="belongs to an evaluation with other images"):
             again(other)
+
+
+@pytest.fixture
+def other_generator():
+    jax.config.update("jax_default_prng_impl", "rbg")
+    yield
+    jax.config.update("jax_default_prng_impl", "threefry2x32")
+
+
+def test_what_is_drawn_for_an_image_does_not_depend_on_the_usual_generator(other_generator):
+    starts = [attacks.Pgd(gradient_steps=1, restarts=2), attacks.Square(steps=3)]
+    settings = {"threat": THREAT, "look_first": False}
+
+    def adversarial(batch_size):
+        report = attacks.assess(NET, IMAGES, LABELS, starts, batch_size=batch_size, **settings)
+        return report.adversarial
+
+    there = [adversarial(batch_size) for batch_size in (4, 8)]
+    jax.config.update("jax_default_prng_impl", "threefry2x32")
+    np.testing.assert_array_equal(there, [adversarial(8)] * 2)
+
+
+@pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
+def test_a_key_of_another_generator_gives_each_image_its_own_start(other_generator, make):
+    rows = [batch.starts(THREAT, make(3), jnp.asarray(IMAGES[:count])) for count in (2, 7)]
+    np.testing.assert_array_equal(rows[0], rows[1][:2])
+    assert (rows[0][0] != rows[0][1]).any()
 
 
 def test_once_is_one_run_of_each_image():

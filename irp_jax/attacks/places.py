@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.tree_util import Partial
 
-from irp_jax import parallel
+from irp_jax import draws, parallel
 from irp_jax.attacks import runs
 from irp_jax.attacks.attack import Attack, Problem
 from irp_jax.attacks.threat import Threat
@@ -65,7 +65,7 @@ class Places(NamedTuple):
             (self.images[rows], self.labels[rows], self.order[rows], rows, numbers), self._sharding
         )
         salt = np.uint32(zlib.crc32(getattr(attack, "draws", attack.name).encode()))
-        key = jax.random.fold_in(jax.random.key(self.seed), salt)
+        key = jax.random.fold_in(draws.key(self.seed), salt)
         return Problem(image, label, order, number, runs.keys(key, row, number), self.threat)
 
     def fill(

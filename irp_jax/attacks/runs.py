@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
+from irp_jax import draws
 from irp_jax.attacks.attack import Attack, Problem, where
 from irp_jax.attacks.inputs import as_network
 from irp_jax.attacks.losses import LogitsFn, is_correct
@@ -177,7 +178,7 @@ def begin(
 ) -> Batch:
     logits = network(images).at[jnp.arange(len(labels)), labels].set(jnp.inf)
     order = jnp.argsort(-logits, axis=-1, stable=True).astype(jnp.int32)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(labels)))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(draws.steady(key), jnp.arange(len(labels)))
     problem = Problem(images, labels, order, jnp.zeros_like(labels), keys, threat)
     return start(network, attack, problem)
 

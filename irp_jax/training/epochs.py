@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from irp_jax import attacks, evaluation, files, parallel
+from irp_jax import attacks, draws, evaluation, files, parallel
 from irp_jax.errors import UserError
 from irp_jax.network import cost_report, deployed
 from irp_jax.training import curriculum, guard, phases, segments
@@ -110,7 +110,7 @@ def _frozen(setup: Setup, progress: Progress, reporter: Reporter) -> Progress:
     fresh = None
     if setup.plan.reinit:
         # A number that no step has: the network began with other weights.
-        key = jax.random.fold_in(jax.random.key(setup.config.seed), 2**32 - 2)
+        key = jax.random.fold_in(draws.key(setup.config.seed), 2**32 - 2)
         drawn = jax.device_get(jax.jit(setup.model.init)(key))
         fresh = dict(zip(("params", "batch_stats"), drawn, strict=True))
     state, kept = phases.freeze(setup.config, setup.plan, setup.graph, progress.state, fresh)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from irp_jax import attacks, data, parallel
+from irp_jax import attacks, data, draws, parallel
 from irp_jax.config import AVERAGE, Config
 from irp_jax.data import Augmentation, Split
 from irp_jax.network import cost_report
@@ -47,7 +47,7 @@ def on_devices(setup: Setup) -> Resident:
     whole, split = parallel.replicated(setup.mesh), setup.dataset.train
     images: Any = parallel.place(split.images, whole)
     labels: Any = parallel.place(split.labels, whole)
-    key = parallel.place(jax.random.key(setup.config.seed), whole)
+    key = parallel.place(draws.key(setup.config.seed), whole)
     return Resident(images, labels, some(setup, split), key)
 
 
