@@ -220,9 +220,7 @@ def _check_space(folder: Path, trees: Any) -> None:
     needed = 1.2 * sum(leaf.nbytes for leaf in jax.tree.leaves(trees)) + 2**20
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise OSError(
-            errno.ENOSPC, f"{needed / 2**20:.1f} MiB needed, {free / 2**20:.1f} MiB free"
-        )
+        raise OSError(errno.ENOSPC, f"{needed / 2**20:.1f} MiB needed, {free / 2**20:.1f} MiB free")
 
 
 def _discard_unfinished(folder: Path) -> None:

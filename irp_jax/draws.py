@@ -1,7 +1,7 @@
 """Keys of random numbers that give the same numbers whatever JAX is set to.
 
 JAX has several generators, and a user may choose another than its usual one for all of a process
-(`jax_default_prng_impl`). With "rbg" what an image is given depends on the batch that it travels in.
+(`jax_default_prng_impl`). With "rbg" what an image is given depends on the batch it travels in.
 """
 
 from typing import Any

@@ -118,7 +118,10 @@ class Network:
         pairs = enumerate(zip(data.class_names, self.class_names, strict=False))
         for label, (theirs, ours) in pairs:
             if theirs != ours:
-                there, here = f"class {label} of {data.name} is {theirs!r}", f"the network's {ours!r}"
+                there, here = (
+                    f"class {label} of {data.name} is {theirs!r}",
+                    f"the network's {ours!r}",
+                )
                 break
         raise UserError(
             f"{there}, {here}: give labels that mean the classes of training, in their order, and "

@@ -317,14 +317,21 @@ def test_any_mesh_will_do(shape, kind):
 
 def test_a_mesh_that_cannot_be_used_is_told():
     mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
-    with pytest.raises(UserError, match="jax.sharding.Mesh with devices, got list"):
+    with pytest.raises(UserError, match=r"jax\.sharding\.Mesh with devices, got list"):
         run(batch_size=8, mesh=jax.devices())
     placed = jax.device_put(new_dense_net(), NamedSharding(mesh, PartitionSpec()))
     for given in (None, mesh):
         with pytest.raises(UserError, match="closes over arrays on a mesh of Explicit axes"):
-            attacks.assess(lambda x: dense_net(placed, x), IMAGES, LABELS, LIST, threat=THREAT,
-                           batch_size=8, mesh=given)
-    with jax.set_mesh(mesh), pytest.raises(UserError, match="outside jax.set_mesh"):
+            attacks.assess(
+                lambda x: dense_net(placed, x),
+                IMAGES,
+                LABELS,
+                LIST,
+                threat=THREAT,
+                batch_size=8,
+                mesh=given,
+            )
+    with jax.set_mesh(mesh), pytest.raises(UserError, match=r"outside jax\.set_mesh"):
         run(batch_size=8, mesh=mesh)
 
 

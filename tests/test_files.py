@@ -119,9 +119,7 @@ def test_the_log_is_cut_back_to_the_epoch_resumed_from(tmp_path):
         ("vendored/irp_jax", True, False),
     ],
 )
-def test_only_the_commit_of_its_own_repository_is_named(
-    tmp_path, monkeypatch, place, added, named
-):
+def test_only_the_commit_of_its_own_repository_is_named(tmp_path, monkeypatch, place, added, named):
     def git(*arguments):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
         subprocess.run(["git", "-C", tmp_path, *identity, *arguments], check=True)

@@ -87,10 +87,8 @@ def _made(cls: Any, name: str, classes: int, seed: int) -> Any:
     if "rngs" in parameters:
         from flax import nnx
 
-        given["rngs"] = nnx.Rngs(seed)
+        given["rngs"] = nnx.Rngs(draws.key(seed))
     if "key" in parameters:
-        import jax
-
         given["key"] = draws.key(seed)
     needed = [
         p.name
