@@ -64,6 +64,7 @@ def evaluate(
     Raises:
         UserError: as `attacks.evaluate`.
     """
+    mesh = parallel.along_one_axis(mesh)
     everywhere = None if mesh is None else parallel.replicated(mesh)
     network = Partial(apply, jax.device_put(variables, everywhere))
     return attacks.evaluate(

@@ -19,7 +19,7 @@ import warnings
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
@@ -118,6 +118,50 @@ def mesh(device_count: int | None = None) -> Mesh:
     return jax.make_mesh(
         (device_count,), (AXIS,), axis_types=(AxisType.Auto,), devices=devices[:device_count]
     )
+
+
+def along_one_axis(given: Mesh | None) -> Mesh | None:
+    """Returns a caller's devices, laid out as everything here expects them: see `mesh`.
+
+    Raises:
+        UserError: it is no mesh, or one without devices, or JAX is set to one of Explicit axes.
+    """
+    if given is None:
+        return None
+    if not isinstance(given, Mesh):
+        raise UserError(
+            f"mesh must be a jax.sharding.Mesh with devices, got {type(given).__name__}: give "
+            f"jax.make_mesh((2,), ('data',)), for instance"
+        )
+    if is_explicit(jax.sharding.get_abstract_mesh()):
+        raise UserError(
+            "a mesh of Explicit axes is set, under which batches cannot be spread over devices: "
+            "call this outside jax.set_mesh"
+        )
+    return Mesh(given.devices.flatten(), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def automatic(tree: Tree) -> Tree:
+    """Returns a tree with arrays that lie on a mesh of Explicit axes on the same one of Auto axes.
+
+    The compiler spreads the programs here over the devices, which Explicit axes forbid.
+    """
+
+    def moved(leaf: Any) -> Any:
+        sharding = getattr(leaf, "sharding", None)
+        if not isinstance(sharding, NamedSharding) or not is_explicit(sharding.mesh):
+            return leaf
+        given = sharding.mesh
+        kinds = (AxisType.Auto,) * len(given.axis_names)
+        same = Mesh(given.devices, given.axis_names, axis_types=kinds)
+        return jax.device_put(leaf, NamedSharding(same, sharding.spec))
+
+    return jax.tree.map(moved, tree)
+
+
+def is_explicit(mesh: Any) -> bool:
+    """Whether a mesh, which may be an abstract one, has Explicit axes."""
+    return AxisType.Explicit in getattr(mesh, "axis_types", ())
 
 
 def busy_devices(images: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from irp_jax import adapters, graph, models
+from irp_jax import adapters, draws, graph, models
 from irp_jax.errors import UserError
 from irp_jax.graph import Apply, ChannelGraph, program
 from irp_jax.pruning import compaction
@@ -40,7 +40,7 @@ class TracedModel:
         def arrays(key: jax.Array) -> list[Any]:
             return jax.tree.leaves(self.init(key))
 
-        key = jax.eval_shape(lambda: jax.random.key(0))
+        key = jax.eval_shape(lambda: draws.key(0))
         return program.fingerprint(program.trace(arrays, key), self.graph.fingerprint)
 
 
@@ -148,15 +148,15 @@ def named(
 def is_drawn(model: TracedModel) -> bool:
     """Whether another key gives other weights: given ones are the same for every key."""
     init = jax.jit(model.init)
-    pair = [jax.tree.leaves(init(jax.random.key(seed))) for seed in (0, 1)]
+    pair = [jax.tree.leaves(init(draws.key(seed))) for seed in (0, 1)]
     return any(bool((one != other).any()) for one, other in zip(*pair, strict=True))
 
 
 def check(model: TracedModel) -> float:
     """Compares the masked with the cut network by value: see `compaction.check`."""
-    params, state = jax.eval_shape(model.init, jax.random.key(0))
+    params, state = jax.eval_shape(model.init, draws.key(0))
 
     def initial() -> tuple[dict[str, Any], dict[str, Any]]:
-        return jax.device_get(jax.jit(model.init)(jax.random.key(0)))
+        return jax.device_get(jax.jit(model.init)(draws.key(0)))
 
     return compaction.check(model.graph, model.network, params, state, initial)

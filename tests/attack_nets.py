@@ -89,7 +89,7 @@ def trained_on_digits(noise=0.2, steps=120):
 def all_runs(attack, logits_fn, images, labels, threat, key):
     """The Problem of every run of every image: B = N * runs, the runs of an image side by side."""
     logits = logits_fn(images)
-    runs = attack.runs(logits.shape[1])
+    runs = attack.trials(logits.shape[1])
     label_first = jnp.where(jax.nn.one_hot(labels, logits.shape[1], dtype=bool), jnp.inf, logits)
     image, number = jnp.divmod(jnp.arange(len(images) * runs, dtype=jnp.int32), runs)
     return Problem(

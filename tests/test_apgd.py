@@ -203,10 +203,10 @@ def test_restarts_start_elsewhere():
 
 
 def test_number_of_runs():
-    assert Apgd(name="apgd-ce", loss="ce", restarts=5).runs(10) == 5
+    assert Apgd(name="apgd-ce", loss="ce", restarts=5).trials(10) == 5
     for targets, classes, runs in [(9, 10, 9), (9, 4, 3), (5, 10, 5), (9, 2, 1), (None, 100, 99)]:
         attack = Apgd(name="apgd-t", loss="targeted-dlr", targets=targets)
-        assert attack.runs(classes) == runs
+        assert attack.trials(classes) == runs
 
 
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.1), ("l2", 0.6)])

@@ -61,6 +61,16 @@ def test_adversarial_images_stay_in_the_ball_and_in_the_box(name, perturbed):
     assert (found != IMAGES).any() == (name != "none")
 
 
+@pytest.mark.parametrize("name", sorted(DEFENSES))
+def test_a_gradient_that_is_no_number_leads_no_image_astray(name, variables):
+    def bent(x):  # the gradient of a norm is NaN at zero
+        return logits(variables)(x) + jnp.linalg.norm(0.0 * x.reshape(len(x), -1), axis=-1)[:, None]
+
+    found = perturb(DEFENSES[name], bent)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+    assert 0 <= found.adversarial.min() <= found.adversarial.max() <= 1
+
+
 def test_attacks_of_many_steps_find_worse_images_than_attacks_of_one(variables, perturbed):
     @quick_jit
     def measures(images):

@@ -214,9 +214,9 @@ def test_at_least_as_strong_as_pgd():
 
 
 def test_runs_are_the_targets_there_are():
-    assert Fab(name="fab", targets=None, restarts=5).runs(10) == 5
-    assert Fab(name="fab-t", targets=9, restarts=2).runs(10) == 18
-    assert Fab(name="fab-t", targets=9).runs(3) == 2
+    assert Fab(name="fab", targets=None, restarts=5).trials(10) == 5
+    assert Fab(name="fab-t", targets=9, restarts=2).trials(10) == 18
+    assert Fab(name="fab-t", targets=9).trials(3) == 2
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,26 @@ def distances(threat, perturbed):
     return jax.vmap(attacks.distance, (None, 0, 0))(threat, perturbed, IMAGES)
 
 
+@pytest.mark.parametrize("norm", attacks.NORMS)
+@pytest.mark.parametrize("name", attacks.FAST_ATTACKS)
+def test_a_gradient_that_is_no_number_moves_no_pixel(norm, name):
+    images = jnp.full((3, 4, 4, 1), 0.5).at[0].set(0.0)
+    labels = jnp.zeros(3, jnp.int32)
+
+    def bent(x):  # the gradient of a norm is NaN at zero, of a logarithm infinite
+        flat = x.reshape(len(x), -1)
+        return jnp.stack([jnp.linalg.norm(flat, axis=-1), jnp.log(flat).sum(-1) * 1e-3], -1)
+
+    threat = attacks.Threat(norm=norm, epsilon=0.1)
+    got = attacks.fgsm(
+        bent, images, labels, threat, key=jax.random.key(0), attack=attacks.FAST_ATTACKS[name]
+    )
+    assert np.isfinite(got).all() and got.min() >= 0 and got.max() <= 1
+    if name == "fgsm":
+        np.testing.assert_array_equal(got[0], images[0])
+        assert (got[1:] != images[1:]).any()
+
+
 def test_plain_fgsm_is_its_formula():
     def loss(x):
         return -jax.nn.log_softmax(logits_fn(x))[jnp.arange(6), LABELS].sum()

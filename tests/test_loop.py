@@ -69,6 +69,18 @@ def last(config):
     return saved.epoch, checkpoint.digest(saved.network)
 
 
+def test_a_run_does_not_depend_on_the_usual_generator(quick_runs, tmp_path):
+    def network_of(generator):
+        jax.config.update("jax_default_prng_impl", generator)
+        try:
+            config = dataclasses.replace(TINY, epochs=1, workdir=str(tmp_path / generator))
+            return experiment.run(config, Silent(), "bin/train")["network_sha256"]
+        finally:
+            jax.config.update("jax_default_prng_impl", "threefry2x32")
+
+    assert network_of("rbg") == network_of("threefry2x32")
+
+
 def test_the_results_have_every_key_and_meet_the_budget(finished):
     _, results, output = finished
     keys = "model dataset method seed budget cost accuracy attack epochs wall_time_s images_per_s"

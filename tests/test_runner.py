@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from attack_nets import dense_net, new_dense_net
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 from runner_nets import IMAGES, LABELS, NET, THREAT, N
 
 from irp_jax import attacks, parallel
-from irp_jax.attacks import attack, runner, state, trials
+from irp_jax.attacks import ascent, attack, runner, state, trials
 from irp_jax.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -300,6 +301,81 @@ def test_what_fell_in_a_smaller_ball_is_not_attacked_again():
     fell = ~small.is_robust
     np.testing.assert_array_equal(known.adversarial[fell], small.adversarial[fell])
     assert known.natural == small.natural
+
+
+@pytest.mark.parametrize("shape", [{"data": 2}, {"batch": 2}, {"a": 1, "b": 2}])
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto])
+def test_any_mesh_will_do(shape, kind):
+    mesh = jax.make_mesh((*shape.values(),), (*shape,), axis_types=(kind,) * len(shape))
+    listed = [attacks.Apgd(name="apgd-ce", loss="ce", steps=3), attacks.Square(steps=3)]
+    settings = {"threat": THREAT, "batch_size": 8, "sanity_checks": False}
+    variables = new_dense_net()
+    wanted = attacks.evaluate(Partial(dense_net, variables), IMAGES, LABELS, listed, **settings)
+    placed = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+    for network in (Partial(dense_net, variables), Partial(dense_net, placed)):
+        got = attacks.evaluate(network, IMAGES, LABELS, listed, mesh=mesh, **settings)
+        np.testing.assert_array_equal(got.broken_by, wanted.broken_by)
+
+
+def test_a_mesh_that_cannot_be_used_is_told():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    with pytest.raises(UserError, match=r"jax\.sharding\.Mesh with devices, got list"):
+        run(batch_size=8, mesh=jax.devices())
+    placed = jax.device_put(new_dense_net(), NamedSharding(mesh, PartitionSpec()))
+    for given in (None, mesh):
+        with pytest.raises(UserError, match="closes over arrays on a mesh of Explicit axes"):
+            attacks.evaluate(
+                lambda x: dense_net(placed, x),
+                IMAGES,
+                LABELS,
+                LIST,
+                threat=THREAT,
+                batch_size=8,
+                mesh=given,
+            )
+    with jax.set_mesh(mesh), pytest.raises(UserError, match=r"outside jax\.set_mesh"):
+        run(batch_size=8, mesh=mesh)
+
+
+def test_a_state_file_knows_what_was_known_before(tmp_path):
+    small, file = run(batch_size=8), tmp_path / "state.npz"
+    larger = {"threat": attacks.linf(0.05), "batch_size": 8, "sanity_checks": False}
+
+    def again(known):
+        return attacks.evaluate(NET, IMAGES, LABELS, LIST, known=known, state_file=file, **larger)
+
+    first = again(small)
+    np.testing.assert_array_equal(again(small).broken_by, first.broken_by)
+    for other in (None, dataclasses.replace(small, broken_by=small.broken_by[::-1])):
+        with pytest.raises(UserError, match="belongs to an evaluation with other images"):
+            again(other)
+
+
+@pytest.fixture
+def other_generator():
+    jax.config.update("jax_default_prng_impl", "rbg")
+    yield
+    jax.config.update("jax_default_prng_impl", "threefry2x32")
+
+
+def test_what_is_drawn_for_an_image_does_not_depend_on_the_usual_generator(other_generator):
+    starts = [attacks.Pgd(gradient_steps=1, restarts=2), attacks.Square(steps=3)]
+    settings = {"threat": THREAT, "sanity_checks": False}
+
+    def adversarial(batch_size):
+        report = attacks.evaluate(NET, IMAGES, LABELS, starts, batch_size=batch_size, **settings)
+        return report.adversarial
+
+    there = [adversarial(batch_size) for batch_size in (4, 8)]
+    jax.config.update("jax_default_prng_impl", "threefry2x32")
+    np.testing.assert_array_equal(there, [adversarial(8)] * 2)
+
+
+@pytest.mark.parametrize("make", [jax.random.key, jax.random.PRNGKey])
+def test_a_key_of_another_generator_gives_each_image_its_own_start(other_generator, make):
+    rows = [ascent.starts(THREAT, make(3), jnp.asarray(IMAGES[:count])) for count in (2, 7)]
+    np.testing.assert_array_equal(rows[0], rows[1][:2])
+    assert (rows[0][0] != rows[0][1]).any()
 
 
 def test_once_is_one_run_of_each_image():

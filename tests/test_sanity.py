@@ -245,7 +245,7 @@ def test_radii_are_checked_whatever_they_come_as(epsilon):
 def test_published_versions(norm, version):
     listed = attacks.published(version, norm)
     names = [attack.name for attack in listed]
-    runs = {attack.name: attack.runs(10) for attack in listed}
+    runs = {attack.name: attack.trials(10) for attack in listed}
     if version == "standard":
         assert names == ["apgd-ce", "apgd-t", "fab-t", "square"]
         assert runs["apgd-t"] == (5 if norm == "l1" else 9) and runs["fab-t"] == 9
@@ -268,6 +268,6 @@ def test_more_targets_than_classes_and_a_network_of_two():
         attacks.Fab(name="fab-t", targets=9, steps=5),
         attacks.Square(steps=20),
     )
-    assert [attack.runs(2) for attack in listed] == [1, 1, 1, 1]
+    assert [attack.trials(2) for attack in listed] == [1, 1, 1, 1]
     report = attacks.evaluate(two, IMAGES, labels, listed, threat=attacks.linf(0.3))
     assert report.natural == 1.0 and report.robust < 0.5

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from irp_jax import draws
 from irp_jax.errors import UserError
 
 TRAINING = ("train", "training", "is_training")
@@ -50,13 +51,13 @@ def keys_of(function: Any) -> Callable[[bool, Any], dict[str, Any]]:
             return {"key": key}
         # No key is how many tell inference; who must have one gets one.
         needed = parameter.default is inspect.Parameter.empty
-        return {"key": jax.random.key(0)} if needed else {}
+        return {"key": draws.key(0)} if needed else {}
 
     return arguments
 
 
 def key_shape() -> Any:
-    return jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(lambda: draws.key(0))
 
 
 @contextlib.contextmanager

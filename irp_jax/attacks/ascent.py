@@ -10,6 +10,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from irp_jax import draws
+from irp_jax.attacks.attack import finite
 from irp_jax.attacks.losses import LogitsFn, Loss, cross_entropy
 from irp_jax.attacks.threat import Threat, clip_to_box, project, random_start, uphill
 
@@ -26,14 +28,14 @@ def starts(threat: Threat, key: jax.Array, images: jax.Array, scale: float = 1.0
     Returns:
         (N, H, W, C) float32 in [0, 1].
     """
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(images.shape[0]))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(draws.steady(key), jnp.arange(images.shape[0]))
     return jax.vmap(random_start, (None, 0, 0, None))(threat, keys, images, scale)
 
 
 def input_gradient(
     logits_fn: LogitsFn, images: jax.Array, labels: jax.Array, loss: Loss = cross_entropy
 ) -> jax.Array:
-    """Gradient of the summed loss in the images, (N, H, W, C).
+    """Gradient of the summed loss in the images, (N, H, W, C), zero where it is not finite.
 
     Through the statistics of the batch an image's gradient depends a little on the other images.
     """
@@ -41,7 +43,7 @@ def input_gradient(
     def total(images: jax.Array) -> jax.Array:
         return jnp.sum(jax.vmap(loss)(logits_fn(images), labels))
 
-    return jax.grad(total)(images)
+    return finite(jax.grad(total)(images))
 
 
 def step(
@@ -57,10 +59,11 @@ def step(
         threat: the ball.
         current: (N, H, W, C), where the step starts.
         images: (N, H, W, C), the centres of the balls; None for a step that may leave its ball.
-        gradient: (N, H, W, C), of what is climbed.
+        gradient: (N, H, W, C), of what is climbed; where it is not finite no pixel moves by it.
         length: of the step, in units of epsilon.
     """
-    moves = jax.vmap(uphill, (None, 0, 0, None))(threat, current, gradient, length * threat.epsilon)
+    slopes, far = finite(gradient), length * threat.epsilon
+    moves = jax.vmap(uphill, (None, 0, 0, None))(threat, current, slopes, far)
     ahead = current + moves
     if images is None:
         return clip_to_box(ahead)

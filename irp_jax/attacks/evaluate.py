@@ -84,7 +84,7 @@ def evaluate(
         seed: of every draw. The result is the same for every batch size and number of devices, to
             the rounding of the network.
         batch_size: images attacked at once; memory grows with it.
-        mesh: devices, over whose axis "data" batches are split; one device if None.
+        mesh: devices that batches are split over, however they are laid out; one device if None.
         sanity_checks: whether to look for signs that the result cannot be trusted (`sanity`).
         callbacks: called with progress and warnings.
         known: what was found for the same network and images in a smaller ball. What was broken
@@ -103,10 +103,11 @@ def evaluate(
     names = [attack.name for attack in attacks]
     if len(set(names)) < len(names):
         raise UserError(f"attacks must have different names, got {', '.join(names)}")
+    mesh = parallel.along_one_axis(mesh)
     images, labels = inputs.check_set(images, labels)
     batch_size = inputs.check_batch_size(batch_size, 1 if mesh is None else mesh.size, len(images))
     check_epsilon(threat.norm, float(threat.epsilon))
-    network = inputs.as_network(logits_fn)
+    network = parallel.automatic(inputs.as_network(logits_fn))
     inputs.check_network(network, (batch_size, *images.shape[1:]))
     logits = predict(network, images, batch_size=batch_size, mesh=mesh)
     inputs.check_logits(logits, labels)
@@ -140,7 +141,9 @@ def evaluate(
     if state_file is not None:
         path = Path(state_file)
         without = () if known_robust is None else (np.flatnonzero(known_robust).tolist(),)
-        name = state.identity(images, labels, (*attacks, threat, seed, *without))
+        before = () if known is None else ("known", known.broken_by.tolist())
+        settings = (*attacks, threat, seed, *without, *before)
+        name = state.identity(images, labels, settings)
         answers = state.Answers(logits, _slopes(network, images, labels))
         saved = state.read(path, name, answers)
 

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
+from irp_jax import parallel
 from irp_jax.attacks.threat import Threat
 from irp_jax.data.arrays import in_unit_range
 from irp_jax.errors import UserError
@@ -121,6 +122,12 @@ def check_network(logits_fn: Partial, shape: tuple[int, ...]) -> None:
         seen = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", answer)
         raise UserError(
             f"logits_fn must answer {count} images with ({count}, K) floats, K >= 2, got {seen}"
+        )
+    if parallel.is_explicit(getattr(answer.sharding, "mesh", None)):
+        raise UserError(
+            "logits_fn closes over arrays on a mesh of Explicit axes, where attacks cannot be "
+            "compiled: make the mesh with axis_types=(jax.sharding.AxisType.Auto,), or give "
+            "jax.tree_util.Partial(function, variables)"
         )
 
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from irp_jax import draws
 from irp_jax.graph.analysis import Analysis
 from irp_jax.graph.axes import BATCH, Axis, is_whole, pieces, root
 from irp_jax.graph.build import Function, analysed, shapes_of, traced
@@ -70,7 +71,7 @@ def network(
         sizes: dict[str, Any] = {**graph.sizes({**params, **state}), BATCH: batch}
         inputs = [params[name] for name in sorted(graph.params)]
         inputs += [state[name] for name in sorted(graph.state)]
-        inputs += [images, jax.random.key(0) if key is None else key]
+        inputs += [images, draws.key(0) if key is None else key]
         logits, *new = _Replay(analysis, sizes, fast).run(analysis.program, inputs)
         if logits.dtype.itemsize < 4:  # losses and attacks compare them closely
             logits = logits.astype(jnp.float32)

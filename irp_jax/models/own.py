@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from irp_jax import draws
 from irp_jax.errors import UserError, unknown
 
 CLASSES = ("classes", "num_classes", "n_classes")
@@ -86,11 +87,9 @@ def _made(cls: Any, name: str, classes: int, seed: int) -> Any:
     if "rngs" in parameters:
         from flax import nnx
 
-        given["rngs"] = nnx.Rngs(seed)
+        given["rngs"] = nnx.Rngs(draws.key(seed))
     if "key" in parameters:
-        import jax
-
-        given["key"] = jax.random.key(seed)
+        given["key"] = draws.key(seed)
     needed = [
         p.name
         for p in parameters.values()

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from irp_jax import attacks, data, evaluation, files, parallel
+from irp_jax import attacks, data, draws, evaluation, files, parallel
 from irp_jax.config import AVERAGE, Config
 from irp_jax.data import Augmentation, Split
 from irp_jax.errors import UserError
@@ -124,7 +124,7 @@ def _frozen(setup: Setup, progress: Progress, reporter: Reporter) -> Progress:
     fresh = None
     if setup.plan.reinit:
         # A number that no step has: the network began with other weights.
-        key = jax.random.fold_in(jax.random.key(setup.config.seed), 2**32 - 2)
+        key = jax.random.fold_in(draws.key(setup.config.seed), 2**32 - 2)
         drawn = jax.device_get(jax.jit(setup.model.init)(key))
         fresh = dict(zip(("params", "batch_stats"), drawn, strict=True))
     state, keep_counts = freeze(setup.config, setup.plan, setup.graph, progress.state, fresh)
@@ -203,7 +203,7 @@ def on_devices(setup: Setup) -> Resident:
     whole, split = parallel.replicated(setup.mesh), setup.dataset.train
     images: Any = parallel.place(split.images, whole)
     labels: Any = parallel.place(split.labels, whole)
-    key = parallel.place(jax.random.key(setup.config.seed), whole)
+    key = parallel.place(draws.key(setup.config.seed), whole)
     return Resident(images, labels, some(setup, split), key)
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from irp_jax import checkpoint, files
+from irp_jax import checkpoint, draws, files
 from irp_jax.config import Config
 from irp_jax.data import Dataset
 from irp_jax.errors import UserError
@@ -129,7 +129,7 @@ def start(setup: Setup) -> Progress:
         epoch=0,
         keep_counts={},
         seconds=0.0,
-        state=init(jax.random.key(setup.config.seed)),
+        state=init(draws.key(setup.config.seed)),
         defense=wanted,
         passes=0.0,
         images=0,
@@ -167,7 +167,7 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
         network = network_params(setup.graph, network) | {"batch_stats": network["batch_stats"]}
         state = example_state(setup.config, setup.plan, setup.graph, network, frozen)
         defense = defenses.build(Choice(*record["defense"]), setup.config)
-        memory = jax.eval_shape(lambda key: memory_of(setup, defense, key), jax.random.key(0))
+        memory = jax.eval_shape(lambda key: memory_of(setup, defense, key), draws.key(0))
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), memory)
         return _besides(dataclasses.replace(state, memory=zeros), dense)
 
@@ -255,7 +255,7 @@ def network_record(setup: Setup, keep_counts: dict[str, int]) -> dict[str, Any]:
 
 def _example_parent(setup: Setup) -> dict[str, Any]:
     """The structure and shapes of a parent."""
-    params, state = jax.eval_shape(setup.model.init, jax.random.key(0))
+    params, state = jax.eval_shape(setup.model.init, draws.key(0))
     shapes = {"params": params, "batch_stats": state}
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
