@@ -48,7 +48,8 @@ class Contraction:
 
     Attributes:
         kind: "conv", "dense", or "matmul" of two activations.
-        origin: the parameter that the kernel comes from; None if the kernel has no such origin.
+        origin: the parameter that operations which keep zeros turn into the kernel; None if there
+            is none.
         kernel: the axes of the kernel; for a product without a kernel, the contracted axes.
         reads: which axes of the kernel are contracted with the input's channels.
         writes: which axes of the kernel become the output's channels.
@@ -170,7 +171,7 @@ class Analysis:
         call = equation.call
         assert call is not None
         body, jvp = call.body, call.jvp
-        if id(call) in self._under_way:  # its derivative rule calls it again
+        if id(call) in self._under_way:  # the call's own derivative rule calls it
             _tie_all([self.axes[v] for v in body.inputs], inputs)
             return [self._of(atom) for atom in body.outputs]
         self._hand_on(equation.inputs, body.inputs)
@@ -344,7 +345,7 @@ class Analysis:
         if not known or len(equation.outputs) != 1 or equation.call is not None:
             return None
         shape = self.program.avals[equation.outputs[0]].shape
-        if equation.name in ("mul", "div"):  # a broadcast axis keeps no zeros
+        if equation.name in ("mul", "div"):  # zeros are lost along a broadcast axis
             known = [
                 (place, self._as_wide(origin, equation.inputs[place], shape))
                 for place, origin in known

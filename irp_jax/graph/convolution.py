@@ -188,7 +188,7 @@ def _unstrided(images, kernel, low, high):
         key=lambda w: max(w * c_out, WIDE) * (taps[1] + w - 1) / w,
     )
     wide = together * c_out
-    # XLA's kernels are several times slower on odd channel counts, and slightly on some others.
+    # XLA is several times slower on odd channel counts, and slightly slower on some others.
     spare_in = -c_in % (2 if wide <= WIDE else 4)
     spare_out = WIDE - wide if WIDE - 4 <= wide < WIDE else -wide % 4
     # One shifted kernel for each of the pixels that are computed together.

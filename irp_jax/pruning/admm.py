@@ -11,9 +11,9 @@ of the weights. U is the running sum of W - Z. The first Z is the projection of 
 it. Each later update multiplies rho by a constant. The final rho is about ten times the first, as
 in the authors' example for CIFAR-10. U is not rescaled.
 
-If units are channels, W holds every array axis of a channel, except in the kernels that read it.
-These are the filters of coupled layers, which can only be removed together, their biases, and the
-scales and biases of the norms. There are three differences from the authors' method:
+If units are channels, W is all that belongs to a channel, except the kernels that read it: the
+filters of coupled layers, which can only be removed together, their biases, and the scales and
+biases of its norms. There are three differences from the authors' method:
 
 - The authors pull the filters or the scales. But a batch norm cancels a change of a filter's length
   alone, and a pull on the scales alone leaves the biases.

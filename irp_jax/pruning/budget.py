@@ -25,7 +25,7 @@ from irp_jax.pruning.bounds import Bounds, around
 from irp_jax.pruning.masks import Granularity, Masks
 
 LIMIT = 8.0
-"""Logits stay within [-LIMIT, LIMIT]. Beyond, the soft mask is 0 or 1 in float32."""
+"""Logits stay within [-LIMIT, LIMIT]. Outside, the soft mask is 0 or 1 in float32."""
 
 HAIR = 1e-4
 """Least absolute value of a logit after an update, far above the rounding error at LIMIT."""

@@ -99,8 +99,8 @@ def check(
         masked = np.asarray(run(masking.apply(graph, arrays[0], masking.gates(logits)), arrays[1]))
         if not _is_finite(masked):
             raise UserError(
-                "the network's logits are not finite once channels are masked: it divides by the "
-                "norm of masked weights, for instance; keep the divisor from being zero"
+                "the network's logits are not finite once channels are masked: for instance, it "
+                "divides by the norm of masked weights; make sure that the divisor is not zero"
             )
         small = np.asarray(run(*compact_params(graph, arrays, indices)))
         scale = max(float(np.abs(masked).max()), 1e-6)
