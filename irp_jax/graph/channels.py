@@ -78,9 +78,7 @@ class Whole:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ChannelGraph:
-    """The channel groups, layers and arrays of a network.
-
-    Pruning, cost counting, compaction and export use nothing else of the network's structure.
+    """The channel groups, layers and arrays of a network: for pruning, costs, compaction, export.
 
     Attributes:
         groups: channel group -> channels, in the order in which layers first write them. A group

@@ -171,9 +171,9 @@ def _unstrided(images, kernel, low, high):
     """Computes a convolution of stride one, padded by `low` before and `high` after each axis.
 
     If output channels are few, 2 or 4 neighbouring pixels of a row are computed as one pixel with 2
-    or 4 times the channels. Their kernel is 1 or 3 columns wider, and its margins are zeros. With
-    three columns the arithmetic grows by a third or doubles. The time still falls to 0.6 with 16
-    channels on both sides, and to 0.3 with 7.
+    or 4 times the channels. Their kernel is 1 or 3 columns wider, and its margins are zeros. For a
+    kernel of three columns the arithmetic grows by a third or doubles. The time still falls to 0.6
+    with 16 channels on both sides, and to 0.3 with 7.
     """
     taps, (c_in, c_out) = kernel.shape[:2], kernel.shape[2:]
     height, width = Window((1, 1), low, high).outputs(images.shape[1:3], taps)
@@ -206,7 +206,7 @@ def _unstrided(images, kernel, low, high):
 
 
 def _whole(images, kernel, low, outputs):
-    """Computes such a convolution as one matrix product, if all outputs depend on all inputs.
+    """Computes a stride-one convolution whose outputs all depend on all inputs: a matrix product.
 
     In this case XLA would exchange the roles of image and kernel. The layers with 2 x 2 pixels and
     64 channels then took 83 % of ResNet20's time on 8 x 8 images.

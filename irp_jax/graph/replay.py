@@ -53,8 +53,8 @@ def network(
 
     @functools.cache
     def at(batch: int, train: bool) -> Analysis:
-        # Inference uses full float32, so that its results do not depend on the device. By default
-        # GPUs and TPUs round the factors of a product to 10 and 7 bits.
+        # Inference uses full float32, so that measured accuracy is valid on other devices. By
+        # default GPUs and TPUs round the factors of a product to 10 and 7 bits.
         precision = None if train else "float32"
         with jax.default_matmul_precision(precision):
             program = traced(
