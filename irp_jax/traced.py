@@ -1,4 +1,4 @@
-"""A network ready to be trained: its channel graph, and itself on arrays of any width."""
+"""A traced network: its channel graph, and a function that accepts arrays of any width."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -15,14 +15,14 @@ from irp_jax.pruning import compaction
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TracedModel:
-    """A network as its author wrote it, traced.
+    """A traced network.
 
     Attributes:
-        name: what it is called.
-        spec: how it is built again: {"name", "width"} of one of our models, and its
-            "activation" if it is not "relu", {"file"} of a user's
-            "FILE.py:NAME", {"class"} of an object that was given.
-        graph: its channels, layers and cost.
+        name: the network's name.
+        spec: how to build it again: {"name", "width"} for a model of this package, with
+            "activation" if it is not "relu"; {"file"} for a user's "FILE.py:NAME"; {"class"} for an
+            object.
+        graph: its channel graph.
         network: (params, state, images, train, key) -> (logits, state), for arrays of any width.
         init: key -> (params, state), each name -> array.
     """
@@ -55,15 +55,16 @@ def trace(
     """Traces a network.
 
     Args:
-        model: see `adapters.adapt`.
+        model: the network, see `adapters.adapt`.
         image_shape: (H, W, C) of one image.
-        classes: how many logits it must have; any number if None.
-        variables: weights to start from: the collections of a Linen module, or the `variables` of
-            a `Network` of this model that is not pruned. None for those of the model, or new ones.
+        classes: number of logits that the network must have; None accepts any number.
+        variables: initial weights: the collections of a Linen module, or the `variables` of an
+            unpruned `Network` of this model. None uses the model's own weights, or draws new ones.
         spec: see `TracedModel`.
 
     Raises:
-        UserError: it takes no such images, or does not return a logit for each class.
+        UserError: the network does not accept such images, does not return one logit for each
+            class, or the variables do not fit it.
     """
     named_arrays = _are_named(variables)
     adapted = adapters.adapt(model, image_shape, None if named_arrays else variables)
@@ -87,7 +88,7 @@ def trace(
 
 
 def _are_named(variables: Any) -> bool:
-    """Whether these are `Network.variables`: names with paths, and no nested collections."""
+    """Returns whether these are `Network.variables`: flat dictionaries of named arrays."""
     if not isinstance(variables, Mapping) or set(variables) != {"params", "batch_stats"}:
         return False
     return all(
@@ -97,23 +98,23 @@ def _are_named(variables: Any) -> bool:
 
 
 def _check_given(given: Any, wanted: Any) -> None:
-    """Refuses arrays that are not those of the model at its full size.
+    """Checks that arrays have the names and shapes of the dense model's arrays.
 
     Raises:
-        UserError: names the first array that differs.
+        UserError: an array differs; the message names the first.
     """
     for arrays, shapes in zip(given, wanted, strict=True):
         for name in sorted({*arrays, *shapes}):
             if name not in arrays or name not in shapes:
                 which = "lack" if name not in arrays else "have"
                 raise UserError(
-                    f"the variables {which} {name}, unlike the model: give those of this model"
+                    f"the variables {which} {name}, unlike the model: give this model's variables"
                 )
             if arrays[name].shape != shapes[name].shape:
                 raise UserError(
                     f"{name} has shape {arrays[name].shape} in the variables and "
-                    f"{shapes[name].shape} in the model: give variables of a network that is not "
-                    f"pruned, trained with budget=1.0 for instance"
+                    f"{shapes[name].shape} in the model: give the variables of an unpruned "
+                    f"network, for instance one trained with budget=1.0"
                 )
 
 
@@ -125,18 +126,19 @@ def named(
     seed: int = 0,
     activation: str = "relu",
 ) -> TracedModel:
-    """One of our models, or a user's.
+    """Traces a model of this package, or a user's model from a file.
 
     Args:
         name: a key of `models.MODELS`, or "FILE.py:NAME".
-        width: multiplies every channel count of one of our models.
+        width: factor of every channel count; for models of this package only.
         image_shape: (H, W, C) of one image.
         classes: number of logits.
-        seed: of the weights of a user's NNX or Equinox model, which has them from the beginning.
-        activation: of one of our models: a key of `models.ACTIVATIONS`.
+        seed: seed of the initial weights of a user's NNX or Equinox model, which are drawn when the
+            model is built.
+        activation: a key of `models.ACTIVATIONS`; for models of this package only.
 
     Raises:
-        UserError: there is no such model, or as `trace`.
+        UserError: there is no such model, or an error of `trace`.
     """
     if models.is_file(name):
         model = models.from_file(name, classes, seed)
@@ -146,14 +148,14 @@ def named(
 
 
 def is_drawn(model: TracedModel) -> bool:
-    """Whether another key gives other weights: given ones are the same for every key."""
+    """Returns whether the initial weights depend on the key. Given weights do not."""
     init = jax.jit(model.init)
     pair = [jax.tree.leaves(init(draws.key(seed))) for seed in (0, 1)]
     return any(bool((one != other).any()) for one, other in zip(*pair, strict=True))
 
 
 def check(model: TracedModel) -> float:
-    """Compares the masked with the cut network by value: see `compaction.check`."""
+    """Compares the masked with the compact network by value: see `compaction.check`."""
     params, state = jax.eval_shape(model.init, draws.key(0))
 
     def initial() -> tuple[dict[str, Any], dict[str, Any]]:

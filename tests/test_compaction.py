@@ -111,7 +111,7 @@ def test_a_channel_that_leaks_is_seen():
     assert compaction.check(model.graph, model.network, params, state) == traced.check(model) < 1e-4
     for name in ("stage1_block0/conv1/kernel", "classifier/kernel"):
         fewer = {key: axes for key, axes in model.graph.reads.items() if key != name}
-        with pytest.raises(UserError, match="masked and cut it differs"):
+        with pytest.raises(UserError, match="masked and the compact network differ"):
             compaction.check(
                 dataclasses.replace(model.graph, reads=fewer), model.network, params, state
             )

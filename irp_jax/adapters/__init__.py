@@ -1,7 +1,7 @@
-"""Networks of Flax and Equinox, and plain functions, as the function that `irp_jax.graph` reads.
+"""Converts networks of Flax and Equinox, and plain functions, to the form `irp_jax.graph` needs.
 
-None of the libraries is imported here before a network of theirs is given: who has such a network
-has imported its library.
+A library is imported here only once a network of that library is given. The caller has then
+imported it already.
 """
 
 import functools
@@ -24,43 +24,43 @@ ACCEPTED = (
 )
 
 TRIED = 2
-"""Images in the batch that a network is tried on."""
+"""Number of images in the batch that checks whether a network runs."""
 
 
 def adapt(model: Any, image_shape: Shape, variables: Mapping[str, Any] | None = None) -> Adapted:
-    """Makes a network of any of these kinds a pure function of named arrays.
+    """Returns a network of any of these kinds as a pure function of named arrays.
 
-    - `flax.linen.Module`: called as `model.apply(variables, images)`. All collections but "params"
-      are state, and their names begin with the collection's: "batch_stats/norm/mean".
+    - `flax.linen.Module`: called as `model.apply(variables, images)`. All collections except
+      "params" are state. Their names begin with the collection: "batch_stats/norm/mean".
     - `flax.nnx.Module`: `nnx.Param` are params, all other variables are state. The keys of its
-      random streams are neither: in training they follow from the key.
+      random streams are neither: in training they are derived from the key.
     - `equinox.Module`, or a pair of it and its `equinox.nn.State`: called for one image (C, H, W)
-      under `jax.vmap` with the axis name "batch". Floating arrays of the module are params, those
-      of the `State` are state.
-    - (apply, variables): called as `apply(variables, images)`, returns logits. Floating arrays in
-      the pytree of variables are params; where it is a dictionary with the key "params", only those
-      below that key. All else is constant.
+      under `jax.vmap` with the axis name "batch". Floating-point arrays of the module are params,
+      those of the `State` are state.
+    - (apply, variables): called as `apply(variables, images)`, returns logits. Floating-point
+      arrays in the pytree of variables are params. If it is a dictionary with the key "params",
+      only those below that key are. Everything else is constant.
 
-    Training and inference are told apart by the keywords of the call that are in `TRAINING` and
-    `INFERENCE`, if there are any, and by the mode of NNX and Equinox modules. A keyword `key` of
-    Equinox modules and functions gets a key in training: each image its own, or one for the batch.
-    In inference it is left out if it has a default, else it is a fixed key.
+    The network learns whether it is trained from the keywords of its call that are in `TRAINING`
+    and `INFERENCE`, if it has any, and from the mode of NNX and Equinox modules. A keyword `key`
+    gets a key in training: Equinox modules get one for each image, functions one for the batch. In
+    inference it is left out if it has a default; otherwise it gets a fixed key.
 
-    A network that has its weights already (NNX, Equinox, variables given) starts from them.
+    A network that already has weights (NNX, Equinox, variables given) starts from them.
 
-    State is what training changes and gradients do not. Counters in it keep their integer dtype,
-    and so do arrays of integers among the params of Flax networks, which count as state.
+    State consists of arrays that training changes without gradients. Counters in it keep their
+    integer dtype. Integer arrays among the params of Flax networks count as state.
 
     Args:
         model: the network.
         image_shape: (H, W, C) of one image.
-        variables: for Linen alone, the weights to start from: {"params": ..., "batch_stats": ...},
-            a dict or `FrozenDict`. Other collections than "params" may be missing; then they are
-            initialised. None initialises all.
+        variables: the initial weights, for Linen only: {"params": ..., "batch_stats": ...}, a dict
+            or `FrozenDict`. Collections other than "params" that are missing are initialised. None
+            initialises all.
 
     Raises:
-        UserError: the model is of another kind, cannot be run on such images in inference or in
-            training, two of its arrays would have the same name, or variables do not fit.
+        UserError: the model is of another kind, it cannot be run on such images in inference or in
+            training, two of its arrays would have the same name, or the variables do not fit.
     """
     if len(image_shape) != 3 or not all(isinstance(s, int) and s > 0 for s in image_shape):
         raise UserError(f"images of shape {tuple(image_shape)}: give (height, width, channels)")
@@ -79,13 +79,13 @@ def adapt(model: Any, image_shape: Shape, variables: Mapping[str, Any] | None = 
 
 
 def shapes(adapted: Adapted) -> tuple[Arrays, Arrays]:
-    """Shapes and dtypes of a network's arrays, without computing them.
+    """Returns the shapes and dtypes of a network's arrays without computing the arrays.
 
     Args:
         adapted: the network.
 
     Returns:
-        (params, state), name -> `jax.ShapeDtypeStruct`.
+        (params, state), each name -> `jax.ShapeDtypeStruct`.
 
     Raises:
         UserError: the network's own code fails.
@@ -109,7 +109,7 @@ def _adapted(model: Any, image_shape: Shape, variables: Any) -> Adapted:
         if kind != "linen" and variables is not None:
             raise UserError(
                 f"weights are given for {type(given).__name__}, a {library} module, which has its "
-                f"own: leave variables out"
+                f"own weights: leave variables out"
             )
         if kind == "linen" and given is model:
             return linen.adapt(given, image_shape, variables)
@@ -119,8 +119,8 @@ def _adapted(model: Any, image_shape: Shape, variables: Any) -> Adapted:
             return equinox.adapt(given, None if given is model else model[1], image_shape)
         fix = {
             "linen": "give the module alone, and its weights as variables",
-            "nnx": "give the module alone, which has its weights",
-            "equinox": "give it alone or with its equinox.nn.State",
+            "nnx": "give the module alone: it has its weights",
+            "equinox": "give the module alone, or with its equinox.nn.State",
         }
         raise UserError(
             f"a tuple of {type(given).__name__}, a {library} module, and something else: "

@@ -1,4 +1,4 @@
-"""A network as pure functions of named arrays, whatever library it is of."""
+"""The common form of networks of all libraries: pure functions of named arrays."""
 
 import dataclasses
 from collections.abc import Callable
@@ -18,13 +18,13 @@ class Adapted:
 
     Attributes:
         apply: (params, state, images, train, key) -> (logits, state). Images are (N, H, W, C)
-            float32 in [0, 1]. `train` is a Python bool. The key is a typed PRNG key, of which only
-            training makes use. Logits are what the network returns, (N, K) if all is well. The
-            state has the shapes and dtypes it had; without `train` it is returned unchanged.
-        init: key -> (params, state), for `jax.jit` and `jax.eval_shape`, too. Weights that the
-            network was given with are returned as copies, whatever the key.
+            float32 in [0, 1]. `train` is a Python bool. The key is a typed PRNG key, which only
+            training uses. Logits are the network's output, unchecked; they should be (N, K). The
+            state keeps its shapes and dtypes; without `train` it is returned unchanged.
+        init: key -> (params, state); it works under `jax.jit` and `jax.eval_shape`. If the network
+            already has weights, it returns copies of them for every key.
         kind: "linen", "nnx", "equinox" or "function".
-        name: of the network's class or function.
+        name: the name of the network's class or function.
         image_shape: (H, W, C) of one image.
     """
 

@@ -1,4 +1,4 @@
-"""How a network of somebody else's is called: its keywords, and what its errors become."""
+"""Calls of a user's network: the keywords it is given, and the messages for its errors."""
 
 import contextlib
 import inspect
@@ -11,10 +11,10 @@ from irp_jax import draws
 from irp_jax.errors import UserError
 
 TRAINING = ("train", "training", "is_training")
-"""Keywords of a network's call that are True in training."""
+"""Keywords of a network's call that are True in training and False in inference."""
 
 INFERENCE = ("deterministic", "use_running_average", "eval", "evaluate", "inference")
-"""Keywords of a network's call that are True in inference."""
+"""Keywords of a network's call that are True in inference and False in training."""
 
 BATCH = "batch"
 """Name of the batch axis in Equinox networks."""
@@ -27,12 +27,12 @@ def name_of(function: Any) -> str:
 def _parameters(function: Any) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(function).parameters
-    except (TypeError, ValueError):  # written in C, for instance
+    except (TypeError, ValueError):  # a function written in C, for instance
         return {}
 
 
 def switches_of(function: Any) -> Callable[[bool], dict[str, bool]]:
-    """Whether to train -> the keyword arguments that tell a network so."""
+    """Returns a function: whether to train -> the keyword arguments that select this mode."""
     names = _parameters(function)
     return lambda train: {
         **{name: train for name in TRAINING if name in names},
@@ -41,7 +41,7 @@ def switches_of(function: Any) -> Callable[[bool], dict[str, bool]]:
 
 
 def keys_of(function: Any) -> Callable[[bool, Any], dict[str, Any]]:
-    """(whether to train, key) -> the keyword argument `key`, where there is one."""
+    """Returns a function: (whether to train, key) -> the keyword argument `key`, if accepted."""
     parameter = _parameters(function).get("key")
 
     def arguments(train: bool, key: Any) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def keys_of(function: Any) -> Callable[[bool, Any], dict[str, Any]]:
             return {}
         if train:
             return {"key": key}
-        # No key is how many tell inference; who must have one gets one.
+        # To many networks a missing key means inference, so a key is given only if required.
         needed = parameter.default is inspect.Parameter.empty
         return {"key": draws.key(0)} if needed else {}
 
@@ -62,7 +62,7 @@ def key_shape() -> Any:
 
 @contextlib.contextmanager
 def user_code(what: str) -> Iterator[None]:
-    """Makes an error in a network's own code one line for its author."""
+    """Turns an error in the user's network into a `UserError` with a message of one line."""
     try:
         yield
     except UserError:
@@ -73,12 +73,12 @@ def user_code(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {type(error).__name__}: {first}{hint}") from error
 
 
-_SWITCH = f"give its call a keyword {TRAINING[0]} or {INFERENCE[0]} that tells them apart"
+_SWITCH = f"give its call a keyword {TRAINING[0]} or {INFERENCE[0]} that tells it the mode"
 
 _HINTS = {
-    # Of Linen: training gets every key and may change every collection.
+    # Raised by Linen in inference: in training all keys are given and all state may change.
     "InvalidRngError": f": it must draw random numbers in training alone; {_SWITCH}",
     "ModifyScopeVariableError": f": it must change its state in training alone; {_SWITCH}",
     "unbound axis name": f": the batch axis of Equinox networks is {BATCH!r}",
 }
-"""Part of an error's type or message -> what may be done about it."""
+"""Part of an error's type or message -> a hint for the user."""

@@ -1,4 +1,4 @@
-"""Networks of Equinox."""
+"""Adapter for Equinox networks."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ def adapt(model: Any, memory: Any, image_shape: Shape) -> Adapted:
             f"{name} has state, {next(iter(found.values()))[0]}: give the pair that "
             f"equinox.nn.make_with_state({name})(...) returns"
         )
-    # A layer that is used twice has one state, with one marker, and is named where it is used last.
+    # A layer that is used twice has one state and one marker. Its name is that of its last use.
     indices = dict(found.values())
     weights, rest = equinox.partition(model, equinox.is_inexact_array)
     with user_code(f"the state of {name} cannot be read"):
@@ -44,7 +44,7 @@ def adapt(model: Any, memory: Any, image_shape: Shape) -> Adapted:
         tree = leaves.tree({**params, **state})
         network = equinox.combine(tree["params"], rest)
         network = equinox.nn.inference_mode(network, value=not train)
-        now = jax.tree.map(lambda leaf: leaf, memory)  # setting a value spoils what it is set in
+        now = jax.tree.map(lambda leaf: leaf, memory)  # setting a value invalidates the old State
         for where, index in indices.items():
             now = now.set(index, tree["state"][where])
 

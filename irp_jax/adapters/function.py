@@ -1,4 +1,4 @@
-"""Plain functions with their variables."""
+"""Adapter for plain functions with their variables."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -26,7 +26,7 @@ def adapt(function: Callable, variables: Any, image_shape: Shape) -> Adapted:
 
     leaves = Leaves(
         variables,
-        lambda path: join(path) or "params",  # an array alone has no path
+        lambda path: join(path) or "params",  # a single array has an empty path
         kind,
     )
 

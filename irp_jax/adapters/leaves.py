@@ -1,4 +1,4 @@
-"""A network's pytree as flat dictionaries of named arrays, and back."""
+"""Conversion between a network's pytree and flat dictionaries of named arrays."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,11 +13,11 @@ Arrays = dict[str, Any]
 """Name -> array, for instance "stage1_block0/conv1/kernel"."""
 
 Path = tuple[Any, ...]
-"""JAX's keys of a leaf in a pytree."""
+"""The JAX keys that lead to a leaf of a pytree."""
 
 
 def join(path: Path) -> str:
-    """A leaf's name: attributes, keys and indices on the way to it."""
+    """Returns a leaf's name: the attributes, keys and indices of its path, joined by "/"."""
     return "/".join(str(step(key)) for key in path)
 
 
@@ -37,11 +37,11 @@ def is_floating(leaf: Any) -> bool:
 
 
 class Leaves:
-    """A pytree as flat dicts of arrays, and back.
+    """Converts a pytree to flat dictionaries of arrays, and back.
 
     Attributes:
-        params: names of the arrays that are trained.
-        state: names of the others.
+        params: names of the trained arrays.
+        state: names of the other arrays.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Leaves:
         Args:
             tree: any pytree.
             name: path -> name.
-            kind: (path, array) -> "params", "state", or None for what stays as it is.
+            kind: (path, array) -> "params", "state", or None for a constant.
         """
         pairs, self.structure = jax.tree_util.tree_flatten_with_path(tree)
         self.name, self.kind = name, kind
@@ -79,7 +79,7 @@ class Leaves:
             (self.params if what == "params" else self.state).append(name(path))
 
     def flat(self, tree: Any) -> Arrays:
-        """The arrays of a tree; it may have more than the one that was named, or fewer."""
+        """Returns the named arrays of a tree, which may have more or fewer than the original."""
         pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
         return {
             self.name(path): leaf
@@ -88,9 +88,9 @@ class Leaves:
         }
 
     def split(self, tree: Any) -> tuple[Arrays, Arrays]:
-        """Copies of the arrays of a tree: (params, state).
+        """Returns copies of the arrays of a tree: (params, state).
 
-        Training may donate its arrays, and the author's network shall outlive that.
+        Training may donate its arrays. Copies keep the user's network usable.
         """
         arrays = self.flat(tree)
         params, state = (
@@ -100,7 +100,7 @@ class Leaves:
         return params, state
 
     def tree(self, arrays: Mapping[str, Any]) -> Any:
-        """The tree with these arrays in it."""
+        """Returns the original tree with these arrays in it."""
         leaves = [
             leaf if place is None else _typed(arrays[place], leaf)
             for place, leaf in zip(self.places, self.leaves, strict=True)
@@ -108,25 +108,25 @@ class Leaves:
         return jax.tree.unflatten(self.structure, leaves)
 
     def updated(self, state: Arrays, tree: Any) -> Arrays:
-        """The state after training; what training adds to it, records for instance, is left out."""
+        """Returns the state with the values of a tree. Arrays that the tree adds are left out."""
         arrays = self.flat(tree)
         return {name: jnp.asarray(arrays.get(name, old), old.dtype) for name, old in state.items()}
 
 
 def _typed(array: Any, leaf: Any) -> Any:
-    """An array with the weak type of the leaf in whose place it is put.
+    """Returns an array with the weak type of the leaf that it replaces.
 
-    Named arrays have none. Networks tell by it what types results have, and Equinox requires it of
-    states.
+    Named arrays have no weak type. Weak types determine the dtypes of results, and Equinox requires
+    that states keep theirs.
     """
     if not getattr(leaf, "weak_type", False):
         return array
-    # No function of JAX's does this.
+    # JAX has no public function for this.
     return primitives.convert_element_type_p.bind(
         array, new_dtype=array.dtype, weak_type=True, sharding=None
     )
 
 
 def in_collections(path: Path, leaf: Any) -> str:
-    """What an array is, whose path begins with "params" or something else."""
+    """Returns "params" for a floating-point array below "params", else "state"."""
     return "params" if step(path[0]) == "params" and is_floating(leaf) else "state"

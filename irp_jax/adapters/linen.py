@@ -1,4 +1,4 @@
-"""Networks of Flax Linen."""
+"""Adapter for Flax Linen networks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -31,7 +31,7 @@ def adapt(model: Any, image_shape: Shape, variables: Any) -> Adapted:
         return core.unfreeze(core.meta.unbox(tree))
 
     def fresh(key: jax.Array) -> Any:
-        # The parameters are those of model.init(key, images).
+        # The same parameters as model.init(key, images) returns.
         rngs = {"params": key, "dropout": jax.random.fold_in(key, 1)}
         images = jnp.zeros((1, *image_shape), jnp.float32)
         return plain(model.init(rngs, images, **switches(False)))
@@ -56,7 +56,7 @@ def adapt(model: Any, image_shape: Shape, variables: Any) -> Adapted:
         now = leaves.tree({**params, **state})
         if not train:
             return model.apply(now, images, **switches(False)), state
-        # Streams of other names draw from that of "params".
+        # Linen takes streams of other names from "params".
         rngs = {"dropout": key, "params": jax.random.fold_in(key, 1)}
         logits, new = model.apply(now, images, **switches(True), rngs=rngs, mutable=collections)
         return logits, leaves.updated(state, plain(new))
@@ -67,14 +67,14 @@ def adapt(model: Any, image_shape: Shape, variables: Any) -> Adapted:
 
 
 def _at(tree: Any, path: Path) -> Any:
-    """The leaf at a path of dict keys; None where there is none."""
+    """Returns the leaf at a path of dictionary keys; None if there is none."""
     for key in path:
         tree = tree.get(step(key)) if isinstance(tree, Mapping) else None
     return tree
 
 
 def _checked(variables: Any, shape: Mapping[str, Any]) -> Any:
-    """Given variables, once they fit a Linen network."""
+    """Returns given variables if they fit a Linen network; raises `UserError` otherwise."""
     if not isinstance(variables, Mapping) or "params" not in variables:
         raise UserError(
             f"variables are {_described(variables)}: give {{'params': ...}} and further "

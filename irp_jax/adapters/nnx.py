@@ -1,4 +1,4 @@
-"""Networks of Flax NNX."""
+"""Adapter for Flax NNX networks."""
 
 from typing import Any
 
@@ -19,14 +19,14 @@ def adapt(model: Any, image_shape: Shape) -> Adapted:
     switches = switches_of(type(model).__call__)
 
     def name(path: Path) -> str:
-        # An array lies in a variable, as its attribute "value", which goes without saying.
+        # An array is the attribute "value" of a variable. Its name leaves that attribute out.
         path = tuple(key for key in path if not isinstance(key, jax.tree_util.GetAttrKey))
         return join(path[1:])
 
     leaves = Leaves({"params": weights, "state": others}, name, in_collections)
 
     def seeded(key: jax.Array) -> Any:
-        """The random streams, begun anew."""
+        """Returns the random streams with keys derived from this key, and counts of zero."""
         held, structure = jax.tree.flatten(streams)
         for index, leaf in enumerate(held):
             if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -34,7 +34,7 @@ def adapt(model: Any, image_shape: Shape) -> Adapted:
                 if own.dtype != leaf.dtype:  # the module's keys are of another generator
                     own = draws.like(own, leaf)
                 held[index] = jax.random.split(own, leaf.shape) if leaf.shape else own
-            else:  # how often it was drawn from
+            else:  # the count of draws
                 held[index] = jnp.zeros_like(leaf)
         return jax.tree.unflatten(structure, held)
 

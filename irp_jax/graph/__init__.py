@@ -1,4 +1,4 @@
-"""The channel graph of any JAX network, read off its jaxpr; knows JAX and nothing of Flax."""
+"""The channel graph of any JAX network, derived from its jaxpr. Depends on JAX, not on Flax."""
 
 from irp_jax.graph.build import build
 from irp_jax.graph.channels import ChannelGraph, Layer, Whole

@@ -1,9 +1,9 @@
-"""Runs the rules over a program: the axes of every variable, and the layers that were met.
+"""Runs the rules on a program: derives the axes of every variable, and finds the layers.
 
-A layer is a contraction: a convolution or a matrix product. If one side of it depends on the images
-and the other does not, the other is its kernel, which is followed back to the parameter that it
-came from. Masks will multiply that parameter where the kernel is contracted, so the way there must
-keep zeros zero.
+A layer is a contraction: a convolution or a matrix product. If one operand depends on the images
+and the other does not, the other operand is the kernel. The kernel is traced back to the parameter
+that it is computed from. Masks multiply that parameter along its contracted axes. So every
+operation between the parameter and the contraction must map zeros to zeros.
 """
 
 import dataclasses
@@ -26,16 +26,16 @@ ZERO_STAYS = frozenset(
         "sharding_constraint",
     }
 )  # fmt: skip
-"""Elementwise operations that are zero where an input is."""
+"""Elementwise operations whose output is zero wherever an input is zero."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """The parameter that an array was computed from, and which of its axes are whose.
+    """The parameter that an array was computed from, and how their axes correspond.
 
     Attributes:
-        name: of the parameter.
-        axes: for each axis of the array, that of the parameter; None for an axis of its own.
+        name: the parameter's name.
+        axes: for each axis of the array, the parameter's axis; None if none corresponds.
     """
 
     name: str
@@ -44,18 +44,20 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contraction:
-    """A layer, as the analysis meets it.
+    """A layer, as the analysis finds it.
 
     Attributes:
         kind: "conv", "dense", or "matmul" of two activations.
-        origin: of its kernel; None where that is not a parameter.
-        kernel: the axes of the kernel.
+        origin: the parameter that operations which keep zeros turn into the kernel; None if there
+            is none.
+        kernel: the axes of the kernel; for a product without a kernel, the contracted axes.
         reads: which axes of the kernel are contracted with the input's channels.
         writes: which axes of the kernel become the output's channels.
-        around: axes of the input that are neither contracted nor in the kernel, but for the batch.
-        where: the module or source line.
-        source: the first parameter that the kernel is computed from, where it has no origin.
-        module: the module that it happens in; "" outside of modules.
+        around: the other axes that the layer is computed along, such as height and width, without
+            the batch axis.
+        where: the module or source line, for messages.
+        source: the first parameter that the kernel is computed from; "" if there is none.
+        module: the module that the layer is in; "" outside of modules.
     """
 
     kind: Literal["conv", "dense", "matmul"]
@@ -70,12 +72,12 @@ class Contraction:
 
 
 class Analysis:
-    """The axes of a program's variables.
+    """The axes of a program's variables, and its layers.
 
     Attributes:
         axes: variable -> its axes.
-        contractions: the layers, in the order they run.
-        batch: the axis of the images that counts them.
+        contractions: the layers, in order of execution.
+        batch: the batch axis of the images.
     """
 
     def __init__(
@@ -86,14 +88,14 @@ class Analysis:
         images: Sequence[int],
         batch: Axis,
     ) -> None:
-        """Runs the rules.
+        """Runs the rules on every equation.
 
         Args:
-            program: what to analyse.
-            parameters: position of an input -> its name, of those that are trained.
+            program: the program to analyse.
+            parameters: position of an input -> its name, for trained parameters.
             inputs: the axes of each input.
-            images: positions of inputs that are the images, or depend on them.
-            batch: see above.
+            images: positions of the inputs that count as activations: the images and the key.
+            batch: the batch axis of the images.
         """
         self.program, self.batch = program, batch
         self.axes: dict[int, Axes] = {}
@@ -148,7 +150,7 @@ class Analysis:
         return rule(equation, inputs, shapes)
 
     def _count(self, equation: Equation, macs: int) -> None:
-        """Adds a layer of which nothing but its cost is known."""
+        """Adds a layer of which only the cost is known."""
         self.contractions.append(
             Contraction(
                 kind="matmul",
@@ -165,11 +167,11 @@ class Analysis:
         )
 
     def _called(self, equation: Equation, inputs: list[Axes]) -> list[Axes]:
-        """A call that is not inlined: its body, and its derivative on the same axes."""
+        """Analyses a call that is not inlined: its body and its derivative, on the same axes."""
         call = equation.call
         assert call is not None
         body, jvp = call.body, call.jvp
-        if id(call) in self._under_way:  # from its own derivative
+        if id(call) in self._under_way:  # the call's own derivative rule calls it
             _tie_all([self.axes[v] for v in body.inputs], inputs)
             return [self._of(atom) for atom in body.outputs]
         self._hand_on(equation.inputs, body.inputs)
@@ -186,7 +188,7 @@ class Analysis:
         return outputs
 
     def _hand_on(self, atoms: Sequence[Atom], variables: Sequence[int]) -> None:
-        """What is known of the arguments of a call holds for the inputs of what is called."""
+        """Passes what is known of a call's arguments on to the inputs of its program."""
         for atom, variable in zip(atoms, variables, strict=True):
             if self._depends(atom):
                 self._seen.add(variable)
@@ -199,7 +201,7 @@ class Analysis:
         return isinstance(atom, int) and atom in self._seen
 
     def _kernel(self, equation: Equation) -> int | None:
-        """Which input of a contraction is its kernel."""
+        """Returns which input of a contraction is its kernel; None if it has no kernel."""
         left, right = (self._depends(atom) for atom in equation.inputs)
         if left == right:
             return None
@@ -221,8 +223,8 @@ class Analysis:
             tie(left[c], right[i], f"channels read in two ways in {where}")
             channels = right[o]
         else:
-            # Each of the groups reads channels of its own: they are a product, and a group of one
-            # channel is that channel.
+            # Each group reads its own channels, so the channel axis is a product: groups times
+            # channels per group. If a group has one channel, the group is that channel.
             sizes = [groups, right[i].size]
             many, each = divided(left[c], "product", sizes, f"grouped convolution in {where}")
             tie(each, right[i], f"grouped convolution in {where}")
@@ -234,7 +236,8 @@ class Analysis:
         out[n_out], out[c_out] = left[n], channels
         counted = list(out)
         if set(params["lhs_dilation"]) != {1}:
-            # Transposed: between the pixels of its input there are zeros, which nobody multiplies.
+            # A transposed convolution inserts zeros between its input's pixels. The cost counts
+            # the input's own pixels only.
             for where_out, where_in in zip(places, space, strict=True):
                 counted[where_out] = left[where_in]
         self._record("conv", equation, 1, right, (i,), (o,), tuple(counted), (c_out,))
@@ -294,7 +297,7 @@ class Analysis:
         out: Axes,
         own: tuple[int, ...],
     ) -> None:
-        """Adds a layer; `own` are the axes of the output that the kernel has too."""
+        """Adds a layer; `own` are the axes of the output that the kernel has as well."""
         atom = equation.inputs[side]
         origin = self._origins.get(atom) if isinstance(atom, int) else None
         for index in reads:
@@ -320,7 +323,7 @@ class Analysis:
         )
 
     def _as_wide(self, origin: Origin, atom: Atom, shape: tuple[int, ...]) -> Origin:
-        """An array's origin, but for axes of one element that are repeated to fill a shape."""
+        """Returns an array's origin without the axes whose size differs in the given shape."""
         before = self.program.shape(atom)
         if len(before) != len(shape):
             return origin
@@ -333,7 +336,7 @@ class Analysis:
         )
 
     def _origin(self, equation: Equation) -> Origin | None:
-        """Follows a parameter through an operation that keeps its zeros."""
+        """Returns the origin of an equation's output; None unless the operation keeps zeros."""
         known = [
             (place, self._origins[atom])
             for place, atom in enumerate(equation.inputs)
@@ -342,7 +345,7 @@ class Analysis:
         if not known or len(equation.outputs) != 1 or equation.call is not None:
             return None
         shape = self.program.avals[equation.outputs[0]].shape
-        if equation.name in ("mul", "div"):  # of an axis that is repeated no zeros are kept
+        if equation.name in ("mul", "div"):  # zeros are lost along a broadcast axis
             known = [
                 (place, self._as_wide(origin, equation.inputs[place], shape))
                 for place, origin in known
@@ -385,7 +388,7 @@ def _tie_all(some: Sequence[Axes], others: Sequence[Axes]) -> None:
 
 
 def _constant(value: Any) -> Axes:
-    """The axes of a constant: which of its values are kept is only known where all are alike."""
+    """Returns the axes of a constant. An axis may shrink only if all values along it are equal."""
     if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
         return plain(value.shape, "random keys")
     value = np.asarray(value)
@@ -401,8 +404,10 @@ def _constant(value: Any) -> Axes:
 
 
 def macs_of(source: Any) -> int:
-    """Multiply-accumulates of an equation of JAX, with those of the functions that it calls: a
-    loop's as often as it runs where that is fixed, else once."""
+    """Returns the multiply-accumulates of a JAX equation and of the functions that it calls.
+
+    The body of a `scan` counts once per iteration, that of a loop of unknown length once.
+    """
     shapes = [getattr(variable.aval, "shape", ()) for variable in source.invars]
     if source.primitive.name == "conv_general_dilated":
         out = math.prod(source.outvars[0].aval.shape)
@@ -422,6 +427,6 @@ def macs_of(source: Any) -> int:
 
 
 def positions(axes: Sequence[Axis]) -> tuple[int, list[Axis]]:
-    """How many positions axes of fixed size have together, and the axes that may shrink."""
+    """Returns the product of the sizes of fixed axes, and the axes that may shrink."""
     fixed = math.prod(axis.size for axis in axes if is_whole(axis))
     return fixed, [axis for axis in axes if not is_whole(axis)]

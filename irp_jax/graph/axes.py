@@ -1,10 +1,10 @@
-"""Axes of arrays, and which of them must have the same size: a union-find with structure.
+"""Axes of arrays, and which of them must keep the same positions: a union-find structure.
 
-An axis is simple, or made of others: their concatenation, one after the other, or their row-major
-product, as in a flattened feature map. Tying two axes says that position i of one goes with
-position i of the other. Tying a simple axis to a made one makes the first of the same parts, also
-where it was used before. What cannot be tied part by part is kept whole: sizes then never change,
-which is always right.
+An axis is simple or composite. A composite axis is the concatenation of other axes, or their
+row-major product, as in a flattened feature map. Tying two axes states that position i of one is
+pruned together with position i of the other. A simple axis that is tied to a composite one gets the
+same parts, also where it was used before. Axes that cannot be tied part by part are kept whole:
+their sizes never change, which is always correct.
 """
 
 import math
@@ -16,16 +16,16 @@ import numpy as np
 Kind = Literal["concatenation", "product"]
 
 BATCH = "(batch)"
-"""Stands for a group's name where an axis counts images."""
+"""The group name of the axis that counts images."""
 
 
 class Axis:
-    """An axis of one or more arrays. Compare by `root`.
+    """An axis of one or more arrays. Two axes are the same if their `root` is the same object.
 
     Attributes:
-        size: of the dense network.
-        whole: why it keeps its size; None while it may shrink.
-        group: the channel group that it is, once that is known.
+        size: its size in the dense network.
+        whole: why the axis keeps its size; None while it may shrink.
+        group: the name of its channel group, once that is known.
     """
 
     __slots__ = ("group", "kind", "parent", "parts", "size", "whole")
@@ -40,14 +40,14 @@ class Axis:
 
 
 def root(axis: Axis) -> Axis:
-    """The axis that stands for all that it is tied to."""
+    """Returns the axis that represents all axes tied to this one."""
     while axis.parent is not None:
         axis = axis.parent
     return axis
 
 
 def made(kind: Kind, parts: Sequence[Axis]) -> Axis:
-    """The concatenation or product of axes; of one axis, that axis."""
+    """Returns the concatenation or product of axes; if there is only one, that axis."""
     flat: list[Axis] = []
     for part in map(root, parts):
         flat += part.parts if part.kind == kind else [part]
@@ -62,7 +62,7 @@ def made(kind: Kind, parts: Sequence[Axis]) -> Axis:
 
 
 def leaves(axis: Axis) -> list[Axis]:
-    """The simple axes it is made of."""
+    """Returns the simple axes that an axis is made of."""
     axis = root(axis)
     if axis.kind is None:
         return [axis]
@@ -70,28 +70,28 @@ def leaves(axis: Axis) -> list[Axis]:
 
 
 def is_whole(axis: Axis) -> bool:
-    """Whether its size is fixed."""
+    """Returns whether the size of an axis is fixed."""
     return all(leaf.whole is not None for leaf in leaves(axis))
 
 
 def reason(axis: Axis) -> str:
-    """Why it is kept whole: the first of its parts' reasons."""
+    """Returns why an axis is kept whole: the first reason among its parts."""
     return next((leaf.whole for leaf in leaves(axis) if leaf.whole), "")
 
 
 def keep(axis: Axis, why: str) -> None:
-    """Keeps an axis whole; the first reason given stays."""
+    """Keeps an axis whole. A reason that it already has stays."""
     for leaf in leaves(axis):
         if leaf.whole is None:
             leaf.whole = why
 
 
 def tie(a: Axis, b: Axis, why: str = "") -> None:
-    """Says that two axes live and die together.
+    """Ties two axes: their positions are kept or pruned together.
 
     Args:
-        a, b: of the same size.
-        why: the reason, should they have to be kept whole.
+        a, b: axes of the same size.
+        why: the reason to record if the axes must be kept whole.
     """
     a, b = root(a), root(b)
     if a is b:
@@ -101,7 +101,7 @@ def tie(a: Axis, b: Axis, why: str = "") -> None:
         keep(other, reason(fixed))
         return
     if a.kind is None and b.kind is None and a.group and b.group:
-        keep(a, why)  # two groups of a finished graph are never one
+        keep(a, why)  # groups of a finished graph are never merged
         keep(b, why)
         return
     if a.kind is None and not (a.group and b.kind):
@@ -122,7 +122,11 @@ def _inherit(child: Axis, parent: Axis) -> None:
 
 
 def _aligned(a: Axis, b: Axis, why: str) -> bool:
-    """Ties the parts of two axes made alike, dividing simple parts where that is needed."""
+    """Ties the parts of two composite axes of one kind, dividing simple parts where sizes differ.
+
+    Returns:
+        Whether the parts could be tied.
+    """
     left, right = list(a.parts), list(b.parts)
     pairs: list[tuple[Axis, Axis]] = []
     kind: Kind = a.kind or "product"
@@ -157,14 +161,14 @@ def _aligned(a: Axis, b: Axis, why: str) -> bool:
 
 
 def divided(axis: Axis, kind: Kind, sizes: Sequence[int], why: str) -> list[Axis]:
-    """An axis as a concatenation or product of parts with these sizes."""
+    """Divides an axis into parts of these sizes, as a concatenation or product; returns them."""
     parts = [Axis(size) for size in sizes]
     tie(axis, made(kind, parts), why)
     return parts
 
 
 def pieces(axis: Axis) -> list[Axis]:
-    """What an axis is the concatenation of, down to axes that are none."""
+    """Returns the axes that an axis is a concatenation of; none of them is a concatenation."""
     axis = root(axis)
     if axis.kind != "concatenation":
         return [axis]

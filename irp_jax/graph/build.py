@@ -1,4 +1,4 @@
-"""Reads a channel graph off a function: traces it, runs the rules, names groups and layers."""
+"""Builds a channel graph from a function: traces it, runs the rules, names groups and layers."""
 
 import dataclasses
 import math
@@ -20,19 +20,19 @@ from irp_jax.graph.program import Program, fingerprint, is_alike, trace
 Function = Any
 """A network as a pure function: (params, state, images, train, key) -> (logits, state).
 
-Params and state are `Arrays`; images (N, H, W, C) float32 in [0, 1]; `train` is a Python bool; the
-key is of whatever is drawn at random in training.
+Params and state are `Arrays`; images are (N, H, W, C) float32 in [0, 1]; `train` is a Python bool;
+the key is for the random numbers of training.
 """
 
 TRACED = 2
-"""Images in the batch that the graph is read from."""
+"""Number of images in the batch that the graph is traced with."""
 
 WEIGHTS = ("kernel", "weight", "w")
-"""Names of parameters that go without saying: the layer's name is that of what it lies in."""
+"""Last parts of a kernel's name that the layer's name leaves out."""
 
 
 def shapes_of(arrays: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    """Name -> shape and dtype."""
+    """Returns the shape and dtype of each array, by name."""
     return {n: jax.ShapeDtypeStruct(np.shape(a), a.dtype) for n, a in arrays.items()}
 
 
@@ -45,7 +45,10 @@ def traced(
     batch: int,
     train: bool,
 ) -> Program:
-    """The program of a network: (params, state, images, key) -> (logits, *state), names sorted."""
+    """Traces a network: (params, state, images, key) -> logits, and in training the new state.
+
+    Params and state are in the order of their sorted names.
+    """
 
     def flat(params: Arrays, state: Arrays, images: jax.Array, key: jax.Array) -> list[Any]:
         logits, new = function(params, state, images, train, key)
@@ -63,18 +66,18 @@ def build(
     image_shape: tuple[int, int, int],
     classes: int | None = None,
 ) -> ChannelGraph:
-    """Reads a network's channel graph off its jaxpr, in inference and in training.
+    """Builds a network's channel graph from its jaxprs in inference and in training.
 
     Args:
         function: the network, see `Function`.
         params: its trained arrays, or their shapes and dtypes.
-        state: its other arrays, likewise.
+        state: its other arrays, or their shapes and dtypes.
         image_shape: (H, W, C) of one image.
-        classes: how many logits it must have; any number if None.
+        classes: number of logits that the network must have; None accepts any number.
 
     Raises:
-        UserError: it does not take such images or return logits (N, K), has not a logit for each
-            class, or changes the shapes of its state.
+        UserError: the network does not return logits (N, K), has not one logit for each class, or
+            changes the shapes of its state.
     """
     names, others = sorted(params), sorted(state)
     shared = {n: tuple(Axis(s) for s in np.shape(params[n])) for n in names}
@@ -152,11 +155,11 @@ def _analysed(
 
 
 def analysed(program: Program, graph: ChannelGraph) -> Analysis:
-    """The axes of another trace of the same network, in terms of the graph's groups.
+    """Analyses another trace of the same network, in terms of the graph's groups.
 
     Raises:
-        UserError: there they do not live and die as in the graph: the network's structure depends
-            on the number of images.
+        UserError: a group of the graph cannot be pruned in this trace. The network's structure then
+            depends on the number of images.
     """
     groups: dict[str, Axis] = {}
     shared = {
@@ -178,7 +181,7 @@ def analysed(program: Program, graph: ChannelGraph) -> Analysis:
 
 
 def _check_logits(program: Program, classes: int | None) -> int:
-    """The number of logits."""
+    """Checks that a program returns logits; returns their number for one image."""
     if len(program.outputs) != 1:
         raise UserError(
             f"the network returns {len(program.outputs)} arrays: it must return its logits (N, K)"
@@ -201,21 +204,27 @@ def _check_logits(program: Program, classes: int | None) -> int:
 
 
 def layer_name(array: str) -> str:
-    """What a layer is called after its kernel."""
+    """Returns a layer's name: its kernel's name, without a last part from `WEIGHTS`."""
     outer, _, last = array.rpartition("/")
     return outer if outer and last in WEIGHTS else array
 
 
 def _name(contraction: Contraction) -> str:
-    """Of a layer: after its kernel, or the parameter that its kernel is computed from; never after
-    a line of code, which moves."""
+    """Returns a layer's name: that of its kernel or of the parameter that it is computed from.
+
+    A layer without parameters has the name of its module or kind. Source lines are not used, since
+    they change.
+    """
     parameter = contraction.origin.name if contraction.origin else contraction.source
     return layer_name(parameter) if parameter else contraction.module or contraction.kind
 
 
 def _name_groups(contractions: list[Contraction], taken: set[str]) -> dict[str, Axis]:
-    """Channels that some layer writes and some layer reads, by the name of the first that writes
-    them, which no array has. All others are kept whole."""
+    """Names the channel groups: channels that some layer writes and some layer reads.
+
+    A group has the name of the first layer that writes it, changed if an array has that name. All
+    other channels are kept whole.
+    """
     read = {
         id(leaf)
         for contraction in contractions
@@ -233,7 +242,7 @@ def _name_groups(contractions: list[Contraction], taken: set[str]) -> dict[str, 
                 keep(leaf, "no layer reads it")
                 continue
             name = _name(contraction) + (f"[{place}]" if several else "")
-            if name in taken:  # of a kernel that lies in no module
+            if name in taken:  # the kernel is in no module
                 name += "/out"
             while name in groups or name in taken:
                 name += "'"
@@ -243,7 +252,7 @@ def _name_groups(contractions: list[Contraction], taken: set[str]) -> dict[str, 
 
 
 def _keep_unsolvable(shared: Mapping[str, tuple[Axis, ...]], groups: dict[str, Axis]) -> None:
-    """Keeps groups whole whose size cannot be told from the shapes of arrays that are cut."""
+    """Keeps groups whole whose size does not follow from the shapes of the compact arrays."""
     while True:
         extents = [extent_of(axis) for axes in shared.values() for axis in axes]
         known = solve((extent, extent.size) for extent in extents)
@@ -289,7 +298,7 @@ def _layers(contractions: list[Contraction], final: set[int]) -> tuple[Layer, ..
 
 
 def _of_one_image(extent: Extent) -> Extent:
-    """An axis that images share with others, positions of one image's."""
+    """Returns an extent with the batch axis reduced to one image."""
     if extent.group == BATCH:
         return Extent("fixed", 1)
     parts = tuple(map(_of_one_image, extent.parts))
@@ -308,8 +317,11 @@ def _for_one_image(
     others: list[str],
     image_shape: tuple[int, ...],
 ) -> tuple[Layer, ...]:
-    """Layers whose uses count one image, where an operation without a rule hid the batch axis: uses
-    that grow with the number of images are divided by it."""
+    """Returns layers whose uses are those of one image.
+
+    This is needed if an operation without a rule hides the batch axis. Uses that grow with the
+    number of images in a second trace are divided by it.
+    """
     fresh = {name: tuple(Axis(axis.size) for axis in axes) for name, axes in shared.items()}
     batch = Axis(TRACED + 1)
     batch.group = BATCH
@@ -321,7 +333,7 @@ def _for_one_image(
         sizes = [math.prod(axis.size for axis in contraction.around)]
         sizes += [layer.uses * math.prod(extent.size for extent in layer.around)]
         grows = sizes[0] * TRACED == sizes[1] * (TRACED + 1)
-        # A kernel may be made for each image, too.
+        # A kernel that is computed for each image has an axis of images.
         extents = tuple(
             Extent("fixed", 1) if (extent.size, axis.size) == (TRACED, TRACED + 1) else extent
             for extent, axis in zip(layer.extents, contraction.kernel, strict=True)

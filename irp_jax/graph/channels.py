@@ -1,4 +1,4 @@
-"""The channel graph of a network: which channels live and die together, and what each costs."""
+"""The channel graph of a network: which channels are pruned together, and what each costs."""
 
 import dataclasses
 import functools
@@ -19,15 +19,15 @@ class Layer:
     """A contraction: a convolution or a matrix product.
 
     Attributes:
-        name: of its kernel, without "/kernel"; of a product of two activations, where it happens.
+        name: the kernel's name without "/kernel"; for a product of two activations, its module.
         kind: "conv", "dense", or "matmul" of two activations.
-        kernel: name of the array that it contracts with; None where that is computed.
-        extents: of the kernel's axes.
+        kernel: the name of the kernel; None if the kernel is not a parameter.
+        extents: the extents of the kernel's axes.
         reads: which axes of the kernel are input channels.
         writes: which axes of the kernel are output channels.
-        uses: how often each weight is used for an image, where that is fixed: output height times
-            width of a convolution.
-        around: further factors of that, which depend on groups.
+        uses: how often each weight is used for an image: for a convolution, output height times
+            width.
+        around: further factors of `uses`, which depend on groups.
         final: whether its output channels are the logits.
     """
 
@@ -42,16 +42,16 @@ class Layer:
     final: bool = False
 
     def channels(self, keep_counts: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Channels in and out, of those that groups keep."""
+        """Returns the numbers of input and output channels that are kept."""
         counts = [extent.count(keep_counts) for extent in self.extents]
         return math.prod(counts[i] for i in self.reads), math.prod(counts[i] for i in self.writes)
 
     def weights(self, keep_counts: Mapping[str, Any]) -> Any:
-        """Number of kernel entries."""
+        """Returns the number of kernel entries that are kept."""
         return math.prod(extent.count(keep_counts) for extent in self.extents)
 
     def macs(self, keep_counts: Mapping[str, Any]) -> Any:
-        """Multiply-accumulates for an image.
+        """Returns the multiply-accumulates for an image.
 
         Args:
             keep_counts: group -> channels kept, or name of the kernel -> weights kept.
@@ -66,9 +66,9 @@ class Whole:
     """Channels that cannot be pruned.
 
     Attributes:
-        name: of the layer that writes them.
-        channels: how many.
-        reason: why, in words.
+        name: the layer that writes them.
+        channels: their number.
+        reason: why they cannot be pruned, as text for the user.
     """
 
     name: str
@@ -78,20 +78,20 @@ class Whole:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ChannelGraph:
-    """What a network is to who prunes, counts, cuts or exports it.
+    """The channel groups, layers and arrays of a network: for pruning, costs, compaction, export.
 
     Attributes:
-        groups: channel group -> channels, in the order they are first written. A group has the name
-            of the first layer that writes it.
-        layers: in the order they run.
-        params: name of each trained array -> its axes.
-        state: name of each other array -> its axes, batch statistics for instance.
+        groups: channel group -> channels, in the order in which layers first write them. A group
+            has the name of the first layer that writes it.
+        layers: the layers, in order of execution.
+        params: name of each trained array -> the extents of its axes.
+        state: name of each other array, such as batch statistics -> the extents of its axes.
         reads: name of a kernel -> the axes along which layers contract it with channels of groups.
-        whole: channels that are kept whole, and why.
-        image_shape: (H, W, C).
+        whole: the channels that cannot be pruned, and why.
+        image_shape: (H, W, C) of one image.
         classes: number of logits.
-        any_batch: whether in inference every image is computed by itself, so that one trace serves
-            batches of any size.
+        any_batch: whether inference computes every image independently of the others, so that one
+            trace serves batches of any size.
         fingerprint: SHA-256 of what the network computes.
     """
 
@@ -107,7 +107,7 @@ class ChannelGraph:
     fingerprint: str
 
     def __repr__(self) -> str:
-        """In short; `bin/describe` shows all of it."""
+        """Returns a short summary; `bin/describe` shows the whole graph."""
         macs = sum(layer.macs({}) for layer in self.layers)
         sizes = (math.prod(extent.size for extent in axes) for axes in self.params.values())
         return (
@@ -117,20 +117,23 @@ class ChannelGraph:
 
     @functools.cached_property
     def arrays(self) -> Mapping[str, tuple[Extent, ...]]:
-        """Name -> axes of all arrays."""
+        """The extents of the axes of all arrays, by name."""
         return {**self.params, **self.state}
 
     @functools.cached_property
     def kernels(self) -> tuple[str, ...]:
-        """Names of the arrays whose weights may be pruned one by one: all kernels of layers but
-        that of the logits, since a class whose last weight is gone is lost for good."""
+        """Names of the kernels whose weights may be pruned one by one.
+
+        The kernel of the logits is excluded: a class that loses its last weight never recovers.
+        """
         names = [layer.kernel for layer in self.layers if layer.kernel and not layer.final]
         return tuple(dict.fromkeys(names))
 
     def owns(self, name: str) -> tuple[int, ...]:
-        """Axes of an array that go with channels of groups: that hold them and do not read them.
+        """Returns the axes of an array that hold channels of groups and do not read them.
 
-        A kernel that is read along all its axes, as tied weights are, goes with what it reads.
+        An axis that reads a group also counts if no array holds that group without reading it. This
+        is the case for tied weights.
         """
         return tuple(
             index
@@ -141,7 +144,7 @@ class ChannelGraph:
 
     @functools.cached_property
     def _owned(self) -> set[str]:
-        """Groups that some array holds without reading them."""
+        """The groups that some array holds along an axis that does not read them."""
         return {
             group
             for name, extents in self.params.items()
@@ -151,10 +154,10 @@ class ChannelGraph:
         }
 
     def sizes(self, arrays: Mapping[str, Any]) -> dict[str, int]:
-        """The channels that each group has in a network's arrays: group -> count.
+        """Returns the number of channels of each group, from the shapes of arrays.
 
         Args:
-            arrays: of this network or of one cut from it; those that are missing are not asked.
+            arrays: name -> array, of this network or of a compact network; some may be missing.
         """
         return solve(
             (extent, np.shape(arrays[name])[index])
@@ -165,7 +168,7 @@ class ChannelGraph:
 
 
 def solve(sizes: Iterable[tuple[Extent, int]]) -> dict[str, int]:
-    """The channels of groups, from the sizes of axes that are made of them."""
+    """Returns the channels of each group, from pairs of an extent and the size of that axis."""
     known: dict[str, int] = {}
     waiting = [(extent, size) for extent, size in sizes if extent.groups]
     while waiting:
@@ -183,7 +186,7 @@ def solve(sizes: Iterable[tuple[Extent, int]]) -> dict[str, int]:
 
 
 def _solved(extent: Extent, size: int, known: Mapping[str, int]) -> dict[str, int] | None:
-    """What an axis's size says of the one group in it that is not known yet; None if nothing."""
+    """Returns the channels of an axis's unknown group; None if the size does not determine them."""
     unknown = [group for group in extent.groups if group not in known]
     if not unknown:
         return {}

@@ -1,18 +1,18 @@
-"""Convolution with a gradient that stays fast inside compiled loops on a CPU.
+"""Convolution whose gradient stays fast inside compiled loops on a CPU.
 
-On CPUs XLA runs a convolution at full speed only when its operands come in the order NHWC, HWIO.
-The gradients JAX derives come in other orders; outside a loop XLA reorders them, inside `lax.scan`
-or `lax.fori_loop` it does not, and they run some twenty times slower (jax issue 12868). Training
-epochs and attacks are loops, so here the gradients are written in that order from the start. The
-weight gradient becomes a matrix product, for which CPUs have better kernels than for a convolution
-with an image-sized window. Elsewhere (GPU, TPU) XLA's own gradients are used.
+On CPUs XLA runs a convolution at full speed only if its operands have the layouts NHWC and HWIO.
+The gradients that JAX derives have other layouts. Outside a loop XLA reorders them. Inside
+`lax.scan` or `lax.fori_loop` it does not, and they run about twenty times slower (jax issue 12868).
+Training epochs and attacks are loops, so this file computes the gradients in those layouts. The
+weight gradient is a matrix product, since CPUs have faster kernels for it than for a convolution
+with a window as large as the image. On GPUs and TPUs XLA's own gradients are used.
 
 A convolution and its two gradients are the three derivatives of one function that is linear in
-images, kernel and gradient, <gradient, images * kernel>. So each one's derivatives are the other
-two, and gradients of gradients, which a loss on input gradients takes, are in that order as well.
+images, kernel and gradient: <gradient, images * kernel>. So the derivatives of each are the other
+two. Gradients of gradients, which a loss on input gradients needs, thus have these layouts as well.
 
-XLA also has two kernels for convolutions there, and takes the slower one where channels are few;
-`_unstrided` gets round that.
+On CPUs XLA has two kernels for convolutions, and uses the slower one if channels are few.
+`_unstrided` avoids that.
 """
 
 import functools
@@ -29,12 +29,12 @@ _ORDER = ("NHWC", "HWIO", "NHWC")
 
 
 class Window(NamedTuple):
-    """How a kernel moves over an image; each pair is of rows and of columns.
+    """How a kernel moves over an image. Each attribute is a pair: for rows and for columns.
 
     Attributes:
         strides: steps between output positions.
         low: zeros before the first pixel.
-        high: zeros after the last.
+        high: zeros after the last pixel.
     """
 
     strides: Pair
@@ -42,7 +42,7 @@ class Window(NamedTuple):
     high: Pair
 
     def outputs(self, image: tuple[int, ...], kernel: tuple[int, ...]) -> Pair:
-        """Output height and width."""
+        """Returns the height and width of the output."""
         rows, columns = (
             (n + lo + hi - k) // s + 1 for n, k, s, lo, hi in zip(image, kernel, *self, strict=True)
         )
@@ -50,12 +50,12 @@ class Window(NamedTuple):
 
 
 def convolution(images: jax.Array, kernel: jax.Array, params: Mapping[str, Any]) -> jax.Array:
-    """`conv_general_dilated` on arrays of any layout.
+    """Computes `conv_general_dilated` on arrays of any layout.
 
     Args:
-        images: with a batch axis, a channel axis and others.
-        kernel: likewise, of the same dtype.
-        params: of the primitive.
+        images: an array with a batch axis, a channel axis and spatial axes.
+        kernel: an array with two channel axes and spatial axes, of the same dtype.
+        params: the parameters of the primitive.
     """
     window = _window(images, kernel, params)
     if window is None or jax.default_backend() != "cpu":
@@ -72,7 +72,7 @@ def convolution(images: jax.Array, kernel: jax.Array, params: Mapping[str, Any])
 
 
 def _window(images: Any, kernel: Any, params: Mapping[str, Any]) -> Window | None:
-    """How the kernel moves, where this file knows a faster way."""
+    """Returns how the kernel moves; None if this file has no faster method."""
     numbers = params["dimension_numbers"]
     if images.ndim != 4 or images.dtype != jnp.float32 or params["batch_group_count"] != 1:
         return None
@@ -98,7 +98,7 @@ def _window(images: Any, kernel: Any, params: Mapping[str, Any]) -> Window | Non
 
 
 def convolve(images: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """Two-dimensional convolution on a CPU.
+    """Computes a two-dimensional convolution on a CPU.
 
     Args:
         images: (N, H, W, C_in), any float dtype.
@@ -109,14 +109,14 @@ def convolve(images: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
         (N, H', W', C_out), same dtype.
     """
     if kernel.shape[:2] == (1, 1):
-        # A pointwise convolution is a matrix product, and its gradients are too.
+        # A pointwise convolution and its gradients are matrix products.
         down, right = window.strides
         return images[:, ::down, ::right] @ kernel[0, 0]
     return _convolve(images, kernel, window)
 
 
 def _depthwise(images: jax.Array, kernel: jax.Array, window: Window) -> jax.Array:
-    """Each channel with a kernel of its own, tap by tap: XLA fuses that, and its gradients.
+    """Convolves each channel with its own kernel, tap by tap: XLA fuses this and its gradients.
 
     Args:
         images: (N, H, W, C).
@@ -164,16 +164,16 @@ def _backward(window, saved, gradient):
 
 
 WIDE = 32
-"""Output channels from which XLA's CPU convolution runs at full speed (JAX 0.10, AVX-512)."""
+"""Output channels that XLA's CPU convolution needs for full speed (JAX 0.10, AVX-512)."""
 
 
 def _unstrided(images, kernel, low, high):
-    """A convolution of stride one, padded by `low` before and `high` after each axis.
+    """Computes a convolution of stride one, padded by `low` before and `high` after each axis.
 
-    Where output channels are few, 2 or 4 neighbouring pixels of a row are computed as one pixel of
-    as many times the channels, from a kernel that much wider, whose margins are zeros. The
-    arithmetic grows by a third or a half, and with 16 channels on both sides the time still falls
-    to 0.6, with 7 to 0.3.
+    If output channels are few, 2 or 4 neighbouring pixels of a row are computed as one pixel with 2
+    or 4 times the channels. Their kernel is 1 or 3 columns wider, and its margins are zeros. For a
+    kernel of three columns the arithmetic grows by a third or doubles. The time still falls to 0.6
+    with 16 channels on both sides, and to 0.3 with 7.
     """
     taps, (c_in, c_out) = kernel.shape[:2], kernel.shape[2:]
     height, width = Window((1, 1), low, high).outputs(images.shape[1:3], taps)
@@ -182,16 +182,16 @@ def _unstrided(images, kernel, low, high):
         for out, n, k, lo in zip((height, width), images.shape[1:3], taps, low, strict=True)
     ):
         return _whole(images, kernel, low, (height, width))
-    # The least arithmetic, where channels fewer than WIDE count as so many.
+    # The least arithmetic, where fewer than WIDE channels count as WIDE.
     together = min(
         (w for w in (1, 2, 4) if width % w == 0),
         key=lambda w: max(w * c_out, WIDE) * (taps[1] + w - 1) / w,
     )
     wide = together * c_out
-    # The kernels are several times slower on odd channel counts, and a little on some others.
+    # XLA is several times slower on odd channel counts, and slightly slower on some others.
     spare_in = -c_in % (2 if wide <= WIDE else 4)
     spare_out = WIDE - wide if WIDE - 4 <= wide < WIDE else -wide % 4
-    # The kernel as each of the pixels computed together sees it.
+    # One shifted kernel for each of the pixels that are computed together.
     margins = ((0, spare_in), (0, 0))
     seen = [jnp.pad(kernel, ((0, 0), (b, together - 1 - b), *margins)) for b in range(together)]
     wider = jnp.stack(seen, -2).reshape(taps[0], -1, c_in + spare_in, wide)
@@ -206,10 +206,10 @@ def _unstrided(images, kernel, low, high):
 
 
 def _whole(images, kernel, low, outputs):
-    """The same where every output pixel sees every input pixel: one matrix product.
+    """Computes a stride-one convolution whose outputs all depend on all inputs: a matrix product.
 
-    XLA would exchange the roles of image and kernel there, which made 2 x 2 pixels with 64 channels
-    take 83 % of ResNet20's time on 8 x 8 images.
+    In this case XLA would exchange the roles of image and kernel. The layers with 2 x 2 pixels and
+    64 channels then took 83 % of ResNet20's time on 8 x 8 images.
     """
     number, height, width, _ = images.shape
     c_in, c_out = kernel.shape[2:]
@@ -225,12 +225,12 @@ def _whole(images, kernel, low, outputs):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _image_gradient(gradient, kernel, window, shape):
-    """A stride-one convolution of the gradient with the kernel turned around.
+    """Computes the gradient of the images: a stride-one convolution with the flipped kernel.
 
-    With stride s, pixel s p + a (a < s) sees only every s-th row of the kernel. So the kernel is
-    cut into the s x s sets of rows and columns that belong together, each set makes channels of its
-    own, and these are laid out as pixels. Zeros spread between the gradient's pixels instead would
-    cost twice the time.
+    With stride s, pixel s p + a (a < s) depends on every s-th row of the kernel only. So the kernel
+    is divided into s x s sets of rows and columns. Each set computes its own channels, which are
+    then rearranged as pixels. Inserting zeros between the gradient's pixels instead would take
+    twice the time.
     """
     n, *image, _ = shape
     c_in, c_out = kernel.shape[2:]
@@ -262,12 +262,12 @@ def _image_gradient(gradient, kernel, window, shape):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _kernel_gradient(gradient, images, window, shape):
-    """Products of shifted images and shifted gradients, summed over positions and images.
+    """Computes the gradient of the kernel: products of images and gradients, summed over positions.
 
-    With one shift on each side (columns on the images, rows on the gradient) a k x k kernel needs
-    one product of k C_in by k C_out instead of k^2 small ones. (Height put first, so that shifted
-    rows need no copy, is as fast on one core by itself and makes a step on two take 1.8 times as
-    long: transposing the images is what costs.)
+    Columns are shifted on the images, and rows on the gradient. A k x k kernel then needs one
+    product of k C_in by k C_out instead of k^2 small ones. A layout with height first would need no
+    copies of shifted rows. It is as fast on one core, but a training step on two cores takes 1.8
+    times as long, because it must transpose the images.
     """
     taps_i, taps_j, c_in, c_out = shape
     down, right = window.strides
@@ -291,9 +291,10 @@ def _kernel_gradient(gradient, images, window, shape):
 
 
 def _product(left, right):
-    """(..., I) and (..., O) -> (I, O), summed over all other axes.
+    """Multiplies (..., I) and (..., O) to (I, O), summed over all other axes.
 
-    Flattened first: one product per image, then summed, takes XLA up to ten times longer on a CPU.
+    The arrays are flattened first. On a CPU one product per image, summed afterwards, takes XLA up
+    to ten times longer.
     """
     return left.reshape(-1, left.shape[-1]).T @ right.reshape(-1, right.shape[-1])
 

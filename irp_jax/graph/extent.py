@@ -1,4 +1,4 @@
-"""How many positions an axis has, as a function of the channels that its groups keep."""
+"""The number of positions of an axis, as a function of the channels that its groups keep."""
 
 import dataclasses
 import math
@@ -16,11 +16,11 @@ class Extent:
     """One axis of an array.
 
     Attributes:
-        kind: "fixed"; a "group" of channels; or made of `parts`, their "concatenation" or row-major
-            "product".
-        size: positions in the dense network.
-        group: the group's name.
-        parts: what it is made of.
+        kind: "fixed"; "group", the channels of a group; "concatenation" or row-major "product" of
+            `parts`.
+        size: number of positions in the dense network.
+        group: the group's name; "" for other kinds.
+        parts: the extents of a concatenation or product.
     """
 
     kind: Literal["fixed", "group"] | Kind
@@ -30,18 +30,18 @@ class Extent:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The groups it depends on, without repeats."""
+        """The groups that the extent depends on, without repeats."""
         found = [self.group] if self.kind == "group" else []
         for part in self.parts:
             found += part.groups
         return tuple(dict.fromkeys(found))
 
     def count(self, keep_counts: Mapping[str, Any]) -> Any:
-        """Positions left.
+        """Returns the number of positions kept.
 
         Args:
-            keep_counts: group -> channels kept, whole numbers or scalars of any array library;
-                groups that are missing are whole.
+            keep_counts: group -> channels kept, whole numbers or scalars of any array library; a
+                missing group keeps all channels.
         """
         if self.kind == "fixed":
             return self.size
@@ -51,10 +51,11 @@ class Extent:
         return sum(counts) if self.kind == "concatenation" else math.prod(counts)
 
     def indices(self, keep_indices: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The positions left, ascending: (count,) int.
+        """Returns the positions kept, ascending: (count,) int.
 
         Args:
-            keep_indices: group -> indices of the channels kept, ascending.
+            keep_indices: group -> indices of the channels kept, ascending; a missing group keeps
+                all channels.
         """
         if self.kind == "group" and self.group in keep_indices:
             return np.asarray(keep_indices[self.group])
@@ -69,10 +70,10 @@ class Extent:
         ).ravel()
 
     def gate(self, gates: Mapping[str, Any]) -> Any:
-        """The factor of each position: (size,) float32.
+        """Returns the factor of each position: (size,) float32.
 
         Args:
-            gates: group -> (channels,) factors; those of groups that are missing are 1.
+            gates: group -> (channels,) factors; a missing group has factors of 1.
         """
         if self.kind == "group" and self.group in gates:
             return gates[self.group]
@@ -87,7 +88,7 @@ class Extent:
         return whole
 
     def gather(self, values: Any) -> dict[str, Any]:
-        """Sums of values over the positions of each channel: group -> (channels,).
+        """Sums values over the positions of each channel: group -> (channels,).
 
         Args:
             values: (size,), one for each position.
@@ -114,7 +115,7 @@ def _add(total: dict[str, Any], more: Mapping[str, Any]) -> None:
 
 
 def extent_of(axis: Axis) -> Extent:
-    """An axis whose groups are named, frozen."""
+    """Returns the extent of an axis whose groups are named."""
     axis = root(axis)
     if axis.kind is not None:
         parts = tuple(extent_of(part) for part in axis.parts)
@@ -127,7 +128,7 @@ def extent_of(axis: Axis) -> Extent:
 
 
 def axis_of(extent: Extent, groups: dict[str, Axis]) -> Axis:
-    """The inverse, with one axis for each group."""
+    """Returns the axis of an extent, with one axis for each group: the inverse of `extent_of`."""
     if extent.kind == "fixed":
         return Axis(extent.size, "")
     if extent.kind == "group":

@@ -1,9 +1,9 @@
-"""A JAX function as a flat list of equations: its jaxpr with the calls inlined.
+"""A JAX function as a flat list of equations: its jaxpr with calls inlined.
 
-JAX caches the jaxprs of inner functions, so that two calls of `relu` share their variables. Here
-every call gets variables of its own, numbered through the whole program. Two kinds of calls stay
-nested, because evaluating them is more than evaluating their body: functions with a derivative rule
-of their own (`jax.custom_jvp`), and rematerialised ones (`jax.checkpoint`).
+JAX caches the jaxprs of inner functions, so two calls of `relu` share their variables. Here every
+call has its own variables, numbered through the whole program. Two kinds of calls are not inlined,
+since they do more than evaluate their body: functions with a custom derivative rule
+(`jax.custom_jvp`), and rematerialised functions (`jax.checkpoint`).
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ import numpy as np
 from jax.extend import core as jex
 
 Atom = int | jex.Literal
-"""A variable by its number, or a constant scalar."""
+"""The number of a variable, or a literal scalar."""
 
 INLINED = {
     "pjit": "jaxpr",
@@ -28,7 +28,7 @@ INLINED = {
     "core_call": "call_jaxpr",
     "core_closed_call": "call_jaxpr",
 }
-"""Primitive -> the parameter that holds its body, which is evaluated in the caller's place."""
+"""Primitive -> the parameter that holds its body, which is inlined."""
 
 REMATERIALISED = ("remat", "remat2", "checkpoint")
 
@@ -40,12 +40,12 @@ class Equation:
     Attributes:
         primitive: the JAX primitive.
         params: its static parameters.
-        inputs: what it is applied to.
-        outputs: the variables it defines.
-        module: the module that it belongs to; "" outside of modules.
+        inputs: the variables and literals that it is applied to.
+        outputs: the variables that it defines.
+        module: the module that it is in; "" outside of modules.
         line: the source line.
-        source: the equation as JAX has it, to be evaluated unchanged.
-        call: of a nested call, what is called.
+        source: the original JAX equation, for evaluating it unchanged.
+        call: the called function, if the equation is a call that is not inlined.
     """
 
     primitive: Any
@@ -64,20 +64,20 @@ class Equation:
 
     @property
     def where(self) -> str:
-        """For messages: the module, else the source line."""
+        """The module, else the source line, for messages."""
         return self.module or self.line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Program:
-    """A function of arrays.
+    """A traced function of arrays.
 
     Attributes:
-        inputs: variables of its arguments, in order.
-        outputs: what it returns, in order.
-        equations: in the order of evaluation.
+        inputs: the variables of its arguments, in order.
+        outputs: the variables and literals that it returns, in order.
+        equations: its operations, in order of evaluation.
         constants: variable -> array that the function closes over.
-        avals: variable -> shape and dtype; shared by nested programs.
+        avals: variable -> shape and dtype; nested programs share this dictionary.
     """
 
     inputs: tuple[int, ...]
@@ -87,21 +87,21 @@ class Program:
     avals: dict[int, Any]
 
     def shape(self, atom: Atom) -> tuple[int, ...]:
-        """The shape of a variable or literal."""
+        """Returns the shape of a variable or literal."""
         return self.avals[atom].shape if isinstance(atom, int) else np.shape(atom.val)
 
     def dtype(self, atom: Atom) -> Any:
-        """The dtype of a variable or literal."""
+        """Returns the dtype of a variable or literal."""
         return self.avals[atom].dtype if isinstance(atom, int) else np.asarray(atom.val).dtype
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class Call:
-    """A function that is called and not inlined.
+    """A function whose calls are not inlined.
 
     Attributes:
         body: its program.
-        jvp: of a function with a derivative rule, the rule's: (primals, tangents) -> (primals out,
+        jvp: the program of its derivative rule, if it has one: (primals, tangents) -> (primals out,
             tangents out). It may call the same function again, as the rule of relu does.
     """
 
@@ -110,10 +110,10 @@ class Call:
 
 
 def trace(function: Callable, *examples: Any) -> Program:
-    """The program of a function.
+    """Traces a function and returns its program.
 
     Args:
-        function: of arrays, returning a flat list or tuple of arrays.
+        function: a function of arrays that returns a flat list or tuple of arrays.
         examples: `jax.ShapeDtypeStruct` or arrays, one for each argument.
     """
     closed = jax.make_jaxpr(function)(*examples)
@@ -121,7 +121,7 @@ def trace(function: Callable, *examples: Any) -> Program:
 
 
 class _Tracer:
-    """Numbers the variables of a program and of those nested in it."""
+    """Traces a program and its nested programs; numbers their variables in one sequence."""
 
     def __init__(self) -> None:
         self.numbers = itertools.count()
@@ -152,12 +152,12 @@ class _Tracer:
         equations: list[Equation],
         where: str,
     ) -> list[Atom]:
-        """Appends the equations of a jaxpr; returns its outputs.
+        """Appends the equations of a jaxpr to a program; returns the jaxpr's outputs.
 
         Args:
-            jaxpr, constants: what is called.
-            arguments: with what.
-            held, equations: of the program, added to.
+            jaxpr, constants: the called function.
+            arguments: the arguments of the call.
+            held, equations: the program's constants and equations, extended in place.
             where: the module that calls it.
         """
         known: dict[Any, Atom] = dict(zip(jaxpr.invars, arguments, strict=True))
@@ -193,7 +193,7 @@ class _Tracer:
         return [read(atom) for atom in jaxpr.outvars]
 
     def call(self, source: Any, where: str) -> Call | None:
-        """What a call that is not inlined calls."""
+        """Returns the called function of an equation; None unless it is a call to be kept."""
         if source.primitive.name in REMATERIALISED:
             inner = source.params["jaxpr"]
             constants = getattr(inner, "consts", ())
@@ -201,7 +201,7 @@ class _Tracer:
         if source.primitive.name != "custom_jvp_call":
             return None
         if any(not jnp.issubdtype(v.aval.dtype, jnp.floating) for v in source.invars):
-            return None  # integers have no tangents of their own type: evaluated as it is
+            return None  # tangents of integers have another dtype: evaluated unchanged
         inner = source.params["call_jaxpr"]
         # Functions with the same body may have different rules.
         rule_of = getattr(source.params.get("jvp_jaxpr_fun"), "debug_info", None)
@@ -224,9 +224,9 @@ class _Tracer:
 
 
 def evaluate_alone(source: Any) -> Callable[..., list[Any]]:
-    """One equation as a function of its inputs, whatever kind of primitive it has."""
+    """Returns one equation of any primitive as a function of its inputs."""
     bound = source.primitive.get_bind_params(source.params)
-    # JAX 0.7 hands functions that the primitive takes as arguments of their own.
+    # JAX 0.7 returns functions among a primitive's parameters separately.
     functions, params = bound if isinstance(bound, tuple) else ((), bound)
 
     def evaluate(*inputs: Any) -> list[Any]:
@@ -237,8 +237,8 @@ def evaluate_alone(source: Any) -> Callable[..., list[Any]]:
 
 
 def _line(source: Any) -> str:
-    """The source line of an equation that belongs to no module."""
-    from jax._src import source_info_util  # no public way; only for a message
+    """Returns the source line of an equation, or "the network" if it is unknown."""
+    from jax._src import source_info_util  # JAX has no public function for this
 
     return source_info_util.summarize(source.source_info) or "the network"
 
@@ -249,12 +249,15 @@ NAMES_SIZES = frozenset(
         "padding_config", "broadcast_dimensions", "jaxpr", "call_jaxpr",
     }
 )  # fmt: skip
-"""Parameters that name sizes of axes, or hold functions that do."""
+"""Parameters that contain sizes of axes, or functions that do."""
 
 
 def is_alike(one: Program, other: Program) -> bool:
-    """Whether two traces of a network, on different numbers of images, compute the same but for
-    sizes: the same operations, constants and scalars. Else the number of images is used in it."""
+    """Returns whether two traces of a network for different numbers of images differ only in sizes.
+
+    Their operations, constants and scalars must be equal. Otherwise the network's computation
+    depends on the number of images.
+    """
     if len(one.equations) != len(other.equations):
         return False
     if list(map(_constant, one.constants.values())) != list(
@@ -277,14 +280,14 @@ def is_alike(one: Program, other: Program) -> bool:
 
 
 def fingerprint(program: Program, before: str = "") -> str:
-    """SHA-256 of what a program computes: operations, shapes, literals, constants and the functions
-    that operations hold.
+    """Returns the SHA-256 of a program.
 
-    Two traces of the same code agree, in whatever process they are made, with one version of JAX.
+    It covers operations, shapes, literals, constants and the functions that operations hold. Two
+    traces of the same code have the same fingerprint in any process with the same version of JAX.
 
     Args:
-        program: what to tell from others.
-        before: a fingerprint that this one goes on from.
+        program: the program.
+        before: an earlier fingerprint to include.
     """
     total = hashlib.sha256(before.encode())
     seen: set[int] = set()
@@ -316,7 +319,7 @@ def _literal(value: jex.Literal) -> str:
 
 
 def _constant(value: Any) -> str:
-    """A constant by its content."""
+    """Returns a constant as text: dtype, shape and a hash of its values."""
     if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
         value = jax.random.key_data(value)
     array = np.asarray(value)
@@ -324,6 +327,6 @@ def _constant(value: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A parameter as text, without the addresses of functions; with the constants of programs."""
+    """Returns a parameter as text, with the constants of jaxprs and without memory addresses."""
     held = [_constant(constant) for constant in getattr(value, "consts", ())]
     return re.sub(r"0x[0-9a-f]+", "", f"{value} {held or ''}")

@@ -1,8 +1,8 @@
-"""A traced network evaluated on arrays of fewer channels: its equations bound anew, one by one.
+"""Evaluates a traced network on arrays with fewer channels, one equation after the other.
 
-Most operations do not name sizes and need no change. Those that do, reshapes and broadcasts for
-instance, get the sizes that follow from the groups. Functions with a derivative rule of their own
-keep it: the rule is replayed as well.
+Most operations have no sizes among their parameters and are evaluated unchanged. Those that do,
+such as reshapes and broadcasts, get the sizes that follow from the groups. Functions with a custom
+derivative rule keep it: the rule is replayed as well.
 """
 
 import functools
@@ -24,7 +24,7 @@ from irp_jax.graph.program import Atom, Equation, Program, evaluate_alone
 from irp_jax.graph.rules import taken_whole
 
 Apply = Callable[..., tuple[Any, Arrays]]
-"""(params, state, images, train, key) -> (logits (N, K), state), for arrays of any widths."""
+"""(params, state, images, train, key) -> (logits (N, K), state), for arrays of any width."""
 
 
 def network(
@@ -35,27 +35,27 @@ def network(
     *,
     fast: bool = True,
 ) -> Apply:
-    """A network that takes arrays of fewer channels, too.
+    """Returns a network that also accepts arrays with fewer channels.
 
     Args:
         function: the network as its author wrote it.
         graph: its channel graph.
         params, state: its arrays of full size, or their shapes and dtypes.
-        fast: whether convolutions are put in for CPUs whose gradients are fast there
-            (`graph.convolution`); False leaves the operations as they were traced.
+        fast: whether convolutions on CPUs are replaced by those of `graph.convolution`, whose
+            gradients are fast there; False leaves the operations as traced.
 
     Returns:
-        A pure function of arrays. The sizes of groups are read off the arrays' shapes. Logits of
-        fewer than 32 bits come back as float32. It is traced once for every number of images in
-        training; once for all in inference, unless the network mixes images there.
+        A pure function of arrays. The sizes of groups follow from the arrays' shapes. Logits of
+        fewer than 32 bits are converted to float32. In training the network is traced once for
+        every number of images. In inference one trace serves all, unless the network mixes images.
     """
 
     params_shapes, state_shapes = shapes_of(params), shapes_of(state)
 
     @functools.cache
     def at(batch: int, train: bool) -> Analysis:
-        # What is measured shall be the network that runs elsewhere: unless told so, GPUs and TPUs
-        # round the factors of a product to 10 and 7 bits.
+        # Inference uses full float32, so that measured accuracy is valid on other devices. By
+        # default GPUs and TPUs round the factors of a product to 10 and 7 bits.
         precision = None if train else "float32"
         with jax.default_matmul_precision(precision):
             program = traced(
@@ -73,7 +73,7 @@ def network(
         inputs += [state[name] for name in sorted(graph.state)]
         inputs += [images, draws.key(0) if key is None else key]
         logits, *new = _Replay(analysis, sizes, fast).run(analysis.program, inputs)
-        if logits.dtype.itemsize < 4:  # losses and attacks compare them closely
+        if logits.dtype.itemsize < 4:  # losses and attacks need float32
             logits = logits.astype(jnp.float32)
         return logits, dict(zip(sorted(graph.state), new, strict=True)) if train else state
 
@@ -81,7 +81,7 @@ def network(
 
 
 class _Replay:
-    """One evaluation, with the sizes that groups have in it."""
+    """One evaluation, with given sizes of the groups."""
 
     def __init__(self, analysis: Analysis, sizes: Mapping[str, Any], fast: bool) -> None:
         self.analysis, self.sizes, self.fast = analysis, sizes, fast
@@ -175,13 +175,13 @@ class _Replay:
 
 
 def _cut(constant: Any, shape: tuple[Any, ...]) -> Any:
-    """A constant with fewer channels: along their axes it has the same value throughout."""
+    """Returns a constant with fewer channels. Its values along axes of channels are all equal."""
     if shape == np.shape(constant):
         return constant
     return constant[tuple(slice(size) for size in shape)]
 
 
-# ---- operations that name sizes --------------------------------------------------------------
+# ---- operations with sizes among their parameters --------------------------------------------
 
 
 def _same(replay: _Replay, equation: Equation, shapes: list[tuple[Any, ...]]) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def _tile(replay: _Replay, equation: Equation, shapes: list[tuple[Any, ...]]) ->
 def _random_bits(
     replay: _Replay, equation: Equation, shapes: list[tuple[Any, ...]]
 ) -> dict[str, Any]:
-    """The axes of the keys, which come first, are not among those that are drawn."""
+    """Leaves out the axes of the keys, which come first in the output's shape."""
     drawn = len(equation.params["shape"])
     return {**equation.params, "shape": shapes[0][len(shapes[0]) - drawn :]}
 
@@ -211,7 +211,7 @@ def _reshape(replay: _Replay, equation: Equation, shapes: list[tuple[Any, ...]])
 
 
 def _slice(replay: _Replay, equation: Equation, shapes: list[tuple[Any, ...]]) -> dict[str, Any]:
-    """Where a piece begins is the size of what is before it."""
+    """Replaces start and limit by the kept sizes of the pieces before them."""
     params, source = equation.params, equation.inputs[0]
     axes, shape = replay.axes(source), replay.shape(source)
     starts, limits = [], []
@@ -253,7 +253,7 @@ def _gather(replay: _Replay, equation: Equation, shapes: list[tuple[Any, ...]]) 
 
 
 def _pad(replay: _Replay, equation: Equation, shapes: list[tuple[Any, ...]]) -> dict[str, Any]:
-    """Padded channels are channels: as many as are kept of them."""
+    """Pads with as many channels as are kept of the padding."""
     config = []
     out, source = equation.outputs[0], equation.inputs[0]
     for axis, inner, (low, high, interior) in zip(
@@ -286,4 +286,4 @@ RESIZED: dict[str, Callable[[_Replay, Equation, list[tuple[Any, ...]]], dict[str
     "pad": _pad,
     "tile": _tile,
 }
-"""Primitive -> its parameters for the sizes at hand; all others keep theirs."""
+"""Primitive -> function that returns its parameters for the current sizes."""

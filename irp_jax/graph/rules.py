@@ -1,8 +1,8 @@
-"""What each JAX operation says about the axes of its inputs and outputs: one rule per primitive.
+"""The rules of the axis analysis, one for each JAX primitive.
 
-A rule gets the axes of the inputs, ties those that must shrink together, keeps whole those that it
-computes across, and returns the axes of the outputs. An operation without a rule keeps every axis
-that it touches whole: a network that it occurs in is pruned less, never wrongly.
+A rule gets the axes of the inputs. It ties axes that must shrink together, keeps axes whole that
+the operation computes across, and returns the axes of the outputs. An operation without a rule
+keeps all its axes whole. The network is then pruned less, but never wrongly.
 """
 
 import math
@@ -14,7 +14,7 @@ from irp_jax.graph.axes import Axis, divided, is_whole, keep, made, reason, tie
 Axes = tuple[Axis, ...]
 
 POSITIONS = "positions in the image"
-"""Why an axis that a window moves along is kept whole."""
+"""The reason why an axis that a window moves along is kept whole."""
 
 ELEMENTWISE = frozenset(
     {
@@ -52,12 +52,12 @@ WINDOWS = frozenset(
 
 
 def plain(sizes: Sequence[int], why: str = "") -> Axes:
-    """Axes of fixed size that nothing is tied to."""
+    """Returns axes of fixed size that are tied to no others."""
     return tuple(Axis(size, why) for size in sizes)
 
 
 def elementwise(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
-    """Arrays of one shape, scalars besides; an axis of one element is repeated as needed."""
+    """Ties the axes of arrays of one shape. Scalars and axes of one element are broadcast."""
     rank = len(shapes[0])
     full = [axes for axes in inputs if len(axes) == rank]
     if equation.name == "bitcast_convert_type" and any(
@@ -70,7 +70,7 @@ def elementwise(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]
         return [plain(shape) for shape in shapes]
     out = []
     for size, axes in zip(shapes[0], zip(*full, strict=True), strict=True):
-        first, *others = [axis for axis in axes if axis.size == size]  # others are of one element
+        first, *others = [axis for axis in axes if axis.size == size]  # others have one element
         for axis in others:
             tie(first, axis, f"channels combined in two ways in {equation.where}")
         out.append(first)
@@ -78,7 +78,7 @@ def elementwise(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]
 
 
 def opaque(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
-    """An operation that is not known: nothing that it touches may change its size."""
+    """Keeps all axes of an unknown operation whole."""
     why = f"{equation.name} in {equation.where}"
     for axes in inputs:
         for axis in axes:
@@ -87,7 +87,7 @@ def opaque(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]) -> 
 
 
 def reduction(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
-    """What is reduced over stays: a mean divides by the number of channels there were."""
+    """Keeps reduced axes whole, since a mean divides by the dense network's number of channels."""
     (axes,) = inputs
     over = equation.params["axes"]
     for index in over:
@@ -103,7 +103,7 @@ def cumulative(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]])
 
 
 def windows(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
-    """Pooling: axes whose window is one element pass."""
+    """Handles pooling: keeps axes whole unless their window is one element."""
     params, axes = equation.params, inputs[0]
     if len(shapes) != 1 or "window_dimensions" not in params:
         return opaque(equation, inputs, shapes)
@@ -125,7 +125,7 @@ def windows(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]) ->
 
 
 def broadcast(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
-    """Axes of one element may become larger ones, which then go with what they meet."""
+    """Makes new axes where sizes change. Later operations tie them to the axes they meet."""
     (shape,) = shapes
     places = dict(zip(equation.params["broadcast_dimensions"], inputs[0], strict=True))
     return [
@@ -137,7 +137,7 @@ def broadcast(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]) 
 
 
 def reshape(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
-    """Runs of axes with equal products: one to one, several into one, one into several."""
+    """Matches runs of old and new axes whose sizes have the same product."""
     if equation.params.get("dimensions") is not None:
         return opaque(equation, inputs, shapes)
     old = [axis for axis in inputs[0] if axis.size != 1]
@@ -203,7 +203,7 @@ def concatenate(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]
 
 
 def stack(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
-    """Arrays side by side along a new axis."""
+    """Ties the axes of the arrays; the new axis is kept whole."""
     first = list(inputs[0])
     for axes in inputs[1:]:
         for axis, other in zip(first, axes, strict=True):
@@ -219,7 +219,7 @@ def unstack(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]) ->
 
 
 def tile(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
-    """An axis repeated as a whole is the product of how often and itself."""
+    """Makes a repeated axis the product of the number of repeats and the axis."""
     out = []
     for axis, often, size in zip(inputs[0], equation.params["reps"], shapes[0], strict=True):
         if often == 1:
@@ -232,7 +232,7 @@ def tile(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]) -> li
 
 
 def slice_(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
-    """A contiguous piece is the middle one of three that are concatenated."""
+    """Divides a contiguously sliced axis into three parts; the slice is the middle one."""
     (axes,), (shape,) = inputs, shapes
     starts = equation.params["start_indices"]
     strides = equation.params["strides"] or (1,) * len(axes)
@@ -271,7 +271,7 @@ def dynamic_slice(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...
 
 
 def gather(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
-    """Indexing: axes that are taken as a whole pass."""
+    """Handles indexing: keeps axes whole unless they are taken completely."""
     operand, indices = inputs
     taken = list(taken_whole(equation.params, [axis.size for axis in operand]))
     places = equation.params["dimension_numbers"].offset_dims
@@ -291,7 +291,7 @@ def gather(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]) -> 
 
 
 def taken_whole(params: dict[str, Any], sizes: Sequence[int]) -> Iterator[tuple[int, bool]]:
-    """The operand's axes that a gather's result has, in order, and whether they are taken whole."""
+    """Yields the operand's axes in a gather's result, and whether each is taken completely."""
     numbers = params["dimension_numbers"]
     gone = {*numbers.collapsed_slice_dims, *numbers.operand_batching_dims}
     for axis, size in enumerate(sizes):
@@ -301,7 +301,7 @@ def taken_whole(params: dict[str, Any], sizes: Sequence[int]) -> Iterator[tuple[
 
 
 def pad(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
-    """Padding is concatenation with constants, which are channels like others."""
+    """Treats padding as concatenation with constants, which may be pruned as channels are."""
     out = []
     for axis, size, (low, high, interior) in zip(
         inputs[0], shapes[0], equation.params["padding_config"], strict=True
@@ -328,7 +328,7 @@ def iota(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]) -> li
 
 
 def collective(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
-    """Sums over an axis that `jax.vmap` has named, of several arrays."""
+    """Handles reductions of several arrays over an axis that `jax.vmap` names."""
     over = equation.params["axes"]
     if equation.params["axis_index_groups"] is not None or not all(
         isinstance(axis, int) for axis in over
@@ -341,7 +341,7 @@ def collective(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]])
 
 
 def random_bits(equation: Any, inputs: list[Axes], shapes: list[tuple[int, ...]]) -> list[Axes]:
-    """Numbers drawn anew, as many as are needed, for each of the keys."""
+    """Returns the axes of the keys, then new axes for the numbers drawn with each key."""
     (keys,) = inputs
     return [(*keys, *(Axis(size) for size in shapes[0][len(keys) :]))]
 
@@ -374,6 +374,6 @@ RULES: dict[str, Callable[[Any, list[Axes], list[tuple[int, ...]]], list[Axes]]]
     "tile": tile,
     "random_bits": random_bits,
 }
-"""All but the two contractions, which `graph.analysis` records as layers."""
+"""Primitive -> rule. The two contractions are missing: `graph.analysis` records them as layers."""
 
 __all__ = ["POSITIONS", "RULES", "Axes", "opaque", "plain", "taken_whole"]

@@ -1,4 +1,4 @@
-"""Networks by name: ordinary Flax modules, one file each, which know nothing of pruning."""
+"""The networks of this package, by name: plain Flax modules without any code for pruning."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ _MOBILENET = (32, *(width for _, width, _, _ in STAGES), 1280)
 
 
 def _small_resnet(depth: int) -> Callable[..., ResNet]:
-    """ResNet of section 4.2 of He et al. (2016): three stages of n blocks, 6n + 2 layers."""
+    """Returns a ResNet of He et al. (2016), section 4.2: 3 stages of n blocks, 6n + 2 layers."""
     return lambda scale, *rest: ResNet(((depth - 2) // 6,) * 3, scale(16, 32, 64), *rest)
 
 
@@ -42,16 +42,16 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build(name: str, classes: int, width: float = 1.0, activation: str = "relu") -> nn.Module:
-    """The network called `name`.
+    """Returns the network with a given name.
 
     Args:
         name: a key of `MODELS`.
         classes: number of logits.
-        width: multiplies every channel count (rounded, at least 1).
+        width: factor of every channel count; the product is rounded, at least 1.
         activation: a key of `ACTIVATIONS`.
 
     Raises:
-        UserError: there is no network or activation of that name; names the nearest.
+        UserError: there is no network or activation of that name; the message names the nearest.
     """
     if name not in MODELS:
         raise unknown("model", name, MODELS)

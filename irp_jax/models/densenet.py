@@ -1,4 +1,4 @@
-"""Densely connected networks for small images."""
+"""DenseNet for small images."""
 
 import flax.linen as nn
 import jax
@@ -8,11 +8,11 @@ from irp_jax.models.parts import ACTIVATIONS, conv, norm, standardize
 
 
 class DenseNet(nn.Module):
-    """DenseNet-BC (Huang et al. 2017): each layer reads the channels of all before it in its stage.
+    """DenseNet-BC (Huang et al. 2017): each layer reads all earlier channels of its stage.
 
     Attributes:
-        layers: layers in each stage; between stages channels and image are halved.
-        growth: channels that a layer adds.
+        layers: layers in each stage. Between stages channels, height and width are halved.
+        growth: channels that each layer adds.
         classes: number of logits.
         activation: a key of `parts.ACTIVATIONS`.
     """
@@ -39,7 +39,7 @@ class DenseNet(nn.Module):
 
 
 class Layer(nn.Module):
-    """conv(act(norm(bottleneck(act(norm(x)))))), the bottleneck of four times the growth."""
+    """conv(act(norm(bottleneck(act(norm(x)))))); the bottleneck has 4 x `growth` channels."""
 
     growth: int
     activation: str = "relu"
@@ -54,7 +54,7 @@ class Layer(nn.Module):
 
 
 def _halve(x: jax.Array) -> jax.Array:
-    """2 x 2 average pooling as a reshape, which needs no promotion of types."""
+    """Computes 2 x 2 average pooling by a reshape, which needs no type promotion."""
     n, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
     return x.reshape(n, height // 2, 2, width // 2, 2, channels).mean((2, 4))

@@ -11,17 +11,18 @@ STAGES = (
     (1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2),
     (6, 320, 1, 1),
 )  # fmt: skip
-"""Expansion, channels, blocks and stride of each stage: table 2 of Sandler et al. (2018), of whose
-five strides of two the first two are left out, as is usual for images of 32 pixels."""
+"""Expansion, channels, blocks and stride of each stage: table 2 of Sandler et al. (2018).
+
+The first two of its five strides of two are one here, as is usual for images of 32 pixels."""
 
 
 class MobileNetV2(nn.Module):
-    """Inverted residuals with depthwise convolutions (Sandler et al. 2018).
+    """MobileNetV2 (Sandler et al. 2018): inverted residuals with depthwise convolutions.
 
     Attributes:
         widths: channels of the stem, of each stage, and of the last convolution.
         classes: number of logits.
-        activation: a key of `parts.ACTIVATIONS`; for "relu" it is ReLU6, as published.
+        activation: a key of `parts.ACTIVATIONS`; "relu" means ReLU6, as published.
     """
 
     widths: tuple[int, ...]
@@ -51,7 +52,7 @@ def _activation(name: str) -> Callable[[jax.Array], jax.Array]:
 
 
 class InvertedResidual(nn.Module):
-    """Expanded, convolved channel by channel, and projected; added to x where shapes agree."""
+    """Expansion, depthwise convolution and projection; x is added if the shapes agree."""
 
     width: int
     expansion: int

@@ -1,4 +1,4 @@
-"""A user's network from a Python file, given as FILE.py:NAME."""
+"""Loads a user's network from a Python file, given as FILE.py:NAME."""
 
 import importlib.util
 import inspect
@@ -11,19 +11,19 @@ from irp_jax import draws
 from irp_jax.errors import UserError, unknown
 
 CLASSES = ("classes", "num_classes", "n_classes")
-"""Arguments of a user's class that are given the number of classes."""
+"""Arguments of a user's class that get the number of classes."""
 
 
 def is_file(name: str) -> bool:
-    """Whether a model is named by a file: "my_net.py:Net"."""
+    """Returns whether a model's name refers to a file, such as "my_net.py:Net"."""
     return ".py" in name or os.sep in name
 
 
 def check(name: str) -> None:
-    """Refuses what cannot name a network in a file, without running the file.
+    """Checks that a name may refer to a network in a file, without running the file.
 
     Raises:
-        UserError: says what is wrong with it.
+        UserError: the name has another form, or there is no such file.
     """
     path, _, attribute = name.partition(":")
     if not path.endswith(".py") or not attribute.isidentifier():
@@ -33,19 +33,19 @@ def check(name: str) -> None:
 
 
 def from_file(name: str, classes: int, seed: int) -> Any:
-    """The network: an instance, made without arguments, if NAME is a class.
+    """Returns the network NAME of a file; if NAME is a class, an instance of it.
 
-    The file is code of the user's, and it is run. A class gets the number of classes if it has an
-    argument `classes` or `num_classes`, `rngs` as NNX modules have them and a `key` as Equinox
-    modules do.
+    The user's file is executed. A class is called with the number of classes if it has an argument
+    in `CLASSES`, with `rngs` if it has that argument of NNX modules, with `key` if it has that of
+    Equinox modules, and with no other arguments.
 
     Args:
         name: "FILE.py:NAME".
         classes: number of classes of the data.
-        seed: of `rngs` and `key`.
+        seed: seed of `rngs` and `key`.
 
     Raises:
-        UserError: the file cannot be run, has no such name, or the class needs other arguments.
+        UserError: the file cannot be run, it has no such name, or the class needs other arguments.
     """
     check(name)
     path, _, attribute = name.partition(":")
@@ -61,8 +61,8 @@ def _run(path: Path) -> dict[str, Any]:
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module  # dataclasses look their module up
-    sys.path.insert(0, str(path.parent.absolute()))  # its neighbours can be imported
+    sys.modules[module_name] = module  # dataclasses look up their module
+    sys.path.insert(0, str(path.parent.absolute()))  # lets it import files next to it
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever the user's file raises
@@ -75,7 +75,7 @@ def _run(path: Path) -> dict[str, Any]:
 
 def _made(cls: Any, name: str, classes: int, seed: int) -> Any:
     try:
-        # Of the method: the metaclasses of modules have signatures that tell nothing.
+        # The signature of __init__, since a module's metaclass hides that of the class.
         _, *found = inspect.signature(cls.__init__).parameters.values()
     except (TypeError, ValueError):
         found = []

@@ -1,4 +1,4 @@
-"""What the networks here have in common."""
+"""Layers and functions that several networks use."""
 
 from collections.abc import Callable
 
@@ -10,14 +10,14 @@ import jax.numpy as jnp
 def conv(
     features: int, stride: int = 1, *, size: int = 3, groups: int = 1, name: str | None = None
 ) -> nn.Conv:
-    """A convolution without bias, zero padding of half the kernel on every side.
+    """Returns a convolution without bias, with zero padding of half the kernel on every side.
 
     Args:
         features: output channels.
         stride: step between output positions.
         size: height and width of the kernel, odd.
-        groups: of channels that are convolved separately.
-        name: of the layer.
+        groups: number of channel groups that are convolved separately.
+        name: name of the layer.
     """
     return nn.Conv(
         features, (size, size), stride, padding=size // 2, use_bias=False, name=name,
@@ -27,19 +27,19 @@ def conv(
 
 
 def norm(train: bool, name: str | None = None) -> "BatchNorm":
-    """Batch normalisation, by the batch in training."""
+    """Returns a batch norm that normalises by the batch's statistics in training."""
     return BatchNorm(use_running_average=not train, name=name)
 
 
 class BatchNorm(nn.Module):
-    """`nn.BatchNorm` (Ioffe & Szegedy 2015), with its arrays and their names.
+    """A faster `nn.BatchNorm` (Ioffe & Szegedy 2015), with the same arrays and names.
 
-    One multiplication and one addition for each value, where that has two of each: a training step
-    of ResNet20 on CPUs takes 6 to 11 % less.
+    It takes one multiplication and one addition for each value instead of two of each. A training
+    step of ResNet20 on CPUs takes 6 to 11 % less time.
 
     Attributes:
         use_running_average: whether it normalises by the running statistics, not the batch's.
-        momentum: how much of the running statistics a step keeps.
+        momentum: fraction of the running statistics that a step keeps.
         epsilon: added to the variance.
     """
 
@@ -74,10 +74,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "softplus": nn.softplus,
     "gelu": nn.gelu,
 }
-"""By their names on the command line. The last three are smooth: Xie et al. 2020 ("Smooth
-adversarial training") found that to help under attack."""
+"""Activations by their names on the command line. The last three are smooth. Smooth activations
+improve robust accuracy according to Xie et al. 2020 ("Smooth adversarial training")."""
 
 
 def standardize(images: jax.Array) -> jax.Array:
-    """[0, 1] -> [-2, 2]. Inside the model, so that an attack's epsilon is in pixel units."""
+    """Maps [0, 1] to [-2, 2]. This is in the model, so an attack's epsilon is in pixel units."""
     return (images - 0.5) / 0.25

@@ -1,4 +1,4 @@
-"""Residual networks for small images, of any size and number of classes."""
+"""Residual networks for small images of any size, with any number of classes."""
 
 import flax.linen as nn
 import jax
@@ -7,10 +7,10 @@ from irp_jax.models.parts import ACTIVATIONS, conv, norm, standardize
 
 
 class ResNet(nn.Module):
-    """Residual network (He et al. 2016), projection shortcuts where the width changes.
+    """Residual network (He et al. 2016) with projection shortcuts where the shape changes.
 
     Attributes:
-        blocks: blocks in each stage; the first of each later stage halves the image.
+        blocks: blocks in each stage. The first block of each later stage halves height and width.
         widths: channels of each stage.
         classes: number of logits.
         activation: a key of `parts.ACTIVATIONS`.
@@ -35,7 +35,7 @@ class ResNet(nn.Module):
 
 
 class Block(nn.Module):
-    """act(x + norm(conv(act(norm(conv(x)))))), x projected where its shape changes."""
+    """act(x + norm(conv(act(norm(conv(x)))))); x is projected if its shape changes."""
 
     width: int
     stride: int
@@ -54,10 +54,10 @@ class Block(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Wide residual network (Zagoruyko & Komodakis 2016): norm and activation come first.
+    """Wide residual network (Zagoruyko & Komodakis 2016) with pre-activation blocks.
 
     Attributes:
-        blocks: blocks in each stage; the first of each later stage halves the image.
+        blocks: blocks in each stage. The first block of each later stage halves height and width.
         widths: channels of the stem, then of each stage.
         classes: number of logits.
         activation: a key of `parts.ACTIVATIONS`.
@@ -85,7 +85,7 @@ class WideResNet(nn.Module):
 
 
 class PreActivationBlock(nn.Module):
-    """x + conv(act(norm(conv(act(norm(x)))))); with `project` x passes a convolution, too."""
+    """x + conv(act(norm(conv(act(norm(x)))))); with `project`, x is act(norm(x)) convolved."""
 
     width: int
     stride: int

@@ -11,8 +11,8 @@ VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)
 class VGG(nn.Module):
     """Configuration D of Simonyan & Zisserman (2015) with batch norm and one dense layer.
 
-    The image is halved after each stage while it is more than one pixel high and wide, so images
-    smaller than 32 pixels work too.
+    Height and width are halved after each stage if both are more than one pixel. So images smaller
+    than 32 pixels work too.
 
     Attributes:
         stages: channels of each convolution, stage by stage.
@@ -38,7 +38,7 @@ class VGG(nn.Module):
 
 
 def _halve(x: jax.Array) -> jax.Array:
-    """2 x 2 max pooling as a reshape, whose gradient is cheap on every backend."""
+    """Computes 2 x 2 max pooling by a reshape, whose gradient is fast on every backend."""
     n, height, width, channels = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2]
     return x.reshape(n, height // 2, 2, width // 2, 2, channels).max((2, 4))

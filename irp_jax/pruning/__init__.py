@@ -1,1 +1,1 @@
-"""Masks, what they cost, how they meet a budget, and cutting the small network out."""
+"""Masks, their cost, pruning rules that meet a budget, and compaction."""

@@ -1,21 +1,25 @@
-"""Robust ADMM: adversarial training that is pulled towards a pruned network, then cut to it.
+"""Robust ADMM: adversarial training with a penalty on the distance to a pruned network.
 
-Ye et al. (ICCV 2019, section 3) minimise the adversarial loss subject to every layer's weights W
-lying in a set S of tensors with few units. ADMM splits that in two: the weights descend
+Ye et al. (ICCV 2019, section 3) minimise the adversarial loss subject to a constraint: every
+layer's weights W lie in a set S of tensors with few nonzero units. ADMM alternates two steps. The
+weights descend
 
-    loss + rho / 2 ||W - Z + U||^2,
+    loss + rho / 2 ||W - Z + U||^2.
 
-and now and then Z <- the point of S nearest to W + U, then U <- U + W - Z. Z is a copy of the
-weights that is pruned, U the running sum of how far the weights are from it. The first Z is the
-projection of W, with U = 0. With each later update rho is multiplied by a constant, and in the end
-it is ten times what it was, as in the authors' example for CIFAR-10; U is not rescaled with it.
+At intervals Z becomes the point of S nearest to W + U, and then U <- U + W - Z. Z is a pruned copy
+of the weights. U is the running sum of W - Z. The first Z is the projection of W, and U = 0 with
+it. Each later update multiplies rho by a constant. The final rho is about ten times the first, as
+in the authors' example for CIFAR-10. U is not rescaled.
 
-With channels as units W is all that goes with a channel but the kernels that read it: the filters
-of coupled layers, which can only be removed together, their biases, and the scales and biases of
-its norms. The authors pull the filters or the scales; but a batch norm undoes what is done to the
-length of a filter alone, and where the scales alone are pulled the biases remain. One keep rate
-serves all layers, whose rates the authors set by hand. Their learning rate begins anew with every
-update of Z; that of `training.optimizer` spans the stage.
+If units are channels, W is all that belongs to a channel, except the kernels that read it: the
+filters of coupled layers, which can only be removed together, their biases, and the scales and
+biases of its norms. There are three differences from the authors' method:
+
+- The authors pull the filters or the scales. But a batch norm cancels a change of a filter's length
+  alone, and a pull on the scales alone leaves the biases.
+- All layers have one keep rate. The authors set a rate for each layer by hand.
+- The learning rate of `training.optimizer` has one schedule for the stage. The authors restart
+  theirs with every update of Z.
 """
 
 import math
@@ -31,16 +35,16 @@ from irp_jax.pruning import magnitude, masks
 from irp_jax.pruning.magnitude import Parameters
 
 GROWN = 1.3**9
-"""What rho is multiplied by in the course of ADMM: 1.3 with each of nine updates of U."""
+"""The final rho over the first: a factor of 1.3 for each of nine updates of U."""
 
 
 class AdmmState(NamedTuple):
     """State of `pull`.
 
     Attributes:
-        step: () int32, steps taken.
-        sparse: Z, like W; zero before ADMM starts.
-        dual: U, likewise.
+        step: () int32, number of steps taken.
+        sparse: Z, with the shapes of W; zero before ADMM starts.
+        dual: U, with the shapes of W; zero before ADMM starts.
     """
 
     step: jax.Array
@@ -49,7 +53,7 @@ class AdmmState(NamedTuple):
 
 
 def pulled(graph: ChannelGraph, params: Parameters, granularity: masks.Granularity) -> Parameters:
-    """W: the kernels, with granularity "weight"; what goes with a channel, with "channel"."""
+    """Returns W: all kernels (granularity "weight"), or arrays that hold channels ("channel")."""
     if granularity == "weight":
         return magnitude.kernels(graph, params)
     return {name: array for name, array in params.items() if graph.owns(name)}
@@ -61,13 +65,13 @@ def nearest_sparse(
     granularity: masks.Granularity,
     keep_counts: Mapping[str, int],
 ) -> Parameters:
-    """The parameters with all but the largest units set to zero: the nearest point of S.
+    """Returns the nearest point of S: sets all units to zero except the largest.
 
     Args:
-        graph: of the dense network.
+        graph: the graph of the dense network.
         parameters: W + U.
         granularity: what a unit is.
-        keep_counts: mask name -> units that may be other than zero.
+        keep_counts: mask name -> number of units that may be nonzero.
     """
     sizes = magnitude.norms(graph, parameters, granularity)
     gates = masks.gates(magnitude.largest(sizes, keep_counts))
@@ -93,18 +97,19 @@ def pull(
     stop: int,
     updates: int,
 ) -> optax.GradientTransformation:
-    """Adds the gradient of rho / 2 ||W - Z + U||^2 to that of the weights, and keeps Z and U.
+    """Adds the gradient of rho / 2 ||W - Z + U||^2 to that of the weights, and maintains Z and U.
 
-    It stands before the optimiser, so momentum applies to both. Nothing is added before `start`.
+    It is chained before the optimiser, so momentum applies to both gradients. Nothing is added
+    before `start`.
 
     Args:
-        graph: of the dense network.
+        graph: the graph of the dense network.
         granularity: what a unit is.
-        keep_counts: mask name -> units kept in Z.
-        rho: strength of the pull at first; in the end it is `GROWN` times as much.
-        start: step from which ADMM runs; Z and U are made from the weights before it.
-        stop: step before which it ends.
-        updates: how often Z is chosen, at most.
+        keep_counts: mask name -> number of units kept in Z.
+        rho: initial strength of the pull; the final strength is `GROWN` times as large.
+        start: first step of ADMM; the first Z is computed from the weights before this step.
+        stop: first step after ADMM.
+        updates: greatest number of updates of Z.
     """
     interval = math.ceil((stop - start) / updates)
     chosen = math.ceil((stop - start) / interval)
@@ -143,7 +148,7 @@ def pull(
 
 
 def dropped(state: Any) -> Any:
-    """An optimiser's state with that of `pull` replaced by that of `optax.identity`."""
+    """Returns an optimiser's state with that of `pull` replaced by that of `optax.identity`."""
 
     def is_admm(part: Any) -> bool:
         return isinstance(part, AdmmState)

@@ -1,8 +1,9 @@
-"""How few and how many units each mask may keep: a trust region round uniform pruning.
+"""The fewest and the most units that each mask may keep: a trust region around uniform pruning.
 
-A score that ranks units says little of what a layer does when most of its channels are gone. Left
-to itself it may leave two channels in one layer beside fifty in another. So the share that a
-channel group keeps stays within a factor of the share that all groups would keep at the same cost.
+A score that ranks units does not predict how a layer works once most of its channels are pruned.
+Without bounds it may leave two channels in one layer and fifty in another. So the share that a
+channel group keeps is within a factor of the uniform share: the one share that meets the same cost
+if all groups keep it.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from irp_jax.pruning import cost, masks
 
 
 class Bounds(NamedTuple):
-    """Mask name -> the fewest units kept, and the most; whole numbers or scalars of any library."""
+    """Mask name -> fewest and most units kept, as whole numbers or scalars of any array library."""
 
     least: dict
     most: dict
@@ -25,25 +26,25 @@ class Bounds(NamedTuple):
 def around(
     graph: ChannelGraph, granularity: masks.Granularity, kind: cost.Kind, spread: float
 ) -> Callable[[jax.Array | float], Bounds]:
-    """The bounds as a function of the cost ratio to meet.
+    """Returns the bounds as a function of the target cost ratio.
 
     Args:
-        graph: of the dense network.
-        granularity: what a unit is. Only channels have bounds besides `masks.min_keep`.
+        graph: the graph of the dense network.
+        granularity: what a unit is. Weights have no bounds other than `masks.min_keep`.
         kind: what the budget counts.
-        spread: how many times the uniform share a group may keep at most, and what part of it at
-            least; 0 is any.
+        spread: a group may keep at most this many times the uniform share, and at least the uniform
+            share divided by it. 0 means no such bounds.
 
     Returns:
-        A function, safe under `jax.jit`: cost ratio -> bounds. `masks.min_keep` holds in any
-        case, and the bounds never cost more than a budget that it can meet.
+        A function that works under `jax.jit`: cost ratio -> bounds. The lower bounds are never
+        below `masks.min_keep`. They never cost more than a budget that `masks.min_keep` can meet.
     """
     min_keep, sizes = masks.min_keep(graph, granularity), masks.units(graph, granularity)
     if not spread or granularity == "weight":
         return lambda ratio: Bounds(dict(min_keep), dict(sizes))
 
     def at_least(share: jax.Array) -> dict[str, jax.Array]:
-        # A rounding error must not make of 3 channels 4.
+        # A rounding error must not turn 3 channels into 4.
         return {n: jnp.maximum(min_keep[n], jnp.ceil(share * sizes[n] - 1e-3)) for n in sizes}
 
     def highest(goal: jax.Array | float, kept: Callable[[jax.Array], dict]) -> jax.Array:
@@ -57,7 +58,7 @@ def around(
 
     def bounds(goal: jax.Array | float) -> Bounds:
         share = highest(goal, lambda share: {n: share * size for n, size in sizes.items()})
-        # Where the minimum of some groups is above the uniform share, the others get less.
+        # If the minimum of some groups is above the uniform share, the others get less.
         lowest = jnp.minimum(share / spread, highest(goal, at_least))
         least = at_least(lowest)
         most = {

@@ -1,13 +1,14 @@
-"""Learning masks under a budget: two rules behind one interface, each an optax transformation.
+"""Two rules that learn masks under a budget, each an optax transformation.
 
-A rule receives the cross-entropy gradient of the mask logits and returns their update. It knows the
-network's cost itself. `lagrangian` is the default, `hinge` the published rule.
+A rule receives the cross-entropy gradient of the mask logits and returns their update. It computes
+the network's cost itself. `lagrangian` is the default, `hinge` is the published rule.
 
-Why the published hinge loss is not the default. A batch norm follows each convolution, so scaling a
-whole kernel changes nothing, and the first-order gradients of the channels that a layer reads sum
-to zero. They rank channels within a group and say nothing about the group. The hardware loss pushes
-all channels of a group alike. Nothing counters it, so whole groups are pruned together. The
-importance of a unit beside units of other groups shows only to second order.
+The published hinge loss is not the default, since it can prune whole groups. A batch norm follows
+each convolution, so scaling a whole kernel changes nothing. Hence the first-order gradients of the
+channels that a layer reads sum to zero. They rank channels within a group, but do not compare
+groups. The hardware loss pushes all channels of a group equally. No other gradient opposes it, so
+whole groups are pruned at once. Only second-order terms show the importance of a unit relative to
+units of other groups.
 """
 
 from collections.abc import Callable
@@ -24,17 +25,17 @@ from irp_jax.pruning.bounds import Bounds, around
 from irp_jax.pruning.masks import Granularity, Masks
 
 LIMIT = 8.0
-"""Logits stay within [-LIMIT, LIMIT]; beyond it the soft mask is 0 or 1 to float32 precision."""
+"""Logits stay within [-LIMIT, LIMIT]. Outside, the soft mask is 0 or 1 in float32."""
 
 HAIR = 1e-4
-"""A logit's least distance from zero after an update, far above the rounding error at LIMIT."""
+"""Least absolute value of a logit after an update, far above the rounding error at LIMIT."""
 
 
 def sparsity_schedule(budget: float, start: int, stop: int) -> optax.Schedule:
-    """Target cost ratio over steps: 1 until `start`, then a cubic decrease to `budget` at `stop`.
+    """Returns step -> target cost ratio: 1 until `start`, then a cubic decrease to `budget`.
 
-    Steep at first, when many units are superfluous, and gentle near the end (Zhu & Gupta 2017,
-    equation 1).
+    The budget is reached at `stop`. The decrease is steep at first, when many units are redundant,
+    and slow near the end (Zhu & Gupta 2017, equation 1).
     """
 
     def target(step):
@@ -48,8 +49,8 @@ class LagrangianState(NamedTuple):
     """State of `lagrangian`.
 
     Attributes:
-        step: () int32, updates made.
-        importance: like the masks, running mean of the squared gate gradient.
+        step: () int32, number of updates.
+        importance: running mean of the squared gate gradient, with the shapes of the masks.
     """
 
     step: jax.Array
@@ -67,25 +68,25 @@ def lagrangian(
 ) -> optax.GradientTransformation:
     """Keeps a unit while its importance exceeds the multiplier times its marginal cost.
 
-    Minimising the loss L under a budget has the Lagrangian L + lambda * cost. Setting a unit's gate
-    g to zero changes the loss by about half the curvature. The squared gradient estimates that
-    (Theis et al. 2018, section 2; Molchanov et al. 2019, equation 8). It saves lambda times the
-    unit's marginal cost. So with importance v = mean((dL/dg)^2) and c = dcost/dg the unit stays if
-    v > lambda c, and the logit is
+    The loss L under a budget has the Lagrangian L + lambda * cost. Setting a unit's gate g to zero
+    changes the loss by about half the curvature, which the squared gradient estimates (Theis et al.
+    2018, section 2; Molchanov et al. 2019, equation 8). It saves lambda times the unit's marginal
+    cost. Let the importance be v = mean((dL/dg)^2), and c = dcost/dg. Then the unit is kept if
+    v > lambda c, and its logit is
 
         M = 0.5 log(v / (lambda c)),   soft mask = v / (v + lambda c).
 
     The multiplier lambda is neither tuned nor integrated. Each step finds it by bisection, so that
-    the cost of the kept units equals the target. Hence the cost follows the target without lag or
-    rebound, and a unit whose importance grows returns. Bounds hold for every lambda.
+    the cost of the kept units equals the target. So the cost follows the target without lag or
+    overshoot. A pruned unit is restored if its importance grows. Bounds hold for every lambda.
 
     Args:
-        graph: of the dense network.
+        graph: the graph of the dense network.
         granularity: what a unit is.
         kind: what the budget counts.
-        target: step -> cost ratio to meet; at 1 and above nothing is pruned.
-        spread: how far the share kept of a group may be from the uniform one: see `bounds.around`.
-        decay: of the running mean of the squared gradients.
+        target: step -> target cost ratio; at 1 and above nothing is pruned.
+        spread: how far a group's kept share may be from the uniform share: see `bounds.around`.
+        decay: decay rate of the running mean of the squared gradients.
     """
     bounds = around(graph, granularity, kind, spread)
 
@@ -117,10 +118,11 @@ def lagrangian(
         )
 
         def move(score: jax.Array, threshold: jax.Array, logits: jax.Array) -> jax.Array:
-            # Even where a bound moves the threshold, so that logits of all masks compare.
+            # Relative to the common threshold, even if a bound applies, so that the logits of all
+            # masks are comparable.
             above = score - common
-            # Off zero, or adding the update to the old logit could round a kept unit away, and with
-            # it the minimum of its mask.
+            # Away from zero. Otherwise the rounding error of adding the update to the old logit
+            # could prune a kept unit, and the mask could fall below its minimum.
             kept = score > threshold
             clear = jnp.where(kept, jnp.maximum(above, HAIR), jnp.minimum(above, -HAIR))
             return jnp.where(goal < 1.0, jnp.clip(clear, -LIMIT, LIMIT) - logits, 0.0)
@@ -134,17 +136,17 @@ def lagrangian(
 def solve(
     score: Masks, bounds: Bounds, ratio: Callable[[dict], jax.Array], goal: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The scores above which units are kept.
+    """Returns the thresholds on the scores: units with higher scores are kept.
 
     Args:
         score: mask name -> score of each unit, any shape.
-        bounds: how few and how many units of each mask stay.
-        ratio: kept units by mask name -> cost ratio, increasing in each.
-        goal: ratio to meet.
+        bounds: fewest and most units of each mask to keep.
+        ratio: (mask name -> number of kept units) -> cost ratio, increasing in each number.
+        goal: target cost ratio.
 
     Returns:
-        The threshold for all, the lowest at which the ratio is at most `goal`; and mask name -> its
-        own, which differs where the mask would keep too few or too many.
+        The common threshold, the lowest at which the ratio is at most `goal`; and mask name -> the
+        mask's threshold, which differs if the mask would keep too few or too many units.
     """
 
     def count(thresholds):
@@ -154,7 +156,7 @@ def solve(
     high = {name: s.max() + 1.0 for name, s in score.items()}
 
     def bisected(units: dict) -> tuple[dict, dict]:
-        """Thresholds just below and above which as many units are kept, or more."""
+        """Returns thresholds just below and above the highest that keeps at least `units`."""
 
         def narrow(_, ends):
             low, high = ends
@@ -172,7 +174,7 @@ def solve(
     ceiling = {n: jnp.where(bounds.most[n] < s.size, above[n], -jnp.inf) for n, s in score.items()}
 
     def capped(threshold):
-        # Of units that score alike a ceiling may leave too few: the floor has the last word.
+        # Among units of equal score the ceiling may leave too few, so the floor takes precedence.
         return {n: jnp.minimum(jnp.maximum(threshold, ceiling[n]), floor[n]) for n in floor}
 
     def narrow(_, bounds):
@@ -196,18 +198,18 @@ def hinge(
     strength: float = 1.0,
     weight_decay: float = 5e-4,
 ) -> optax.GradientTransformation:
-    """The published rule: two optimisers on the logits, their steps on a batch taken as one.
+    """Returns the published rule: two optimisers on the logits, combined into one step per batch.
 
-    The first descends the cross-entropy, the second the cross-entropy plus `strength` times the
-    hinge max(ratio - budget, 0) (Vemparala et al. 2021, section 3).
+    The first minimises the cross-entropy. The second minimises the cross-entropy plus `strength`
+    times the hinge max(ratio - budget, 0) (Vemparala et al. 2021, section 3).
 
     Args:
-        graph: of the dense network.
+        graph: the graph of the dense network.
         kind: what the budget counts.
         budget: cost ratio below which the hinge is zero.
-        learning_rate: of both optimisers.
-        strength: the paper's constant b, whose value it does not give.
-        weight_decay: on the logits.
+        learning_rate: learning rate of both optimisers.
+        strength: the paper's constant b, whose value the paper does not give.
+        weight_decay: weight decay on the logits.
     """
 
     def hardware_loss(logits: Masks) -> jax.Array:
@@ -234,22 +236,23 @@ def best_within(
     *,
     spread: float = 0.0,
 ) -> dict[str, np.ndarray]:
-    """The best units that fit: logits that are +1 for kept and -1 for pruned units.
+    """Selects the units with the highest logits within a budget.
 
-    The least of each mask come first, then units from the highest logit down, each kept if it still
-    fits and its mask has not its most.
+    First each mask keeps the units of its lower bound. Then all other units are visited in order of
+    decreasing logits. A unit is kept if the budget and its mask's upper bound allow it.
 
     Args:
-        graph: of the dense network.
-        logits: learned masks.
+        graph: the graph of the dense network.
+        logits: the learned masks.
         granularity: what a unit is.
         kind: what the budget counts.
         limit: the budget in MACs or parameters.
         spread: see `bounds.around`.
 
     Returns:
-        Masks whose exact cost is at most `limit`, by less than the cheapest pruned unit's cost, of
-        masks that have not their most.
+        Masks with logits +1 for kept and -1 for pruned units. Their exact cost is at most `limit`.
+        The rest of the budget is less than the cost of any pruned unit whose mask is below its
+        upper bound.
     """
     dense = cost.total(graph).of(kind)
     bounds = jax.device_get(around(graph, granularity, kind, spread)(limit / dense))
@@ -270,8 +273,8 @@ def best_within(
         return cost.total(graph, kept).of(kind)
 
     if granularity == "weight":
-        # A weight's cost does not depend on the other weights, so many are kept at once, up to one
-        # that does not fit; weight by weight would take minutes for millions.
+        # A weight's cost does not depend on the other weights. So each pass keeps all weights up to
+        # the first that does not fit. One weight at a time would take minutes for millions.
         left = limit - spent(least)
         each = np.array([spent({**least, name: least[name] + 1}) - spent(least) for name in names])
         while order.size:

@@ -1,4 +1,4 @@
-"""Compaction: from a masked network to the arrays of the small dense network of equal function."""
+"""Compaction: converts a masked network to a smaller dense network with the same function."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,30 +14,32 @@ from irp_jax.pruning import masks as masking
 from irp_jax.pruning.masks import Masks
 
 TOLERANCE = 1e-3
-"""Difference between the logits of a masked and a compact network that is no rounding error,
-relative to the largest logit. A channel that leaks makes hundreds of times as much."""
+"""Largest accepted difference between the logits of the masked and the compact network, relative
+to the largest logit. A larger difference is no rounding error. A channel that one layer fails to
+mask makes a difference hundreds of times as large."""
 
 
 def keep_indices(masks: Masks) -> dict[str, np.ndarray]:
-    """Channel group -> indices of the channels kept, ascending, int.
+    """Returns channel group -> indices of the channels kept, ascending, int.
 
-    A group of which nothing is kept yields its first channel, since an array needs one. Masked
-    weights read that channel with weight zero, so the function does not change.
+    If a group keeps no channel, the first one is returned, since an array needs one. The masked
+    weights that read it are zero, so the function does not change.
     """
     indices = {name: np.flatnonzero(np.asarray(logits) > 0) for name, logits in masks.items()}
     return {name: kept if kept.size else np.zeros(1, int) for name, kept in indices.items()}
 
 
 def compact_params(graph: ChannelGraph, tree: Any, keep_indices: Mapping[str, np.ndarray]) -> Any:
-    """The kept channels of every array in a tree.
+    """Returns a tree whose arrays hold the kept channels only.
 
-    A leaf is compacted if the last key of its path names one of the network's arrays: weights,
-    batch statistics, momentum and whole training states are compacted alike. Other leaves stay.
+    A leaf is compacted if the last key of its path is the name of one of the network's arrays. So
+    the same call works for weights, batch statistics, momentum and whole training states. Other
+    leaves are unchanged.
 
     Args:
-        graph: of the network the tree belongs to.
+        graph: the graph of the network that the tree belongs to.
         tree: any pytree.
-        keep_indices: channel group -> indices kept; groups that are missing are kept whole.
+        keep_indices: channel group -> indices kept; a missing group keeps all channels.
     """
 
     def compact_leaf(path: Any, leaf: Any) -> Any:
@@ -61,23 +63,23 @@ def check(
 
     Args:
         graph: the channel graph.
-        network: the function that it was read off, see `graph.network`.
-        params, state: name -> array, or its shape and dtype; values play no part.
-        initial: () -> (params, state) to compare with where the network has no finite logits on
+        network: the network as a function of arrays of any width, see `graph.network`.
+        params, state: name -> array, or its shape and dtype; values are not used.
+        initial: () -> (params, state), the arrays to use if the network's logits are not finite on
             random arrays.
 
     Returns:
         The largest difference between their logits in inference, relative to the largest logit.
 
     Raises:
-        UserError: they differ: the network does something that the graph does not know of. Or its
-            logits are no numbers.
+        UserError: the two networks differ, because the graph does not describe all that the
+            network computes; or the logits are not finite.
     """
     random = np.random.default_rng(0)
     images = random.uniform(size=(2, *graph.image_shape)).astype(np.float32)
     run = jax.jit(
         lambda params, state: network(params, state, images, train=False)[0],
-        compiler_options={"xla_backend_optimization_level": 0},  # it runs a few times only
+        compiler_options={"xla_backend_optimization_level": 0},  # compiles faster
     )
     arrays = (
         {name: _drawn(random, array) for name, array in params.items()},
@@ -86,7 +88,7 @@ def check(
     if not _is_finite(run(*arrays)) and initial is not None:
         arrays = initial()
     if not _is_finite(run(*arrays)):
-        raise UserError("the network's logits are not finite on random images: mend it first")
+        raise UserError("the network's logits are not finite on random images: fix it first")
     worst = 0.0
     for share in (0.25, 0.75):
         logits: Masks = {
@@ -97,16 +99,16 @@ def check(
         masked = np.asarray(run(masking.apply(graph, arrays[0], masking.gates(logits)), arrays[1]))
         if not _is_finite(masked):
             raise UserError(
-                "the network's logits are not finite once channels are masked: it divides by the "
-                "size of what a kernel reads, for instance; keep that from being zero"
+                "the network's logits are not finite once channels are masked: for instance, it "
+                "divides by the norm of masked weights; make sure that the divisor is not zero"
             )
         small = np.asarray(run(*compact_params(graph, arrays, indices)))
         scale = max(float(np.abs(masked).max()), 1e-6)
         worst = float(np.maximum(worst, np.abs(masked - small).max() / scale))
     if not worst <= TOLERANCE:
         raise UserError(
-            f"the network cannot be pruned: masked and compacted it differs by {worst:.1g} of its "
-            f"largest logit; please report it, with the network, as a defect of irp_jax"
+            f"the network cannot be pruned: the masked and the compact network differ by "
+            f"{worst:.1g} of the largest logit; please report this network as a defect of irp_jax"
         )
     return worst
 
@@ -116,7 +118,7 @@ def _is_finite(logits: Any) -> bool:
 
 
 def _drawn(random: np.random.Generator, array: Any) -> np.ndarray:
-    """Random values that no layer drowns: kernels of the usual size, all else near one."""
+    """Draws values that keep signals in range: kernels of usual variance, others in [0.5, 1.5)."""
     shape = np.shape(array)
     if not jnp.issubdtype(array.dtype, np.floating):
         return np.zeros(shape, array.dtype)

@@ -1,9 +1,9 @@
-"""What a network costs as a function of the units it keeps: exact in integers, smooth in floats.
+"""The cost of a network as a function of the units it keeps: exact for integers, smooth for floats.
 
 A convolution costs window x positions x channels_in x channels_out multiply-accumulates (MACs) per
-image, with the channel counts those of the groups it reads and writes; a matrix product likewise.
-FLOPs are twice the MACs. Norms and biases cost parameters; their arithmetic can be folded into the
-convolution before them, so by the field's custom it is not counted.
+image. The channel counts are those of the groups that it reads and writes. A matrix product is
+counted in the same way. FLOPs are twice the MACs. Norms and biases count as parameters. Their
+arithmetic is not counted, as is usual, since it can be folded into the convolution before them.
 """
 
 import dataclasses
@@ -24,20 +24,20 @@ class Cost:
     params: Any
 
     def of(self, kind: Kind) -> Any:
-        """What a budget of this kind counts."""
+        """Returns the cost that a budget of this kind limits."""
         return self.macs if kind == "macs" else self.params
 
 
 def total(graph: ChannelGraph, keep_counts: Mapping[str, Any] | None = None) -> Cost:
-    """Cost of a network.
+    """Returns the cost of a network.
 
     Args:
-        graph: of the dense network.
+        graph: the graph of the dense network.
         keep_counts: group -> channels kept, or name of a kernel -> weights kept; integers or
-            scalars of any array library. What is not named is kept whole.
+            scalars of any array library. Missing groups and kernels are kept whole.
 
     Returns:
-        Exact whole numbers where `keep_counts` holds Python integers.
+        Exact whole numbers if `keep_counts` holds Python integers.
     """
     keep_counts = keep_counts or {}
     return Cost(
@@ -55,11 +55,11 @@ def _size(name: str, extents: tuple[Extent, ...], keep_counts: Mapping[str, Any]
 
 
 def ratio(graph: ChannelGraph, kind: Kind, keep_counts: Mapping[str, Any]) -> Any:
-    """Cost of one kind as a fraction of the dense network's, differentiable in `keep_counts`.
+    """Returns the cost as a fraction of the dense network's, differentiable in `keep_counts`.
 
-    Every layer is divided by the dense total before summing, so that float32 is precise enough.
+    Every layer's cost is divided by the dense total before summing, so float32 is precise enough.
     """
-    # A float, since the MACs of a large network do not fit the int32 that JAX makes of an integer.
+    # A float, since JAX converts integers to int32, which is too small for a large network's MACs.
     dense = float(total(graph).of(kind))
     if kind == "macs":
         return sum(layer.macs(keep_counts) / dense for layer in graph.layers)
@@ -69,13 +69,13 @@ def ratio(graph: ChannelGraph, kind: Kind, keep_counts: Mapping[str, Any]) -> An
 def table(
     graph: ChannelGraph, keep_counts: Mapping[str, int] | None = None
 ) -> list[dict[str, Any]]:
-    """One row per layer: name, kept and dense channels, MACs and parameters of its kernel."""
+    """Returns a row per layer: name, and kept and dense channels, MACs and kernel parameters."""
     keep_counts = keep_counts or {}
     rows, seen = [], set()
     for layer in graph.layers:
         channels_in, channels_out = layer.channels(keep_counts)
         dense_in, dense_out = layer.channels({})
-        # Of a kernel that several layers share, the first.
+        # A kernel that several layers share counts for the first of them.
         new = layer.kernel is not None and layer.kernel not in seen
         owned = (layer.kernel, graph.params[layer.kernel]) if layer.kernel and new else ()
         seen.add(layer.kernel)

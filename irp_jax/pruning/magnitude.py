@@ -1,8 +1,8 @@
-"""Pruning by magnitude: within each group or kernel the largest units stay.
+"""Pruning by magnitude: keeps the largest units of each group or kernel.
 
 With granularity "weight" a unit's magnitude is the weight's absolute value (Han et al. 2015). With
-"channel" it is the L2 norm of every filter that writes the channel, taken together: all layers of
-the group have a say, and the selection is the one that changes their kernels least.
+"channel" it is the joint L2 norm of all filters that write the channel. So all layers of the group
+count, and the selection changes their kernels least.
 """
 
 from collections.abc import Mapping
@@ -19,17 +19,17 @@ Parameters = dict[str, jax.Array]
 
 
 def kernels(graph: ChannelGraph, params: Parameters) -> Parameters:
-    """The kernels among a network's arrays, but that of the logits."""
+    """Returns the kernels among a network's arrays, except that of the logits."""
     return {name: params[name] for name in graph.kernels}
 
 
 def norms(graph: ChannelGraph, parameters: Parameters, granularity: masks.Granularity) -> Masks:
-    """Mask name -> magnitude of each unit, float32, shaped like the mask.
+    """Returns mask name -> magnitude of each unit, float32, with the shape of the mask.
 
     Args:
-        graph: of the dense network.
-        parameters: what is measured: kernels alone with granularity "weight"; with "channel" any
-            arrays that go with channels.
+        graph: the graph of the dense network.
+        parameters: the arrays to measure: kernels only with granularity "weight"; with "channel"
+            any arrays, of which the axes in `ChannelGraph.owns` count.
         granularity: what a unit is.
     """
     if granularity == "weight":
@@ -45,9 +45,9 @@ def norms(graph: ChannelGraph, parameters: Parameters, granularity: masks.Granul
 
 
 def largest(scores: Masks, keep_counts: Mapping[str, int]) -> Masks:
-    """Logits of +1 for the units of highest score, `keep_counts` of each mask, and -1 for others.
+    """Returns logits of +1 for the `keep_counts` highest scores of each mask, and -1 for others.
 
-    Of equal scores the first is kept.
+    Among equal scores the first ones are kept.
     """
 
     def select(score: jax.Array, count: int) -> jax.Array:

@@ -1,7 +1,8 @@
-"""Prune masks: one logit per channel or per weight; a unit is kept while its logit is positive.
+"""Pruning masks: one logit per channel or per weight; a unit is kept while its logit is positive.
 
-Masks are plain dictionaries from a mask's name to its logits. With granularity "channel" there is
-one mask per channel group, shape (channels,); with "weight" one per kernel, of its name and shape.
+Masks are dictionaries: mask name -> logits. With granularity "channel" there is one mask for each
+channel group, of shape (channels,). With "weight" there is one for each kernel, with its name and
+shape.
 """
 
 import math
@@ -20,17 +21,18 @@ START = 1.0
 
 
 def units(graph: ChannelGraph, granularity: Granularity) -> dict[str, int]:
-    """Mask name -> how many units it decides about."""
+    """Returns mask name -> number of its units."""
     if granularity == "channel":
         return dict(graph.groups)
     return {name: math.prod(kernel_shape(graph, name)) for name in graph.kernels}
 
 
 def min_keep(graph: ChannelGraph, granularity: Granularity) -> dict[str, int]:
-    """Mask name -> how many of its units always stay, so that no layer can die.
+    """Returns mask name -> minimum number of kept units, so that no layer loses all its units.
 
-    A sixteenth of a channel group. Of a kernel as many weights as it reads and writes channels,
-    wherever they lie, but no more than an eighth of it. At least one.
+    For a channel group this is a sixteenth of its channels. For a kernel it is the number of its
+    input and output channels together, but at most an eighth of its weights. The kept weights may
+    be anywhere in the kernel. The minimum is at least one.
     """
     if granularity == "channel":
         return {name: max(1, size // 16) for name, size in graph.groups.items()}
@@ -45,7 +47,7 @@ def min_keep(graph: ChannelGraph, granularity: Granularity) -> dict[str, int]:
 
 
 def init(graph: ChannelGraph, granularity: Granularity) -> Masks:
-    """Logits that keep everything."""
+    """Returns logits that keep all units."""
     if granularity == "channel":
         shapes: dict[str, Any] = {name: (size,) for name, size in graph.groups.items()}
     else:
@@ -54,16 +56,17 @@ def init(graph: ChannelGraph, granularity: Granularity) -> Masks:
 
 
 def kernel_shape(graph: ChannelGraph, name: str) -> tuple[int, ...]:
-    """The shape of a trained array in the dense network."""
+    """Returns the shape of a trained array in the dense network."""
     return tuple(extent.size for extent in graph.params[name])
 
 
 @jax.custom_jvp
 def binarise(logits: jax.Array) -> jax.Array:
-    """1 where the soft mask 0.5 tanh(M) + 0.5 rounds up (M > 0), else 0; float32, any shape.
+    """Returns 1 where the soft mask 0.5 tanh(M) + 0.5 rounds to 1 (M > 0), else 0.
 
-    The gradient passes the rounding straight through (Bengio et al. 2013), so it is that of the
-    soft mask: 0.5 (1 - tanh(M)^2) (Vemparala et al. 2021, section 3).
+    Logits M are float32 of any shape. The gradient is that of the soft mask, 0.5 (1 - tanh(M)^2):
+    a straight-through estimator of the rounding (Bengio et al. 2013; Vemparala et al. 2021, section
+    3).
     """
     return (logits > 0).astype(logits.dtype)
 
@@ -75,31 +78,31 @@ def _binarise_jvp(primals, tangents):
 
 
 def slope(logits: jax.Array) -> jax.Array:
-    """Derivative of the soft mask, 0.5 (1 - tanh(M)^2), in a form exact for large logits too."""
+    """Returns the soft mask's derivative, 0.5 (1 - tanh(M)^2), in a form exact for large logits."""
     return 2.0 * jax.nn.sigmoid(2.0 * logits) * jax.nn.sigmoid(-2.0 * logits)
 
 
 def gates(masks: Masks) -> Masks:
-    """Every mask binarised."""
+    """Returns every mask binarised."""
     return {name: binarise(logits) for name, logits in masks.items()}
 
 
 def keep_counts(gates: Masks) -> dict[str, jax.Array]:
-    """Mask name -> number of units kept, () float32."""
+    """Returns mask name -> number of units kept, () float32."""
     return {name: gate.sum() for name, gate in gates.items()}
 
 
 def apply(graph: ChannelGraph, params: dict[str, Any], gates: Masks) -> dict[str, Any]:
-    """The network's arrays with everything that is masked out set to zero.
+    """Returns the network's arrays with masked weights set to zero.
 
-    Masking the kernels that read a channel is enough: nobody sees a pruned channel, whatever the
-    layer before still computes. Its mask gradient then says what the channel would contribute if it
-    came back.
+    For a channel these are the weights that read it. That is enough: the channel is still computed,
+    but no layer uses it. The gradient of its gate then measures what the channel would contribute
+    if it were restored.
 
     Args:
-        graph: of the dense network.
+        graph: the graph of the dense network.
         params: name -> trained array.
-        gates: binarised masks, by group or by kernel; what is missing is not masked.
+        gates: binarised masks, by group or by kernel; missing groups and kernels are not masked.
     """
     masked = dict(params)
     for name in graph.kernels:

@@ -1,4 +1,4 @@
-"""Storing kernels of which most weights are zero: a bit a weight, and the values of those kept."""
+"""Storage of sparse kernels: one bit for each weight, and the values of the kept weights."""
 
 from typing import Any
 
@@ -11,22 +11,21 @@ BITS, VALUES = "_bits", "_values"
 
 
 def pack(params: dict[str, Any], masks: Masks) -> dict[str, np.ndarray]:
-    """Replaces each masked kernel by NAME_bits (uint8) and NAME_values (the weights kept).
+    """Replaces each masked kernel by NAME_bits (uint8) and NAME_values (the kept weights).
 
     Args:
         params: name -> array.
         masks: name of a kernel -> logits, positive where the weight is kept.
 
     Returns:
-        All arrays but the packed kernels, and what these were packed into. What the masks hide is
-        not stored.
+        All other arrays, and two arrays for each masked kernel. Pruned weights are not stored.
     """
     packed = {name: np.asarray(array) for name, array in params.items()}
     for name, logits in masks.items():
         kept = np.asarray(logits) > 0
         kernel = packed.pop(name)
         packed[name + BITS] = np.packbits(kept)
-        # One that nobody reads where nothing is kept: orbax saves no empty array.
+        # If no weight is kept, one unused value is stored, since orbax saves no empty array.
         packed[name + VALUES] = kernel[kept] if kept.any() else kernel.ravel()[:1]
     return packed
 
@@ -34,7 +33,7 @@ def pack(params: dict[str, Any], masks: Masks) -> dict[str, np.ndarray]:
 def unpack(
     graph: ChannelGraph, packed: dict[str, Any]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The inverse of `pack`: arrays with zeros where they are pruned, and masks of +1 and -1."""
+    """Inverts `pack`: returns arrays with zeros at pruned weights, and masks of +1 and -1."""
     params = {name: np.asarray(array) for name, array in packed.items()}
     masks = {}
     for name in [name.removesuffix(BITS) for name in params if name.endswith(BITS)]:

@@ -1,8 +1,8 @@
-"""One keep rate for all groups or kernels: how many units that leaves, and training those alone.
+"""Uniform pruning: one keep rate for all groups or kernels.
 
-The rule of the baselines, which learn no rates. Cutting a network that has not been trained yet is
-width scaling, the yardstick of every pruning method: the same architecture, uniformly narrower,
-trained from scratch.
+The baselines, which learn no rates, use this rule. Applied to a network before training it is width
+scaling, the reference for every pruning method: the same architecture, uniformly narrower, trained
+from scratch.
 """
 
 import math
@@ -18,16 +18,16 @@ from irp_jax.pruning import cost, masks
 def keep_counts(
     graph: ChannelGraph, granularity: masks.Granularity, kind: cost.Kind, limit: int
 ) -> dict[str, int]:
-    """Mask name -> units kept by the largest common keep rate that the budget allows.
+    """Returns mask name -> units kept at the largest common keep rate within the budget.
 
     Every mask keeps the rate times its size, rounded as `models.build` rounds a width, but at least
-    one unit. Channel counts are coarse, so some of the budget may stay unspent.
+    one unit. Channel counts are whole numbers, so part of the budget may remain unused.
 
     Args:
-        graph: of the dense network.
+        graph: the graph of the dense network.
         granularity: what a unit is.
         kind: what the budget counts.
-        limit: the budget in MACs or parameters; enough for one unit a mask.
+        limit: the budget in MACs or parameters; it must allow one unit in every mask.
     """
     sizes = masks.units(graph, granularity)
 
@@ -40,7 +40,7 @@ def keep_counts(
     if fits(1.0):
         return counts(1.0)
     low, high = 0.0, 1.0
-    for _ in range(60):  # beyond that doubles have no middle
+    for _ in range(60):  # after that, doubles cannot be halved further
         middle = 0.5 * (low + high)
         low, high = (middle, high) if fits(middle) else (low, middle)
     return counts(low)
@@ -49,15 +49,15 @@ def keep_counts(
 def rescale(
     graph: ChannelGraph, params: dict[str, Any], keep_counts: Mapping[str, int]
 ) -> dict[str, Any]:
-    """Makes the cut of a wide network's initial weights a draw from the narrow one's distribution.
+    """Rescales compacted initial weights to the distribution of a narrow network's initial weights.
 
-    The usual initialisers draw kernels with a variance of 1 or 2 over the number of inputs, of
-    outputs or the mean of both. Which of these it was is told from the kernels. What does not
-    depend on the width, norms and biases, stays.
+    The usual initialisers draw kernels with a variance of 1 or 2, divided by the number of inputs,
+    the number of outputs or the mean of both. The divisor is inferred from the kernel's values.
+    Norms and biases do not depend on the width and are unchanged.
 
     Args:
-        graph: of the network before the cut.
-        params: name -> initial array, after the cut.
+        graph: the graph of the network before compaction.
+        params: name -> initial array, after compaction.
         keep_counts: channel group -> channels kept.
     """
     scaled = dict(params)
@@ -71,7 +71,7 @@ def rescale(
 
 
 def _initialiser(fans: Mapping[str, float], variance: float) -> str:
-    """Which of the fans a kernel's variance goes by."""
+    """Returns which of the fans fits a kernel's variance best."""
     if variance <= 0:
         return "in"
     misfits = {
@@ -82,7 +82,7 @@ def _initialiser(fans: Mapping[str, float], variance: float) -> str:
 
 
 def _fans(layer: Layer, keep_counts: Mapping[str, int]) -> dict[str, float]:
-    """Inputs and outputs of a kernel, as initialisers count them."""
+    """Returns a kernel's fan-in, fan-out and their mean, as initialisers count them."""
     channels_in, channels_out = layer.channels(keep_counts)
     window = layer.weights(keep_counts) / (channels_in * channels_out)
     fan_in, fan_out = window * channels_in, window * channels_out
