@@ -190,7 +190,7 @@ def test_what_calls_back_to_python_can_be_attacked_blindly_and_not_otherwise():
         return jax.pure_callback(lambda x: np.asarray(NET(x)), shape, x)
 
     blind = (attacks.Square(steps=2),)
-    assert "only Square sees through" in warnings_of(calls_back, blind)
+    assert "only Square can attack" in warnings_of(calls_back, blind)
     with pytest.raises(UserError, match="no gradient of the callback"):
         warnings_of(calls_back)
 
