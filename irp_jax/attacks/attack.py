@@ -87,7 +87,7 @@ class Attack(Protocol):
         """Returns the State after one more step.
 
         Args:
-            logits_fn: images (B, H, W, C) -> logits (B, K), each row a function of its image alone.
+            logits_fn: images (B, H, W, C) -> logits (B, K), each row a function of its image only.
             problem: the same as for `start`.
             state: the State.
             number: (B,) int32, number of steps that each trial has taken. The numbers differ,

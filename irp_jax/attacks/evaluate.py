@@ -75,7 +75,7 @@ def evaluate(
 
     Args:
         logits_fn: any JAX function images (B, H, W, C) float32 -> logits (B, K), each row of which
-            depends on its own image alone (inference mode). A function is compiled anew in every
+            depends on its own image only (inference mode). A function is compiled again in every
             call; give a `jax.tree_util.Partial` of a function and its variables to compile once for
             many calls and sets of variables.
         images: (N, H, W, C), uint8 or float in [0, 1].
@@ -176,7 +176,7 @@ def _slopes(network: Partial, images: np.ndarray, labels: np.ndarray) -> np.ndar
     """Returns gradients of the margin at a few images, (B, H, W, C); B is 0 if JAX has none."""
     try:
         return np.asarray(sanity.gradient(network, margin, images[:KNOWN_BY], labels[:KNOWN_BY]))
-    except (ValueError, TypeError, NotImplementedError):  # a Python callback
+    except (ValueError, TypeError, NotImplementedError):  # for Python callbacks
         return np.zeros((0, *images.shape[1:]), np.float32)
 
 

@@ -121,7 +121,7 @@ def check_network(logits_fn: Partial, shape: tuple[int, ...]) -> None:
     ):
         seen = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", answer)
         raise UserError(
-            f"logits_fn must answer {count} images with ({count}, K) floats, K >= 2, got {seen}"
+            f"logits_fn must return ({count}, K) floats, K >= 2, for {count} images, got {seen}"
         )
 
 
@@ -136,6 +136,6 @@ def check_logits(logits: np.ndarray, labels: np.ndarray) -> None:
     broken = int((~np.isfinite(logits)).any(-1).sum())
     if broken:
         raise UserError(
-            f"logits_fn answers NaN or infinity for {broken} of {len(logits)} natural images: "
+            f"logits_fn returns NaN or infinity for {broken} of {len(logits)} natural images: "
             "repair the network"
         )

@@ -6,7 +6,7 @@ attacked again. No batch waits for its slowest image, and nothing is compiled tw
 batch is no longer needed and much work is left, the remaining trials move into a smaller batch.
 
 The trials of an image follow one another and stop at the first that succeeds. So the result for an
-image depends on the image, its label and the seed alone, not on the batch that it is part of.
+image depends only on the image, its label, its index in the set and the seed, not on its batch.
 """
 
 import dataclasses

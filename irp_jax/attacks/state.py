@@ -75,7 +75,7 @@ def at_first(images: np.ndarray, is_robust: np.ndarray) -> EvaluationState:
 
     Args:
         images: (N, H, W, C) float32.
-        is_robust: (N,) bool, those classified correctly as they are.
+        is_robust: (N,) bool, images classified correctly without an attack.
     """
     count = len(images)
     return EvaluationState(
@@ -102,9 +102,9 @@ class AttackProgress:
 
         Args:
             attack: the attack.
-            index: of the attack in the list.
+            index: position of the attack in the list.
             at: the state of the evaluation; its images are overwritten.
-            classes: of the network, K.
+            classes: number of classes of the network, K.
         """
         self._attack, self._index, self._at = attack, index, at
         self._trials_each = attack.trials(classes)
@@ -244,7 +244,7 @@ def read(path: Path, name: str, answers: Answers) -> EvaluationState | None:
             unverified=tuple(int(count) for count in arrays["unverified"]),
         )
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged ({error}): remove it to start anew") from error
+        raise UserError(f"{path} is damaged ({error}): remove it to start again") from error
     alike = all(_close(arrays.get(part), answer) for part, answer in answers._asdict().items())
     if found != name or not alike:
         raise UserError(

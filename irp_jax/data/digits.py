@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits: 1,797 grey images of 8 x 8 pixels, without a download."""
+"""The handwritten digits of scikit-learn: 1,797 grey images of 8 x 8 pixels, no download."""
 
 import numpy as np
 from sklearn import datasets

@@ -58,9 +58,10 @@ def _luminance(images: np.ndarray) -> np.ndarray:
 def frost(images: np.ndarray, random: Generators, keep: float, add: float) -> np.ndarray:
     """Adds a bluish crystalline pattern to the image.
 
-    This is a substitute. The published program crops the pattern from five photographs, which
-    this package may not distribute. Here the pattern is generated from needles and clouds. It has
-    the photographs' mean colour, range of brightness, contrast and, roughly, correlation length. Results are not comparable with those on the published CIFAR-10-C.
+    This is a substitute. The published program crops the pattern from five photographs, which this
+    package may not distribute. Here the pattern is generated from needles and clouds. It has the
+    photographs' mean colour, range of brightness, contrast and, roughly, correlation length.
+    Results are not comparable with those on the published CIFAR-10-C.
 
     Args:
         images: see the module.
