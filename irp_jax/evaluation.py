@@ -1,4 +1,4 @@
-"""How accurate a network is, and how accurate it stays under attack."""
+"""Measures the accuracy of a network, without attacks and under attack."""
 
 import dataclasses
 import functools
@@ -25,9 +25,8 @@ Apply = Callable[[Any, jax.Array], jax.Array]
 class Probe(NamedTuple):
     """Accuracies on one batch, () float32 each, still on the device.
 
-    PGD accuracy that collapses while FGSM accuracy does not is how catastrophic overfitting looks.
-    (The guard compares with the attack trained on instead: `training.overfitting`.)
-
+    Catastrophic overfitting shows as a PGD accuracy that collapses while the FGSM accuracy does
+    not. The guard compares with the attack used for training instead (`training.overfitting`).
     """
 
     natural: jax.Array
@@ -53,8 +52,8 @@ def evaluate(
 
     Args:
         apply: the network in inference mode, normalisation inside. Pass the same function again to
-            reuse what was compiled for it: other variables of the same shapes, another radius or
-            seed compile nothing new.
+            reuse its compiled programs: other variables of the same shapes, another radius or
+            another seed compile nothing new.
         variables: its pytree of arrays.
         images: (N, H, W, C) uint8, or float in [0, 1].
         labels: (N,) integer.
@@ -83,14 +82,14 @@ def last_iterate(
     report: AttackReport,
     **settings: Any,
 ) -> AttackReport:
-    """What is right after PGD as most published code counts: by the last iterate of each restart.
+    """Measures accuracy under PGD where only the last iterate of each restart counts.
 
-    `evaluate` counts every iterate, so that accuracy here is never below it.
+    Most published code counts so. `evaluate` counts every iterate, so its accuracy is never higher.
 
     Args:
         apply, variables, images, labels: as for `evaluate`.
-        spec: of PGD.
-        report: what `evaluate` found with it. Images robust to it are not attacked again.
+        spec: the PGD attack.
+        report: the report of `evaluate` for it. Its robust images are not attacked again.
         **settings: batch_size, mesh, callbacks and state_file, as for `evaluate`.
     """
     last = dataclasses.replace(spec, name="pgd-last")
@@ -117,8 +116,8 @@ def curve(
     Args:
         apply, variables, images, labels: as for `evaluate`.
         specs: one attack at ascending radii.
-        begin: called before each.
-        state_file: the file in which the state of each evaluation is kept, if in any.
+        begin: called before each attack.
+        state_file: the file that holds the state of each evaluation; None for no file.
         **settings: batch_size, mesh and callbacks, as for `evaluate`.
 
     Returns:
@@ -152,13 +151,13 @@ def corrupted(
     Args:
         apply, variables, labels, batch_size, mesh, callbacks: as for `evaluate`.
         images: (N, H, W, C) uint8.
-        seed: of every draw.
+        seed: seed of all random numbers.
 
     Returns:
         Corruption -> accuracy at severities 1 to 5.
 
     Raises:
-        UserError: the images are too small to be corrupted, or a package is missing.
+        UserError: the images are too small for corruptions, or a package is missing.
     """
     with extra("data"):
         from irp_jax.data import corruptions
@@ -194,18 +193,18 @@ def probe(
     """Measures natural, FGSM and PGD accuracy on one batch, without waiting for the result.
 
     Args:
-        apply: the network in inference mode. Pass the same function again to reuse what was
-            compiled for it.
+        apply: the network in inference mode. Pass the same function again to reuse its compiled
+            programs.
         variables: its pytree of arrays.
         images: (N, H, W, C) uint8, or float32 in [0, 1].
         labels: (N,) int32.
         threat: the ball.
-        key: of PGD's random starts.
-        steps: PGD's steps, of length epsilon / 4.
+        key: PRNG key of PGD's random starts.
+        steps: number of PGD steps, of length epsilon / 4.
 
     Returns:
-        Three scalars on the device, to be fetched when convenient. An image misclassified as it is
-        counts against all three.
+        Three scalars on the device. An image that is misclassified without an attack counts as an
+        error in all three.
     """
     network = Partial(apply, variables)
     natural = _pixels(images)
@@ -220,7 +219,7 @@ def probe(
 
 @jax.jit
 def _pixels(images: jax.Array) -> jax.Array:
-    """float32 in [0, 1] from uint8; float32 as it is."""
+    """Converts uint8 to float32 in [0, 1]; returns float32 unchanged."""
     return to_float(images) if images.dtype == jnp.uint8 else images
 
 
@@ -228,7 +227,7 @@ def _pixels(images: jax.Array) -> jax.Array:
 def _rates(
     network: Partial, images: jax.Array, labels: jax.Array, fgsm: jax.Array, pgd: jax.Array
 ) -> Probe:
-    """Accuracies; an image misclassified as it is counts as broken by every attack."""
+    """Returns the accuracies; an image misclassified without an attack counts as wrong in all."""
     natural = ~jax.vmap(attacks.is_correct)(network(images), labels)
     wrong = (natural, natural | fgsm, natural | pgd)
     return Probe(*(jnp.mean(~mask, dtype=jnp.float32) for mask in wrong))

@@ -1,13 +1,13 @@
-"""Devices, and how arrays lie on them.
+"""Devices, and the placement of arrays on them.
 
-Everything here runs data-parallel under `jax.jit`: parameters are replicated, batches are split
-over one mesh axis called "data", and the compiler puts in the sums between devices. The same
-program runs on one GPU, several, the TPU chips of one host, or the cores of a CPU. Batch statistics
-are therefore those of the whole batch, whatever the number of devices.
+Everything runs data-parallel under `jax.jit`. Parameters are replicated. Batches are split over one
+mesh axis called "data". The compiler inserts the sums over devices. The same program runs on one
+GPU, several, the TPU chips of one host, or the cores of a CPU. Batch statistics are those of the
+whole batch, whatever the number of devices.
 
-On a CPU each core is made a device of its own. XLA's threads within one device share a convolution
+On a CPU each core is a device of its own. XLA's threads within one device share a convolution
 badly: on two cores a Fast AT step of ResNet20 at batch 128 ran at 157 images/s as one device and at
-220 as two (JAX 0.10.2). Limiting the threads inside each device besides made it slower.
+220 as two (JAX 0.10.2). Limiting the threads inside each device as well made it slower.
 """
 
 import hashlib
@@ -30,27 +30,28 @@ Tree = TypeVar("Tree")
 
 AXIS = "data"
 CACHED_PIXELS = 2**16
-"""Image pixels (height times width) that one CPU core runs a small network on from its cache."""
+"""Image pixels (height times width times images) at which a small network still fits a core's
+cache."""
 FEWEST = 16
-"""Images of a batch that are worth a CPU core."""
+"""Minimum number of images of a batch for each CPU core."""
 _CACHE_DAYS = 30
 
 
 def configure(*, cache: bool = True) -> None:
-    """Sets up JAX for this process; call it once, before the first array is made.
+    """Sets up JAX for this process. Call it once, before the first array is made.
 
-    Makes one device per CPU core and keeps compiled programs in the user's cache folder, so that
-    the second run of a command hardly compiles: for a Fast AT step of ResNet20 on two cores, from
-    14 CPU seconds to 5. What the user has set through JAX's or
-    XLA's own variables is left alone, and so is a JAX that already runs, as in a notebook.
+    It makes one device per CPU core. It stores compiled programs in the user's cache folder, so
+    that the second run of a command hardly compiles: for a Fast AT step of ResNet20 on two cores, 5
+    CPU seconds instead of 14. Settings that the user made through the variables of JAX or XLA are
+    kept. If JAX already runs, as in a notebook, its devices are kept.
 
     Args:
         cache: whether compiled programs are kept between processes. Results do not depend on it:
-            the very same machine code is stored and loaded.
+            the same machine code is stored and loaded.
     """
     counted = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if not counted and jax.config.jax_num_cpu_devices < 1:  # type: ignore[attr-defined]
-        with suppress(RuntimeError):  # devices are fixed once the first array is made
+        with suppress(RuntimeError):  # devices cannot change after the first array
             jax.config.update("jax_num_cpu_devices", cores())
     if cache and not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         _keep_compiled_programs()
@@ -65,15 +66,15 @@ def core_numbers() -> list[int]:
 
 
 def stay_on(numbers: set[int]) -> None:
-    """Restricts this thread, and all that it starts, to some CPU cores, where the system can."""
+    """Restricts this thread, and all that it starts, to some CPU cores, if the system can."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, numbers)
 
 
 def has_accelerator() -> bool:
-    """Whether JAX would use a GPU or TPU, by the device files, without starting JAX.
+    """Returns whether JAX would use a GPU or TPU. It checks device files and does not start JAX.
 
-    They are those that `bin/_launch.py` installs JAX's plugins for.
+    `bin/_launch.py` installs JAX's plugins for the same device files.
     """
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         return False
@@ -81,12 +82,12 @@ def has_accelerator() -> bool:
     if any(devices.glob("nvidia[0-9]*")) or any(devices.glob("accel[0-9]*")):
         return True
     windows_gpu = (devices / "dxg").exists() and shutil.which("nvidia-smi") is not None
-    on_tpu = any(name.startswith("TPU_") for name in os.environ)  # others use vfio, too
+    on_tpu = any(name.startswith("TPU_") for name in os.environ)  # other devices use vfio, too
     return windows_gpu or (on_tpu and any(devices.glob("vfio/[0-9]*")))
 
 
 def cores() -> int:
-    """Returns how many CPU cores this process may use, by affinity and by container quota."""
+    """Returns how many CPU cores this process may use, by affinity and container quota."""
     count = len(core_numbers())
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -97,16 +98,16 @@ def cores() -> int:
 
 
 def mesh(device_count: int | None = None) -> Mesh:
-    """Lays devices out along the one axis "data".
+    """Returns a mesh of devices with the one axis "data".
 
     Args:
         device_count: how many of JAX's devices to use; all of them if None.
 
     Returns:
-        A mesh whose axis is of the Auto kind: shardings are the compiler's to propagate.
+        A mesh whose axis has type Auto: the compiler propagates the shardings.
 
     Raises:
-        UserError: there are fewer devices than that, or it is not positive.
+        UserError: the count is not positive or above the number of devices.
     """
     devices = jax.devices()
     if device_count is None:
@@ -165,17 +166,17 @@ def is_explicit(mesh: Any) -> bool:
 
 
 def busy_devices(images: int) -> int:
-    """Returns how many of the devices present so many images at once keep busy, at least one.
+    """Returns how many devices are worth using for `images` images at once, at least one.
 
-    A CPU core is one only with `FEWEST` images: with fewer it mostly waits for the others, and each
-    core takes memory for whatever all of them hold, the training images for instance.
+    A CPU core is used only with `FEWEST` images or more. With fewer, it mostly waits for the other
+    cores. Each core also takes memory for replicated arrays, such as the training images.
     """
     count = jax.device_count()
     return max(1, min(count, images // FEWEST)) if jax.default_backend() == "cpu" else count
 
 
 def usable_devices(batch_size: int) -> int:
-    """Returns the largest number of devices that divides a batch evenly: see `busy_devices`.
+    """Returns the largest number of devices that divides a batch evenly, up to `busy_devices`.
 
     Raises:
         UserError: the batch size is not positive.
@@ -186,13 +187,13 @@ def usable_devices(batch_size: int) -> int:
 
 
 def attacked_at_once(mesh: Mesh, height: int, width: int) -> int:
-    """Returns how many images an evaluation takes at once where nobody says otherwise.
+    """Returns the default batch size of an evaluation.
 
-    On a GPU or TPU 512 a device, of large images 256: small networks are no faster there in smaller
-    batches, and deep ones (WRN28-4, ResNet110) have to fit beside their gradients. On a CPU a core
-    gets up to 256, but no more than `CACHED_PIXELS`, 64 images of 32 x 32: on two cores ResNet20 at
-    16 % of its operations made 2,430 input gradients a second at 64 images a core, 1,900 at 128 and
-    1,700 at 256 (JAX 0.10.2).
+    On a GPU or TPU it is 512 images a device, or 256 large images. Small networks are no faster in
+    smaller batches. Deep networks (WRN28-4, ResNet110) have to fit into memory with their
+    gradients. On a CPU it is up to 256 images a core, but at most `CACHED_PIXELS` pixels, which is
+    64 images of 32 x 32. On two cores ResNet20 at 16 % of its operations made 2,430 input gradients
+    a second at 64 images a core, 1,900 at 128 and 1,700 at 256 (JAX 0.10.2).
     """
     if mesh.devices.flat[0].platform != "cpu":
         return min(512, max(256, 2**19 // (height * width))) * mesh.size
@@ -200,7 +201,7 @@ def attacked_at_once(mesh: Mesh, height: int, width: int) -> int:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of what every device holds whole: parameters, keys, scalars."""
+    """Returns the sharding of arrays that every device holds whole: parameters, keys, scalars."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -221,13 +222,13 @@ def place(tree: Tree, sharding: Sharding) -> Tree:
 
 
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy")
-"""Packages that figures depend on."""
+"""Packages whose versions results depend on."""
 
 
 def describe() -> dict[str, str | int]:
-    """Returns the facts about software and machine that a result depends on.
+    """Returns the software and the hardware that a result depends on.
 
-    Names neither the host, the user nor any path, so that results can be published as they are.
+    It contains neither host, user nor path, so that results can be published unchanged.
     """
     device = jax.devices()[0]
     return {
@@ -244,7 +245,7 @@ def describe() -> dict[str, str | int]:
 
 
 def _processor() -> str:
-    """Its name and, where known, its number: those that differ in both may share the name."""
+    """Returns the processor's name and, if known, family and model: some models share a name."""
     name = _cpuinfo("model name") or platform.processor() or platform.machine()
     family, model = _cpuinfo("cpu family"), _cpuinfo("model\t")
     return f"{name}, family {family} model {model}" if family and model else name
@@ -260,21 +261,21 @@ def _cpuinfo(field: str) -> str:
 
 
 def _keep_compiled_programs() -> None:
-    # A CPU program uses the instructions of the processor it was compiled on, and a home folder may
-    # be shared by machines that differ: each kind of processor gets a folder of its own.
+    # A CPU program uses the instructions of the processor that compiled it, and different machines
+    # may share a home folder. So each kind of processor has its own folder.
     kind = f"{platform.machine()} {_processor()} {_cpuinfo('flags')}"
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(home) / "irp_jax" / "xla" / hashlib.sha256(kind.encode()).hexdigest()[:12]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for entry in folder.iterdir():  # JAX itself never removes one
+        for entry in folder.iterdir():  # JAX never removes an entry
             if entry.stat().st_mtime < time.time() - _CACHE_DAYS * 86400:
                 entry.unlink()
         usable = os.access(folder, os.W_OK)
-    except (OSError, RuntimeError):  # no home, or another process was quicker
+    except (OSError, RuntimeError):  # no home folder, or another process removed the entry
         usable = False
     if usable:
-        # An entry cut short by a kill or a full disk costs a compilation, not a warning.
+        # An entry truncated by a kill or a full disk is compiled again, without a warning.
         warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation")
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
         jax.config.update("jax_compilation_cache_dir", str(folder))

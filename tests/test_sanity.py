@@ -155,7 +155,7 @@ def test_rounding_noise_beyond_the_unit_range_is_cut_off():
 def test_bad_networks_and_settings():
     with pytest.raises(UserError, match="NaN or infinity for 12 of 12"):
         attacks.autoattack(lambda x: NET(x) * jnp.nan, IMAGES, LABELS, threat=THREAT)
-    with pytest.raises(UserError, match=r"answer 12 images with \(12, K\)"):
+    with pytest.raises(UserError, match=r"return \(12, K\) floats"):
         attacks.autoattack(lambda x: NET(x)[:, 0], IMAGES, LABELS, threat=THREAT)
     with pytest.raises(UserError, match="epsilon must be a positive number"):
         attacks.autoattack(NET, IMAGES, LABELS, threat=attacks.linf(0))
@@ -190,7 +190,7 @@ def test_what_calls_back_to_python_can_be_attacked_blindly_and_not_otherwise():
         return jax.pure_callback(lambda x: np.asarray(NET(x)), shape, x)
 
     blind = (attacks.Square(steps=2),)
-    assert "only Square sees through" in warnings_of(calls_back, blind)
+    assert "only Square can attack" in warnings_of(calls_back, blind)
     with pytest.raises(UserError, match="no gradient of the callback"):
         warnings_of(calls_back)
 

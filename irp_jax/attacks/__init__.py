@@ -1,7 +1,7 @@
 """Adversarial attacks in plain JAX, on any `logits_fn(images) -> logits`.
 
-Images are (N, H, W, C) in [0, 1] and radii are in the same units, so normalisation belongs inside
-the network. Example:
+Images are (N, H, W, C) in [0, 1]. Radii are in the same units. Normalisation therefore belongs
+inside the network. Example:
 
     from irp_jax import attacks
 

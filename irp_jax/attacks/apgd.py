@@ -1,11 +1,13 @@
-"""APGD: gradient ascent that finds its own step size, with nothing to tune but how long it trials.
+"""APGD: gradient ascent with momentum that adapts its own step size.
 
-The step starts out as wide as the ball. Now and then the run looks back: if too few of its steps
-raised the loss, or none since the last look found a new highest, the step is halved and the run
-goes on from its best image so far. Between two looks it walks on with momentum.
+The first step size is the diameter of the ball. At planned steps the trial checks its progress (a
+"checkpoint" in the papers). If too few of the steps since the last check raised the loss, or none
+of them reached a new highest loss, the step size is halved and the trial continues from its best
+image so far.
 
-The worst images of an L1 ball are sparse, so there it is the number of pixels a step changes that
-is adapted; and a run first walks in a ball three times as wide, then twice, then in its own.
+In L1 the first step size is the radius. A check adapts the number of pixels that a step changes,
+because the worst perturbations of an L1 ball are sparse. An L1 trial moves first in a ball of
+radius 3 epsilon, then 2 epsilon, then epsilon.
 
 References:
     Croce & Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
@@ -34,18 +36,19 @@ LOSSES: dict[str, Callable[..., jax.Array]] = {
 }
 
 MOMENTUM = 0.75
-"""Share of the new step; the rest is the step before it, continued."""
+"""Weight of the new step. The previous step has the remaining weight."""
 
 
 class StepPlan(NamedTuple):
-    """What is fixed beforehand about a run's steps; every field is a NumPy array (steps,).
+    """The part of a trial's plan that is fixed in advance; every field is a NumPy array (steps,).
 
     Attributes:
-        window: int32; for a step after which the run looks back the number of steps since it last
-            did so, that one included; for all others 0.
-        scale: float32, the radius of the ball that the step ends in over epsilon.
-        shrinks: bool, whether the ball is smaller than at the step before. In place of a step the
-            run then brings its best image into the smaller ball and starts afresh from there.
+        window: int32. At a step that ends with a progress check: the number of steps since the last
+            check, this step included. At all other steps: 0.
+        scale: float32, radius of the ball that the step ends in, in units of epsilon.
+        shrinks: bool, whether the ball is smaller than at the step before. At such a step the trial
+            follows no gradient. It projects its best image into the smaller ball and restarts
+            there.
     """
 
     window: np.ndarray
@@ -54,7 +57,7 @@ class StepPlan(NamedTuple):
 
 
 def plan(steps: int, norm: Norm) -> StepPlan:
-    """The plan of a run of so many steps, by the published shares."""
+    """Returns the plan of a trial of `steps` steps, with the fractions of the papers."""
     if norm != "l1":
         window = _windows(steps, first=0.22, shrink=0.03, last=0.06)
         return StepPlan(window, np.ones(steps, np.float32), np.zeros(steps, bool))
@@ -66,7 +69,11 @@ def plan(steps: int, norm: Norm) -> StepPlan:
 
 
 def _windows(steps: int, *, first: float, shrink: float, last: float) -> np.ndarray:
-    """`StepPlan.window` from shares of the steps: looks come more often by `shrink` each time."""
+    """Returns `StepPlan.window`.
+
+    The three fractions of `steps` are the first window, the amount by which each window is shorter
+    than the last, and the shortest window.
+    """
     window, less, least = (max(int(share * steps), 1) for share in (first, shrink, last))
     table = np.zeros(steps, np.int32)
     end = window
@@ -78,12 +85,12 @@ def _windows(steps: int, *, first: float, shrink: float, last: float) -> np.ndar
 
 
 class Halving(NamedTuple):
-    """What an L-inf or L2 run remembers for its next look back; every field is (B,).
+    """The data of an L-inf or L2 trial for its next progress check; every field is (B,).
 
     Attributes:
-        rises: int32, steps since the last look that raised the loss.
-        highest: the highest loss as of the last look.
-        halved: bool, whether the last look halved the step.
+        rises: int32, number of steps since the last check that raised the loss.
+        highest: the highest loss at the time of the last check.
+        halved: bool, whether the last check halved the step size.
     """
 
     rises: jax.Array
@@ -92,29 +99,30 @@ class Halving(NamedTuple):
 
 
 class Sparsity(NamedTuple):
-    """What an L1 run remembers for its next look back.
+    """The data of an L1 trial for its next progress check.
 
     Attributes:
-        changed: (B,) float32, in how many entries the best image differed from the natural one at
-            the last look. A step changes the 2 / 3 as many in which the gradient is largest.
+        changed: (B,) float32, number of entries in which the best image differed from the natural
+            image at the last check. A step changes 2 / 3 as many entries: those of largest
+            gradient.
     """
 
     changed: jax.Array
 
 
 class ApgdState(NamedTuple):
-    """A batch of trials under way.
+    """The state of a batch of trials.
 
     Attributes:
-        current: (B, H, W, C), where the next step starts.
-        previous: (B, H, W, C), where the last one did.
+        current: (B, H, W, C), the images that the next step starts from.
+        previous: (B, H, W, C), the images that the last step started from.
         gradient: (B, H, W, C), of the loss at `current`.
-        loss: (B,) at the image judged last, which is `current` unless the run went back.
-        best: the image of highest loss so far; for L1 in the ball as it is now.
-        best_gradient: (B, H, W, C), of the loss there.
-        worst: the worst image so far that the threat allows; the natural image, unjudged, if none.
+        loss: (B,) at the image judged last: `current`, unless the trial went back to its best.
+        best: the image of highest loss so far; for L1 the highest in the present ball.
+        best_gradient: (B, H, W, C), of the loss at `best`.
+        worst: the worst image so far that the threat allows; before the first, the natural image.
         step_size: (B,) in pixel units of [0, 1].
-        memory: for the next look back.
+        memory: the data for the next progress check.
     """
 
     current: jax.Array
@@ -130,24 +138,25 @@ class ApgdState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Apgd:
-    """The attack; see `attack.Attack` for its methods.
+    """The APGD attack; see `attack.Attack` for its methods.
 
-    Every image it visits lies in [0, 1], and in the ball too, but for the wider balls that L1 runs
-    begin in, where nothing counts as found yet. A step costs `eot` passes forward and backward, and
-    so does the start.
+    Every image it visits lies in [0, 1] and, for L-inf and L2, in the ball. An L1 trial starts in
+    wider balls, and no image that it visits there counts. A step costs `eot` forward and backward
+    passes, and so does the start.
 
     Attributes:
-        name: as reports have it, for instance "apgd-t".
-        loss: ce (cross-entropy), dlr, or targeted-dlr, which makes each run aim at one class.
-        steps: of one run.
+        name: the name in reports, for instance "apgd-t".
+        loss: ce (cross-entropy), dlr, or targeted-dlr. With targeted-dlr each trial targets one
+            class.
+        steps: number of steps of one trial.
         restarts: random starts for each image, and for each target.
-        targets: how many classes targeted-dlr aims at, the likeliest first; all if None.
-        rho: the share of its steps that must have raised the loss, or the step size is halved.
+        targets: number of classes that targeted-dlr targets, the likeliest first; all if None.
+        rho: fraction of steps that must raise the loss, or the step size is halved. Unused for L1.
         eot: passes that a gradient is averaged over. More than one helps only against a network
-            that answers at random, and its last answer is the one that counts.
+            that draws random numbers. The prediction and the loss are those of the last pass.
 
     Raises:
-        UserError: a value that cannot be meant; the message names it.
+        UserError: a setting is invalid; the message names it.
     """
 
     name: str
@@ -167,19 +176,19 @@ class Apgd:
         if self.targets is not None and self.targets < 1:
             raise UserError(f"targets must be at least 1, or None for all, got {self.targets}")
         if self.targets is not None and self.loss != "targeted-dlr":
-            raise UserError(f"{self.loss} aims at no class: leave targets out, got {self.targets}")
+            raise UserError(f"{self.loss} aims at no class: leave out targets, got {self.targets}")
         if not 0 < self.rho <= 1:
-            raise UserError(f"rho must be in (0, 1], got {self.rho:g}: the published one is 0.75")
+            raise UserError(f"rho must be in (0, 1], got {self.rho:g}: 0.75 is usual")
 
     def trials(self, classes: int) -> int:
-        """Restarts, times targets if it has any; the restarts of a target follow each other."""
+        """Returns restarts times targets, if any. Restarts of one target are consecutive."""
         if self.loss != "targeted-dlr":
             return self.restarts
         others = classes - 1
         return self.restarts * (others if self.targets is None else min(self.targets, others))
 
     def start(self, logits_fn: LogitsFn, problem: Problem) -> ApgdState:
-        """Judges a random image of each run's ball."""
+        """Judges a random image of each trial's ball."""
         ball, allowed, *_ = self._at(problem, jnp.zeros_like(problem.number))
         image = jax.vmap(_start_image)(ball, problem.key, problem.image)
         found, gradient = self._judge(logits_fn, image, problem)
@@ -191,7 +200,7 @@ class Apgd:
     def step(
         self, logits_fn: LogitsFn, problem: Problem, state: ApgdState, number: jax.Array
     ) -> ApgdState:
-        """Moves, judges where it got to, and looks back if it is time."""
+        """Moves, judges the new images, and checks the progress if a check is due."""
         ball, allowed, window, shrinks = self._at(problem, number)
         ahead = jax.vmap(_move)(ball, problem.image, state, number, shrinks)
         found, gradient = self._judge(logits_fn, ahead, problem)
@@ -221,7 +230,11 @@ class Apgd:
     def _at(
         self, problem: Problem, number: jax.Array
     ) -> tuple[Threat, jax.Array, jax.Array, jax.Array]:
-        """The ball that each run's step `number` ends in, whether it is allowed, and the plan."""
+        """Returns the plan of each trial's step `number`.
+
+        It consists of the ball that the step ends in, whether images in it count, `window` and
+        `shrinks`.
+        """
         window, scale, shrinks = (
             jnp.asarray(column)[number] for column in plan(self.steps, problem.threat.norm)
         )
@@ -231,7 +244,7 @@ class Apgd:
     def _judge(
         self, logits_fn: LogitsFn, images: jax.Array, problem: Problem
     ) -> tuple[Attacked, jax.Array]:
-        """`attack.judge` with this attack's loss, the gradient averaged over `eot` passes."""
+        """Judges images with this attack's loss; averages the gradients over `eot` passes."""
         more = (self._target(problem),) if self.loss == "targeted-dlr" else ()
         passes = [
             judge(logits_fn, images, problem, LOSSES[self.loss], *more) for _ in range(self.eot)
@@ -240,13 +253,16 @@ class Apgd:
         return passes[-1][0], sum(others, start=first) / self.eot
 
     def _target(self, problem: Problem) -> jax.Array:
-        """(B,) the class that each run aims at."""
+        """Returns the class that each trial targets, (B,)."""
         rank = 1 + problem.number // self.restarts
         return jnp.take_along_axis(problem.order, rank[:, None], axis=1)[:, 0]
 
 
 def _start_image(ball: Threat, key: jax.Array, natural: jax.Array) -> jax.Array:
-    """A random image (H, W, C) on the edge of the ball, or inside where the box cuts the ball."""
+    """Returns a random image (H, W, C) on the edge of the ball.
+
+    It lies inside the ball where the pixel box cuts the edge off.
+    """
     if ball.norm == "linf":
         noise = jax.random.uniform(key, natural.shape, natural.dtype, -1.0, 1.0)
     else:
@@ -260,12 +276,12 @@ def _start_image(ball: Threat, key: jax.Array, natural: jax.Array) -> jax.Array:
 def _afresh(
     problem: Problem, ball: Threat, found: Attacked, gradient: jax.Array, worst: Attacked
 ) -> ApgdState:
-    """The state of trials that have judged the first image of a ball and nothing else in it."""
+    """Returns the state of trials that have judged only the first image of a ball."""
     memory: Halving | Sparsity
     if ball.norm == "l1":
         step_size, memory = ball.epsilon, Sparsity(_changed(found, problem))
     else:
-        # As if the step had just been halved: the first look is at the rises alone.
+        # With `halved` set, the first check tests the number of rises only.
         halved, rises = jnp.ones_like(found.is_adversarial), jnp.zeros(found.loss.shape, jnp.int32)
         step_size, memory = 2 * ball.epsilon, Halving(rises, found.loss, halved)
     return ApgdState(
@@ -284,7 +300,7 @@ def _afresh(
 def _move(
     ball: Threat, natural: jax.Array, state: ApgdState, number: jax.Array, shrinks: jax.Array
 ) -> jax.Array:
-    """The next image (H, W, C) of one run, which has taken `number` steps."""
+    """Returns the next image (H, W, C) of one trial that has taken `number` steps."""
     if isinstance(state.memory, Sparsity):
         direction = _sparse_direction(state.gradient, state.memory.changed / 1.5)
         ahead = state.current + state.step_size * direction
@@ -297,7 +313,10 @@ def _move(
 
 
 def _sparse_direction(gradient: jax.Array, entries: jax.Array) -> jax.Array:
-    """The signs of so many largest entries of the gradient, zero elsewhere; of L1 length one."""
+    """Returns a direction of L1 length one.
+
+    It has the signs of the `entries` largest entries of the gradient there, and is zero elsewhere.
+    """
     sizes = jnp.sort(jnp.abs(gradient), axis=None, descending=True)
     last = jnp.maximum(jnp.ceil(entries), 1.0).astype(jnp.int32) - 1
     signs = jnp.where(jnp.abs(gradient) >= sizes[last], jnp.sign(gradient), 0.0)
@@ -305,9 +324,11 @@ def _sparse_direction(gradient: jax.Array, entries: jax.Array) -> jax.Array:
 
 
 def _look_at_rises(state: ApgdState, memory: Halving, wanted: jax.Array) -> ApgdState:
-    """Halves the step of trials that overshoot or are stuck, and sends them back to their best.
+    """Halves the step size of trials that overshoot or are stuck, and returns them to their best.
 
-    A run overshoots if no more than the `wanted` (B,) number of steps raised its loss.
+    A trial overshoots if at most `wanted` (B,) steps raised its loss since the last check. It is
+    stuck if its highest loss did not rise since the last check, unless that check halved the step
+    size.
     """
     overshoots = memory.rises.astype(wanted.dtype) <= wanted
     stuck = ~memory.halved & (state.best.loss <= memory.highest)
@@ -321,7 +342,12 @@ def _look_at_rises(state: ApgdState, memory: Halving, wanted: jax.Array) -> Apgd
 def _look_at_sparsity(
     state: ApgdState, memory: Sparsity, problem: Problem, ball: Threat
 ) -> ApgdState:
-    """Full steps from the best image for trials where it got sparser, else shorter steps."""
+    """Adapts the step sizes of L1 trials.
+
+    If the best image changes over 5 % fewer entries than at the last check, the trial continues
+    from it with the radius as its step size. Otherwise the step size is divided by 1.5, down to a
+    tenth of the radius.
+    """
     changed = _changed(state.best, problem)
     sparser = changed < 0.95 * memory.changed
     shorter = jnp.maximum(state.step_size / 1.5, ball.epsilon / 10)
@@ -331,7 +357,7 @@ def _look_at_sparsity(
 
 
 def _back_to_best(state: ApgdState, chosen: jax.Array) -> ApgdState:
-    """The chosen trials (B,) go on from their best image."""
+    """Moves the chosen trials (B,) back to their best image."""
     return state._replace(
         current=where(chosen, state.best.image, state.current),
         gradient=where(chosen, state.best_gradient, state.gradient),
@@ -339,5 +365,5 @@ def _back_to_best(state: ApgdState, chosen: jax.Array) -> ApgdState:
 
 
 def _changed(found: Attacked, problem: Problem) -> jax.Array:
-    """(B,) float32, in how many entries the images differ from the natural ones."""
+    """Returns in how many entries each image differs from the natural one, (B,) float32."""
     return jnp.sum(found.image != problem.image, axis=(1, 2, 3), dtype=jnp.float32)

@@ -1,8 +1,8 @@
-"""Climbing a loss on a batch as a whole, as attacks inside a training step do.
+"""Gradient ascent on a whole batch, for attacks inside a training step.
 
-A network in training mode normalises over its batch: image by image under vmap it would be a
-different network. So it sees the batch as a whole; starts, steps and projections stay each image's
-own.
+A network in training mode normalises by the statistics of its batch. Under `vmap` over the images
+it would be a different network, so it gets the batch as a whole. Starts, steps and projections are
+computed for each image separately.
 """
 
 from collections.abc import Callable
@@ -17,13 +17,13 @@ from irp_jax.attacks.threat import Threat, clip_to_box, project, random_start, u
 
 
 def starts(threat: Threat, key: jax.Array, images: jax.Array, scale: float = 1.0) -> jax.Array:
-    """Points drawn uniformly from the ball around each image, clipped to the pixel box.
+    """Draws a point uniformly from the ball around each image and clips it to the pixel box.
 
     Args:
         threat: the ball.
         key: image i draws from `fold_in(key, i)`.
         images: (N, H, W, C) float32 in [0, 1].
-        scale: of the ball that is drawn from, in units of epsilon.
+        scale: radius of the ball that is drawn from, in units of epsilon.
 
     Returns:
         (N, H, W, C) float32 in [0, 1].
@@ -35,9 +35,9 @@ def starts(threat: Threat, key: jax.Array, images: jax.Array, scale: float = 1.0
 def input_gradient(
     logits_fn: LogitsFn, images: jax.Array, labels: jax.Array, loss: Loss = cross_entropy
 ) -> jax.Array:
-    """Gradient of the summed loss in the images, (N, H, W, C), zero where it is not finite.
+    """Returns the gradient of the summed loss in the images, (N, H, W, C), zero where not finite.
 
-    Through the statistics of the batch an image's gradient depends a little on the other images.
+    With batch statistics, the gradient of an image depends slightly on the other images.
     """
 
     def total(images: jax.Array) -> jax.Array:
@@ -53,13 +53,13 @@ def step(
     gradient: jax.Array,
     length: float | jax.Array,
 ) -> jax.Array:
-    """One step of steepest ascent, brought back into the ball and the pixel box.
+    """Takes one step of steepest ascent and projects the result into the ball and the pixel box.
 
     Args:
         threat: the ball.
         current: (N, H, W, C), where the step starts.
         images: (N, H, W, C), the centres of the balls; None for a step that may leave its ball.
-        gradient: (N, H, W, C), of what is climbed; where it is not finite no pixel moves by it.
+        gradient: (N, H, W, C), of the loss to increase. Values that are not finite count as zero.
         length: of the step, in units of epsilon.
     """
     slopes, far = finite(gradient), length * threat.epsilon
@@ -79,10 +79,10 @@ def ascend(
     steps: int,
     length: float,
 ) -> jax.Array:
-    """Many steps, each along the gradient where it stands; see `step` for the arguments.
+    """Takes steps along the gradient at the current images; see `step` for the arguments.
 
     Args:
-        gradient: (N, H, W, C) images -> gradient of what is climbed, same shape.
+        gradient: (N, H, W, C) images -> gradient of the loss to increase, same shape.
     """
 
     def body(_: jax.Array, current: jax.Array) -> jax.Array:

@@ -1,9 +1,11 @@
-"""What every attack is: a start and a step, on a batch of trials that know nothing of each other.
+"""The interface of an attack: a start and a step on a batch of independent trials.
 
-A *trial* is one attempt on one image: a restart, a target class, or both. An attack has no loop of
-its own: `attacks.runner` repeats its step, drops the images whose adversarial example is found, and
-fills their slots. So one attack serves every batch size, step count, device and radius, and the
-outcome of a trial depends on its image, its label, its number and its key alone.
+A *trial* is one attempt on one image: a restart, a target class, or both. An attack contains no
+loop. `attacks.runner` repeats its step, removes the images whose adversarial example is found, and
+fills their slots. One attack therefore works for every batch size, step count, device and radius.
+The outcome of a trial depends only on its image, its label, its number and its key.
+
+To *judge* an image is to compute the network's prediction and the attack's loss at it.
 """
 
 from collections.abc import Callable
@@ -17,15 +19,15 @@ from irp_jax.attacks.threat import Threat
 
 
 class Problem(NamedTuple):
-    """What the trials of a batch are given. It does not change while they last.
+    """The inputs of a batch of trials. They do not change while the trials run.
 
     Attributes:
         image: (B, H, W, C) float32 in [0, 1], the natural images.
         label: (B,) int32.
-        order: (B, K) int32, the classes by falling logit of the natural image, the label put first:
-            `order[:, t]` is target t of a targeted attack, t from 1 to K - 1.
-        number: (B,) int32, which of its image's trials each is, from 0.
-        key: (B,) PRNG keys, one a trial.
+        order: (B, K) int32, the label, then the other classes by descending logit of the natural
+            image. `order[:, t]` is target t of a targeted attack, t from 1 to K - 1.
+        number: (B,) int32, the number of the trial among the trials of its image, from 0.
+        key: (B,) PRNG keys, one per trial.
         threat: the ball; its radius may be traced.
     """
 
@@ -38,11 +40,11 @@ class Problem(NamedTuple):
 
 
 class Attacked(NamedTuple):
-    """What an attack found; for a batch every field has a leading axis B.
+    """The result of an attack; for a batch every field has a leading axis B.
 
     Attributes:
         image: (H, W, C), the worst image visited: in [0, 1], within epsilon of the natural one.
-        is_adversarial: () bool, whether the network gets `image` wrong.
+        is_adversarial: () bool, whether the network misclassifies `image`.
         loss: () the attack's loss at `image`.
     """
 
@@ -52,21 +54,21 @@ class Attacked(NamedTuple):
 
 
 class State(Protocol):
-    """A NamedTuple of arrays with leading axis B."""
+    """The state of a batch of trials: a NamedTuple of arrays with leading axis B."""
 
     @property
     def worst(self) -> Attacked:
-        """The worst image judged so far; once `is_adversarial`, the trial is over."""
+        """The worst image judged so far. A trial is over once its `is_adversarial` is true."""
 
 
 class Attack(Protocol):
-    """A frozen dataclass of settings with two pure functions, safe under `jax.jit`.
+    """The interface of attacks: a frozen dataclass of settings with pure functions for `jax.jit`.
 
     Attributes:
-        name: as reports and the command line have it.
-        steps: of one trial.
-        draws: optional, what its random numbers are drawn by where that is not its name. Two
-            attacks of one `draws` and seed start alike.
+        name: the name in reports and on the command line.
+        steps: number of steps of one trial.
+        draws: optional, the string that its random numbers depend on, in place of the name. Two
+            attacks with the same `draws` and seed have the same random starts.
     """
 
     @property
@@ -76,20 +78,20 @@ class Attack(Protocol):
     def steps(self) -> int: ...
 
     def trials(self, classes: int) -> int:
-        """How many trials an image must survive, for a network of so many classes."""
+        """Returns how many trials an image must survive, for a network of `classes` classes."""
 
     def start(self, logits_fn: LogitsFn, problem: Problem) -> Any:
-        """The State before the first step. It may judge its first image already."""
+        """Returns the State before the first step. It may judge its first image already."""
 
     def step(self, logits_fn: LogitsFn, problem: Problem, state: Any, number: jax.Array) -> Any:
-        """The State after one more step.
+        """Returns the State after one more step.
 
         Args:
-            logits_fn: images (B, H, W, C) -> logits (B, K), each row a function of its image alone.
-            problem: what `start` was given.
+            logits_fn: images (B, H, W, C) -> logits (B, K), each row a function of its image only.
+            problem: the same as for `start`.
             state: the State.
-            number: (B,) int32, steps that each trial has behind it. Runs are not in step with each
-                other: slots of finished trials are filled anew while others are half-way.
+            number: (B,) int32, number of steps that each trial has taken. The numbers differ,
+                because slots of finished trials are filled again while other trials still run.
         """
 
 
@@ -100,7 +102,7 @@ def judge(
     loss: Callable[..., jax.Array],
     *more: jax.Array,
 ) -> tuple[Attacked, jax.Array]:
-    """Runs the network forward and backward once on a batch.
+    """Judges a batch of images and returns the gradients: one forward and one backward pass.
 
     Args:
         logits_fn: the network.
@@ -125,7 +127,10 @@ def judge(
 
 
 def finite(gradient: jax.Array) -> jax.Array:
-    """The gradient with zero where it is no number, so that it leads no image out of the box."""
+    """Returns the gradient with its non-finite entries set to zero.
+
+    A NaN or an infinity would move the image out of the pixel box.
+    """
     return jnp.where(jnp.isfinite(gradient), gradient, jnp.zeros_like(gradient))
 
 
@@ -136,19 +141,23 @@ def look(
     loss: Callable[..., jax.Array],
     *more: jax.Array,
 ) -> Attacked:
-    """`judge` without the gradient: one forward pass."""
+    """Judges a batch of images without the gradient: one forward pass. See `judge`."""
     logits = logits_fn(images)
     values = jax.vmap(loss)(logits, problem.label, *more).astype(images.dtype)
     return Attacked(images, ~jax.vmap(is_correct)(logits, problem.label), values)
 
 
 def worse(old: Attacked, new: Attacked) -> Attacked:
-    """For each trial its first adversarial image if it has one, else the image of higher loss."""
+    """Returns the worse of two judged images of each trial.
+
+    It is the old image if that is adversarial, else the new image if it is adversarial or its loss
+    is higher.
+    """
     return where(~old.is_adversarial & (new.is_adversarial | (new.loss > old.loss)), new, old)
 
 
 def where(chosen: jax.Array, yes: Any, no: Any) -> Any:
-    """Leaf by leaf, the rows of `yes` where `chosen` (B,) and of `no` elsewhere."""
+    """Returns, leaf by leaf, the rows of `yes` where `chosen` (B,) is true, else those of `no`."""
 
     def pick(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.where(chosen.reshape(-1, *(1,) * (a.ndim - 1)), a, b)

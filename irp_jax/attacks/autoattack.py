@@ -1,8 +1,8 @@
-"""AutoAttack: four attacks of different kinds, none of which has a setting to tune.
+"""AutoAttack: four attacks of different kinds that need no tuning.
 
-An image is robust if it survives all of them: two white-box attacks with different losses, one that
-seeks the nearest decision boundary, and one that never looks at a gradient. A defense that hides
-from one kind is usually found by another.
+An image is robust if it survives all of them: two white-box attacks with different losses, one
+search for the nearest decision boundary, and one attack that uses no gradient. A defense that
+misleads one kind of attack is usually broken by another.
 
 References:
     Croce & Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
@@ -25,15 +25,15 @@ VERSIONS: tuple[Version, ...] = get_args(Version)
 
 
 def published(version: str, norm: Norm) -> tuple[Attack, ...]:
-    """The attacks of a published version, in order.
+    """Returns the attacks of a published version, in order.
 
     Args:
         version: standard; plus, which adds untargeted DLR and FAB and more restarts; or rand, for
-            networks that draw random numbers, whose gradients are averaged over 20 passes.
-        norm: of the ball. L1 has its own numbers of restarts and targets.
+            networks that draw random numbers. The gradients of rand are averaged over 20 passes.
+        norm: the norm of the ball. L1 has its own numbers of restarts and targets.
 
     Raises:
-        UserError: there is no such version.
+        UserError: the version is unknown.
     """
     if version not in VERSIONS:
         raise unknown("version", version, VERSIONS)
@@ -70,18 +70,18 @@ def autoattack(
     version: str = "standard",
     **settings: Any,
 ) -> AttackReport:
-    """Attacks a network with everything there is and says what it withstood.
+    """Runs AutoAttack on a network and reports how robust it is.
 
         report = attacks.autoattack(logits_fn, images, labels, threat=attacks.linf(8 / 255))
         print(report.robust, report.accuracy, report.warnings)
 
     Args:
         logits_fn, images, labels, threat: as in `evaluate`.
-        version: standard, plus or rand. For a choice of your own, give `evaluate` a list.
+        version: standard, plus or rand. For other attacks, call `evaluate` with a list.
         settings: further arguments of `evaluate`: seed, batch_size, mesh, callbacks, state_file.
 
     Raises:
-        UserError: as in `evaluate`, or there is no such version.
+        UserError: as in `evaluate`, or the version is unknown.
     """
     listed = published(version, threat.norm)
     return evaluate(logits_fn, images, labels, listed, threat=threat, **settings)

@@ -21,23 +21,24 @@ from irp_jax.attacks.threat import Threat, check_epsilon, distance
 from irp_jax.errors import UserError
 
 KNOWN_BY = 8
-"""Images by whose gradients a state file knows its network."""
+"""Number of images whose gradients a state file holds, to recognise its network."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class AttackReport:
-    """What attacks found out about a network.
+    """The results of attacks on a network.
 
     Attributes:
-        natural: fraction of images classified correctly as they are.
+        natural: fraction of natural images classified correctly.
         accuracy: attack name -> fraction still classified correctly after it and all before it.
         adversarial: (N, H, W, C) float32 in [0, 1], within epsilon of the natural images: the
-            adversarial example where one was found, confirmed by a second look; else the natural
-            image.
+            adversarial example where one was found and confirmed by a second forward pass; else the
+            natural image.
         is_robust: (N,) bool, images classified correctly after every attack.
-        broken_by: (N,) the attack's name, "natural" for those wrong as they are, "" if robust.
+        broken_by: (N,) the name of the attack that broke the image, "natural" if its natural image
+            is misclassified, "" if it is robust.
         seconds: attack name -> wall time, compilation included.
-        warnings: one line for each reason to doubt the figures, with what to do about it.
+        warnings: one line for each reason to doubt the figures, with a remedy.
     """
 
     natural: float
@@ -74,29 +75,30 @@ def evaluate(
 
     Args:
         logits_fn: any JAX function images (B, H, W, C) float32 -> logits (B, K), each row of which
-            depends on its own image alone (inference mode). A function is compiled anew in every
+            depends on its own image only (inference mode). A function is compiled again in every
             call; give a `jax.tree_util.Partial` of a function and its variables to compile once for
             many calls and sets of variables.
         images: (N, H, W, C), uint8 or float in [0, 1].
         labels: (N,) integers in [0, K).
-        attacks: in order, with different names; none at all measures natural accuracy.
+        attacks: in order, with different names. An empty list measures natural accuracy only.
         threat: the ball, for instance `attacks.linf(8 / 255)`.
-        seed: of every draw. The result is the same for every batch size and number of devices, to
-            the rounding of the network.
+        seed: seed of all random numbers. The result is the same for every batch size and number of
+            devices, to the rounding of the network.
         batch_size: images attacked at once; memory grows with it.
-        mesh: devices that batches are split over, however they are laid out; one device if None.
-        sanity_checks: whether to look for signs that the result cannot be trusted (`sanity`).
+        mesh: devices that batches are split over, of any layout; one device if None.
+        sanity_checks: whether to look for signs that the result is not reliable (see `sanity`).
         callbacks: called with progress and warnings.
-        known: what was found for the same network and images in a smaller ball. What was broken
-            there is broken here, and is not attacked again.
-        known_robust: (N,) bool, images that are known to be robust to the attack (a single one):
-            they are not attacked, and count as right if they are right as they are.
-        state_file: .npz file in which the state is kept; the same call goes on from it after an
-            interruption, to the identical result, and returns at once when all was done.
+        known: the report on the same network and images for a smaller ball. Images broken there
+            count as broken and are not attacked again.
+        known_robust: (N,) bool, images known to be robust to the attack; there must be only one
+            attack. They are not attacked. They count as robust if their natural image is
+            classified correctly.
+        state_file: .npz file that holds the state. After an interruption the same call continues
+            from it, with the identical result. If the evaluation is complete, it returns at once.
 
     Raises:
-        UserError: images, labels, logits or settings that cannot be meant; one line that names the
-            value and what to give instead.
+        UserError: images, labels, logits or settings are invalid. The message is one line that
+            names the value and a remedy.
     """
     callbacks = callbacks or Callbacks()
     inputs.check_call(attacks, threat, seed)
@@ -174,33 +176,33 @@ def evaluate(
 
 
 def _slopes(network: Partial, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Gradients of the margin at a few images, (B, H, W, C); none where JAX has none."""
+    """Returns gradients of the margin at a few images, (B, H, W, C); B is 0 if JAX has none."""
     try:
         return np.asarray(sanity.gradient(network, margin, images[:KNOWN_BY], labels[:KNOWN_BY]))
-    except (ValueError, TypeError, NotImplementedError):  # of a callback to Python
+    except (ValueError, TypeError, NotImplementedError):  # for Python callbacks
         return np.zeros((0, *images.shape[1:]), np.float32)
 
 
 def _forget(at: EvaluationState) -> None:
-    """Keeps no state."""
+    """Discards the state; used without a state file."""
 
 
 def _begin(
     images: np.ndarray, right: np.ndarray, threat: Threat, known: AttackReport | None
 ) -> EvaluationState:
-    """The state before the first attack, with what is known from a smaller ball."""
+    """Returns the state before the first attack, with the results `known` for a smaller ball."""
     at = state.at_first(images, right)
     if known is None:
         return at
     if known.adversarial.shape != images.shape:
         raise UserError(
-            f"known is of images {known.adversarial.shape}, these are {images.shape}: leave it out"
+            f"known has images {known.adversarial.shape}, these are {images.shape}: leave it out"
         )
     far = np.asarray(_distances(threat, known.adversarial, images))
     if far.max() > float(threat.epsilon) * (1 + 1e-4):
         raise UserError(
             f"known has images at distance {far.max():.4g}, beyond epsilon "
-            f"{float(threat.epsilon):.4g}: give what was found in a smaller ball"
+            f"{float(threat.epsilon):.4g}: give a report for a smaller ball"
         )
     return dataclasses.replace(
         at, is_robust=at.is_robust & known.is_robust, images=np.array(known.adversarial)
@@ -215,7 +217,7 @@ def _distances(threat: Threat, perturbed: jax.Array, natural: jax.Array) -> jax.
 def predict(
     network: Partial, images: np.ndarray, *, batch_size: int, mesh: Mesh | None = None
 ) -> np.ndarray:
-    """The logits of a whole set, (N, K) float32, in batches of one shape.
+    """Computes the logits of a whole set, (N, K) float32, in batches of one shape.
 
     Args:
         network: images (B, H, W, C) float32 -> (B, K).

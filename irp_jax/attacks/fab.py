@@ -1,11 +1,11 @@
-"""FAB: looks for the nearest decision boundary instead of the highest loss.
+"""FAB: searches for the nearest decision boundary instead of the highest loss.
 
-Each step pretends that the network is linear around the current image. Then the boundary between
-the label and another class is a hyperplane, and the nearest point on it within the pixel box is
-known exactly. The step goes there and a little beyond, drawn towards the point of the hyperplane
-that is nearest to the *natural* image. From an image that the network gets wrong it goes part of
-the way back, so the adversarial images found come closer and closer to the natural one. The radius
-plays no part in the search; it only decides which of the images found count.
+Each step linearises the network at the current image. The boundary between the label and another
+class is then a hyperplane, and the nearest point on it within the pixel box has a closed form. The
+step goes to that point and a little beyond. It is biased towards the point of the hyperplane that
+is nearest to the *natural* image. From a misclassified image the next step starts part of the way
+back to the natural image, so the adversarial images come closer and closer to it. The radius does
+not affect the search. It only decides which of the images found count.
 """
 
 import dataclasses
@@ -28,15 +28,15 @@ from irp_jax.attacks.threat import (
 from irp_jax.errors import UserError
 
 _SMALLEST_MOVE = 1e-8
-"""Two moves of no length at all share the step evenly."""
+"""Lower bound on the length of a move, so that two moves of length zero have equal weights."""
 
 
 class FabState(NamedTuple):
-    """Runs under way; every leaf has a leading axis B.
+    """The state of a batch of trials; every leaf has a leading axis B.
 
     Attributes:
         current: (B, H, W, C) in [0, 1], the image to linearise at; it may be outside the ball.
-        worst: the worst image of those visited that are within epsilon.
+        worst: the worst of the visited images that are within epsilon.
     """
 
     current: jax.Array
@@ -47,25 +47,25 @@ class FabState(NamedTuple):
 class Fab:
     """The fast adaptive boundary attack; an `attacks.attack.Attack`.
 
-    Every image visited is judged as it is, and counts if it is within epsilon; none is brought back
+    Every image visited is judged as it is and counts if it is within epsilon. No image is projected
     into the ball. The loss reported is the margin.
 
     Attributes:
-        name: as reports and the command line have it.
-        targets: how many of the classes nearest to the label are tried, each in trials of its own
-            (FAB-T: one gradient a step); None heads for the nearest of all boundaries in every
-            step, which takes the gradients of all K classes.
-        steps: of one run. A step is one pass forward and backward (K - 1 backward without targets)
-            and one forward.
+        name: the name in reports and on the command line.
+        targets: number of classes to target, the likeliest first, each in trials of its own (FAB-T:
+            one gradient a step). With None, every step moves to the nearest of all boundaries,
+            which takes K - 1 gradients.
+        steps: number of steps of one trial. A step is one pass forward and backward (K - 1 backward
+            without targets) and one forward.
         restarts: trials for each target. The first starts at the natural image, the others at a
             random point of the ball of half of epsilon.
-        alpha_max: how far the step is drawn towards the natural image, at most; in [0, 1].
-        eta: how far a move goes, in units of the distance to the hyperplane; at least 1.
-        beta: how far from the natural image the way back ends, in units of the distance of the
-            adversarial image it starts at; in (0, 1).
+        alpha_max: largest weight of the move from the natural image; in [0, 1].
+        eta: length of a move, in units of the distance to the hyperplane; at least 1.
+        beta: distance from the natural image at which the way back ends, in units of the distance
+            of the adversarial image that it starts at; in (0, 1).
 
     Raises:
-        UserError: a value that cannot be meant; the message names it.
+        UserError: a setting is invalid; the message names it.
 
     References:
         Croce & Hein, "Minimally distorted adversarial examples with a fast adaptive boundary
@@ -87,7 +87,9 @@ class Fab:
             if getattr(self, setting) < 1:
                 raise UserError(f"{setting} must be at least 1, got {getattr(self, setting)}")
         if self.targets is not None and self.targets < 1:
-            raise UserError(f"targets must be at least 1, or None for none, got {self.targets}")
+            raise UserError(
+                f"targets must be at least 1, or None for no target, got {self.targets}"
+            )
         if not 0 <= self.alpha_max <= 1:
             raise UserError(f"alpha_max must be in [0, 1], got {self.alpha_max:g}: 0.1 is usual")
         if not self.eta >= 1:
@@ -96,13 +98,13 @@ class Fab:
             raise UserError(f"beta must be in (0, 1), got {self.beta:g}: 0.9 is usual")
 
     def trials(self, classes: int) -> int:
-        """Restarts, times the targets there are."""
+        """Returns restarts times the number of targets, if any."""
         if self.targets is None:
             return self.restarts
         return self.restarts * min(self.targets, classes - 1)
 
     def start(self, logits_fn: LogitsFn, problem: Problem) -> FabState:
-        """The natural image, or a random one around it; the first step judges it."""
+        """Starts at the natural image or at a random one around it. The first step judges it."""
         current = problem.image
         if self.restarts > 1:
             drawn = jax.vmap(random_start, (None, 0, 0, None))(
@@ -118,7 +120,7 @@ class Fab:
     def step(
         self, logits_fn: LogitsFn, problem: Problem, state: FabState, number: jax.Array
     ) -> FabState:
-        """Across the nearest boundary, and part of the way back if the network is wrong there."""
+        """Crosses the nearest boundary; goes part of the way back if the image is adversarial."""
         here, leads, gradients = self._linearise(logits_fn, problem, state.current)
         step = functools.partial(
             boundary_step, problem.threat, alpha_max=self.alpha_max, eta=self.eta
@@ -132,9 +134,12 @@ class Fab:
     def _linearise(
         self, logits_fn: LogitsFn, problem: Problem, images: jax.Array
     ) -> tuple[Attacked, jax.Array, jax.Array]:
-        """The images, judged; the leads of T classes on the label (B, T), and their gradients.
+        """Judges the images and linearises the network at them.
 
-        The gradients, (B, T, H, W, C), take T passes backward, side by side.
+        Returns:
+            The judged images; for T classes their logit minus the label's, (B, T); and the
+            gradients of these differences, (B, T, H, W, C). The gradients take T parallel backward
+            passes.
         """
         if self.targets is None:
             rivals = problem.order[:, 1:]
@@ -152,7 +157,7 @@ class Fab:
 
 
 def _worst_within(problem: Problem, old: Attacked, new: Attacked) -> Attacked:
-    """`worse`, unless the new image is further than epsilon: then the old."""
+    """Returns `worse(old, new)` where the new image is within epsilon, else the old one."""
     far = jax.vmap(distance, (None, 0, 0))(problem.threat, new.image, problem.image)
     return where(far <= problem.threat.epsilon, worse(old, new), old)
 
@@ -167,21 +172,21 @@ def boundary_step(
     alpha_max: float,
     eta: float,
 ) -> jax.Array:
-    """One image's step across the nearest of T linearised boundaries.
+    """Takes one image across the nearest of T linearised boundaries.
 
     Args:
         threat: its norm measures distance; its radius is not used.
         natural: (H, W, C) in [0, 1].
-        current: (H, W, C) in [0, 1], where the network was linearised.
+        current: (H, W, C) in [0, 1], the image at which the network was linearised.
         leads: (T,), each class's logit minus the label's at `current`.
         gradients: (T, H, W, C), of the leads.
-        alpha_max: largest weight of the move from the natural image, against that from `current`.
-        eta: how far both moves go, in units of the distance to the hyperplane.
+        alpha_max: largest weight of the move from `natural`; the move from `current` has the rest.
+        eta: length of both moves, in units of the distance to the hyperplane.
 
     Returns:
         (H, W, C) in [0, 1].
     """
-    # By the definition of the dual norm: the slope in the steepest direction of length one.
+    # The dual norm of a gradient is its slope in the steepest direction of length one.
     slopes = jax.vmap(lambda g: jnp.sum(g * steepest(threat, g)))(gradients)
     nearest = jnp.argmin(jnp.abs(leads) / jnp.maximum(slopes, _smallest(slopes)))
     lead, gradient = leads[nearest], gradients[nearest]
@@ -202,22 +207,23 @@ def boundary_step(
 def move_to_hyperplane(
     norm: Norm, image: jax.Array, value: jax.Array, gradient: jax.Array
 ) -> jax.Array:
-    """The shortest move that takes a linear function to zero without leaving the pixel box.
+    """Returns the shortest move that takes a linear function to zero within the pixel box.
 
-    Every pixel moves against the function, by `amount` of the `room` it has in the box, so that
-    the sum of |gradient| * amount is |value|. The norms differ in who moves: for L-inf all by the
-    same amount, for L2 in proportion to |gradient|, each until its room is used up; for L1 one
-    after another, the largest |gradient| first.
+    Every pixel moves in the direction that brings the function closer to zero. It moves by
+    `amount`, at most the `room` that it has in the box. The sum of |gradient| * amount is |value|.
+    The norms differ in the amounts. For L-inf they are all the same, for L2 proportional to
+    |gradient|, each until the room is used up. For L1 one pixel after another uses up its room, the
+    largest |gradient| first.
 
     Args:
-        norm: in which the move is to be short.
+        norm: the norm in which the move is shortest.
         image: one image of any shape, in [0, 1].
         value: () the function at the image.
         gradient: its gradient, of the image's shape.
 
     Returns:
         The move, same shape and dtype; `image` + move is in [0, 1] to the rounding of the dtype. If
-        the function is not zero anywhere in the box, the move goes to where it is nearest to zero.
+        the function is zero nowhere in the box, the move goes to where it is nearest to zero.
 
     References:
         Croce & Hein, "Minimally distorted adversarial examples with a fast adaptive boundary
@@ -241,13 +247,15 @@ def move_to_hyperplane(
 
 
 def _level(full_at: jax.Array, slope: jax.Array, wanted: jax.Array) -> jax.Array:
-    """The level t at which sum(slope * min(t, full_at)) is `wanted`; high enough if none is.
+    """Returns the level t at which sum(slope * min(t, full_at)) is `wanted`.
 
-    In t the sum is concave and piecewise linear: the lowest of the lines that its pieces lie on. So
-    the level is the highest of those at which a line reaches `wanted`, and going to where the line
-    of the present piece reaches it leads there from below, in some ten rounds, which the images of
-    a batch end together. Sorting all pixels, as the authors do, takes a CPU longer than the
-    gradient of a small network.
+    If the sum is less than `wanted` at every level, the result is at least the largest `full_at`.
+
+    The sum is concave and piecewise linear in t, that is, the minimum of the lines through its
+    pieces. So t is the largest of the levels at which one of these lines reaches `wanted`. Newton's
+    method finds it: each round goes to the level at which the line of the present piece reaches
+    `wanted`. The levels rise from 0 to t in about ten rounds; the images of a batch stop together.
+    Sorting all pixels, as the authors do, takes a CPU longer than the gradient of a small network.
     """
 
     def reach(level: jax.Array) -> jax.Array:
@@ -255,7 +263,7 @@ def _level(full_at: jax.Array, slope: jax.Array, wanted: jax.Array) -> jax.Array
         filled = jnp.sum(jnp.where(full, slope * full_at, 0.0))
         rising = jnp.sum(jnp.where(full, 0.0, slope))
         further = (wanted - filled) / jnp.maximum(rising, _smallest(rising))
-        # Not infinite, which times a weight of zero would be no number.
+        # Infinity times a weight of zero would be NaN.
         return jnp.clip(further, 0.0, jnp.finfo(further.dtype).max)
 
     def rises(levels: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -268,7 +276,7 @@ def _level(full_at: jax.Array, slope: jax.Array, wanted: jax.Array) -> jax.Array
 
 
 def _largest_first(room: jax.Array, weight: jax.Array, wanted: jax.Array) -> jax.Array:
-    """Amounts with sum(weight * amount) = wanted that use up the room of large weights first."""
+    """Returns amounts with sum(weight * amount) = wanted; large weights use up their room first."""
     order = jnp.argsort(weight, axis=None, descending=True)
     heavy = weight.ravel()[order]
     filled = heavy * room.ravel()[order]
@@ -279,5 +287,5 @@ def _largest_first(room: jax.Array, weight: jax.Array, wanted: jax.Array) -> jax
 
 
 def _smallest(values: jax.Array) -> jax.Array:
-    """The smallest number of their dtype that may be divided by; zero over it is zero."""
+    """Returns the smallest positive normal number of the dtype, to divide by instead of zero."""
     return jnp.asarray(jnp.finfo(values.dtype).tiny, values.dtype)

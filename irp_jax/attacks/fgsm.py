@@ -1,7 +1,7 @@
-"""Attacks of a single gradient step, fast enough to train on.
+"""Attacks of a single gradient step, fast enough for training.
 
-They differ in three numbers only: how wide the random start is, how long the step is, and whether
-the result is brought back into the ball. `FAST_ATTACKS` lists the published choices.
+They differ in three settings only: the radius of the random start, the length of the step, and
+whether the result is projected into the ball. `FAST_ATTACKS` lists the published choices.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ class FastAttack:
     """One gradient step from a random start; lengths in units of the threat's epsilon.
 
     Attributes:
-        name: what it is called on the command line.
+        name: the name on the command line.
         start_scale: radius of the ball the start is drawn from; 0 starts at the natural image.
         step_scale: length of the step.
-        project_ball: whether the result is brought back into the epsilon ball. It is brought into
-            the pixel box either way.
+        project_ball: whether the result is projected into the epsilon ball. It is clipped to the
+            pixel box either way.
     """
 
     name: str
@@ -39,7 +39,7 @@ FAST_ATTACKS: dict[str, FastAttack] = {
         # Wong, Rice & Kolter 2020, "Fast is better than free", algorithm 3.
         FastAttack(name="fgsm-rs", start_scale=1.0, step_scale=1.25, project_ball=True),
         # de Jorge et al. 2022, "Make some noise". Their code (train.py of github.com/pdejorge/
-        # N-FGSM) clips the noisy start and the result to the pixel box; so does this.
+        # N-FGSM) clips the noisy start and the result to the pixel box, as here.
         FastAttack(name="n-fgsm", start_scale=2.0, step_scale=1.0, project_ball=False),
     )
 }
@@ -58,18 +58,18 @@ def fgsm(
     """Perturbs a batch with one step of steepest ascent; for use inside a jitted training step.
 
     Args:
-        logits_fn: images (N, H, W, C) -> logits (N, K). It sees the batch as a whole, so it may
-            normalise by the statistics of that batch, as training does.
+        logits_fn: images (N, H, W, C) -> logits (N, K). It gets the whole batch, so it may
+            normalise by the statistics of that batch, as in training.
         images: (N, H, W, C) float32 in [0, 1].
         labels: (N,) integer.
-        threat: the norm, and the epsilon that the attack's lengths are multiples of.
+        threat: the norm, and epsilon, the unit of the attack's lengths.
         key: image i draws its start from `fold_in(key, i)`; unused without a random start.
         attack: start, step and projection.
-        loss: what to climb, for one example.
+        loss: the loss to increase, for one example.
 
     Returns:
-        (N, H, W, C) float32 in [0, 1], through which no gradient flows. No further than epsilon
-        from `images` if `attack.project_ball`, else than (start_scale + step_scale) * epsilon.
+        (N, H, W, C) float32 in [0, 1], with gradients stopped. It is within epsilon of `images` if
+        `attack.project_ball`, else within (start_scale + step_scale) * epsilon.
     """
     begin = images
     if attack.start_scale > 0:

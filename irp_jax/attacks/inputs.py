@@ -1,4 +1,4 @@
-"""What is asked of images, labels and logits before anything is attacked."""
+"""Checks of the images, labels, logits and settings of an attack."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from irp_jax.errors import UserError
 
 
 def check_set(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels as attacks take them.
+    """Checks images and labels and converts them for attacks.
 
     Args:
         images: (N, H, W, C), uint8, or float in [0, 1].
@@ -25,7 +25,7 @@ def check_set(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
         (images (N, H, W, C) float32 in [0, 1], labels (N,) int32).
 
     Raises:
-        UserError: anything else; says what was seen.
+        UserError: they are anything else; the message names what was given.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     if images.ndim != 4 or not (
@@ -49,7 +49,7 @@ def check_set(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     images = clipped
     if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(
-            f"labels must be integers of shape ({len(images)},), one an image, got "
+            f"labels must be integers of shape ({len(images)},), one per image, got "
             f"{labels.dtype} of shape {labels.shape}"
         )
     highest = int(labels.max())
@@ -72,32 +72,33 @@ def check_call(attacks: Any, threat: Any, seed: Any) -> None:
 
 
 def check_batch_size(batch_size: int, devices: int, images: int) -> int:
-    """The batch size to use: lowered if there are fewer images.
+    """Returns the batch size to use: lowered if there are fewer images.
 
     Raises:
-        UserError: it is not positive, or the devices cannot share it evenly.
+        UserError: the batch size is not a positive multiple of the number of devices.
     """
     if batch_size < 1 or batch_size % devices:
         raise UserError(
-            f"batch size {batch_size} cannot be shared by {devices} devices: "
+            f"batch size {batch_size} is not a positive multiple of {devices} devices: "
             f"use {max(1, round(batch_size / devices)) * devices}"
         )
     return min(batch_size, math.ceil(images / devices) * devices)
 
 
 def as_network(logits_fn: Any) -> Partial:
-    """The network as compiled programs take it.
+    """Returns the network as a `Partial`, for compiled programs.
 
-    What a plain function closes over becomes part of the programs. They are kept by the function's
-    identity; a new one for each call, so that a network trained further in the meantime is not
-    taken for what it was. A `Partial` carries its variables along and is compiled once.
+    A plain function gets a new wrapper in every call. JAX caches programs by the identity of the
+    function, and the variables that it closes over are constants in them. Without a new wrapper, a
+    network trained further in the meantime would run with its old variables. A `Partial` passes its
+    variables as arguments and is compiled once.
     """
     return logits_fn if isinstance(logits_fn, Partial) else Partial(lambda x: logits_fn(x))
 
 
 @jax.jit
 def ask(network: Partial, images: jax.Array) -> jax.Array:
-    """What the network says, traced once for each shape."""
+    """Returns the logits of the network. It is traced once for each shape."""
     return network(images)
 
 
@@ -121,7 +122,7 @@ def check_network(logits_fn: Partial, shape: tuple[int, ...]) -> None:
     ):
         seen = jax.tree.map(lambda leaf: f"{leaf.dtype}{list(leaf.shape)}", answer)
         raise UserError(
-            f"logits_fn must answer {count} images with ({count}, K) floats, K >= 2, got {seen}"
+            f"logits_fn must return ({count}, K) floats, K >= 2, for {count} images, got {seen}"
         )
     if parallel.is_explicit(getattr(answer.sharding, "mesh", None)):
         raise UserError(
@@ -142,6 +143,6 @@ def check_logits(logits: np.ndarray, labels: np.ndarray) -> None:
     broken = int((~np.isfinite(logits)).any(-1).sum())
     if broken:
         raise UserError(
-            f"logits_fn answers NaN or infinity for {broken} of {len(logits)} natural images: "
-            "mend it"
+            f"logits_fn returns NaN or infinity for {broken} of {len(logits)} natural images: "
+            "repair the network"
         )

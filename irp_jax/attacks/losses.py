@@ -1,4 +1,4 @@
-"""What an attack climbs: scalar functions of one example's logits and label."""
+"""Losses that an attack increases: scalar functions of one example's logits and label."""
 
 from collections.abc import Callable
 
@@ -17,11 +17,12 @@ _TINY = 1e-12
 
 
 def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """-log softmax(logits)[label], with a gradient that survives a confident network.
+    """Returns -log softmax(logits)[label], with an exact gradient for a confident network too.
 
-    It is computed as softplus(logsumexp of the other logits - the label's logit). The textbook
-    form holds the term `p_label - 1`, which rounds to zero in float32 once the label leads by
-    about 17, and the attack would then follow half a gradient. This form has no cancellation.
+    It is computed as softplus(logsumexp of the other logits - the label's logit). The textbook form
+    contains the term `p_label - 1`, which rounds to zero in float32 once the label leads by about
+    17. The attack would then lose the half of the gradient that comes from the label's logit. This
+    form has no cancellation.
 
     Args:
         logits: (K,), K >= 2.
@@ -35,35 +36,36 @@ def cross_entropy(logits: jax.Array, label: jax.Array) -> jax.Array:
 
 
 def margin(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """The best other logit minus the label's: positive if and only if the label has lost.
+    """Returns the largest other logit minus the label's logit.
 
     Args:
         logits: (K,), K >= 2.
         label: () integer in [0, K).
 
     Returns:
-        A scalar of the logits' dtype.
+        A scalar of the logits' dtype: positive if and only if another class has a larger logit.
 
     References:
         Carlini & Wagner, "Towards evaluating the robustness of neural networks", 2017,
-        objective f6 without its cut at zero, for any label but the true one.
+        objective f6 without its clipping at zero, for an untargeted attack.
     """
     return jnp.max(_without(logits, label)) - logits[label]
 
 
 def dlr(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """The difference of logits ratio: the margin over the lead of the first logit on the third.
+    """Returns the difference of logits ratio (DLR).
 
-    Shifting or scaling the logits does not change it, so it has a gradient to follow where the
-    network is too confident for the cross-entropy to have one.
+    It is the margin divided by the difference of the largest and the third largest logit. Shifting
+    or scaling the logits does not change it. It therefore has a gradient where the network is so
+    confident that the gradient of the cross-entropy vanishes.
 
     Args:
-        logits: (K,), K >= 2; of two classes there is no ratio and the result is the margin.
+        logits: (K,), K >= 2; with two classes there is no ratio and the result is the margin.
         label: () integer in [0, K).
 
     Returns:
-        A scalar of the logits' dtype: positive if and only if the label has lost, and in [-1, 0]
-        as long as it has not.
+        A scalar of the logits' dtype: positive if and only if another class has a larger logit than
+        the label, else in [-1, 0].
 
     References:
         Croce & Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
@@ -76,15 +78,17 @@ def dlr(logits: jax.Array, label: jax.Array) -> jax.Array:
 
 
 def targeted_dlr(logits: jax.Array, label: jax.Array, target: jax.Array) -> jax.Array:
-    """The lead of one target class on the label, scaled as the logits are.
+    """Returns the targeted DLR: the target's logit minus the label's, divided by a scale.
+
+    The scale is the largest logit minus the mean of the third and the fourth largest.
 
     Args:
-        logits: (K,), K >= 2; with three classes or two it is the plain lead, unscaled.
+        logits: (K,), K >= 2; with two or three classes the difference is not divided.
         label: () integer in [0, K).
-        target: () integer in [0, K), another class than the label.
+        target: () integer in [0, K), not the label.
 
     Returns:
-        A scalar of the logits' dtype: positive if and only if the target is ahead of the label.
+        A scalar of the logits' dtype: positive if and only if the target has the larger logit.
 
     References:
         As for `dlr`, equation 7.
@@ -97,9 +101,9 @@ def targeted_dlr(logits: jax.Array, label: jax.Array, target: jax.Array) -> jax.
 
 
 def is_correct(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """Whether the label is the prediction: the first of the largest logits, as `argmax` has it.
+    """Returns whether the label is the prediction: the first of the largest logits, as in `argmax`.
 
-    A network that answers with a NaN has answered wrongly, whatever the label.
+    Logits with a NaN count as a wrong prediction, whatever the label.
 
     Args:
         logits: (K,).
@@ -112,5 +116,5 @@ def is_correct(logits: jax.Array, label: jax.Array) -> jax.Array:
 
 
 def _without(logits: jax.Array, label: jax.Array) -> jax.Array:
-    """The logits with the label's own at minus infinity."""
+    """Returns the logits with the label's own set to minus infinity."""
     return jnp.where(jnp.arange(logits.shape[0]) == label, -jnp.inf, logits)

@@ -14,15 +14,15 @@ from irp_jax.attacks.threat import random_start
 from irp_jax.errors import UserError
 
 STEP_RATIO = 0.25
-"""Default step over epsilon: 2/255 for 8/255, the protocol the literature reports PGD-10 with."""
+"""Default step size in units of epsilon: 2/255 for 8/255, as the literature reports PGD-10."""
 
 
 LAST = "-last"
-"""What ends the name of an attack whose last iterate alone counts."""
+"""Suffix of the name of an attack that counts only the last iterate."""
 
 
 class PgdState(NamedTuple):
-    """Runs under way; every leaf has a leading axis B.
+    """The state of a batch of trials; every leaf has a leading axis B.
 
     Attributes:
         current: (B, H, W, C), the images to step from, not judged yet.
@@ -37,23 +37,23 @@ class PgdState(NamedTuple):
 class Pgd:
     """PGD as an `Attack`.
 
-    Every image on the way counts, the start and the last one included: the worst case is what
-    robustness means. What is found is the first image that the network gets wrong, else the one of
-    highest loss. With `last_only` the last iterate of each restart alone counts, as in most
-    published code: the same images are visited, and no more of them can be wrong.
+    Every iterate counts, including the start and the last one, because robustness is defined by the
+    worst case. The result is the first iterate that the network misclassifies, else the one of
+    highest loss. With `last_only` only the last iterate of each restart counts, as in most
+    published code. The iterates are the same, so at most as many images are broken.
 
     Attributes:
-        name: as reports have it.
-        gradient_steps: of one restart.
+        name: the name in reports.
+        gradient_steps: number of gradient steps of one restart.
         restarts: independent starts for each image.
         step_size: length of a step in pixel units; None for `step_ratio` times epsilon.
         step_ratio: see `step_size`.
-        start_scale: radius of the random start over epsilon; 0 starts at the image.
-        loss: what to climb.
-        last_only: whether iterates on the way do not count.
+        start_scale: radius of the random start in units of epsilon; 0 starts at the natural image.
+        loss: the loss to increase.
+        last_only: whether only the last iterate counts.
 
     Raises:
-        UserError: a value that cannot be meant; the message names it.
+        UserError: a setting is invalid; the message names it.
 
     References:
         Madry et al., "Towards deep learning models resistant to adversarial attacks", 2018,
@@ -81,23 +81,26 @@ class Pgd:
 
     @property
     def draws(self) -> str:
-        """Both ways of counting start alike."""
+        """The name without "-last": both variants draw the same random starts."""
         return self.name.removesuffix(LAST)
 
     @property
     def steps(self) -> int:
-        """One more than gradient steps: an image is judged on the way to the next."""
+        """`gradient_steps` + 1.
+
+        Each step judges the current image, then moves. The extra step judges the last iterate.
+        """
         return self.gradient_steps + 1
 
     def trials(self, classes: int) -> int:
-        """As many as restarts."""
+        """Returns the number of restarts."""
         return self.restarts
 
     def start(self, logits_fn: LogitsFn, problem: Problem) -> PgdState:
         """See `Attack`."""
         draw = jax.vmap(random_start, (None, 0, 0, None))
         starts = draw(problem.threat, problem.key, problem.image, self.start_scale)
-        # Whatever is judged first takes the place of this, since no loss is below minus infinity.
+        # A placeholder: at a loss of minus infinity, the first image that counts replaces it.
         count = len(problem.label)
         nothing = Attacked(starts, jnp.zeros(count, bool), jnp.full(count, -jnp.inf, starts.dtype))
         return PgdState(starts, nothing)

@@ -6,7 +6,7 @@ attacked again. No batch waits for its slowest image, and nothing is compiled tw
 batch is no longer needed and much work is left, the remaining trials move into a smaller batch.
 
 The trials of an image follow one another and stop at the first that succeeds. So the result for an
-image depends on the image, its label and the seed alone, not on the batch that it is part of.
+image depends only on the image, its label, its index in the set and the seed, not on its batch.
 """
 
 import dataclasses
@@ -29,17 +29,17 @@ from irp_jax.attacks.trials import FREE, Slots
 
 WORTHWHILE = 2**19
 """Pixels times steps that a smaller batch must save on a CPU: about 50 images of 32 x 32 in ten
-steps. That takes a small network seconds on a few cores, as long as the compilation."""
+steps. That takes a small network seconds on a few cores, about as long as the compilation."""
 FASTER = 2**11
-"""The factor for a GPU or TPU. An H200 trained ResNet20 at 42,000 images a second with two passes
-each, which is 2**30 pixels in 12 seconds, and compiled its step in 40."""
+"""Factor on `WORTHWHILE` for a GPU or TPU. An H200 trained ResNet20 at 42,000 images a second with
+two passes each, which is 2**30 pixels in 12 seconds. It compiled the step in 40 seconds."""
 REFILL = 4
-"""Outcomes are looked at once one trial in four is over, and slots are filled once one in four is
-free. Either costs the whole batch a pass."""
+"""Outcomes are read once one trial in four is over. Slots are filled once one in four is free. Each
+takes a pass over the whole batch."""
 LONGEST = 50
-"""Steps between two looks of the host, at most."""
+"""Maximum number of steps before the host checks which trials are over."""
 SAVE_EVERY = 30.0
-"""Seconds between two writes of the state, at least."""
+"""Minimum number of seconds between two writes of the state."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,9 +47,9 @@ class Callbacks:
     """Functions that are called while an evaluation runs.
 
     Attributes:
-        begin: called as an attack starts, with its name and the number of images still robust.
-        progress: called now and then during an attack, with the steps done, the steps in all as
-            far as is known, and the number of images still robust.
+        begin: called at the start of an attack, with its name and the number of robust images.
+        progress: called repeatedly during an attack, with the number of steps done, an estimate of
+            the total number of steps, and the number of images still robust.
         warn: called with one line for each reason to doubt the result.
     """
 
@@ -80,14 +80,14 @@ def run_attacks(
             compiled once for all variables of the same shapes.
         images: (N, H, W, C) float32 in [0, 1].
         labels: (N,) int32.
-        logits: (N, K) of the natural images, by which targets are chosen.
-        at: the state to start from; its arrays are written over.
+        logits: (N, K) of the natural images. They determine the order of the targets.
+        at: the state to start from; its arrays are overwritten.
         list_of_attacks: in order, usually the cheapest first; names must differ.
         threat: the ball.
-        seed: of every draw.
+        seed: seed of all random numbers.
         batch_size: number of slots, a multiple of the number of devices.
         mesh: devices over whose axis "data" the slots are split; one device if None.
-        callbacks: called as it goes.
+        callbacks: called with progress and warnings.
         save: called with the state every `SAVE_EVERY` seconds and after every attack.
 
     Returns:
@@ -112,15 +112,15 @@ def run_attacks(
             save(at)
         if at.unverified[index]:
             callbacks.warn(
-                f"{at.unverified[index]} finds of {attack.name} did not hold up when shown once "
-                "more, and were not counted: the network may be random, or compute with too few "
-                "digits"
+                f"{at.unverified[index]} finds of {attack.name} did not hold up in a second "
+                "forward pass and were not counted: the network may draw random numbers or compute "
+                "with too little precision"
             )
     return at
 
 
 def _ranking(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(N, K) int32: the label, then the other classes by descending logit."""
+    """Returns the label, then the other classes by descending logit, (N, K) int32."""
     last = logits.astype(np.float64)
     last[np.arange(len(labels)), labels] = np.inf
     return np.argsort(-last, axis=-1, kind="stable").astype(np.int32)
@@ -150,7 +150,7 @@ def _one_attack(
         assert batch is not None
         done += chunk * int(np.asarray(batch.running).sum())
         batch = trials.advance(network, attack, batch, chunk)
-        # Few steps at first, when most trials succeed; then many, to seldom wait for the host.
+        # Few steps at first, when most trials succeed. Then many, so that the host seldom waits.
         chunk = min(2 * chunk, max(1, min(attack.steps // 20, LONGEST)))
         over = (held != FREE) & ~np.asarray(batch.running)
         if over.sum() >= max(1, (held != FREE).sum() // REFILL):
@@ -167,7 +167,7 @@ def _one_attack(
 
 
 def _to_fill(held: np.ndarray, waiting: int) -> np.ndarray:
-    """The free slots to start trials in now; none while they are few."""
+    """Returns the free slots in which to start trials now; none while few slots are free."""
     free = np.flatnonzero(held == FREE)[:waiting]
     return free if len(free) >= min(waiting, len(held) // REFILL) else free[:0]
 
@@ -180,7 +180,7 @@ def _settle(
     found: trials.Outcome,
     progress: AttackProgress,
 ) -> trials.Trials:
-    """Records the trials in the slots `over` and frees those whose trial shall not go on."""
+    """Records the trials in the slots `over` and frees the slots of those that do not continue."""
     doubtful = np.zeros(len(held), bool)
     for slot in over:
         if progress.is_over(int(held[slot]), trials.Outcome(*(part[slot] for part in found))):
@@ -199,7 +199,10 @@ def _moved(
     progress: AttackProgress,
     slots: Slots,
 ) -> tuple[trials.Trials, np.ndarray]:
-    """The batch and what it holds, in half as many slots or fewer if that saves enough."""
+    """Moves the trials to at most half as many slots, if that saves enough work.
+
+    Returns the batch and the image in each slot.
+    """
     in_use = held != FREE
     size = slots.fitting(len(progress.waiting) + int(in_use.sum()))
     ahead = progress.longest_left - (int(taken[in_use].min()) if in_use.any() else 0)

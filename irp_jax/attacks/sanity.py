@@ -1,7 +1,7 @@
-"""Signs that an evaluation flatters the network: each is a line with what to do about it.
+"""Signs that an evaluation overestimates robustness. Each becomes a warning of one line.
 
-The same flags as the official AutoAttack raises (its flags_doc.md), found the JAX way: what a
-network does inside is read from its traced program.
+The signs are those of the official AutoAttack (its flags_doc.md). Loops, random numbers and
+callbacks are found in the traced JAX program of the network.
 """
 
 import functools
@@ -20,7 +20,7 @@ from irp_jax.errors import UserError
 Warn = Callable[[str], None]
 
 SQUARE_AHEAD = 0.002
-"""Accuracy that Square may take after white-box attacks before that is suspicious."""
+"""Fraction of the images that Square may break after white-box attacks without a warning."""
 
 RANDOM = ("random_bits", "random_seed", "threefry2x32", "rng_bit_generator", "rng_uniform")
 
@@ -35,42 +35,42 @@ def before(
     blind: bool,
     warn: Warn,
 ) -> None:
-    """Looks at the network before it is attacked.
+    """Checks the network before it is attacked.
 
     Args:
         network: images (B, H, W, C) float32 -> logits (B, K).
         images: (B, H, W, C) float32 in [0, 1]; one batch is enough.
         labels: (B,) int32.
-        logits: (B, K), what the network said before to the same images.
-        averaged: whether the attacks to come average gradients over many passes.
-        blind: whether they do without gradients.
-        warn: told every reason for doubt.
+        logits: (B, K), the network's logits of these images, from an earlier pass.
+        averaged: whether all attacks average gradients over many passes.
+        blind: whether all attacks do without gradients.
+        warn: called with each warning.
 
     Raises:
-        UserError: the network answers differently when asked again, and gradients are not averaged;
-            or attacks want gradients that JAX cannot take.
+        UserError: the logits differ between two passes, and gradients are not averaged; or the
+            attacks need gradients that JAX cannot compute.
     """
-    # Traced anew: a number that NumPy draws inside is a constant of the program it is traced into.
+    # A new trace: a random number that NumPy draws in the network is a constant of one program.
     again = np.asarray(jax.jit(lambda network, images: network(images))(network, images))
     apart = float(np.abs(again - logits).max())
     tolerance = 1e-3 * max(1.0, float(np.abs(logits).max()))
     if apart > tolerance and not averaged:
         raise UserError(
-            f"logits_fn is not deterministic, asked twice its logits differ by {apart:.3g}: "
-            'let it answer alike, or use version="rand"'
+            f"logits_fn is not deterministic, its logits of two passes differ by {apart:.3g}: "
+            'make it deterministic, or use version="rand"'
         )
     equations = list(_equations(jax.make_jaxpr(ask)(network, images).jaxpr))
     primitives = {equation.primitive.name for equation in equations}
     drawn = primitives.intersection(RANDOM)
     if drawn and not averaged:
         warn(
-            "the network draws random numbers, here the same ones at every call: attack the mean "
+            "the network draws random numbers, here the same ones in every call: attack the mean "
             "of its logits over many draws instead"
         )
     if any(_may_optimise(equation, images.size) for equation in equations):
         warn(
             "the network loops inside: if it optimises its input at test time, gradients through "
-            "the loop may vanish; attack it without that, or with a loss made for it"
+            "the loop may vanish; attack it without that, or with a loss adapted to it"
         )
     differentiable = True
     if any("callback" in name for name in primitives):
@@ -84,18 +84,18 @@ def before(
                     "alone, or give the callback a jax.custom_vjp"
                 ) from error
             differentiable = False
-            warn("JAX has no gradient of the callback in logits_fn: only Square sees through it")
+            warn("JAX has no gradient of the callback in logits_fn: only Square can attack it")
     alike = np.asarray(ask(network, np.repeat(images[:1], len(images), axis=0)))
     moved = float(np.abs(alike[0] - logits[0]).max())
-    if moved > tolerance >= apart:  # what moves by itself would move here too
+    if moved > tolerance >= apart:  # a random network would differ here too
         warn(
-            "the logits of an image depend on the others of its batch: use inference mode, batch "
-            "normalisation with running statistics"
+            "the logits of an image depend on the others of its batch: use inference mode, where "
+            "batch normalisation uses running statistics"
         )
     if logits.min() >= 0 and logits.max() <= 1 and np.allclose(logits.sum(-1), 1, atol=1e-5):
         warn(
-            "the outputs are probabilities: give the logits before the softmax, whose gradient "
-            "vanishes where the network is sure"
+            "the outputs are probabilities: give the logits before the softmax, because its "
+            "gradient vanishes where the network is confident"
         )
     if not differentiable:
         return
@@ -113,27 +113,32 @@ def before(
     elif flat[cross_entropy]:
         warn(
             f"the gradient of the cross-entropy loss is zero at {flat[cross_entropy]} of "
-            f"{int(right.sum())} images, where the network is too sure of itself: scale its logits "
+            f"{int(right.sum())} images, where the network is too confident: scale its logits "
             "down, or trust attacks on other losses only (apgd-t, fab-t, square)"
         )
 
 
 def after(accuracy: Mapping[str, float], warn: Warn) -> None:
-    """Looks at what the attacks did; accuracies in the order they ran, each after all before it."""
+    """Checks the results of the attacks.
+
+    Args:
+        accuracy: attack name -> accuracy after it and all before it, in the order they ran.
+        warn: called with each warning.
+    """
     names = list(accuracy)
     if "square" not in names or names.index("square") == 0:
         return
     gain = accuracy[names[names.index("square") - 1]] - accuracy["square"]
     if gain > SQUARE_AHEAD:
         warn(
-            f"Square, which sees no gradient, broke a further {gain:.1%} of the images: the "
-            "white-box attacks are being misled; look for masked gradients, and adapt the attack"
+            f"Square, which uses no gradient, broke a further {gain:.1%} of the images: the "
+            "white-box attacks are misled; look for masked gradients, and adapt the attack"
         )
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def gradient(network: Partial, loss: Callable, images: jax.Array, labels: jax.Array) -> jax.Array:
-    """(B, H, W, C), of the loss of each image."""
+    """Returns the gradient of the loss of each image, (B, H, W, C)."""
     return jax.grad(lambda x: jax.vmap(loss)(network(x), labels).sum())(images)
 
 
@@ -141,16 +146,16 @@ def gradient(network: Partial, loss: Callable, images: jax.Array, labels: jax.Ar
 def _without_gradient(
     network: Partial, loss: Callable, images: jax.Array, labels: jax.Array
 ) -> jax.Array:
-    """(B,) bool: where the gradient of the loss is zero or not a number."""
+    """Returns where the gradient of the loss is zero or NaN, (B,) bool."""
     slopes = gradient(network, loss, images, labels)
     return ~(jnp.abs(slopes).sum(axis=(1, 2, 3)) > 0)
 
 
 def _may_optimise(equation: Any, pixels: int) -> bool:
-    """Whether an operation is a loop that may change the images step by step.
+    """Returns whether an operation is a loop that may change the images iteratively.
 
-    A loop of a fixed length that hands on something of another size does not: layers that
-    `nn.scan` repeats, for instance.
+    A scan does not if all arrays that it carries differ in size from the images, as for layers that
+    `nn.scan` repeats.
     """
     if equation.primitive.name == "scan":
         handed_on = equation.outvars[: equation.params["num_carry"]]
@@ -159,7 +164,7 @@ def _may_optimise(equation: Any, pixels: int) -> bool:
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:
-    """Every operation of a traced program, inner programs included."""
+    """Yields every operation of a traced program, including those of inner programs."""
     for equation in jaxpr.eqns:
         yield equation
         for value in jax.tree.leaves(

@@ -1,4 +1,4 @@
-"""The settings of an evaluation as a user gives them, checked and ready to be written down."""
+"""The settings of an evaluation as a user gives them, checked and ready for JSON."""
 
 import dataclasses
 from typing import Any, Literal, get_args
@@ -22,42 +22,43 @@ STEPS = {
     "pgd": 10, "pgd-last": 10, "pgd-margin": 10, "apgd-ce": 100, "apgd-dlr": 100, "apgd-t": 100,
     "fab": 100, "fab-t": 100, "square": 5000,
 }  # fmt: skip
-"""Steps of one run where none are asked for; the attacks not named here have theirs fixed."""
+"""Default number of steps of one trial. Attacks not listed have a fixed number."""
 STEPPED = ("pgd", "pgd-last", "pgd-margin")
-"""Attacks whose step has a length to choose."""
+"""Attacks whose step size can be chosen."""
 ONE_START = ("fgsm", "autoattack", "none")
-"""Attacks whose number of restarts is fixed."""
+"""Attacks whose numbers of steps and restarts are fixed."""
 MOST = 10**6
-"""Steps and restarts there may be: each is counted in int32, and APGD plans every step ahead."""
+"""Upper bound on steps and restarts. They are counted in int32, and APGD plans all its steps
+ahead."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttackSpec:
-    """Which attack, and how hard: everything an accuracy under attack depends on.
+    """The attack and its settings: everything that an accuracy under attack depends on.
 
     Raises:
-        UserError: a value that cannot be meant; the message names it.
+        UserError: a setting is invalid; the message names it.
     """
 
     name: AttackName = "pgd"
-    """pgd, pgd-last (only the last iterate counts), fgsm (one step from the image itself),
+    """pgd, pgd-last (only the last iterate counts), fgsm (one step from the natural image),
     pgd-margin (PGD on the margin loss), apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, autoattack,
-    or none (natural accuracy alone)."""
+    or none (natural accuracy only)."""
     norm: Norm = "linf"
     """linf, l2 or l1."""
     epsilon: float = 8 / 255
     """Radius in pixel units of [0, 1]."""
     steps: int | None = None
-    """Steps of each run; None for the usual number: 10 for pgd, 100 for apgd and fab, 5000 for
+    """Steps of each trial; None for the default: 10 for pgd, 100 for apgd and fab, 5000 for
     square."""
     step_size: float | None = None
-    """Length of a step of pgd and pgd-margin in pixel units; epsilon / 4 if not given."""
+    """Length of a step of pgd, pgd-last and pgd-margin in pixel units; epsilon / 4 if not given."""
     restarts: int = 1
-    """Random starts for each image; the worst counts."""
+    """Random starts for each image. An image broken from any of them counts as broken."""
     version: str = "standard"
-    """Of autoattack: standard, plus or rand."""
+    """The version of autoattack: standard, plus or rand."""
     seed: int = 0
-    """Seed of every draw."""
+    """Seed of all random numbers."""
 
     def __post_init__(self) -> None:
         if self.name not in ATTACKS:
@@ -94,7 +95,7 @@ class AttackSpec:
 
     @property
     def attacks(self) -> tuple[Attack, ...]:
-        """What to run, in order."""
+        """The attacks to run, in order."""
         name, restarts, steps = self.name, self.restarts, self.steps or STEPS.get(self.name, 1)
         match name:
             case "none":
@@ -137,7 +138,7 @@ class AttackSpec:
                 return (Square(steps=steps, restarts=restarts),)
 
     def describe(self) -> dict[str, Any]:
-        """What is written beside the accuracy: the values in force, as JSON takes them."""
+        """Returns the settings in force, as JSON values, to be stored with the accuracy."""
         if self.name == "none":
             return {"name": "none"}
         facts: dict[str, Any] = {"name": self.name, "norm": self.norm, "epsilon": self.epsilon}

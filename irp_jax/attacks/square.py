@@ -1,12 +1,12 @@
-"""Square Attack: random search with square patches, blind to gradients.
+"""Square Attack: random search with square patches, without gradients.
 
-Each query proposes to change one square of the best image so far, and the proposal is kept if the
-loss grows. The squares shrink as the search goes on. A network that merely hides its gradient has
-nothing to hide from this attack: one that withstands PGD and not this is not robust.
+Each query proposes to change one square of the best image so far. The proposal is kept if the loss
+grows. The squares shrink during the search. Masked gradients do not mislead this attack: a network
+that withstands PGD but not Square is not robust.
 
-For L-inf a square becomes a patch of the largest change allowed, one sign per channel, on top of
-vertical stripes. For L2 and L1 a square gets a bump in one half and a hollow in the other, paid for
-by a second square that is cleared, so the change keeps its length.
+For L-inf the attack starts from vertical stripes. A square gets the largest change allowed, with
+one sign per channel. For L2 and L1 a square gets a bump in one half and a hollow in the other. A
+second square is cleared, so that the length of the change stays the same.
 """
 
 import dataclasses
@@ -26,23 +26,23 @@ SquareLoss = Literal["margin", "ce"]
 LOSSES: dict[str, Loss] = {"margin": margin, "ce": cross_entropy}
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""After each of these queries the share of the image that a square covers is halved."""
+"""Query numbers. After each, the area of a square is halved."""
 
 POWERS = {"l2": 2, "l1": 1}
-"""The p of the p-norms."""
+"""Exponents p of the p-norms."""
 
 FALLS = {"l2": 2, "l1": 4}
-"""Exponents of how fast a bump falls off."""
+"""Exponents of the decay of a bump."""
 
 _TINY = 1e-12
-"""Keeps a pattern of length zero at zero."""
+"""Keeps a pattern of length zero at zero, without a division by zero."""
 
 
 class SquareState(NamedTuple):
-    """Runs under way.
+    """The state of a batch of trials.
 
     Attributes:
-        worst: the best image so far, which is the one the next proposal changes.
+        worst: the worst image so far, which the next proposal changes.
     """
 
     worst: Attacked
@@ -53,20 +53,20 @@ class Square:
     """Random search over square patches; an `attacks.attack.Attack`.
 
     Attributes:
-        name: as reports and the command line have it.
-        steps: queries of one run, one forward pass each; the first looks at the start.
-        restarts: trials, different in their draws.
-        p_init: share of the image that a square covers at first; in (0, 1].
-        loss: what must grow for a proposal to be kept: margin or ce (cross-entropy).
+        name: the name in reports and on the command line.
+        steps: queries of one trial, one forward pass each; the first judges the start.
+        restarts: trials, each with its own random numbers.
+        p_init: fraction of the image that a square covers at first; in (0, 1].
+        loss: the loss that must grow for a proposal to be kept: margin or ce (cross-entropy).
 
     Raises:
-        UserError: a value that cannot be meant; the message names it.
+        UserError: a setting is invalid; the message names it.
 
     References:
         Andriushchenko et al., "Square Attack: a query-efficient black-box adversarial attack via
         random search", 2020, algorithms 1 to 3; for L1, Croce & Hein, "Mind the box: l1-APGD for
-        sparse adversarial attacks on image classifiers", 2021. The schedule of the squares is in
-        queries as they are, not rescaled to the number of steps: so AutoAttack has it.
+        sparse adversarial attacks on image classifiers", 2021. As in AutoAttack, the
+        schedule of the squares counts queries and is not rescaled to the number of steps.
     """
 
     name: str = "square"
@@ -85,11 +85,11 @@ class Square:
             raise unknown("loss", self.loss, LOSSES)
 
     def trials(self, classes: int) -> int:
-        """The restarts."""
+        """Returns the number of restarts."""
         return self.restarts
 
     def start(self, logits_fn: LogitsFn, problem: Problem) -> SquareState:
-        """Stripes or tiles over the whole image; the first step judges them."""
+        """Starts with stripes or tiles over the whole image. The first step judges them."""
         keys = jax.vmap(jax.random.fold_in, (0, None))(problem.key, 0)
         images = jax.vmap(first_image, (None, 0, 0))(problem.threat, keys, problem.image)
         trials = len(images)
@@ -99,7 +99,7 @@ class Square:
     def step(
         self, logits_fn: LogitsFn, problem: Problem, state: SquareState, number: jax.Array
     ) -> SquareState:
-        """Proposes a change of one square and keeps it if it makes matters worse."""
+        """Proposes a change of one square and keeps it if the image becomes worse."""
         best = state.worst.image
         keys = jax.vmap(jax.random.fold_in)(problem.key, number + 1)
         sides = side_of_square(problem.threat, number, self.p_init, *best.shape[1:3])
@@ -114,12 +114,12 @@ class Square:
 def side_of_square(
     threat: Threat, number: jax.Array, p_init: float, height: int, width: int
 ) -> jax.Array:
-    """How large the squares of a query are.
+    """Returns the side of the squares of a query.
 
     Args:
-        threat: with L2 and L1, sides are odd and at least 3, to have a middle.
-        number: int32 of any shape, the query: 0 looks at the start, from 1 on squares are tried.
-        p_init: share of the image that a square covers at first.
+        threat: for L2 and L1, sides are odd and at least 3, so that squares have a middle.
+        number: int32 of any shape, the query: 0 judges the start, from 1 on squares are tried.
+        p_init: fraction of the image that a square covers at first.
         height, width: of the image, in pixels.
 
     Returns:
@@ -133,7 +133,7 @@ def side_of_square(
 
 
 def first_image(threat: Threat, key: jax.Array, natural: jax.Array) -> jax.Array:
-    """The start: for L-inf vertical stripes one pixel wide, else tiles of bumps and hollows.
+    """Returns the start: for L-inf vertical stripes one pixel wide, else tiled bumps and hollows.
 
     Args:
         threat: the ball.
@@ -164,10 +164,10 @@ def first_image(threat: Threat, key: jax.Array, natural: jax.Array) -> jax.Array
 def _repaint(
     threat: Threat, key: jax.Array, natural: jax.Array, best: jax.Array, side: jax.Array
 ) -> jax.Array:
-    """An L-inf proposal: one square at the bound, per channel the upper or the lower one."""
+    """Returns an L-inf proposal: one square at the upper or lower bound, chosen per channel."""
     draws = jax.random.uniform(key, (2 + natural.shape[2],), natural.dtype)
     inside = _inside(*_square(draws[:2], natural, side), side)
-    # Twice epsilon reaches the bound from anywhere in the ball.
+    # A change of twice epsilon reaches the bound from anywhere in the ball.
     step = 2 * threat.epsilon * _signs(draws[2:])
     return project(threat, jnp.where(inside, best + step, best), natural)
 
@@ -175,7 +175,7 @@ def _repaint(
 def _move_change(
     threat: Threat, key: jax.Array, natural: jax.Array, best: jax.Array, side: jax.Array
 ) -> jax.Array:
-    """An L2 or L1 proposal: one square is cleared, and what that saves is spent in another."""
+    """Returns an L2 or L1 proposal: clears one square and moves its length to another."""
     draws = jax.random.uniform(key, (5 + natural.shape[2],), natural.dtype)
     rows, columns = _square(draws[:2], natural, side)
     here = _inside(rows, columns, side)
@@ -184,14 +184,14 @@ def _move_change(
     down, across = jnp.where(turned, columns, rows), jnp.where(turned, rows, columns)
     pattern = bumps(threat, down, across, side, natural.dtype)
 
-    # Lengths are taken per channel, and to the power of the norm, so that they add up.
+    # Lengths are per channel and to the power p, so that they add up.
     channels, power = natural.shape[2], POWERS[threat.norm]
     change = best - natural
     left_over = threat.epsilon**power - jnp.sum(jnp.abs(change) ** power)
     saved = jnp.sum(jnp.abs(jnp.where(here | cleared, change, 0.0)) ** power, axis=(0, 1))
     length = (jnp.maximum(left_over, 0.0) / channels + saved) ** (1 / power)
     if threat.norm == "l1":
-        # More than there is; the projection takes the excess off the whole image.
+        # This exceeds epsilon. The projection then shortens the change of the whole image.
         length = length * channels
     added = pattern[..., None] * signs + _unit(jnp.where(here, change, 0.0), power)
     change = jnp.where(here, length * _unit(added, power), jnp.where(cleared, 0.0, change))
@@ -199,26 +199,26 @@ def _move_change(
 
 
 def _unit(change: jax.Array, power: int) -> jax.Array:
-    """Length one in each channel, (H, W) or (H, W, C); zero stays zero."""
+    """Scales a change (H, W) or (H, W, C) to length one in each channel; zero stays zero."""
     return change / (jnp.sum(jnp.abs(change) ** power, axis=(0, 1)) ** (1 / power) + _TINY)
 
 
 def _with_change(threat: Threat, natural: jax.Array, change: jax.Array) -> jax.Array:
-    """The natural image and a change: for L2 of length epsilon, for L1 cut down to it."""
+    """Adds a change to the natural image: for L2 of length epsilon, for L1 cut down to it."""
     if threat.norm == "l2":
         change = change * (threat.epsilon / (jnp.sqrt(jnp.sum(jnp.square(change))) + _TINY))
     return project(threat, natural + change, natural)
 
 
 def _signs(draws: jax.Array) -> jax.Array:
-    """Numbers drawn from [0, 1) as 1 or -1, one as likely as the other."""
+    """Converts numbers drawn from [0, 1) to 1 or -1, with equal probability."""
     return jnp.where(draws < 0.5, -1.0, 1.0).astype(draws.dtype)
 
 
 def _square(draws: jax.Array, image: jax.Array, side: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A place for a square: each pixel's row (H, 1) and column (W,) counted from its corner.
+    """Places a square: returns each pixel's row (H, 1) and column (W,), counted from its corner.
 
-    Two numbers drawn from [0, 1) make all places within the image equally likely.
+    With two numbers drawn from [0, 1), all places within the image are equally likely.
     """
     height, width, _ = image.shape
     places = jnp.asarray([height, width]) - side + 1
@@ -227,7 +227,7 @@ def _square(draws: jax.Array, image: jax.Array, side: jax.Array) -> tuple[jax.Ar
 
 
 def _inside(rows: jax.Array, columns: jax.Array, side: jax.Array | int) -> jax.Array:
-    """Which pixels are in the square: (H, W, 1) bool."""
+    """Returns which pixels are in the square, (H, W, 1) bool."""
     inside = (rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)
     return inside[..., None]
 
@@ -235,15 +235,15 @@ def _inside(rows: jax.Array, columns: jax.Array, side: jax.Array | int) -> jax.A
 def bumps(
     threat: Threat, rows: jax.Array, columns: jax.Array, side: jax.Array | int, dtype: jnp.dtype
 ) -> jax.Array:
-    """The pattern that L2 and L1 squares get: a bump above, a hollow below.
+    """Returns the pattern of L2 and L1 squares: a bump above, a hollow below.
 
     Each is largest in its middle and falls off in square rings, in ring k (counted from 1) by
     1 / k**2 for L2 and 1 / k**4 for L1.
 
     Args:
-        threat: its norm decides how steep the pattern is and what length means.
-        rows, columns: int32, places in the square; they broadcast to the shape of the result, and
-            places outside the square are allowed. Exchanged, they turn the pattern on its side.
+        threat: its norm determines how steep the pattern is and how length is measured.
+        rows, columns: int32, places in the square. They broadcast to the shape of the result.
+            Places outside the square are allowed. Exchange the two to transpose the pattern.
         side: of the square in pixels.
         dtype: of the result.
 
@@ -262,7 +262,7 @@ def bumps(
     outermost = max(inside.shape) // 2 + 1
     falls = 1.0 / np.arange(1, outermost + 1) ** FALLS[threat.norm]
     depth = jnp.asarray(np.concatenate([[0.0], np.cumsum(falls)]), dtype)
-    # All the falls from this ring outwards.
+    # The height at a ring is the sum of the falls from it outwards.
     raised = jnp.where(inside, depth[side // 2 + 1] - depth[jnp.minimum(ring, outermost)], 0.0)
     bump = _unit(jnp.where(below, 0.0, raised), power)
     hollow = _unit(jnp.where(below, raised, 0.0), power)

@@ -17,12 +17,13 @@ from irp_jax.errors import UserError
 
 
 class Answers(NamedTuple):
-    """What tells one network from another.
+    """The data by which a state file recognises its network.
 
     Attributes:
         logits: (N, K) of the natural images.
-        gradients: (B, H, W, C), of the margin of the first few. Two networks may answer alike and
-            differ here, as one that quantises does from one whose gradient passes straight through.
+        gradients: (B, H, W, C), of the margin of the first few. Two networks can have equal logits
+            and different gradients: for instance one that quantises, with and without a
+            straight-through gradient.
     """
 
     logits: np.ndarray
@@ -30,7 +31,10 @@ class Answers(NamedTuple):
 
 
 def _close(saved: np.ndarray | None, answer: np.ndarray) -> bool:
-    """Equal to the rounding of the network, which another batch size or device may move."""
+    """Returns whether two arrays are equal to the rounding of the network.
+
+    The rounding may depend on the batch size and the device.
+    """
     if saved is None or saved.shape != answer.shape:
         return False
     largest = float(np.abs(answer).max(initial=0.0))
@@ -39,21 +43,21 @@ def _close(saved: np.ndarray | None, answer: np.ndarray) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class EvaluationState:
-    """All that is needed to go on with an evaluation.
+    """All that is needed to continue an evaluation.
 
-    Trials under way are not part of it: they start again, with the same draws.
+    Running trials are not part of it. They start again with the same random numbers.
 
     Attributes:
         is_robust: (N,) bool, images that no trial has broken.
-        trials: (N,) int32, trials of the attack under way that each robust image has survived.
+        trials: (N,) int32, trials of the current attack that each robust image has survived.
         broken_by: (N,) int32, the index of the attack in the list; -1 for natural errors and robust
             images.
         images: (N, H, W, C) float32, the adversarial image where one was found, else the natural
             image.
-        finished: attacks completed.
-        robust_after: how many images were robust after each of them.
-        seconds: that each took, up to now.
-        unverified: finds of each, up to now, that did not hold up when shown once more.
+        finished: number of attacks completed.
+        robust_after: number of robust images after each completed attack.
+        seconds: time of each attack so far.
+        unverified: number of finds of each attack so far that a second pass did not confirm.
     """
 
     is_robust: np.ndarray
@@ -67,11 +71,11 @@ class EvaluationState:
 
 
 def at_first(images: np.ndarray, is_robust: np.ndarray) -> EvaluationState:
-    """Before the first attack.
+    """Returns the state before the first attack.
 
     Args:
         images: (N, H, W, C) float32.
-        is_robust: (N,) bool, those classified correctly as they are.
+        is_robust: (N,) bool, images classified correctly without an attack.
     """
     count = len(images)
     return EvaluationState(
@@ -83,9 +87,9 @@ def at_first(images: np.ndarray, is_robust: np.ndarray) -> EvaluationState:
 
 
 class AttackProgress:
-    """The trials of one attack on every image: done, waiting, and what they found.
+    """The trials of one attack on every image: finished, waiting, and their results.
 
-    Lives on the host and is changed in place.
+    It is on the host and is changed in place.
 
     Attributes:
         waiting: images whose next trial has no slot yet, in order.
@@ -94,13 +98,13 @@ class AttackProgress:
     """
 
     def __init__(self, attack: Attack, index: int, at: EvaluationState, classes: int) -> None:
-        """Takes up an attack where it was left.
+        """Continues an attack from a state.
 
         Args:
-            attack: under way.
-            index: of the attack in the list.
-            at: the state of the evaluation; its images are written over.
-            classes: of the network, K.
+            attack: the attack.
+            index: position of the attack in the list.
+            at: the state of the evaluation; its images are overwritten.
+            classes: number of classes of the network, K.
         """
         self._attack, self._index, self._at = attack, index, at
         self._trials_each = attack.trials(classes)
@@ -109,20 +113,20 @@ class AttackProgress:
         to_try = at.is_robust & (at.trials < self._trials_each)
         self.waiting = deque(int(row) for row in np.flatnonzero(to_try))
         self._unverified = at.unverified[index] if len(at.unverified) > index else 0
-        # A network known to be random is asked once more, as published, and may then answer
-        # otherwise: that casts no doubt on it.
+        # With `eot` above 1 the network is known to be random. An unconfirmed find is then not
+        # doubtful. As published, it ends its trial.
         self._doubting = getattr(attack, "eot", 1) == 1
-        self._doubts: Counter[int] = Counter()  # of trials under way, by image
+        self._doubts: Counter[int] = Counter()  # of running trials, by image
 
     def is_over(self, row: int, found: Outcome) -> bool:
-        """Records the outcome of a trial, unless it should go on.
+        """Records the outcome of a trial, unless the trial should continue.
 
         Args:
-            row: the image.
-            found: its outcome, no leading axis.
+            row: the index of the image.
+            found: the outcome, without a leading axis.
 
         Returns:
-            False where a find does not hold up and there are steps left to look for another.
+            False if the find was not confirmed and steps are left to search for another.
         """
         doubted = self._doubting and bool(found.claimed and not found.confirmed)
         self._doubts[row] += doubted
@@ -140,12 +144,12 @@ class AttackProgress:
 
     @property
     def steps_left(self) -> int:
-        """Of all trials to come, as far as is known; those under way count whole."""
+        """An estimate of the steps of all remaining trials; running trials count in full."""
         return int(self._trials_left.sum()) * self._attack.steps
 
     @property
     def longest_left(self) -> int:
-        """Steps of the trials that the image with most of them has to come."""
+        """Remaining steps of the image with the most remaining trials."""
         return int(self._trials_left.max(initial=0)) * self._attack.steps
 
     @property
@@ -153,7 +157,7 @@ class AttackProgress:
         return self._trials_each - self.survived[self.is_robust]
 
     def state(self) -> EvaluationState:
-        """The state of the evaluation now."""
+        """Returns the current state of the evaluation."""
         return dataclasses.replace(
             self._at, is_robust=self.is_robust, trials=self.survived, broken_by=self._broken_by,
             images=self._images, unverified=(*self._at.unverified[: self._index], self._unverified),
@@ -161,12 +165,12 @@ class AttackProgress:
 
 
 def identity(images: np.ndarray, labels: np.ndarray, settings: Sequence[Any]) -> str:
-    """A digest of what makes two evaluations of one network the same.
+    """Returns a digest of images, labels and settings, to recognise an evaluation.
 
     Args:
         images: (N, H, W, C) float32.
         labels: (N,) int32.
-        settings: dataclasses (attacks, the threat) and what else matters, such as the seed.
+        settings: dataclasses (attacks, the threat) and other values, such as the seed.
     """
     facts = [_facts(setting) for setting in settings]
     digest = hashlib.sha256(repr(facts).encode())
@@ -176,10 +180,10 @@ def identity(images: np.ndarray, labels: np.ndarray, settings: Sequence[Any]) ->
 
 
 def _facts(value: Any) -> Any:
-    """What a setting consists of, the same in every process: functions by their names.
+    """Returns the contents of a setting, the same in every process; functions become names.
 
     Raises:
-        UserError: a function has no name of its own, by which to know it again.
+        UserError: a function has no name that identifies it.
     """
     if dataclasses.is_dataclass(value):
         fields = {f.name: _facts(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -188,7 +192,7 @@ def _facts(value: Any) -> Any:
         name = getattr(value, "__qualname__", "")
         if not name or "<" in name:
             raise UserError(
-                f"{value!r} has no name that a state file could know it by: define it at the top "
+                f"{value!r} has no name to identify it in a state file: define it at the top level "
                 "of a module, or leave out state_file"
             )
         return value.__module__, name
@@ -196,16 +200,16 @@ def _facts(value: Any) -> Any:
 
 
 def write(path: Path, at: EvaluationState, name: str, answers: Answers) -> None:
-    """Writes the file whole or not at all.
+    """Writes the state file completely or not at all.
 
     Args:
         path: .npz file.
         at: the state.
         name: the evaluation's `identity`.
-        answers: by which the network is known again.
+        answers: the data that identify the network.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     arrays = {field.name: getattr(at, field.name) for field in dataclasses.fields(at)}
     arrays |= {
@@ -218,10 +222,10 @@ def write(path: Path, at: EvaluationState, name: str, answers: Answers) -> None:
 
 
 def read(path: Path, name: str, answers: Answers) -> EvaluationState | None:
-    """The state of the evaluation of that `identity` and network; None where there is no file.
+    """Reads the state of the evaluation with this `identity` and network; None without a file.
 
     Raises:
-        UserError: the file is damaged, or of another evaluation.
+        UserError: the file is damaged, or belongs to another evaluation.
     """
     if not path.exists():
         return None
@@ -240,7 +244,7 @@ def read(path: Path, name: str, answers: Answers) -> EvaluationState | None:
             unverified=tuple(int(count) for count in arrays["unverified"]),
         )
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged ({error}): remove it to start anew") from error
+        raise UserError(f"{path} is damaged ({error}): remove it to start again") from error
     alike = all(_close(arrays.get(part), answer) for part, answer in answers._asdict().items())
     if found != name or not alike:
         raise UserError(

@@ -1,8 +1,8 @@
-"""What the adversary may do: a ball around the natural image, inside the pixel box.
+"""The threat model: a ball around the natural image, inside the pixel box.
 
-Every attack is loss x start x step x projection. The last three depend on the ball alone and live
-here, each a pure function of **one** image, so an attack is written once for every norm and is
-batched with `jax.vmap`. Images are in pixel units, [0, 1], and so is `epsilon`.
+An attack consists of a loss, a start, a step and a projection. The last three depend on the ball
+only and are defined here, as pure functions of **one** image. So an attack is written once for all
+norms and is batched with `jax.vmap`. Images and `epsilon` are in pixel units of [0, 1].
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Threat:
-    """The set of images the adversary may show: ||x_adv - x|| <= epsilon and x_adv in [0, 1].
+    """The set of allowed images: ||x_adv - x|| <= epsilon and x_adv in [0, 1].
 
     A pytree whose only leaf is the radius, so one compiled attack serves every radius.
 
@@ -31,8 +31,8 @@ class Threat:
         epsilon: radius in pixel units of [0, 1]; 8/255 for the usual L-inf threat on CIFAR-10.
 
     Raises:
-        UserError: the norm is unknown, or the radius cannot be meant: not a positive finite
-            number, or an L-inf radius above 1, which is wider than the pixel box.
+        UserError: the norm is unknown, or the radius is not a positive finite number, or an L-inf
+            radius is above 1, the width of the pixel box.
     """
 
     norm: Norm = dataclasses.field(metadata={"static": True})
@@ -41,13 +41,13 @@ class Threat:
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise unknown("norm", self.norm, NORMS)
-        # Inside a trace the radius is not a number yet; it was checked when it still was one.
+        # A traced radius has no value; it was checked before the trace.
         if isinstance(self.epsilon, int | float):
             check_epsilon(self.norm, float(self.epsilon))
 
 
 def check_epsilon(norm: Norm, epsilon: float) -> None:
-    """Raises UserError unless `epsilon` is a radius that can be meant for `norm`."""
+    """Raises UserError unless `epsilon` is a valid radius for `norm`."""
     if norm == "linf" and 1 < epsilon < math.inf:
         raise UserError(
             f"epsilon must be in (0, 1], got {epsilon:g}: did you mean {epsilon:g}/255?"
@@ -57,22 +57,22 @@ def check_epsilon(norm: Norm, epsilon: float) -> None:
 
 
 def linf(epsilon: float | jax.Array) -> Threat:
-    """The L-inf ball of radius `epsilon`, in pixel units of [0, 1]."""
+    """Returns the L-inf ball of radius `epsilon`, in pixel units of [0, 1]."""
     return Threat(norm="linf", epsilon=epsilon)
 
 
 def l2(epsilon: float | jax.Array) -> Threat:
-    """The L2 ball of radius `epsilon`, in pixel units of [0, 1]."""
+    """Returns the L2 ball of radius `epsilon`, in pixel units of [0, 1]."""
     return Threat(norm="l2", epsilon=epsilon)
 
 
 def l1(epsilon: float | jax.Array) -> Threat:
-    """The L1 ball of radius `epsilon`, in pixel units of [0, 1]."""
+    """Returns the L1 ball of radius `epsilon`, in pixel units of [0, 1]."""
     return Threat(norm="l1", epsilon=epsilon)
 
 
 def distance(threat: Threat, perturbed: jax.Array, natural: jax.Array) -> jax.Array:
-    """How far `perturbed` is from `natural` in the threat's norm: a scalar of the image's dtype."""
+    """Returns the distance in the threat's norm, a scalar of the image's dtype."""
     change = perturbed - natural
     match threat.norm:
         case "linf":
@@ -84,12 +84,12 @@ def distance(threat: Threat, perturbed: jax.Array, natural: jax.Array) -> jax.Ar
 
 
 def clip_to_box(image: jax.Array) -> jax.Array:
-    """The nearest image with every pixel in [0, 1]."""
+    """Returns the nearest image with every pixel in [0, 1]."""
     return jnp.clip(image, 0.0, 1.0)
 
 
 def project(threat: Threat, perturbed: jax.Array, natural: jax.Array) -> jax.Array:
-    """Brings an image back into the ball around the natural one and into the pixel box.
+    """Projects an image into the ball around the natural one and into the pixel box.
 
     Args:
         threat: the ball.
@@ -99,8 +99,8 @@ def project(threat: Threat, perturbed: jax.Array, natural: jax.Array) -> jax.Arr
     Returns:
         An image of the same shape and dtype, in [0, 1], no further than epsilon from `natural` (to
         the rounding of the dtype), and unchanged if it was allowed already. For L-inf and L1 it is
-        the nearest allowed image. For L2 the ball comes first and the box second: since `natural`
-        lies in the box, the box moves no pixel away from it, so both bounds hold.
+        the nearest allowed image. For L2 the image is projected into the ball, then into the box.
+        `natural` lies in the box, so the box moves no pixel away from it, and both bounds hold.
     """
     match threat.norm:
         case "linf":
@@ -108,7 +108,7 @@ def project(threat: Threat, perturbed: jax.Array, natural: jax.Array) -> jax.Arr
         case "l2":
             change = perturbed - natural
             length = distance(threat, perturbed, natural)
-            # Dividing only where the image is outside leaves one inside untouched, bit for bit.
+            # Scaling only outside the ball leaves an allowed image unchanged, bit for bit.
             shrunk = natural + change * (threat.epsilon / jnp.maximum(length, threat.epsilon))
             within = jnp.where(length > threat.epsilon, shrunk, perturbed)
         case "l1":
@@ -117,12 +117,12 @@ def project(threat: Threat, perturbed: jax.Array, natural: jax.Array) -> jax.Arr
 
 
 def _project_l1(threat: Threat, perturbed: jax.Array, natural: jax.Array) -> jax.Array:
-    """The image nearest to `perturbed` in both the L1 ball and the box.
+    """Returns the image nearest to `perturbed` in both the L1 ball and the box.
 
-    It takes one same level off the size of every change, and cuts what is left to the room that the
-    pixel has in the box. What then remains in sum falls with the level, so bisection finds the
-    level: on few thousand pixels it is quicker than to sort them, and the lengths it errs by are
-    those that the dtype cannot tell apart.
+    One level is subtracted from the size of every change. The rest is clipped to the room that the
+    pixel has in the box. The sum of the rest decreases with the level, so bisection finds the
+    level. On a few thousand pixels bisection is faster than sorting. Its error in the length is
+    below the resolution of the dtype.
 
     References:
         Croce & Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers",
@@ -151,13 +151,13 @@ def _project_l1(threat: Threat, perturbed: jax.Array, natural: jax.Array) -> jax
 def random_start(
     threat: Threat, key: jax.Array, natural: jax.Array, scale: float | jax.Array = 1.0
 ) -> jax.Array:
-    """An image drawn uniformly from the ball, widened by a factor, then clipped to the pixel box.
+    """Draws an image uniformly from the scaled ball, then clips it to the pixel box.
 
     Args:
         threat: the ball.
-        key: a PRNG key of this image's own.
+        key: a PRNG key for this image only.
         natural: one image of any shape, in [0, 1].
-        scale: radius of the start over epsilon; 0 returns `natural` itself.
+        scale: radius of the scaled ball in units of epsilon; 0 returns `natural` itself.
 
     Returns:
         An image of the same shape and dtype, in [0, 1], no further than scale * epsilon from
@@ -167,8 +167,8 @@ def random_start(
         case "linf":
             noise = jax.random.uniform(key, natural.shape, natural.dtype, -1.0, 1.0)
         case "l2":
-            # A uniform direction, and the d-th root of a uniform number for the radius: a ball of
-            # dimension d has that much of its volume within it.
+            # The direction is uniform. The radius is the d-th root of a uniform number, because the
+            # volume of a ball of dimension d grows with the d-th power of its radius.
             direction_key, radius_key = jax.random.split(key)
             normal = jax.random.normal(direction_key, natural.shape, natural.dtype)
             radius = jax.random.uniform(radius_key, (), natural.dtype) ** (
@@ -176,7 +176,7 @@ def random_start(
             )
             noise = steepest(threat, normal) * radius
         case "l1":
-            # As for L2, with the density that depends on the L1 length alone.
+            # As for L2. The Laplace density depends only on the L1 length.
             direction_key, radius_key = jax.random.split(key)
             laplace = jax.random.laplace(direction_key, natural.shape, natural.dtype)
             radius = jax.random.uniform(radius_key, (), natural.dtype) ** (
@@ -187,22 +187,22 @@ def random_start(
 
 
 def steepest(threat: Threat, gradient: jax.Array) -> jax.Array:
-    """The direction of length one that raises the loss fastest to first order.
+    """Returns the direction of length one that raises the loss fastest to first order.
 
     Args:
-        threat: its norm decides what length means.
+        threat: its norm determines how length is measured.
         gradient: d loss / d image, one image of any shape.
 
     Returns:
         Same shape and dtype: the sign for L-inf, the gradient over its length for L2, the sign at
-        the one largest entry for L1; zero where there is no gradient to follow.
+        the largest entry only for L1; zero where the gradient is zero.
     """
     match threat.norm:
         case "linf":
             return jnp.sign(gradient)
         case "l2":
-            # The gradient of a confident network may be as small as 1e-30, whose square is zero in
-            # float32: a largest entry of one first, or the attack would stand still.
+            # The gradient of a confident network may be as small as 1e-30. Its square is zero in
+            # float32, so the gradient is first scaled to a largest entry of one.
             largest = jnp.max(jnp.abs(gradient))
             scaled = gradient / jnp.where(largest > 0, largest, 1.0)
             length = jnp.sqrt(jnp.sum(jnp.square(scaled)))
@@ -214,21 +214,21 @@ def steepest(threat: Threat, gradient: jax.Array) -> jax.Array:
 
 
 def uphill(threat: Threat, image: jax.Array, gradient: jax.Array, length: Any) -> jax.Array:
-    """The move of a given length that raises the loss most to first order.
+    """Returns the move of a given length that raises the loss most to first order.
 
-    In L-inf and L2 the pixel box is left to projection. In L1 a move along one entry would soon be
-    out of the box and lost, so there it is the best one within (why the box matters in L1: Croce &
-    Hein 2021, "Mind the box"): the largest entries of the gradient each go to their bound until the
-    length is used up.
+    For L-inf and L2 the move ignores the pixel box, and the projection enforces it. For L1 a move
+    along one entry would leave the box, and the projection would undo it. So for L1 it is the best
+    move within the box: the largest entries of the gradient each go to their bound until the length
+    is used up (why the box matters for L1: Croce & Hein 2021, "Mind the box").
 
     Args:
-        threat: its norm decides what length means.
+        threat: its norm determines how length is measured.
         image: where the move starts, in [0, 1].
         gradient: d loss / d image there.
         length: of the move, in pixel units.
 
     Returns:
-        What to add to the image: same shape and dtype, no longer than `length`.
+        The move to add to the image: same shape and dtype, no longer than `length`.
     """
     if threat.norm != "l1":
         return length * steepest(threat, gradient)

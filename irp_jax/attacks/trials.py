@@ -1,7 +1,7 @@
-"""Trials on the devices: a batch of them is started, taken some steps further, and looked at.
+"""Batches of trials on the devices: starts them, advances them by some steps, reads the results.
 
-These are the only programs of an evaluation that are compiled: one of each kind for every attack,
-network and batch size.
+Only these programs of an evaluation are compiled: one of each kind for every attack, network and
+batch size.
 """
 
 import functools
@@ -21,19 +21,21 @@ from irp_jax.attacks.losses import LogitsFn, is_correct
 from irp_jax.attacks.threat import Threat, distance
 
 ROUNDING = 1e-5
-"""How far a sum of many pixels may be off in float32, relative to itself."""
+"""Relative error that a sum of many pixels may have in float32."""
 LAST_BIT = 2e-7
-"""How far a pixel may be off."""
+"""Absolute error that a pixel may have in float32."""
 AHEAD = 8
-"""Steps that a loop in Python may be ahead of a CPU. XLA lets 32 programs be under way on a device
-and holds up a launch beyond that in one of its threads, of which there is one a core. If the others
-wait for that very device to join a sum, nothing moves, and after 40 s XLA ends the process."""
+"""Steps that a Python loop takes on a CPU before it waits for the result. XLA allows 32 programs in
+flight on a device. A launch beyond that blocks one of XLA's threads, of which there is one per
+core. If the other threads wait for the same device in a sum over devices, nothing moves, and after
+40 s XLA ends the process."""
 FREE = -1
 """Marks a slot without an image."""
 GRAIN = 4
-"""Batch sizes are multiples of a quarter of the full one, as each costs a compilation."""
+"""Batch sizes are multiples of a quarter of the full size, because each size costs a
+compilation."""
 SMALLEST = 128
-"""With fewer slots than these, an attack has batches of one size only."""
+"""With fewer slots than this, an attack uses only one batch size."""
 
 
 class Trials(NamedTuple):
@@ -46,13 +48,14 @@ class Trials(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What trials have come to, leading axis B on every field.
+    """The results of a batch of trials, leading axis B on every field.
 
     Attributes:
-        claimed: bool, whether the attack says that the image fell.
-        confirmed: bool, whether it does when shown once more, inside the ball and the pixel box.
+        claimed: bool, whether the attack reports an adversarial image.
+        confirmed: bool, whether that image is misclassified in a second forward pass and lies
+            inside the ball and the pixel box.
         image: (B, H, W, C), the worst image found.
-        steps: int32, taken.
+        steps: int32, number of steps taken.
     """
 
     claimed: jax.Array
@@ -70,28 +73,28 @@ def once(
     *,
     key: jax.Array,
 ) -> Any:
-    """One trial of an attack on each image of a batch, whatever its restarts; nothing is fetched.
+    """Runs one trial of an attack on each image of a batch, whatever its number of restarts.
 
-    It may be part of a larger program. Under `jax.jit` on a CPU its steps are written out one after
-    another (see `advance`), which takes long to compile if they are many.
+    No result is fetched to the host, and the call may be part of a larger program. Under `jax.jit`
+    on a CPU its steps are unrolled (see `advance`), and many steps take long to compile.
 
     Args:
         logits_fn: the network.
-        attack: what to run.
+        attack: the attack to run.
         images: (B, H, W, C) float32 in [0, 1].
         labels: (B,) int32.
         threat: the ball.
         key: image i draws from `fold_in(key, i)`.
 
     Returns:
-        The attack's final state; `.worst` is what it found, on the device.
+        The attack's final state; `.worst` is its result, on the device.
     """
     network = as_network(logits_fn)
     batch = begin(network, attack, images, labels, key, threat)
-    sharding = getattr(images, "sharding", None)  # under a trace it has none
+    sharding = getattr(images, "sharding", None)  # a traced array has none
     if isinstance(sharding, NamedSharding):
-        # What is the same for all to begin with comes out on every device whole. Left so, the first
-        # of the steps would be a program of its own.
+        # Arrays that start with equal values for all images come out replicated. With them, the
+        # first step would have its own compiled program.
         rows = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
         batch = jax.device_put(without_threat(batch), rows)
     batch = with_threat(batch, threat)
@@ -99,10 +102,10 @@ def once(
 
 
 def trial_key(key: jax.Array, index: jax.Array | int, number: jax.Array | int) -> jax.Array:
-    """The key of one image's one trial.
+    """Returns the key of one trial of one image.
 
-    It depends on nothing else: not on the batch the image travels in, nor on the number of
-    devices, nor on which other images are still attacked.
+    It depends only on these arguments: not on the batch, the number of devices, or which other
+    images are still attacked.
     """
     return jax.random.fold_in(jax.random.fold_in(key, index), number)
 
@@ -127,21 +130,21 @@ def start(network: Partial, attack: Attack, problem: Problem) -> Trials:
 def restart(
     network: Partial, attack: Attack, batch: Trials, problem: Problem, fresh: jax.Array
 ) -> Trials:
-    """Runs of `problem` in the slots that are `fresh`, `batch` elsewhere."""
+    """Starts trials of `problem` in the slots that are `fresh`; keeps `batch` elsewhere."""
     new = start(network, attack, problem)
     merged = where(fresh, without_threat(new), without_threat(batch))
     return merged._replace(problem=merged.problem._replace(threat=problem.threat))
 
 
 def without_threat(batch: Trials) -> Trials:
-    """What has one row a slot; the ball is one for all."""
+    """Removes the threat, so that every array has one row per slot."""
     return batch._replace(problem=batch.problem._replace(threat=None))  # type: ignore[arg-type]
 
 
 def with_threat(batch: Trials, threat: Threat) -> Trials:
-    """With the radius as the number it was given as.
+    """Puts the threat back, with its radius as the number that the user gave.
 
-    What comes out of a compiled program has it as an array, which would call for another program.
+    Compiled programs return the radius as an array, and an array would need another compilation.
     """
     return batch._replace(problem=batch.problem._replace(threat=threat))
 
@@ -160,10 +163,10 @@ def steps(network: Partial, attack: Attack, batch: Trials, count: jax.Array) -> 
 
 
 def advance(network: Partial, attack: Attack, batch: Trials, count: int) -> Trials:
-    """Takes `count` steps of the trials that are not over; the last `AHEAD` are not waited for.
+    """Takes `count` steps of the running trials.
 
-    On a CPU the loop is here and not in `lax`: XLA lays out the gradients of convolutions well
-    there only outside a loop, and is 8 to 25 times slower inside (jax-ml/jax issue 12868).
+    On a CPU the loop is in Python and not in `lax`, because XLA makes the gradients of convolutions
+    8 to 25 times slower inside a loop (jax-ml/jax issue 12868). It waits after every `AHEAD` steps.
     """
     threat = batch.problem.threat
     if jax.default_backend() != "cpu":
@@ -193,7 +196,7 @@ def begin(
 
 @jax.jit
 def outcome(network: Partial, batch: Trials) -> Outcome:
-    """Looks at what was found once more."""
+    """Reads the results and checks the images found with a second forward pass."""
     problem, worst = batch.problem, batch.state.worst
     is_adversarial = ~jax.vmap(is_correct)(network(worst.image), problem.label)
     far = jax.vmap(distance, (None, 0, 0))(problem.threat, worst.image, problem.image)
@@ -206,7 +209,7 @@ def outcome(network: Partial, batch: Trials) -> Outcome:
 
 @functools.partial(jax.jit, static_argnums=0)
 def go_on(attack: Attack, batch: Trials, doubtful: jax.Array) -> Trials:
-    """Lets trials whose find was not confirmed look further."""
+    """Lets trials whose find was not confirmed continue."""
     worst = batch.state.worst
     nothing = worst._replace(
         is_adversarial=jnp.zeros_like(worst.is_adversarial),
@@ -219,18 +222,18 @@ def go_on(attack: Attack, batch: Trials, doubtful: jax.Array) -> Trials:
 
 
 class Slots(NamedTuple):
-    """What trials are made from. Makes batches of slots on the devices: fills, empties, moves them.
+    """The data of an evaluation, and batches of slots on the devices: fills and moves them.
 
-    `held` says which image is in each slot: (B,) int64, `FREE` where there is none.
+    In the methods, `held` is the image in each slot: (B,) int64, `FREE` where there is none.
 
     Attributes:
         images: (N, H, W, C) float32 in [0, 1], natural.
         labels: (N,) int32.
         order: (N, K) int32, see `Problem`.
         threat: the ball.
-        seed: of every draw.
+        seed: seed of all random numbers.
         size: number of slots, a multiple of the number of devices.
-        mesh: devices over whose axis "data" they are split; one device if None.
+        mesh: devices over whose axis "data" slots are split; one device if None.
     """
 
     images: np.ndarray
@@ -246,7 +249,7 @@ class Slots(NamedTuple):
         return None if self.mesh is None else parallel.batch(self.mesh)
 
     def fitting(self, wanted: int) -> int:
-        """The smallest number of slots that takes so many trials in as few turns as the largest."""
+        """Returns the fewest slots that take `wanted` trials in as few turns as a full batch."""
         if self.size < SMALLEST:
             return self.size
         devices = 1 if self.mesh is None else self.mesh.size
@@ -255,7 +258,7 @@ class Slots(NamedTuple):
         return min(self.size, max(1, -(-wanted // (turns * grain))) * grain)
 
     def _problem(self, attack: Attack, rows: np.ndarray, numbers: np.ndarray) -> Problem:
-        """The trials `numbers` of the images `rows`, on the devices."""
+        """Returns the trials `numbers` of the images `rows`, on the devices."""
         image, label, order, row, number = jax.device_put(
             (self.images[rows], self.labels[rows], self.order[rows], rows, numbers), self._sharding
         )
@@ -275,13 +278,13 @@ class Slots(NamedTuple):
         """Starts a trial in some slots.
 
         Args:
-            network, attack: of the trials.
-            batch: trials under way; None before the first.
+            network, attack: the network and the attack of the trials.
+            batch: the running trials; None before the first.
             held: the image in each slot, with the new ones.
             filled: (F,) the slots to start in, at least one.
             numbers: (N,) int32, the number of each image's next trial.
         """
-        # Every slot gets an image, so that there is one shape; those not filled are dropped.
+        # Every slot gets an image, so that the shape is fixed. `restart` drops those not `fresh`.
         rows = np.where(held == FREE, held[filled[0]], held).astype(np.int32)
         fresh = np.zeros(len(held), bool)
         fresh[filled] = True

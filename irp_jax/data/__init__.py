@@ -1,6 +1,6 @@
-"""Names become arrays; augmentation happens on the device.
+"""Loads data sets as arrays, and augments images on the device.
 
-The only package that imports TensorFlow Datasets, scikit-learn and PIL.
+Only this package imports TensorFlow Datasets, scikit-learn and PIL.
 """
 
 from irp_jax.data.arrays import (

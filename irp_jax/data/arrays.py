@@ -1,4 +1,4 @@
-"""A data set as NumPy arrays, and the stratified split that holds images out."""
+"""A data set as NumPy arrays, and stratified splits."""
 
 import dataclasses
 import hashlib
@@ -34,10 +34,10 @@ class Dataset:
     """Three splits that share one image shape and one list of classes.
 
     Attributes:
-        name: the name or path it was loaded by.
-        train: the images to learn from.
-        validation: images held out of training, to choose by; may be empty.
-        test: the images for the final number alone.
+        name: the name or path that it was loaded from.
+        train: the training images.
+        validation: images held out of training, for model selection; may be empty.
+        test: the images for the final figures only.
         class_names: one name per class, in label order.
     """
 
@@ -60,42 +60,42 @@ class Dataset:
 
 
 ROUNDING = 1e-6
-"""How far a pixel may lie outside [0, 1] by rounding alone: a few times what float32 can tell."""
+"""How far a rounding error may take a pixel outside [0, 1]: a few float32 resolutions."""
 
 
 def in_unit_range(images: np.ndarray) -> np.ndarray | None:
-    """Float images with rounding noise beyond [0, 1] cut off; None where there is more than that.
+    """Returns float images with rounding errors beyond [0, 1] clipped; None for larger excess.
 
     Args:
-        images: floats of any shape, at least one. NaN lies outside.
+        images: floats of any shape, at least one. NaN counts as outside.
     """
     low, high = float(images.min()), float(images.max())
-    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # so written, it refuses NaN too
+    if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # written so that NaN fails as well
         return None
     return images if low >= 0 and high <= 1 else np.clip(images, 0, 1)
 
 
 def stratified_indices(labels: np.ndarray, count: int) -> np.ndarray:
-    """Chooses ``count`` examples that have the classes in the proportions of the whole.
+    """Chooses ``count`` examples in which the classes have the proportions of the whole set.
 
-    Each class gives its exact share rounded down; the examples still missing come from the classes
-    with the largest remainders. The choice depends on ``labels`` and ``count`` alone: it is the
-    same on every machine and with every NumPy.
+    Each class contributes its exact share rounded down. The remaining examples come from the
+    classes with the largest remainders. The choice depends on ``labels`` and ``count`` only: it is
+    the same on every machine and with every NumPy version.
 
     Args:
         labels: ``(N,)`` integers.
         count: how many to choose, in ``[0, N]``.
 
     Returns:
-        ``(count,)`` int64 indices into ``labels``, ascending, without repeats; no class gives
-        fewer than its share rounded down or more than its share rounded up.
+        ``(count,)`` int64 indices into ``labels``, ascending, without repeats. Every class
+        contributes its share, rounded down or up.
     """
     classes, sizes = np.unique(labels, return_counts=True)
-    # Integers, so that no rounding error decides which class gives the odd example.
+    # Integers, so that no rounding error affects the choice of classes.
     quotas, remainders = np.divmod(sizes * count, max(len(labels), 1))
     largest = np.argsort(-remainders, kind="stable")[: count - quotas.sum()]
     quotas[largest] += 1
-    # RandomState's stream is frozen by NumPy's policy; Generator's may change between versions.
+    # NumPy guarantees the stream of RandomState; that of Generator may change between versions.
     random = np.random.RandomState(0)
     chosen = [
         random.permutation(np.flatnonzero(labels == label))[:quota]
@@ -105,7 +105,7 @@ def stratified_indices(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 def hold_out(split: Split, count: int) -> tuple[Split, Split]:
-    """Parts a split in two, class by class.
+    """Divides a split in two, with the same class proportions.
 
     Args:
         split: N examples.
@@ -121,14 +121,14 @@ def hold_out(split: Split, count: int) -> tuple[Split, Split]:
 
 
 def limited(dataset: Dataset, count: int) -> Dataset:
-    """The data set with `count` of its training images, stratified, see `stratified_indices`.
+    """Returns the data set with `count` of its training images; see `stratified_indices`.
 
     Raises:
-        UserError: there are not so many.
+        UserError: there are fewer training images.
     """
     if count > len(dataset.train):
         raise UserError(
-            f"{count:,} training images are wanted of {dataset.name}, but it has "
+            f"{count:,} training images are requested of {dataset.name}, but it has "
             f"{len(dataset.train):,}: give --train-images at most that, or 0 for all"
         )
     chosen = stratified_indices(dataset.train.labels, count)
@@ -136,13 +136,13 @@ def limited(dataset: Dataset, count: int) -> Dataset:
 
 
 def digest(dataset: Dataset) -> str:
-    """SHA-256 of a data set's images, labels and class names."""
+    """Returns the SHA-256 of a data set's images, labels and class names."""
     names = repr(dataset.class_names).encode()
     return _digest(names, dataset.train, dataset.validation, dataset.test)
 
 
 def split_digest(split: Split) -> str:
-    """SHA-256 of the images and labels of a split; empty for an empty one."""
+    """Returns the SHA-256 of the images and labels of a split; an empty string if it is empty."""
     return _digest(b"", split) if len(split) else ""
 
 
@@ -159,11 +159,11 @@ def validation_size(fraction: float, train_size: int) -> int:
     """Returns how many training images the validation split takes.
 
     Args:
-        fraction: the part of the training images to hold out, in ``[0, 1)``; 0 holds out none.
+        fraction: the fraction of training images to hold out, in ``[0, 1)``; 0 holds out none.
         train_size: the number of training images.
 
     Raises:
-        UserError: when the fraction is out of range or leaves nothing to train on.
+        UserError: the fraction is out of range or leaves no training images.
     """
     if not 0 <= fraction < 1:  # false for NaN as well
         raise UserError(

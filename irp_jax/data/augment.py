@@ -11,13 +11,13 @@ from irp_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What is done at random to each training image; the default does nothing.
+    """The random changes to each training image; the default does nothing.
 
     Attributes:
-        crop_padding: pixels of black put round the image before a window of its own size is cut
-            out at a uniformly random place; 0 switches cropping off.
+        crop_padding: width in pixels of a black border. The image is padded with it, then cropped
+            to its own size at a uniformly random place; 0 switches cropping off.
         flip: whether an image is mirrored left to right with probability one half.
-        cutout: side in pixels of a square that is blackened; its centre is uniform over the
+        cutout: side in pixels of a square that is set to black. Its centre is uniform over the
             image, so part of the square may lie outside; 0 switches cutout off.
     """
 
@@ -41,11 +41,11 @@ def augment(key: jax.Array, images: jax.Array, policy: Augmentation) -> jax.Arra
     Args:
         key: a PRNG key; equal keys give equal results.
         images: ``(N, H, W, C)`` uint8.
-        policy: what to do; compiled in.
+        policy: the changes; a static argument of the compiled program.
 
     Returns:
-        ``(N, H, W, C)`` uint8. Each pixel is 0 or one of the same image's pixels; the default
-        policy returns the images unchanged.
+        ``(N, H, W, C)`` uint8. Each pixel is 0 or a pixel of the same image. The default policy
+        returns the images unchanged.
 
     References:
         Crop and flip: He et al., Deep Residual Learning for Image Recognition, 2016, section 4.2.
@@ -63,34 +63,34 @@ def augment(key: jax.Array, images: jax.Array, policy: Augmentation) -> jax.Arra
 
 
 def augment_each(keys: jax.Array, images: jax.Array, policy: Augmentation) -> jax.Array:
-    """`augment` with a key for each image: what becomes of one does not depend on the others.
+    """Applies `augment` with one key per image, so that each result depends on its image only.
 
     Args:
         keys: (N,) PRNG keys.
         images: (N, H, W, C), of any dtype.
-        policy: what to do.
+        policy: the changes.
     """
     return jax.vmap(lambda key, image: augment(key, image[None], policy)[0])(keys, images)
 
 
 def view_keys(key: jax.Array, view: jax.Array | int, indices: jax.Array) -> jax.Array:
-    """A key for each image: the same one whenever this image is seen in this view.
+    """Returns a key for each image that depends only on `key`, the view and the image's index.
 
     Args:
-        key: of the run.
-        view: () int32, number of the view: the epoch, or fewer that are seen again and again.
-        indices: (N,) int32, where in the data set the images are.
+        key: the key of the run.
+        view: () int32, number of the view: the epoch, or a smaller number if views are repeated.
+        indices: (N,) int32, positions of the images in the data set.
 
     Returns:
         (N,) PRNG keys.
     """
-    # A number that no step has, so that no other draw of the run has this key.
+    # No step has this number, so no other key of the run is equal to this one.
     own = jax.random.fold_in(jax.random.fold_in(key, 2**32 - 3), view)
     return jax.vmap(jax.random.fold_in, (None, 0))(own, indices)
 
 
 def _crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
-    """Cuts a window of the image's own size out of each padded image."""
+    """Crops each padded image to its original size at a random place."""
     number, height, width, channels = images.shape
     margin = ((0, 0), (padding, padding), (padding, padding), (0, 0))
     corners = jax.random.randint(key, (number, 2), 0, 2 * padding + 1)
@@ -103,7 +103,7 @@ def _crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
 
 
 def _cutout(key: jax.Array, images: jax.Array, side: int) -> jax.Array:
-    """Blackens one square in each image."""
+    """Sets one square in each image to black."""
     number, height, width, _ = images.shape
     row_key, column_key = jax.random.split(key)
     top = jax.random.randint(row_key, (number, 1), 0, height) - side // 2

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 grey images of 8 x 8 pixels that need no download."""
+"""The handwritten digits of scikit-learn: 1,797 grey images of 8 x 8 pixels, no download."""
 
 import numpy as np
 from sklearn import datasets
@@ -14,7 +14,7 @@ def load_digits() -> tuple[Split, Split, tuple[str, ...]]:
 
     Returns:
         1,437 training images, 360 test images, both ``(N, 8, 8, 1)`` uint8, and the class names.
-        The grey levels 0 to 16 are spread evenly over 0 to 255.
+        The grey levels 0 to 16 are scaled linearly to 0 to 255 and rounded.
 
     References:
         E. Alpaydin, C. Kaynak: Optical Recognition of Handwritten Digits, UCI Machine Learning

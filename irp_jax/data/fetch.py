@@ -1,7 +1,7 @@
-"""Where the official files come from: the user's disk first, then the network.
+"""Finds the official files on the user's disk, and checks the network before a download.
 
-A download must match its published checksum. A file that the user placed may be packed anew, see
-`find_local_files`.
+A download must match its published checksum. A file that the user placed may be compressed again,
+see `find_local_files`.
 """
 
 import hashlib
@@ -28,8 +28,8 @@ _SLACK_BYTES = 64 << 20
 def find_local_files(name: str, url_infos: Mapping[str, Any], root: Path) -> dict[str, Path]:
     """Finds official files that need no download.
 
-    A file counts by its official name, where a user would put it, or by its published checksum,
-    where an earlier download left it under another name.
+    A file counts if it has its official name in a folder for the user's files, or its published
+    checksum under any name in the folder of earlier downloads.
     """
     found = {}
     downloads = root / "downloads"
@@ -56,12 +56,12 @@ def find_local_files(name: str, url_infos: Mapping[str, Any], root: Path) -> dic
 
 
 def _accept(path: Path, name: str, expected: str) -> bool:
-    """Decides on a file that the user put there; warns where its checksum is not the published one.
+    """Returns whether to use a file that the user placed; warns if its checksum is not published.
 
-    The published checksum is that of the compressed file: the same images packed anew have
-    another. Such a file is accepted here, and its contents must then have exactly the published
-    sizes and label ranges. A file that another set publishes under the same name (MNIST and
-    Fashion-MNIST) is passed over.
+    The published checksum is that of the compressed file. The same images compressed again have
+    another. Such a file is accepted here. Its contents must then have exactly the published sizes
+    and label ranges. A file that another set publishes under the same name (MNIST and
+    Fashion-MNIST) is skipped.
     """
     actual = _sha256(path)
     if actual == expected:
@@ -69,10 +69,10 @@ def _accept(path: Path, name: str, expected: str) -> bool:
     for other, official in OFFICIAL.items():
         infos = tfds.builder_cls(other).url_infos
         if actual in {infos[url].checksum for url in official.urls}:
-            _log.warning("%s belongs to %s, not to %s: passed over", path, other, name)
+            _log.warning("%s belongs to %s, not to %s: skipped", path, other, name)
             return False
     _log.warning(
-        "%s: sha256 is %s, published for %s is %s; used all the same if its contents fit",
+        "%s: sha256 is %s, published for %s is %s; used if its contents are valid",
         path, actual, name, expected,
     )  # fmt: skip
     return True
@@ -89,7 +89,7 @@ def _sha256(path: Path) -> str:
 def check_room(
     name: str, url_infos: Mapping[str, Any], missing: Mapping[str, str], root: Path
 ) -> None:
-    """Refuses, before any download, a directory that cannot be written or has too little room."""
+    """Raises UserError if the directory is not writable or has too little room for the set."""
     parent = root
     while not parent.exists():
         parent = parent.parent
@@ -98,7 +98,7 @@ def check_room(
             f"cannot prepare {name} in {root}: {parent} is not a directory that can be written; "
             "choose another place with --data-dir"
         )
-    # The prepared set takes about as much as the official files, and more for the small ones.
+    # The prepared set takes about as much room as the official files, and more for small sets.
     urls = [*missing.values(), *OFFICIAL[name].urls]
     needed = sum(url_infos[url].size for url in urls) + _SLACK_BYTES
     free = shutil.disk_usage(parent).free
@@ -110,7 +110,7 @@ def check_room(
 
 
 def check_network(name: str, missing: Mapping[str, str], root: Path) -> None:
-    """Asks the server once: the downloader itself would retry for minutes before giving up."""
+    """Sends one request, because the downloader itself retries for minutes before it fails."""
     url = next(iter(missing.values()))
     try:
         with requests.get(url, stream=True, timeout=_CONNECT_TIMEOUT_S) as response:

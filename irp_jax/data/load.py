@@ -1,4 +1,4 @@
-"""From a data set's name to its arrays."""
+"""Loads a data set by name."""
 
 import os
 
@@ -17,7 +17,7 @@ DATASETS: dict[str, Augmentation] = {
     "fashion_mnist": Augmentation(crop_padding=2, flip=True),
     "digits": Augmentation(),
 }
-"""The sets known by name, and what suits their training images; digits are never mirrored."""
+"""The sets known by name, with their default augmentation. Digits are never mirrored."""
 
 
 def load(name: str, *, data_dir: str | None = None, validation_fraction: float = 0.02) -> Dataset:
@@ -25,20 +25,20 @@ def load(name: str, *, data_dir: str | None = None, validation_fraction: float =
 
     Args:
         name: a key of `DATASETS`, or the path of a user's ``.npz`` file (see `irp_jax.data.npz`).
-        data_dir: for the downloaded sets, the directory that holds or gets the prepared set and
-            may hold the official files; None means ``$TFDS_DATA_DIR``, else
+        data_dir: for the downloaded sets, the directory for the prepared set, which may also hold
+            the official files; None means ``$TFDS_DATA_DIR``, else
             ``~/tensorflow_datasets``.
-        validation_fraction: the part of the *training* images held out for validation, in
+        validation_fraction: the fraction of *training* images held out for validation, in
             ``[0, 1)``; 0 gives an empty split. An ``.npz`` file with its own validation images
             keeps those instead.
 
     Returns:
         The arrays. ``round(validation_fraction * N)`` of the N training images are held out, each
-        class in proportion, always the same ones; the test split is never touched.
+        class in proportion, always the same images. The test split does not change.
 
     Raises:
-        UserError: for an unknown name, a file that cannot be used, a download that fails, or a
-            validation fraction out of range.
+        UserError: the name is unknown, a file is invalid, a download fails, or the validation
+            fraction is out of range.
     """
     validation_size(validation_fraction, 1_000_000)  # refuse a bad fraction before any download
     train, validation, test, class_names = _load_splits(name, data_dir)
@@ -50,13 +50,13 @@ def load(name: str, *, data_dir: str | None = None, validation_fraction: float =
 
 
 def check_name(name: str) -> None:
-    """Refuses a name that `load` would not know, without loading anything.
+    """Raises UserError for a name that `load` does not know, without loading anything.
 
     Args:
         name: a key of `DATASETS` or the path of an existing ``.npz`` file.
 
     Raises:
-        UserError: naming the nearest set, or the missing file.
+        UserError: the name is unknown; the message gives the nearest name, or the missing file.
     """
     if name in DATASETS:
         return
@@ -69,15 +69,15 @@ def check_name(name: str) -> None:
 
 
 def default_augmentation(name: str, image_shape: tuple[int, int, int]) -> Augmentation:
-    """Returns what to do to the training images when the user does not say.
+    """Returns the default augmentation of the training images.
 
     Args:
         name: a data set's name or path.
         image_shape: ``(H, W, C)`` of its images.
 
     Returns:
-        The policy in `DATASETS`; for a user's own images a crop by 4 pixels when both sides are
-        over 24 pixels, and never a flip, which could change what an image shows.
+        The policy in `DATASETS`. A user's own images are cropped with a padding of 4 pixels if both
+        sides are over 24 pixels. They are never flipped, because a flip may change the class.
     """
     if name in DATASETS:
         return DATASETS[name]
@@ -91,11 +91,11 @@ def _is_path(name: str) -> bool:
 def _load_splits(
     name: str, data_dir: str | None
 ) -> tuple[Split, Split | None, Split, tuple[str, ...]]:
-    """Returns training, validation where the set has one, and test split, and the class names."""
+    """Returns training, validation (None if the set has none) and test split, and class names."""
     check_name(name)
     if _is_path(name):
         return load_npz(name)
-    # Imported where they are needed: they are slow to import, and an extra of their own.
+    # Imported only when needed: these packages are slow to import and optional.
     if name == "digits":
         with extra("data"):
             from irp_jax.data.digits import load_digits

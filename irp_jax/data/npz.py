@@ -39,14 +39,14 @@ def load_npz(path: str) -> tuple[Split, Split | None, Split, tuple[str, ...]]:
     """Loads and checks a user's arrays.
 
     Args:
-        path: the ``.npz`` file, laid out as this module's docstring says.
+        path: the ``.npz`` file, in the layout of this module's docstring.
 
     Returns:
         Training split, validation split (None if the file has none), test split, class names.
         Images are ``(N, H, W, C)`` uint8 with C 1 or 3, labels ``(N,)`` int32.
 
     Raises:
-        UserError: for whatever does not fit that layout; nothing in the file is ever executed.
+        UserError: the file does not have that layout. No code in the file is ever executed.
     """
     return checked(path, _read(path))
 
@@ -54,17 +54,17 @@ def load_npz(path: str) -> tuple[Split, Split | None, Split, tuple[str, ...]]:
 def checked(
     path: str, arrays: Mapping[str, np.ndarray]
 ) -> tuple[Split, Split | None, Split, tuple[str, ...]]:
-    """Checks arrays laid out as this module's docstring says.
+    """Checks arrays and converts them to splits.
 
     Args:
-        path: where they are from, for messages.
-        arrays: name -> array.
+        path: where the arrays come from, for messages.
+        arrays: name -> array, in the layout of this module's docstring.
 
     Returns:
         As `load_npz`.
 
     Raises:
-        UserError: for whatever does not fit that layout.
+        UserError: the arrays do not have that layout.
     """
     splits = {
         name: _split(path, arrays, name)
@@ -148,7 +148,7 @@ def _images(what: str, images: np.ndarray) -> np.ndarray:
         raise UserError(f"{what} has shape {images.shape}, which is empty: give at least one image")
     if np.issubdtype(images.dtype, np.floating):
         if not np.isfinite(images).all():
-            raise UserError(f"{what} holds NaN or infinity: clean the images first")
+            raise UserError(f"{what} holds NaN or infinity: remove these values first")
         clipped = in_unit_range(images)
         if clipped is None:
             raise UserError(
@@ -182,7 +182,7 @@ def _labels(what: str, labels: np.ndarray) -> np.ndarray:
 def _class_names(
     path: str, arrays: Mapping[str, np.ndarray], labels: np.ndarray
 ) -> tuple[str, ...]:
-    """Returns the class names, or the numbers where the file names no classes."""
+    """Returns the class names; the label numbers if the file has no names."""
     if "class_names" in arrays:
         names = arrays["class_names"]
         if names.ndim != 1 or names.dtype.kind != "U" or len(names) < 2:

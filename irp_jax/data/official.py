@@ -1,8 +1,8 @@
-"""The official archives of the public image sets, read with the standard library and NumPy.
+"""Reads the official archives of the public image sets with the standard library and NumPy.
 
-Nothing is unpacked to disk and nothing is unpickled: CIFAR comes from its *binary* archive, whose
-members are read in memory by their exact names, so a hostile archive has no path to write to and no
-code to run.
+Nothing is unpacked to disk, and nothing is unpickled. CIFAR is read from its *binary* archive, in
+memory and by the exact names of its members. So a hostile archive can neither write a file nor run
+code.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What an archive holds.
+    """The contents of an archive.
 
     Attributes:
-        splits: ``"train"`` and ``"test"`` to columns; column ``image`` is ``(N, H, W, C)`` uint8,
-            every label column ``(N,)`` uint8. The order is the archive's.
-        class_names: label column to its class names, where the archive itself names them.
+        splits: ``"train"`` and ``"test"`` -> columns. Column ``image`` is ``(N, H, W, C)`` uint8,
+            every label column is ``(N,)`` uint8. The order is that of the archive.
+        class_names: label column -> class names, if the archive contains them.
     """
 
     splits: Mapping[str, Mapping[str, np.ndarray]]
@@ -32,15 +32,15 @@ class Contents:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Official:
-    """How one set is published.
+    """The published form of one set.
 
     Attributes:
         urls: one per file; the last part of each is the file's name.
         sizes: the exact number of images in ``"train"`` and ``"test"``.
-        parse: from the files' paths by name, and the sizes, to the contents. Raises `ValueError`
-            unless the files hold exactly that many images with labels in range.
-        id_format: how TensorFlow Datasets spells an example's ``id`` from its split and its place
-            in the archive; None where its examples carry none.
+        parse: (file name -> path, sizes) -> contents. Raises `ValueError` unless the files hold
+            exactly that many images with labels in range.
+        id_format: format of an example's ``id`` in TensorFlow Datasets, from its split and its
+            index in the archive; None if its examples have no id.
     """
 
     urls: tuple[str, ...]
@@ -50,20 +50,20 @@ class Official:
 
     @property
     def files(self) -> dict[str, str]:
-        """File name to URL."""
+        """File name -> URL."""
         return {url.rsplit("/", 1)[1]: url for url in self.urls}
 
     def read(self, paths: Mapping[str, Path]) -> Contents:
         """Reads the files.
 
         Args:
-            paths: file name to where the file lies.
+            paths: file name -> path.
 
         Returns:
             The contents.
 
         Raises:
-            ValueError: when a file is not what it should be; the message says in which way.
+            ValueError: a file is invalid; the message says why.
         """
         try:
             return self.parse(paths, self.sizes)
@@ -90,11 +90,11 @@ def _read_cifar(
     """Reads a binary CIFAR archive: records of label bytes, then 3 x 32 x 32 image bytes.
 
     Args:
-        paths: the one archive by its name.
+        paths: file name -> path of the one archive.
         sizes: images per split.
-        members: split to the archive's members that hold it.
-        labels: label column, in the order of the bytes, to the member with its class names and the
-            number of classes.
+        members: split -> the members of the archive that hold it.
+        labels: label column -> the member with its class names, and the number of classes. The
+            columns are in the order of the label bytes.
 
     References:
         https://www.cs.toronto.edu/~kriz/cifar.html, section "Binary version".
@@ -135,7 +135,7 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     header = 4 + 4 * len(shape)
     size = int(np.prod(shape))
     with gzip.open(path, "rb") as stream:
-        # One byte past the end tells a longer file, and bounds what a bomb can unpack to.
+        # One extra byte detects a longer file, and the bound limits the size of a gzip bomb.
         data = stream.read(header + size + 1)
     found = tuple(np.frombuffer(data[4:header], ">i4").tolist())
     _check(data[:4] == bytes([0, 0, 8, len(shape)]), f"{path.name} is no IDX file of bytes")
@@ -145,7 +145,7 @@ def _read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _read_mnist(paths: Mapping[str, Path], sizes: Mapping[str, int]) -> Contents:
-    """Reads the four files of MNIST and of the sets that took over its format."""
+    """Reads the four files of MNIST, or of a set in the same format."""
     splits = {}
     for split, prefix in {"train": "train", "test": "t10k"}.items():
         size = sizes[split]

@@ -1,14 +1,14 @@
-"""Public image sets through TensorFlow Datasets, without TensorFlow.
+"""Loads public image sets through TensorFlow Datasets, without TensorFlow.
 
-A set is prepared once: the official files are downloaded (or found where the user put them),
-checked, and written as ArrayRecord into ``DATA_DIR/NAME/VERSION/``, where `tfds.data_source` reads
-them without TensorFlow. Name, version, features and order are those of the stock builder, so a
-set that someone else's TensorFlow Datasets prepared there is used as it is. Only preparing needs
-replacing: the stock builders call TensorFlow to unpack archives and to encode images. One split
-is left out, SVHN's ``extra`` with 1.3 GB of images that nothing here reads.
+A set is prepared once. The official files are downloaded, or found where the user placed them. They
+are checked and written as ArrayRecord into ``DATA_DIR/NAME/VERSION/``. `tfds.data_source` reads
+them from there without TensorFlow. Name, version, features and order are those of the stock
+builder, so a set that stock TensorFlow Datasets prepared there is used unchanged. Only the
+preparation is replaced, because the stock builders call TensorFlow to unpack archives and to encode
+images. One split is left out: SVHN's ``extra``, 1.3 GB of images that this package does not use.
 
-Preparation happens in a directory with another name, renamed when it is complete, so a killed run
-never leaves a set that looks finished.
+The set is prepared in a directory with another name, which is renamed when it is complete. A killed
+run therefore never leaves a set that looks finished.
 """
 
 import contextlib
@@ -40,22 +40,22 @@ _TFRECORD = tfds.core.FileFormat.TFRECORD
 
 
 def load_prepared(name: str, data_dir: str | None) -> tuple[Split, Split, tuple[str, ...]]:
-    """Loads a public set; prepares it first where that has not been done yet.
+    """Loads a public set; prepares it first if necessary.
 
     Args:
         name: a key of `OFFICIAL`.
-        data_dir: where the prepared set or the official files lie, and where the prepared set
-            goes; None means ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
+        data_dir: the directory of the prepared set, which may also hold the official files; None
+            means ``$TFDS_DATA_DIR``, else ``~/tensorflow_datasets``.
 
     Returns:
-        Training images and test images, and the class names. Where the stored examples carry an
-        id (CIFAR, SVHN) the order is that of the official files, otherwise that of the stock
-        TensorFlow Datasets set; either way it is the same on every machine.
+        Training images, test images and class names. If the stored examples have an id (CIFAR,
+        SVHN), the order is that of the official files, otherwise that of the stock TensorFlow
+        Datasets set. The order is the same on every machine.
 
     Raises:
-        UserError: when there is no network and no local file, a download does not match its
-            published checksum, a local file is not the set it is named for, the directory cannot
-            be written, or a prepared set is damaged.
+        UserError: there is neither network nor local file, a download does not match its published
+            checksum, a local file is not the official one, the directory is not writable, or a
+            prepared set is damaged.
     """
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     builder = _make_builder(name, root)
@@ -79,7 +79,7 @@ def _damaged(place: str | Path, error: Exception) -> UserError:
 
 
 def _make_builder(name: str, root: Path) -> Any:
-    """Returns the builder of one set: the stock one, but with a preparation free of TensorFlow."""
+    """Returns the stock builder of one set with a preparation that does not use TensorFlow."""
     stock = tfds.builder_cls(name)
     official = OFFICIAL[name]
 
@@ -112,7 +112,7 @@ def _make_builder(name: str, root: Path) -> Any:
         ) -> Iterator[tuple[int, dict[str, Any]]]:
             labels = [column for column in columns if column != "image"]
             for index, pixels in enumerate(columns["image"]):
-                # Arrays would be encoded by TensorFlow, PIL images are encoded by PIL.
+                # TensorFlow would encode arrays. PIL encodes PIL images.
                 example: dict[str, Any] = {"image": Image.fromarray(np.squeeze(pixels))}
                 for label in labels:
                     example[label] = int(columns[label][index])
@@ -128,7 +128,7 @@ def _make_builder(name: str, root: Path) -> Any:
 
 
 def _is_prepared(builder: Any) -> bool:
-    # The builder's own method says the same and logs a warning where the answer is no.
+    # The builder's own method logs a warning if the set is not prepared.
     return (Path(builder.data_dir) / "dataset_info.json").is_file()
 
 
@@ -146,7 +146,7 @@ def _prepare(builder: Any, name: str, root: Path) -> None:
         tfds.disable_progress_bar()
     config = tfds.download.DownloadConfig(force_checksums_validation=True, try_download_gcs=False)
     try:
-        # Standard output belongs to the caller; the library announces its progress there.
+        # The library prints its progress to standard output, which is the caller's.
         with contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare(download_config=config, file_format="array_record")
     except tfds.download.DownloadError as error:
@@ -154,9 +154,9 @@ def _prepare(builder: Any, name: str, root: Path) -> None:
     except requests.RequestException as error:
         raise download_failed(name, missing, root, type(error).__name__) from error
     except tfds.core.download.download_manager.NonMatchingChecksumError as error:
-        reason = "what the server sent does not have the published checksum"
+        reason = "the downloaded file does not have the published checksum"
         raise download_failed(name, missing, root, reason) from error
-    except (OSError, RuntimeError) as error:  # the record writer reports a full disk by the latter
+    except (OSError, RuntimeError) as error:  # the record writer's RuntimeError: a full disk
         if _is_prepared(builder):
             return  # another process finished the same set first
         raise UserError(
@@ -168,10 +168,10 @@ def _prepare(builder: Any, name: str, root: Path) -> None:
 
 
 def _read_split(builder: Any, split: str) -> Split:
-    """Reads one prepared split whole."""
+    """Reads one whole prepared split."""
     channels = builder.info.features["image"].shape[-1]
     expected = builder.info.splits[split].num_examples
-    # The protocol buffer is read directly: decoding through the features costs three times as long.
+    # Parsed directly, because decoding through the features takes three times as long.
     examples = [
         tf_example_pb2.Example.FromString(record).features.feature
         for record in _records(builder, split)
@@ -202,7 +202,7 @@ def _records(builder: Any, split: str) -> Iterable[bytes]:
 
 
 def _tfrecords(path: Path) -> Iterator[bytes]:
-    """Yields the records of a TFRecord file, what stock TensorFlow Datasets writes by default.
+    """Yields the records of a TFRecord file, the default format of stock TensorFlow Datasets.
 
     A record is a little-endian uint64 length, its 4-byte checksum, the data and their 4-byte
     checksum. The checksums are not verified; a truncated file raises `ValueError`.

@@ -1,4 +1,4 @@
-"""Blur: each pixel becomes an average of pixels near it.
+"""Blur: each pixel becomes an average of nearby pixels.
 
 For the arguments that all corruptions share, see `irp_jax.data.corruptions.noise`.
 """
@@ -12,14 +12,14 @@ from irp_jax.data.corruptions.draws import Generators, draw
 
 
 def defocus_blur(images: np.ndarray, _: Generators, radius: float, softness: float) -> np.ndarray:
-    """Averages over a disk, as a lens out of focus does.
+    """Averages over a disk, like a lens out of focus.
 
     Args:
         images: see the module.
         radius: of the disk, in pixels; below 1 the disk is a single pixel.
-        softness: standard deviation in pixels of the Gaussian, cut to 3 x 3, that softens the disk.
+        softness: standard deviation in pixels of the 3 x 3 Gaussian that smooths the disk.
     """
-    reach = int(radius) + 1  # the softening needs one pixel round the disk
+    reach = int(radius) + 1  # the smoothing needs one pixel around the disk
     offsets = np.arange(-reach, reach + 1)
     kernel = (offsets**2 + offsets[:, None] ** 2 <= radius**2).astype(float)
     taps = np.exp(-0.5 * (np.arange(-1, 2) / softness) ** 2)
@@ -30,22 +30,22 @@ def defocus_blur(images: np.ndarray, _: Generators, radius: float, softness: flo
 
 
 def glass_blur(images: np.ndarray, random: Generators, sigma: float, rounds: int) -> np.ndarray:
-    """Smooths, lets pixels change places with near ones, and smooths again: frosted glass.
+    """Smooths, replaces pixels by random neighbours, and smooths again, like frosted glass.
 
-    The paper speaks of swaps. The published program swaps NumPy views, which copies the neighbour
-    and loses the pixel; in its scanning order the neighbour is always still untouched. So in the
-    published images each pixel has an old value out of the 2 x 2 square that it is the lower right
-    corner of, and so it has here.
+    The paper describes swaps of pixels. The published program swaps NumPy views, which copies the
+    neighbour and loses the pixel. In its scanning order the neighbour is still unchanged. In the
+    published images each pixel therefore has an old value from the 2 x 2 square of which it is the
+    lower right corner. This function does the same.
 
     Args:
         images: see the module.
         random: see the module.
         sigma: standard deviation of the smoothing, in pixels.
-        rounds: how often the pixels change places.
+        rounds: number of times that the pixels are replaced.
     """
     number, height, width, _ = images.shape
     images = ndimage.gaussian_filter(images, (0, sigma, sigma, 0), mode="nearest")
-    shape = (2, height - 2, width - 2)  # the published loops leave two rows and columns alone
+    shape = (2, height - 2, width - 2)  # the published loops skip two rows and columns
     for _ in range(rounds):
         shifts = draw(random, lambda generator: generator.randint(-1, 1, shape))
         rows = np.arange(2, height)[:, None] + shifts[:, 0]
@@ -69,11 +69,11 @@ def motion_blur(images: np.ndarray, random: Generators, radius: int, sigma: floa
 
 
 def line_blur(images: np.ndarray, degrees: np.ndarray, radius: int, sigma: float) -> np.ndarray:
-    """Averages along a line that starts at the pixel, with weights that fall off as a Gaussian.
+    """Averages along a line that starts at the pixel, with Gaussian weights.
 
     Args:
         images: ``(N, H, W, C)`` float64.
-        degrees: ``(N,)`` each image's direction; 0 looks right, 90 down.
+        degrees: ``(N,)`` each image's direction; 0 is right, 90 is down.
         radius: the line is ``2 * radius + 1`` pixels long.
         sigma: standard deviation of the Gaussian, in pixels.
 
@@ -81,8 +81,8 @@ def line_blur(images: np.ndarray, degrees: np.ndarray, radius: int, sigma: float
         ``(N, H, W, C)`` float64. Pixels beyond the border equal the nearest one inside.
 
     References:
-        The motion blur of ImageMagick, which the published program calls, worked anew from its
-        definition; ImageMagick also rounds the result to 16 bits.
+        The motion blur of ImageMagick, which the published program calls, implemented from its
+        definition. ImageMagick also rounds the result to 16 bits.
     """
     number, height, width, _ = images.shape
     steps = np.arange(2 * radius + 1)
@@ -101,12 +101,12 @@ def line_blur(images: np.ndarray, degrees: np.ndarray, radius: int, sigma: float
 
 
 def zoom_blur(images: np.ndarray, _: Generators, stop: float) -> np.ndarray:
-    """Averages the image with ever larger versions of itself, as when moving towards the scene.
+    """Averages the image with enlarged versions of itself, as when moving towards the scene.
 
     Args:
         images: see the module.
-        stop: where the magnifications, in steps of 0.01 from 1, stop. As in the published program,
-            the rounding of `numpy.arange` decides whether it takes part itself.
+        stop: end of the magnifications, which start at 1 in steps of 0.01. As in the published
+            program, the rounding of `numpy.arange` decides whether the end is included.
     """
     factors = np.arange(1, stop, 0.01)
     total = images + sum(magnify(images, factor) for factor in factors)
@@ -114,7 +114,7 @@ def zoom_blur(images: np.ndarray, _: Generators, stop: float) -> np.ndarray:
 
 
 def magnify(images: np.ndarray, factor: float) -> np.ndarray:
-    """Enlarges the middle of each image to the size of the whole, bilinearly.
+    """Enlarges the middle of each image to the size of the whole, with bilinear interpolation.
 
     Args:
         images: ``(N, H, W, C)`` float64.
@@ -132,6 +132,6 @@ def _magnifier(size: int, factor: float) -> np.ndarray:
     cropped = math.ceil(size / factor)
     zoomed = round(cropped * factor)
     surplus = (zoomed - size) // 2
-    # The end pixels keep their centres, as in scipy.ndimage.zoom.
+    # The centres of the end pixels stay in place, as in scipy.ndimage.zoom.
     places = (size - cropped) // 2 + np.linspace(0, cropped - 1, zoomed)[surplus : surplus + size]
     return np.maximum(0, 1 - np.abs(places[:, None] - np.arange(size)))

@@ -1,4 +1,4 @@
-"""Digital: what cameras, file formats and warps do to a picture.
+"""Digital corruptions: contrast, warps, low resolution and JPEG compression.
 
 For the arguments that all corruptions share, see `irp_jax.data.corruptions.noise`.
 """
@@ -14,11 +14,11 @@ from irp_jax.data.corruptions.draws import Generators, draw
 
 
 def contrast(images: np.ndarray, _: Generators, factor: float) -> np.ndarray:
-    """Draws each channel towards its mean over the image.
+    """Moves each channel towards its mean over the image.
 
     Args:
         images: see the module.
-        factor: what is left of a pixel's distance from the mean.
+        factor: factor on a pixel's distance from the mean.
     """
     mean = images.mean((1, 2), keepdims=True)
     return mean + factor * (images - mean)
@@ -27,16 +27,16 @@ def contrast(images: np.ndarray, _: Generators, factor: float) -> np.ndarray:
 def elastic_transform(
     images: np.ndarray, random: Generators, push: float, smoothness: float, shear: float
 ) -> np.ndarray:
-    """Moves three points of each image, the rest affinely with them, then stretches it locally.
+    """Applies a random affine map to each image, given by three points, and then a local warp.
 
     All lengths are in units of the image's shorter side.
 
     Args:
         images: see the module.
         random: see the module.
-        push: the greatest local displacement, before it is smoothed.
+        push: the largest local displacement, before smoothing.
         smoothness: standard deviation of the Gaussian that smooths the displacements.
-        shear: the greatest displacement of the three points along each axis.
+        shear: the largest displacement of the three points along each axis.
     """
     _, height, width, _ = images.shape
     side = min(height, width)
@@ -46,17 +46,17 @@ def elastic_transform(
     spread = (0, 0, smoothness * side, smoothness * side)
     pushes = push * side * ndimage.gaussian_filter(pushes, spread, mode="reflect", truncate=3)
 
-    # Each pixel of the result asks where it comes from: the map from the moved points back.
+    # The inverse map, from the moved points back, gives the source of each pixel of the result.
     back = np.linalg.solve(np.concatenate([moved, np.ones((len(moved), 3, 1))], -1), points)
     pixels = np.indices((height, width)).astype(float)
     homogeneous = np.concatenate([pixels, np.ones((1, height, width))])
     sources = np.einsum("pyx,npa->nayx", homogeneous, back)
-    # Two interpolations, as published: they blur more than one would.
+    # Two interpolations, as published. They blur more than one.
     return _sample(_sample(images, sources, "mirror"), pixels + pushes, "reflect")
 
 
 def _sample(images: np.ndarray, places: np.ndarray, border: str) -> np.ndarray:
-    """Reads images at places ``(N, 2, H, W)``, row then column, bilinearly."""
+    """Interpolates images bilinearly at places ``(N, 2, H, W)``, row then column."""
     sampled = np.empty_like(images)
     for image, place, result in zip(images, places, sampled, strict=True):
         for channel in range(image.shape[-1]):
@@ -71,7 +71,7 @@ def pixelate(images: np.ndarray, _: Generators, fraction: float) -> np.ndarray:
 
     Args:
         images: see the module.
-        fraction: the small image's side over the large one's.
+        fraction: side of the small image divided by that of the large one.
     """
 
     def change(picture: Image.Image) -> Image.Image:
@@ -87,7 +87,7 @@ def jpeg_compression(images: np.ndarray, _: Generators, quality: int) -> np.ndar
 
     Args:
         images: see the module.
-        quality: 1 to 95, as Pillow understands it.
+        quality: 1 to 95, Pillow's scale.
     """
 
     def change(picture: Image.Image) -> Image.Image:

@@ -1,16 +1,16 @@
-"""Random numbers that belong to one image, whatever batch it travels in."""
+"""Random numbers that depend on the image, but not on its batch."""
 
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-# One per image of a batch, in its order.
+# One per image of a batch, in the order of the batch.
 Generators = Sequence[np.random.RandomState]
 
 
 def generators(seed: int, indices: Iterable[int], name: str, severity: int) -> Generators:
-    """Starts one stream per image.
+    """Returns one random generator per image.
 
     Args:
         seed: in ``[0, 2^32)``.
@@ -19,11 +19,11 @@ def generators(seed: int, indices: Iterable[int], name: str, severity: int) -> G
         severity: 1 to 5.
 
     Returns:
-        One generator per index, which depends on the four values alone.
+        One generator per index. It depends on these four values only.
     """
     stream = zlib.crc32(name.encode())
-    # RandomState's draws are frozen by NumPy's policy, Generator's may change between versions;
-    # Philox starts ten times as fast as RandomState's own Mersenne Twister.
+    # NumPy guarantees the draws of RandomState; those of Generator may change between versions.
+    # Philox starts ten times as fast as the Mersenne Twister, RandomState's default.
     return [
         np.random.RandomState(np.random.Philox([seed, int(index), stream, severity]))
         for index in indices
@@ -33,11 +33,11 @@ def generators(seed: int, indices: Iterable[int], name: str, severity: int) -> G
 def draw(
     random: Generators, sample: Callable[[np.random.RandomState], float | np.ndarray]
 ) -> np.ndarray:
-    """Draws from each image's own stream.
+    """Draws from each image's own generator.
 
     Args:
         random: N generators.
-        sample: draws for one image.
+        sample: function that draws for one image.
 
     Returns:
         ``(N, ...)``: the samples, stacked.

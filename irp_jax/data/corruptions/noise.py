@@ -1,8 +1,8 @@
-"""Noise: each channel of each pixel is disturbed on its own.
+"""Noise: each channel of each pixel is changed independently.
 
-Like every corruption, these take images ``(N, H, W, C)`` float64 in [0, 1], one generator per image
-and the constants of one severity. They return float64 of the same shape, which may leave [0, 1]:
-`table.corrupt` clips.
+All corruptions take images ``(N, H, W, C)`` float64 in [0, 1], one generator per image, and the
+constants of one severity. They return float64 of the same shape. The result may leave [0, 1];
+`table.corrupt` clips it.
 """
 
 import numpy as np
@@ -23,12 +23,12 @@ def gaussian_noise(images: np.ndarray, random: Generators, deviation: float) -> 
 
 
 def shot_noise(images: np.ndarray, random: Generators, photons: float) -> np.ndarray:
-    """Replaces each level by a Poisson count of that mean, as light's discreteness does.
+    """Replaces each level by a Poisson count with that mean, like photon noise.
 
     Args:
         images: see the module.
         random: see the module.
-        photons: the mean count at white.
+        photons: the mean count of a white pixel.
     """
     counts = [
         generator.poisson(photons * image) for generator, image in zip(random, images, strict=True)
@@ -37,12 +37,12 @@ def shot_noise(images: np.ndarray, random: Generators, photons: float) -> np.nda
 
 
 def impulse_noise(images: np.ndarray, random: Generators, amount: float) -> np.ndarray:
-    """Sets levels to black or white, as bit errors do; the colour analogue of salt and pepper.
+    """Sets levels to 0 or 1, like bit errors; the colour analogue of salt-and-pepper noise.
 
     Args:
         images: see the module.
         random: see the module.
-        amount: the probability of a hit; half of the hits are white.
+        amount: the probability of a change; half of the changed levels become 1.
     """
     shape = images.shape[1:]
     chance = draw(random, lambda generator: generator.random_sample(shape))

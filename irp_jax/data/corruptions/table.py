@@ -1,4 +1,4 @@
-"""Names and severities become corrupted images."""
+"""The table of corruptions by name and severity, and the function that applies them."""
 
 from collections.abc import Callable, Mapping
 
@@ -47,7 +47,7 @@ _TABLE: Mapping[str, tuple[Callable[..., np.ndarray], tuple[tuple[float, ...], .
 CORRUPTIONS: tuple[str, ...] = tuple(_TABLE)
 
 _LEAST_SIDE = 8
-_CHUNK = 128  # bounds the memory that the floating-point copies take
+_CHUNK = 128  # bounds the memory of the float64 copies
 
 
 def corrupt(
@@ -60,10 +60,10 @@ def corrupt(
 ) -> np.ndarray:
     """Corrupts each image at random, independently of the others.
 
-    The constants are those that made CIFAR-10-C; lengths are in pixels, so larger images are
-    corrupted less. Three things differ from the published files: the random draws; levels are
-    rounded, not cut off, half a level brighter on average; and frost, see `weather.frost`, is a
-    substitute that must not be compared with the published one.
+    The constants are those of CIFAR-10-C. Lengths are in pixels, so larger images are corrupted
+    less. Three things differ from the published files. The random numbers are others. Levels are
+    rounded and not truncated, which makes them half a level brighter on average. Frost is a
+    substitute (see `weather.frost`), and its results are not comparable with published ones.
 
     Args:
         images: ``(N, H, W, C)`` uint8, H and W at least 8, C 1 or 3.
@@ -73,11 +73,11 @@ def corrupt(
         indices: ``(N,)`` integers, the position of each image in its set; None means 0 to N - 1.
 
     Returns:
-        ``(N, H, W, C)`` uint8. An image's draws depend on its index, the seed, the name and the
-        severity alone: any subset, given with its indices, is corrupted as in the whole.
+        ``(N, H, W, C)`` uint8. An image's random numbers depend on its index, the seed, the
+        name and the severity only. A subset with its indices is corrupted as in the whole set.
 
     Raises:
-        UserError: when a value is none of the above.
+        UserError: an argument is invalid.
 
     References:
         Hendrycks and Dietterich, Benchmarking Neural Network Robustness to Common Corruptions and

@@ -1,4 +1,4 @@
-"""Weather: something bright comes between the scene and the camera.
+"""Weather: snow, frost, fog and brightness.
 
 For the arguments that all corruptions share, see `irp_jax.data.corruptions.noise`.
 """
@@ -10,8 +10,8 @@ from irp_jax.data.corruptions.draws import Generators, draw
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
-# Measured on random 32 x 32 crops of the published program's photographs, shrunk as it does: the
-# range of a crop's mean level, how far each colour lies from it, and the deviation within a crop.
+# Measured on random 32 x 32 crops of the published program's photographs, scaled down as there: the
+# range of a crop's mean level, each colour's offset from it, and the standard deviation in a crop.
 _FROST_LEVELS = (0.40, 0.86)
 _FROST_TINT = np.array([-0.07, 0.01, 0.06])
 _FROST_CONTRAST = 0.09
@@ -28,18 +28,18 @@ def snow(
     sigma: float,
     keep: float,
 ) -> np.ndarray:
-    """Whitens the scene and lays falling flakes, and the same flakes turned round, over it.
+    """Whitens the image and adds falling flakes, and the same flakes rotated by 180 degrees.
 
     Args:
         images: see the module.
         random: see the module.
-        level: mean of the normal noise that the flakes are made of.
+        level: mean of the normal noise that the flakes are made from.
         deviation: its standard deviation.
-        zoom: how much the noise is magnified.
-        threshold: noise below this is no flake.
-        radius: the flakes' smear, see `line_blur`; they fall within 45 degrees of the vertical.
+        zoom: magnification of the noise.
+        threshold: noise below this is set to 0.
+        radius: see `line_blur`. The flakes fall within 45 degrees of the vertical.
         sigma: see `line_blur`.
-        keep: the part of the scene that is not whitened.
+        keep: the weight of the image before whitening.
     """
     shape = (*images.shape[1:3], 1)
     noise = magnify(draw(random, lambda generator: generator.normal(level, deviation, shape)), zoom)
@@ -51,22 +51,22 @@ def snow(
 
 
 def _luminance(images: np.ndarray) -> np.ndarray:
-    """Returns how bright each pixel looks, ``(N, H, W, 1)``."""
+    """Returns the luminance of each pixel, ``(N, H, W, 1)``."""
     return images if images.shape[-1] == 1 else (images @ _LUMINANCE)[..., None]
 
 
 def frost(images: np.ndarray, random: Generators, keep: float, add: float) -> np.ndarray:
-    """Lays a bluish crystalline pattern over the scene.
+    """Adds a bluish crystalline pattern to the image.
 
-    A substitute: the published program cuts the pattern out of five photographs, which are not
-    ours to ship. Here it is drawn, needles over clouds, with the photographs' mean colour, spread
-    of brightness, contrast and, roughly, correlation length; but results must not be compared with
-    those on the published CIFAR-10-C.
+    This is a substitute. The published program crops the pattern from five photographs, which this
+    package may not distribute. Here the pattern is generated from needles and clouds. It has the
+    photographs' mean colour, range of brightness, contrast and, roughly, correlation length.
+    Results are not comparable with those on the published CIFAR-10-C.
 
     Args:
         images: see the module.
         random: see the module.
-        keep: the weight of the scene.
+        keep: the weight of the image.
         add: the weight of the pattern.
     """
     _, height, width, channels = images.shape
@@ -77,7 +77,7 @@ def frost(images: np.ndarray, random: Generators, keep: float, add: float) -> np
 
 
 def _crystals(random: Generators, height: int, width: int) -> np.ndarray:
-    """Draws patterns ``(N, H, W, 1)`` of mean 0 and standard deviation 1 in each image."""
+    """Draws patterns ``(N, H, W, 1)``, each with mean 0 and standard deviation 1."""
     needles = []
     for _ in range(2):
         noise = draw(random, lambda generator: generator.normal(size=(height, width, 1)))
@@ -89,12 +89,12 @@ def _crystals(random: Generators, height: int, width: int) -> np.ndarray:
 
 
 def fog(images: np.ndarray, random: Generators, density: float, decay: float) -> np.ndarray:
-    """Adds clouds and dims the whole so that the brightest pixel cannot grow brighter.
+    """Adds clouds and scales the image so that its maximum does not increase.
 
     Args:
         images: see the module.
         random: see the module.
-        density: the clouds' greatest level.
+        density: the maximum level of the clouds.
         decay: see `clouds`.
     """
     _, height, width, _ = images.shape
@@ -110,11 +110,11 @@ def clouds(random: Generators, height: int, width: int, decay: float) -> np.ndar
         random: N generators.
         height: H in pixels.
         width: W in pixels.
-        decay: halving the scale divides the amplitude by the square of this; more is smoother.
+        decay: each halving of the scale divides the amplitude by its square; more is smoother.
 
     Returns:
-        ``(N, H, W, 1)`` float64: the corner of a square map whose side is a power of two, on which
-        the levels reach from exactly 0 to exactly 1.
+        ``(N, H, W, 1)`` float64: the corner of a square map whose side is a power of two. The
+        levels of the whole map range from exactly 0 to exactly 1.
     """
     step = side = 1 << (max(height, width) - 1).bit_length()
     noise = draw(random, lambda generator: generator.uniform(-1, 1, (side, side)))
@@ -122,7 +122,7 @@ def clouds(random: Generators, height: int, width: int, decay: float) -> np.ndar
     amplitude = 1.0
     while step > 1:
         half = step // 2
-        # Views into the map, which wraps round: known corners, and what this step fills in.
+        # Views of the periodic map: the known corners, and the points that this step fills in.
         corner, middle = sky[:, ::step, ::step], sky[:, half::step, half::step]
         right, below = sky[:, ::step, half::step], sky[:, half::step, ::step]
         rough = amplitude * noise
@@ -141,13 +141,13 @@ def clouds(random: Generators, height: int, width: int, decay: float) -> np.ndar
 
 
 def brightness(images: np.ndarray, _: Generators, amount: float) -> np.ndarray:
-    """Raises the value of each pixel in HSV; hue and saturation stay.
+    """Raises the value of each pixel in HSV; hue and saturation do not change.
 
     Args:
         images: see the module.
         amount: added to the value, in units of [0, 1].
     """
-    # Hue and saturation are the ratios of the channels, so value is a common factor.
+    # Hue and saturation depend on the ratios of the channels only, so value is a common factor.
     value = images.max(-1, keepdims=True)
     raised = np.minimum(value + amount, 1)
     lit = value > 0
