@@ -95,7 +95,7 @@ class Descent(NamedTuple):
 
     @property
     def alarming(self) -> bool:
-        """Whether the loss exceeds the lowest by over `guessing`, or is stuck for `STUCK` epochs."""
+        """Whether the loss exceeds the lowest by `guessing`, or is stuck for `STUCK` epochs."""
         return self._above(1.0) or self.stuck == STUCK
 
     @property

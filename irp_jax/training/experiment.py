@@ -50,7 +50,7 @@ def run(
         The content of results.json. The network is saved in `network` in the workdir.
 
     Raises:
-        UserError: the run cannot be done with these settings. All files written so far are complete.
+        UserError: the run cannot be done with these settings. Files written before are complete.
     """
     began = time.monotonic()
     config = dataclasses.replace(config, budget=str(config.budget))

@@ -95,8 +95,8 @@ def second_look(
     health = health.after_second_look(float(found["probe_pgd"]), float(found["probe_trained"]))
     if not health.alarming:
         reporter.note(
-            f"false alarm of the guard: on {len(seen[0])} training images PGD accuracy is "
-            f"{health.pgd:.1%}, accuracy under the training attack {health.trained:.1%}"
+            f"false alarm of the guard: accuracy is {health.pgd:.1%} under PGD on {len(seen[0])} "
+            f"training images, {health.trained:.1%} under the training attack"
         )
     return health
 
