@@ -91,7 +91,8 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         if not np.isfinite(progress.descent.last):
             raise UserError(
                 f"training diverged in epoch {progress.epoch}: give a smaller --learning-rate "
-                f"than {config.learning_rate:g} (the checkpoints in {workdir} are from earlier epochs)"
+                f"than {config.learning_rate:g} (the checkpoints in {workdir} are from earlier "
+                f"epochs)"
             )
         network = progress.state.network
         accuracies = evaluation.probe(

@@ -69,8 +69,8 @@ def load(config: Config, dataset: Dataset, log: checkpoint.Log) -> Network | Non
                 f"that was trained on this data set"
             )
         log(
-            f"--teacher={config.teacher} names its classes {', '.join(found.class_names)}; in their "
-            f"order they are taken for {', '.join(dataset.class_names)}"
+            f"--teacher={config.teacher} names its classes {', '.join(found.class_names)}; they "
+            f"are taken in this order for {', '.join(dataset.class_names)}"
         )
     return found
 
