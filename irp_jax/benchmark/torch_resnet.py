@@ -135,8 +135,7 @@ def _tensor(array: Any) -> torch.Tensor:
 
 
 def logits(model: ResNet, images: np.ndarray) -> np.ndarray:
-    """Returns logits (N, K) of images (N, H, W, 3) float32 in [0, 1], in the network's present
-    mode."""
+    """Returns logits (N, K) of images (N, H, W, 3) float32 in [0, 1]. The mode is not changed."""
     with torch.no_grad():
         pixels = torch.from_numpy(images).to(_device(model))
         return model(channels_last(pixels)).cpu().numpy()

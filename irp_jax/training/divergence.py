@@ -60,25 +60,24 @@ class Descent(NamedTuple):
 
     @property
     def afresh(self) -> "Descent":
-        """The record without earlier losses. It is for training that minimises another loss from
-        now on."""
+        """The record without earlier losses, for training that minimises another loss next."""
         return Descent(self.guessing, self.prior, self.guessing, self.guessing)
 
     @property
     def of_cut(self) -> "Descent":
-        """The record after the network was compacted: without earlier losses, since compaction may
-        raise the loss by any amount.
+        """The record after the network was compacted: without earlier losses.
 
-        If the network had already lost what it had learnt, the record does not change.
+        Compaction may raise the loss by any amount. If the network had already lost what it had
+        learnt, the record does not change.
         """
         return self if self.stuck else self.afresh
 
     @property
     def of_last(self) -> "Descent":
-        """The record in which the lowest loss is that of the last epoch. It is for a training
-        radius that grows, because the loss then grows, too.
+        """The record for a growing training radius: the lowest loss is that of the last epoch.
 
-        If the network had already lost what it had learnt, the record does not change.
+        The loss grows with the radius. If the network had already lost what it had learnt, the
+        record does not change.
         """
         return self if self.stuck else self._replace(lowest=min(self.last, self.guessing))
 
@@ -95,7 +94,10 @@ class Descent(NamedTuple):
 
     @property
     def alarming(self) -> bool:
-        """Whether the loss exceeds the lowest by `guessing`, or is stuck for `STUCK` epochs."""
+        """Whether training has diverged.
+
+        The loss exceeds the lowest by more than `guessing`, is NaN, or is stuck for `STUCK` epochs.
+        """
         return self._above(1.0) or self.stuck == STUCK
 
     @property
@@ -105,8 +107,7 @@ class Descent(NamedTuple):
 
 
 def steadier(clip: float) -> float | None:
-    """Returns the gradient norm to clip to after an alarm, or None if it is clipped as much
-    already.
+    """Returns the gradient norm to clip to after an alarm; None if clipping is as strong already.
 
     Args:
         clip: largest gradient norm now; 0 means no clipping.

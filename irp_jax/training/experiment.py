@@ -179,8 +179,11 @@ def _network(setup: Setup, progress: Progress, workdir: Any) -> Network:
 def _evaluate(
     setup: Setup, progress: Progress, trained: Network, reporter: Reporter
 ) -> dict[str, Any]:
-    """Evaluates natural and PGD accuracy of the deployed network. Returns the content of
-    results.json without environment, command, commit, layers and history."""
+    """Evaluates natural and PGD accuracy of the deployed network.
+
+    Returns:
+        The content of results.json, without environment, command, commit, layers and history.
+    """
     config = setup.config
     spec = evaluation.AttackSpec(epsilon=config.epsilon)
     held_out = config.evaluate_on == "validation"

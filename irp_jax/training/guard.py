@@ -104,8 +104,7 @@ def second_look(
 def roll_back(
     setup: Setup, healthy: Progress, now: Progress, reporter: Reporter
 ) -> Progress | None:
-    """Returns the state to continue from after an alarm: the last sound one, with a changed
-    setting.
+    """Returns the last sound state with a changed setting, to continue from after an alarm.
 
     Args:
         setup: of the run.

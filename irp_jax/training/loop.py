@@ -127,7 +127,7 @@ def _frozen(setup: Setup, progress: Progress, reporter: Reporter) -> Progress:
     """Returns the run with frozen masks and, with channel masks, the compact network."""
     fresh = None
     if setup.plan.reinit:
-        # No step has this number, so these weights differ from the initial ones.
+        # A key that neither a step nor the initial weights use.
         key = jax.random.fold_in(jax.random.key(setup.config.seed), 2**32 - 2)
         drawn = jax.device_get(jax.jit(setup.model.init)(key))
         fresh = dict(zip(("params", "batch_stats"), drawn, strict=True))
@@ -212,7 +212,7 @@ def on_devices(setup: Setup) -> Resident:
 
 
 class Compiled(NamedTuple):
-    """The compiled program. It is made anew after the freeze and after each rollback.
+    """The compiled program. It is made anew when teacher, masks, defense or clipping change.
 
     Attributes:
         recipe: of its steps.
@@ -364,10 +364,10 @@ def _epoch(
 
 
 def _cross_entropy(trained: _Trained, steps: int) -> float:
-    """Returns the epoch's loss for the guard: the larger of the means of the epoch and its last
-    segment.
+    """Returns the epoch's loss for the guard.
 
-    It is the cross-entropy alone, because the other terms of some defenses are zero for a network
+    It is the mean over the epoch or over its last segment, whichever is larger. It is the
+    cross-entropy alone, because the other terms of some defenses are zero for a network
     that guesses. It is NaN if a weight or a loss is not finite. The weights are checked, too,
     because the last loss was computed before the last update.
     """

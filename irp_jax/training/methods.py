@@ -26,13 +26,14 @@ class Method(abc.ABC):
     """A pruning method. It has no state, so all runs share one object."""
 
     def least(self, graph: ChannelGraph, granularity: Granularity) -> dict[str, int]:
-        """Returns mask name -> minimum number of units kept; here one, since no layer can be
-        empty."""
+        """Returns mask name -> minimum number of units kept; here one."""
         return dict.fromkeys(masks.units(graph, granularity), 1)
 
     def stages(self, config: Config) -> tuple[int, ...]:
-        """Returns the epochs completed when each stage and its learning rate start; here one
-        stage."""
+        """Returns the epochs completed when each stage starts; here one stage.
+
+        The schedule of the learning rate starts anew with each stage.
+        """
         return (0,)
 
     @abc.abstractmethod
@@ -69,15 +70,17 @@ class Method(abc.ABC):
 
 
 class Lagrangian(Method):
-    """The default rule, see `budget.lagrangian`. The result meets the budget exactly."""
+    """The default, see `budget.lagrangian`. The exact cost of the result is within the budget."""
 
     def least(self, graph: ChannelGraph, granularity: Granularity) -> dict[str, int]:
         """Returns the minimum that the rule enforces."""
         return masks.min_keep(graph, granularity)
 
     def stages(self, config: Config) -> tuple[int, ...]:
-        """Returns one stage, or two with a parent, whose cycle of the learning rate is then
-        complete."""
+        """Returns one stage, or two with a parent.
+
+        The parent then trains for a whole schedule of the learning rate.
+        """
         if config.teacher != PARENT:
             return (0,)
         return (0, min(max(round(config.prune_start * config.epochs), 1), config.epochs - 1))
@@ -211,8 +214,10 @@ class Magnitude(Baseline):
     """Trains the dense network, prunes it once by magnitude and fine-tunes it."""
 
     def ends(self, config: Config) -> tuple[float, ...]:
-        """Returns the end of dense training. The rest is fine-tuning, by default as long as two
-        stages of Robust ADMM."""
+        """Returns the end of dense training. The rest is fine-tuning.
+
+        By default fine-tuning is as long as two stages of Robust ADMM.
+        """
         return (config.pretraining,)
 
     def measured(self, graph: ChannelGraph, weights: Any, granularity: Granularity) -> Parameters:

@@ -39,8 +39,7 @@ def _on(half: str, inner: optax.GradientTransformation) -> optax.GradientTransfo
 
 
 def one_cycle(peak: float, steps: int, warm_up: float = 0.4) -> optax.Schedule:
-    """Returns a linear schedule 0 -> `peak` -> 0 with the peak after a fraction `warm_up` of the
-    steps.
+    """Returns a linear schedule 0 -> `peak` -> 0 with the peak at a fraction `warm_up` of steps.
 
     It is the cyclic schedule of Wong, Rice & Kolter (2020, section 5). Their code has the peak at
     two fifths for MNIST, as here, and at half for CIFAR-10.

@@ -67,8 +67,7 @@ class Health(NamedTuple):
         return Health(self.chance, mean_pgd, mean_trained, mean_pgd > self.pgd, pgd, trained)
 
     def after_second_look(self, pgd: float, trained: float) -> "Health":
-        """Returns the record after the check of an alarm. It is alarming only if the check confirms
-        it.
+        """Returns the record after the check of an alarm, alarming only if that was true.
 
         Args:
             pgd, trained: accuracies on more images than a probe uses.
@@ -98,8 +97,9 @@ def images_of(segment: int, devices: int) -> int:
 def probe(
     logits_fn: LogitsFn, images: jax.Array, labels: jax.Array, threat: Threat, key: jax.Array
 ) -> jax.Array:
-    """Returns accuracy under PGD, () float32. An image counts as broken if any iterate is
-    misclassified.
+    """Returns accuracy under PGD, () float32.
+
+    An image counts as broken if any iterate is misclassified.
 
     Args:
         logits_fn: the network: images (N, H, W, C) -> logits (N, K).

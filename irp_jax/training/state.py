@@ -39,8 +39,7 @@ class TrainState:
 
     @property
     def network(self) -> dict[str, Any]:
-        """{"weights", "masks", "batch_stats"} of the network to use: the average if there is
-        one."""
+        """{"weights", "masks", "batch_stats"} of the network to use: the average, if any."""
         live = {"weights": self.params["weights"], "batch_stats": self.batch_stats}
         return {**(self.average or live), "masks": self.params["masks"]}
 

@@ -58,8 +58,7 @@ class Recipe:
 
     @property
     def passes(self) -> float:
-        """Pairs of a forward and a backward pass per image and step. A forward pass alone counts
-        1/3."""
+        """Pairs of a forward and a backward pass per image and step. A forward pass counts 1/3."""
         return self.defense.passes + self.taught_by_average * FORWARD
 
 

@@ -29,8 +29,7 @@ class Adversarial(Defense):
     def loss(
         self, forward: Forward, batch: Batch, perturbed: Perturbed
     ) -> tuple[jax.Array, Trained]:
-        """See the class. Running statistics are the mean of those of natural and adversarial
-        images."""
+        """See the class. Running statistics are the mean of natural and adversarial ones."""
         if not self.natural_weight:
             return super().loss(forward, batch, perturbed)
         natural, trained = both(forward, batch, perturbed)

@@ -64,8 +64,7 @@ class Gat(Defense):
     def loss(
         self, forward: Forward, batch: Batch, perturbed: Perturbed
     ) -> tuple[jax.Array, Trained]:
-        """See the class. Running statistics are the mean of those of natural and adversarial
-        images."""
+        """See the class. Running statistics are the mean of natural and adversarial ones."""
         natural, trained = both(forward, batch, perturbed)
         distance = apart(natural, trained.logits)
         loss = (

@@ -29,13 +29,11 @@ class GradAlign(Defense):
 
     @property
     def passes(self) -> float:
-        """One pass for the attack, one to learn from it, two for a gradient that is
-        differentiated."""
+        """One pass for the attack, one to learn from it, two to differentiate a gradient."""
         return 4.0
 
     def perturb(self, logits_fn: LogitsFn, batch: Batch) -> Perturbed:
-        """Attacks by FGSM without a random start. The reference is its gradient and the
-        neighbours."""
+        """Attacks by FGSM without a random start. The reference is its gradient and neighbours."""
         images, labels, threat, key, *_ = batch
         gradient = input_gradient(logits_fn, images, labels)
         adversarial = step(threat, images, images, gradient, 1.0)
@@ -68,8 +66,7 @@ def misalignment(first: jax.Array, second: jax.Array) -> jax.Array:
 
 
 def _unit(gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns gradients scaled to length one for each image, and (N,) bool: whether it is not
-    zero."""
+    """Returns each gradient scaled to length one, and (N,) bool: whether it is not zero."""
     # A confident network's gradient can be so small that its square is zero in float32.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(gradient), axis=(1, 2, 3), keepdims=True))
     present = largest > 0

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 def recall(
     memory: Any, indices: jax.Array, move: Callable[[jax.Array], jax.Array]
 ) -> tuple[Any, Callable[[Any], Any]]:
-    """Returns the memory of a batch, augmented like its images, and a function that stores it
-    again.
+    """Returns the memory of a batch, augmented like its images, and a function to store it.
 
     Storing uses the transpose of `move`. Cropping and flipping only copy pixels, each at most once,
     so the transpose puts each pixel back to where it came from.

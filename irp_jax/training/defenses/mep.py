@@ -66,8 +66,7 @@ class Mep(Defense):
         return 3.0
 
     def memory(self, key: jax.Array, count: int, shape: tuple[int, int, int]) -> Prior:
-        """See `Defense`. It takes two bytes per pixel and channel: 301 MB for CIFAR-10 on each
-        device."""
+        """See `Defense`. Two bytes per pixel and channel: 301 MB for CIFAR-10 on each device."""
         corners = jax.random.bernoulli(key, shape=(count, *shape))
         start = jnp.where(corners, jnp.int8(LEVELS), jnp.int8(-LEVELS))
         return Prior(start, jnp.zeros((count, *shape), jnp.int8))

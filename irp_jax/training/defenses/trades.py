@@ -54,8 +54,7 @@ class Trades(Defense):
     def loss(
         self, forward: Forward, batch: Batch, perturbed: Perturbed
     ) -> tuple[jax.Array, Trained]:
-        """See the class. Running statistics are the mean of those of natural and adversarial
-        images."""
+        """See the class. Running statistics are the mean of natural and adversarial ones."""
         natural, trained = both(forward, batch, perturbed)
         entropy = mean_cross_entropy(natural, batch.targets(natural))
         return entropy + self.beta * kl_divergence(natural, trained.logits), trained
