@@ -11,9 +11,10 @@ from irp_jax.training.defenses.defense import Batch, Perturbed
 
 
 def length(steps: int) -> float:
-    """Returns the step length in units of epsilon: 1/4, or more if the steps are very few.
+    """Returns the step length in units of epsilon: 1/4, or more if there are few steps.
 
-    With fewer than six steps of 1/4 the attack could not cross the ball.
+    Fewer than six steps of 1/4 could not cross the ball. They then have length 1.5 / steps, at most
+    that of FGSM-RS.
     """
     return min(FAST_ATTACKS["fgsm-rs"].step_scale, max(STEP_RATIO, 1.5 / steps))
 
