@@ -39,9 +39,9 @@ class Mep(Defense):
     """FGSM-MEP: attacks start from the momentum of earlier perturbations (Jia et al. 2022).
 
     Let d be the start, g the gradient there, and m the momentum. The adversarial image is one step
-    along sign(g) from d. Then m becomes decay m + g / |g|_1. The next attack on this image starts
-    one step along sign(m) from d. All steps have length epsilon and end inside the ball. It is for
-    the L-inf ball.
+    along sign(g) from d. Then m becomes decay m + g / mean(|g|), the paper's g / |g|_1 up to a
+    constant factor. The next attack on this image starts one step along sign(m) from d. All steps
+    have length epsilon and end inside the ball. It is for the L-inf ball.
 
     As in the authors' code (FGSM_MEP.py of github.com/jiaxiaojunQAQ/FGSM-PGI), the first starts are
     random corners of the ball. There are five differences. The memory of an image is cropped and
