@@ -1,12 +1,12 @@
-r"""Is it the channels that in-train pruning keeps, or the weights it keeps in them?
+r"""Separates the channels that in-train pruning keeps from the weights that it keeps.
 
     bin/sweep --config=architecture --jobs=1 --attacks=pgd-50-10 --images=1000 \
         --results=results/comparison
 
-The network that `lagrangian` found in configs/comparison.py at 0.04 M parameters, trained from
-scratch by the same recipe for as many epochs, not for as long: Scratch-E of Liu et al. 2019
-(Rethinking the Value of Network Pruning, section 3). Put in the results.json of a run of your own
-to ask it of that one.
+This trains the network that `lagrangian` found in configs/comparison.py at 0.04 M parameters from
+scratch. The recipe and the number of epochs are the same; the training time is shorter. It is
+Scratch-E of Liu et al. 2019 (Rethinking the Value of Network Pruning, section 3). For a run of your
+own, put its results.json in `FOUND`.
 """
 
 from pathlib import Path

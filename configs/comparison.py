@@ -1,18 +1,19 @@
-r"""What in-train pruning is worth: ResNet20 on CIFAR-10 by every method, at equal training time.
+r"""ResNet20 on CIFAR-10 by every pruning method, at equal training time.
 
     bin/sweep --config=comparison --jobs=1 --attacks=pgd-50-10 --images=1000 \
         --results=results/comparison
 
-Epochs are what takes each method some 25 minutes on two CPU cores, by its images per second there:
-an epoch of a small network is a fast one, so a method that is small early gets more of them. Width
-scaling runs a second time, at the epochs of `lagrangian`.
+The epochs are chosen so that each method takes about 25 minutes on two CPU cores. Epochs of a small
+network are faster, so a method whose network is small early gets more of them. Width scaling runs a
+second time with the epochs of `lagrangian`.
 
-So few epochs want small batches, more steps with them, and a long warm-up of the radius: chosen on
-held-out images (results/choices_short_runs.json). The ramp is a long one, so that masks are learned
-at the full radius and the large network has learnt something before it is cut. The rho of Robust
-ADMM makes up for how short its ADMM stage is: rho times the learning rate sums to 1.3 at 0.04 M, as
-in its authors' 200 epochs, and to 0.9 at 0.16 M. On held-out images a larger rho than the default
-did as well or better with CIFAR-10 at 0.04 M, and worse with digits at 0.04 (results/trials_admm).
+With so few epochs, small batches, which give more steps, and a long warm-up of the radius are
+better; both were chosen on held-out images (results/choices_short_runs.json). The sparsity schedule
+is long, so that masks are learned at the full radius and the dense network has learnt something
+before it is pruned. The rho of Robust ADMM makes up for its short ADMM stage: the sum of rho times
+the learning rate is 1.3 at 0.04 M, as in the authors' 200 epochs, and 0.9 at 0.16 M. On held-out
+images, a rho above the default was equal or better with CIFAR-10 at 0.04 M, and worse with digits
+at 0.04 (results/trials_admm).
 """
 
 import dataclasses
@@ -37,7 +38,7 @@ TUNED = {"admm": {"admm_rho": 5e-3}}
 
 
 def runs(budget: str) -> list[Config]:
-    """In-train pruning first, then width scaling at the same epochs, then all others."""
+    """Returns in-train pruning first, then width scaling at the same epochs, then the others."""
     epochs = EPOCHS[budget]
     plan = list(epochs.items())
     plan.insert(1, ("width", epochs["lagrangian"]))

@@ -1,11 +1,11 @@
-r"""Which defense gives most for the same work: a small ResNet20 on CIFAR-10, by all of them.
+r"""ResNet20 on CIFAR-10 with every defense, for the same amount of work.
 
     bin/sweep --config=defenses --jobs=1 --results=results/defenses
 
-Work is forward and backward passes: 12 for each training image, so that a defense of three passes a
-step has two thirds of the epochs that one of two has. The network is the uniformly narrow one of
-0.04 million parameters, trained on 18,000 images, and accuracies are of 5,000 others held out: the
-test images have no say in what the default is. An hour on two CPU cores.
+The work is 12 pairs of a forward and a backward pass for each training image. A defense with three
+passes per step gets two thirds of the epochs of one with two. The network is uniformly narrowed to
+0.04 million parameters and trained on 18,000 images. Accuracies are of 5,000 held-out images, so
+that the choice of the default does not use test images. The sweep takes an hour on two CPU cores.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ PASSES_A_STEP = {
     ("gradalign", 1): 4,
     ("trades", 2): 4,
 }
-"""(defense, steps of its attack) -> passes a step."""
+"""(defense, steps of its attack) -> passes per step."""
 
 BASE = Config(
     model="resnet20",

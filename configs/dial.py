@@ -1,14 +1,17 @@
-r"""What the settings between natural and robust accuracy trade: a narrow ResNet20, CIFAR-10.
+r"""Settings that trade natural for robust accuracy, with a narrow ResNet20 on CIFAR-10.
 
     bin/sweep --config=dial --results=mine
 
-Thirteen networks of 0.04 M parameters, eight passes over 15,000 images each, seven to ten minutes
-on a busy CPU core; PGD-10 on held-out images. Every defense of one gradient step that has a number
-to choose is here with several of them: the noise that the attack starts from, the share of the loss
-on natural images, the weight of the distance between natural and perturbed answers. Then what may
-move both accuracies: a moving average of the weights, the same as a teacher, smooth activations.
-`bin/report mine --tradeoff=tradeoff.svg` draws them. Ten are
-measured: the first eight (results/dial), the average as a teacher and SiLU (results/levers).
+These are 13 networks of 0.04 M parameters, with eight passes over 15,000 images each. A run takes
+seven to ten minutes on a busy CPU core. PGD-10 accuracy is of held-out images.
+
+The first nine vary settings of defenses of one gradient step: the radius of the random start, the
+weight of the loss on natural images, and the weight of the distance between natural and adversarial
+outputs. The other four vary what may change both accuracies: a moving average of the weights, the
+average as a teacher, and two smooth activations.
+
+`bin/report mine --tradeoff=tradeoff.svg` draws the accuracies. Ten runs are measured: the first
+eight (results/dial), and the average as a teacher and SiLU (results/levers).
 """
 
 import dataclasses

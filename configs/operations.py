@@ -1,9 +1,9 @@
-r"""In-train pruning beside its published rule: 0.7, 0.5 and 0.3 of the operations, on digits.
+r"""In-train pruning and its published rule at 0.7, 0.5 and 0.3 of the MACs, on digits.
 
     bin/sweep --config=operations --results=results/operations
 
-The published table's budgets and networks (ResNet20 and ResNet56 on CIFAR-10 there), on images that
-two CPU cores can train on in minutes: both rules for the same epochs, with the same defense.
+Budgets and networks are those of the published table (ResNet20 and ResNet56, there on CIFAR-10). On
+digits, two CPU cores train them in minutes. Both rules have the same epochs and the same defense.
 """
 
 import dataclasses

@@ -1,11 +1,11 @@
-r"""In-train pruning beside its published rule: 0.7, 0.5 and 0.3 of the operations, on CIFAR-10.
+r"""In-train pruning and its published rule at 0.7, 0.5 and 0.3 of the MACs, on CIFAR-10.
 
     bin/sweep --config=operations_cifar10 --results=results/operations_cifar10    # --seeds=0,1
 
-The published table's budgets and networks, for five epochs of 20,000 images, or 10,000 where the
-network is ResNet56: eight to eleven and twelve to nineteen minutes of one CPU core a run. Both
-rules have the same images, epochs and defense, and the settings of configs/comparison.py, which
-were chosen for short runs.
+Budgets and networks are those of the published table. ResNet20 trains for five epochs of 20,000
+images, which takes eight to eleven minutes of one CPU core. ResNet56 trains for five epochs of
+10,000 images, which takes twelve to nineteen minutes. Both rules have the same images, epochs and
+defense, and the settings of configs/comparison.py, which were chosen for short runs.
 """
 
 from irp_jax.config import Config

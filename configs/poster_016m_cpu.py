@@ -1,12 +1,13 @@
-r"""The poster's larger ResNet20, 0.16 M, CIFAR-10, in-train and narrow on CPUs.
+r"""The poster's larger network for CPUs: ResNet20 at 0.16 M parameters, CIFAR-10.
 
     bin/sweep --config=poster_016m_cpu --jobs=2 --seeds=0,1 --attacks=pgd-50-10 --images=1000 \
         --results=results/cifar10
 
-Twice the epochs that configs/comparison.py has for this budget, and pruned as early as in
-configs/poster_004m_cpu.py: longer training is what in-train pruning is meant for. It took a
-core each of a faster machine 44 to 47 and 41 to 47 minutes: 66.5 / 39.6 and 67.1 / 39.3 % (natural
-/ PGD-10, two seeds).
+The first config prunes in training, the second trains a narrow network. They have twice the epochs
+of configs/comparison.py at this budget, because in-train pruning is meant for longer training.
+Pruning is as early as in configs/poster_004m_cpu.py. Measured on one core of a faster machine, mean
+of two seeds (natural / PGD-10): in-train 66.5 / 39.6 % in 44 to 47 minutes, narrow 67.1 / 39.3 % in
+41 to 47 minutes.
 """
 
 import dataclasses

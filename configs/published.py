@@ -1,10 +1,10 @@
-"""The method as published: constant-b hinge, masks learned to the end, no floors, no guard.
+"""The published method: constant-b hinge, masks learned to the end, no minimum, no guard.
 
     bin/train --config=published
 
-What the publication leaves open, b and the logits' learning rate, is set to the defaults of
-`irp_jax.config.Config`; 116 epochs is what the iteration counts of its curves amount to.
-Not measured at this length yet.
+The publication does not give b and the learning rate of the logits. They have the defaults of
+`irp_jax.config.Config`. The 116 epochs follow from the iteration counts of its curves. This length
+is not measured yet.
 """
 
 from irp_jax.config import Config

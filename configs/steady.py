@@ -1,10 +1,11 @@
-r"""Does the default ever collapse: nine models on digits, twice the radius, 60 epochs.
+r"""Tests whether the defaults ever collapse: nine models on digits, two radii, 60 epochs.
 
     bin/sweep --config=steady --results=results/steady
 
-Twice as many images as usual are held out, since what is of interest is how far accuracy under
-attack falls below that of the best epoch ("lost" in the tables), and both are measured there. Two
-runs at the larger radius have no guard, for comparison.
+The larger radius is twice the usual one. The figure of interest is by how much final PGD accuracy
+is below that of the best epoch ("lost" in the tables). Both are measured on held-out images, so
+twice as many images as usual are held out. Two runs at the larger radius have no guard, for
+comparison.
 """
 
 import dataclasses

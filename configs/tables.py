@@ -1,16 +1,18 @@
-r"""Every row of the tables to beat, CIFAR-10: 23 networks of 60 epochs. It wants an accelerator.
+r"""Every row of the published tables, CIFAR-10: 23 networks of 60 epochs. It needs an accelerator.
 
     bin/sweep --config=tables --seeds=0,1,2 --attacks=pgd-50-10,autoattack --results=mine
 
 Several small networks at once (--jobs=6) use a GPU better than one.
 
-The first are those of the method as published (Vemparala et al. 2021), whose budgets are millions
-of parameters or fractions of the operations; ResNet56 with weight masks is at 4/255. The others are
-those of the Adversarial Pruning Benchmark (Piras et al. 2024): shares of the parameters left. The
-first two are measured (docs/results.md). Their peak learning rate, twice the default, had the best
-sum of accuracies of eleven recipes for 0.04 M on held-out images, by less than chance
-(results/trials_recipe); pruning until 30 % of training, between two that were tried, was not. VGG16
-and ResNet18 want short gradients, at least in short runs (configs/tables_cpu.py).
+The first rows are those of the original method (Vemparala et al. 2021). Their budgets are millions
+of parameters or fractions of the MACs. ResNet56 with weight masks has radius 4/255. The other rows
+are those of the Adversarial Pruning Benchmark (Piras et al. 2024), whose budgets are fractions of
+the parameters. The first two rows are measured (docs/results.md).
+
+The peak learning rate is twice the default. It had the best sum of accuracies of eleven recipes for
+0.04 M on held-out images, by a difference within chance (results/trials_recipe). Pruning until 30 %
+of training was not tried there; it is between two values that were. VGG16 and ResNet18 need
+gradient clipping, at least in short runs (configs/tables_cpu.py).
 """
 
 import dataclasses
@@ -21,7 +23,7 @@ BASE = Config(epochs=60, learning_rate=0.2, prune_stop=0.3)
 
 
 def rows(model: str, granularity: str, cost: str, *budgets: str, **more: float) -> list[Config]:
-    """One network at several budgets."""
+    """Returns the configs of one network at several budgets."""
     return [
         dataclasses.replace(
             BASE, model=model, granularity=granularity, cost=cost, budget=budget, **more

@@ -2,15 +2,18 @@ r"""Rows of configs/tables.py for the larger networks, CIFAR-10, sized for CPUs.
 
     bin/sweep --config=tables_cpu --results=results/tables_cpu
 
-Channels of VGG16 and ResNet18, in-train and at four of the eight budgets also uniformly narrow from
-the start, and weights of ResNet56, on 10,000 images for eight epochs; weights of VGG16 and
-ResNet18, which cost the whole network to the end, for four. So few epochs want small batches and a
-long warm-up of the radius (configs/comparison.py). Pruning ends after a quarter of training, as
-these networks are slow while they are large: VGG16, ResNet18 and ResNet56 train 50, 27 and 80
-images a second on a CPU core. VGG16 and ResNet18 want short gradients. Without, VGG16 had a loss of
-3.3 in the first epoch, and had learnt nothing when it was cut, nor an epoch later
-(results/unclipped_vgg16.json); ResNet18 of half the width learnt less (results/trials_resnet18).
-Weights of ResNet18, and its half of the parameters, were measured before that was known, without.
+Eight epochs of 10,000 images: VGG16 and ResNet18 with channel masks, at four of the eight budgets
+also narrow from the start, and ResNet56 with weight masks. Four epochs: VGG16 and ResNet18 with
+weight masks, where every step costs as much as the dense network. With so few epochs, small batches
+and a long warm-up of the radius are better (configs/comparison.py). Pruning ends after a quarter of
+training, because these networks are slow until then: dense VGG16, ResNet18 and ResNet56 train 50,
+27 and 80 images per second on a CPU core.
+
+VGG16 and ResNet18 need gradient clipping. Without it, VGG16 had a loss of 3.3 in the first epoch.
+It had learnt nothing when it was pruned, nor an epoch later (results/unclipped_vgg16.json).
+ResNet18 of half the width learnt less without it (results/trials_resnet18). ResNet18 with weight
+masks, and with channel masks at half of the parameters, were measured without clipping, before this
+was known.
 """
 
 import dataclasses

@@ -278,7 +278,7 @@ def test_a_run_killed_on_either_side_of_an_alarm_ends_the_same(run, digest, monk
         resumed = Silent()
         again = run(name, resumed, epochs=5)
         assert f"resuming after epoch {left_off}" in resumed.notes
-        told = "going on with fgsm-mep, gradients no longer than 0.01, as the guard had it"
+        told = "going on with fgsm-mep, gradients no longer than 0.01, as the guard decided"
         assert (told in resumed.notes) == (name == "clipped")
         assert again["rollbacks"] == results["rollbacks"]
         assert again["passes_per_image"] == results["passes_per_image"]

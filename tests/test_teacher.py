@@ -259,7 +259,7 @@ def test_a_saved_network_teaches_from_the_start_and_is_part_of_what_a_run_is(qui
         ({"teacher": "average"}, "give --ema"),
         (
             {"teacher": "average", "ema": 0.9, "method": "hinge"},
-            "--method=hinge cuts it at the end",
+            "--method=hinge prunes only at the end",
         ),
         ({"spread": 2.0, "granularity": "weight"}, "--spread is for --granularity=channel"),
         ({"reinit": True, "granularity": "weight"}, "--reinit is for --granularity=channel"),

@@ -1,1 +1,1 @@
-"""What `bench train` times: a training step here, and the same step in PyTorch."""
+"""The benchmark of `bench train`: the time of a training step here and of the same in PyTorch."""

@@ -1,7 +1,7 @@
-"""How long one Fast AT step takes, for several trainers in turn: A B C, A B C, ...
+"""Times one Fast AT step of several trainers in turn: A B C, A B C, ...
 
-Whatever else the machine does then falls on all of them, and ratios taken round by round hold even
-where the times themselves wander.
+Other work on the machine then slows all of them. Ratios within a round are reliable even if the
+times drift.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from irp_jax.training.state import TrainState, freeze, initial_state
 from irp_jax.training.step import Recipe, compile_steps
 
 Burst = Callable[[], None]
-"""Takes some training steps and returns when they are done."""
+"""Takes some training steps and returns when they are complete."""
 
 IMAGE = (32, 32, 3)
 IMAGES = 4096
@@ -36,13 +36,13 @@ AUGMENTATION = Augmentation(crop_padding=4, flip=True)
 
 
 class Trainers:
-    """Every contender, on the same network, weights, images and batches.
+    """The trainers to compare, with the same network, weights, images and batches.
 
     Attributes:
-        config: model, budget and batch size; the rest at its defaults.
-        plan: the default schedule of a CIFAR-10 run, whose freeze splits it in two.
-        steps: in one burst; compiled into one program, as in training.
-        cost_ratio: of the compact network.
+        config: model, budget and batch size; other settings have their defaults.
+        plan: the default plan of a CIFAR-10 run.
+        steps: steps of one burst, compiled into one program, as in training.
+        cost_ratio: MACs of the compact network divided by those of the dense network.
     """
 
     def __init__(self, config: Config, steps: int) -> None:
@@ -58,7 +58,7 @@ class Trainers:
         self.batches = random.integers(0, IMAGES, (steps, config.batch_size), dtype=np.int32)
 
     def dense_step(self) -> Burst:
-        """No masks at all."""
+        """Returns a burst of the dense network without masks."""
         params = {"weights": self.variables["params"], "masks": {}}
         optimizer = optimizers.build(self.config, self.plan, self.graph, frozen=True)
         state = TrainState(
@@ -67,16 +67,16 @@ class Trainers:
         return self._compile(optimizer, state)
 
     def masked_step(self, granularity: Granularity) -> Burst:
-        """Masks being learned: what the first part of a run does."""
+        """Returns a burst with masks that are learned, as in the first part of a run."""
         config = self._with(granularity)
         state = initial_state(config, self.plan, self.graph, self.variables)
         optimizer = optimizers.build(config, self.plan, self.graph, frozen=False)
         return self._compile(optimizer, state)
 
     def compact_step(self) -> Burst:
-        """The network cut to the budget: what the rest of a run does.
+        """Returns a burst of the compact network, as in the rest of a run.
 
-        Every channel group loses the same share, as far as whole channels allow.
+        Every channel group loses the same share, up to whole channels.
         """
         config = self._with("channel")
         state = initial_state(config, self.plan, self.graph, self.variables)
@@ -89,15 +89,15 @@ class Trainers:
         return self._compile(optimizer, frozen)
 
     def torch_step(self, device: str, *, masked: bool = False, graphed: bool = False) -> Burst:
-        """PyTorch, channels-last; on a CPU as many threads as cores.
+        """Returns a burst of PyTorch, channels-last; on a CPU with one thread per core.
 
         Args:
             device: "cpu" or "cuda".
-            masked: whether a mask is multiplied onto every kernel.
-            graphed: whether the step is a CUDA graph; else it is eager.
+            masked: whether every kernel is multiplied by a mask.
+            graphed: whether the step is a CUDA graph instead of eager.
 
         Raises:
-            UserError: there is no twin of this network in PyTorch here.
+            UserError: there is no PyTorch version of this network here.
         """
         from irp_jax.benchmark import torch_device, torch_resnet
 
@@ -105,7 +105,7 @@ class Trainers:
         model = None if models.is_file(spec.model) else models.build(spec.model, 10, spec.width)
         if not isinstance(model, models.ResNet):
             raise UserError(
-                f"there is no PyTorch twin of {self.config.model}: give --no-torch, or "
+                f"there is no PyTorch version of {self.config.model}: give --no-torch, or "
                 "--model=resnet20/32/44/56/110/resnet18"
             )
         weights = jax.device_get(self.variables["params"])
@@ -125,7 +125,7 @@ class Trainers:
         return burst
 
     def _check_equal(self, twin: Any, logits: Callable, tolerance: float) -> None:
-        """Both networks compute the same, in training mode; else their times mean nothing."""
+        """Checks that both networks have the same output in training mode, up to `tolerance`."""
         images = self.images[: self.config.batch_size].astype(np.float32) / 255
         variables = self.variables
         forward = jax.jit(self.model.network, static_argnames="train")
@@ -150,7 +150,7 @@ class Trainers:
         whole = parallel.replicated(mesh)
         images, labels = parallel.place((self.images, self.labels), whole)
         key = parallel.place(draws.key(config.seed), whole)
-        # A copy: the state is donated, and the contenders start from the same arrays.
+        # A copy, because the state is donated and all trainers start from the same arrays.
         state = parallel.place(jax.tree.map(np.array, jax.device_get(state)), whole)
 
         def burst() -> None:
@@ -163,11 +163,11 @@ class Trainers:
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Seconds per step, one entry a round.
+    """Seconds per step, one entry per round.
 
     Attributes:
-        wall: by the clock on the wall.
-        cpu: summed over this process's threads; the steadier one on a machine with other work.
+        wall: elapsed time.
+        cpu: CPU time of all threads of this process. It varies less on a machine with other work.
     """
 
     wall: list[float]
@@ -177,13 +177,14 @@ class Times:
 def interleaved(
     bursts: Mapping[str, Burst], rounds: int, steps: int, progress: Callable[[int], None]
 ) -> dict[str, Times]:
-    """Times every contender once a round.
+    """Times every trainer once per round.
 
     Args:
         bursts: name -> burst of `steps` steps.
-        rounds: how many. Two bursts of each go before, untimed, in which all is compiled.
-        steps: in a burst.
-        progress: told the number of rounds done.
+        rounds: number of rounds. Two untimed bursts of each trainer run first, to compile
+            everything.
+        steps: steps of a burst.
+        progress: is told the number of rounds done.
     """
     for burst in bursts.values():
         burst()

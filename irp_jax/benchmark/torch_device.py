@@ -1,4 +1,4 @@
-"""Where PyTorch computes, and how: on the device that JAX does, to the same number of digits."""
+"""Device and precision of PyTorch in the benchmark: the same as those of JAX."""
 
 import os
 
@@ -9,30 +9,30 @@ from irp_jax import parallel
 from irp_jax.errors import UserError
 
 AGREEMENT = {"cpu": 1e-4, "cuda": 1e-3}
-"""Largest difference of logits in whole float32, by device, that still counts as the same network:
-a GPU's convolutions may be Winograd's."""
+"""Largest difference of logits in float32, by device, at which two networks count as the same. On a
+GPU it is larger, because convolutions may use Winograd's algorithm."""
 
 
 def prepare() -> str:
-    """Readies PyTorch, once, before JAX starts; returns its device: that of JAX.
+    """Prepares PyTorch before JAX starts. Returns the device of JAX in PyTorch's terms.
 
     Raises:
-        UserError: PyTorch cannot use that.
+        UserError: PyTorch cannot use that device.
     """
-    # Else JAX takes most of a GPU's memory for itself as it starts.
+    # Otherwise JAX allocates most of a GPU's memory when it starts.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     torch.set_num_threads(parallel.cores())
     return device()
 
 
 def device() -> str:
-    """PyTorch's name, "cpu" or "cuda", of what JAX runs on."""
+    """Returns PyTorch's name, "cpu" or "cuda", for the device that JAX uses."""
     platform, count = jax.default_backend(), jax.device_count()
     if platform == "cpu":
         return "cpu"
     advice = "set JAX_PLATFORMS=cpu"
     if platform != "gpu":
-        raise UserError(f"JAX runs on a {platform.upper()} here, which PyTorch cannot: {advice}")
+        raise UserError(f"JAX runs on a {platform.upper()} here, not usable by PyTorch: {advice}")
     if not torch.cuda.is_available():
         raise UserError(f"JAX runs on a GPU here, but this PyTorch has no CUDA: {advice}")
     if count > 1:
@@ -41,12 +41,12 @@ def device() -> str:
 
 
 def compute(device: str, *, fast: bool) -> None:
-    """Sets how a GPU computes; a CPU always does in float32.
+    """Sets the precision of a GPU. A CPU always uses float32.
 
     Args:
         device: "cpu" or "cuda".
-        fast: in TF32, as JAX does there unless told otherwise; else in whole float32. Either way by
-            the fastest algorithms found by trial, as JAX.
+        fast: whether to use TF32, the default of JAX there, instead of float32. In both cases
+            PyTorch selects the fastest algorithms by trial, as JAX does.
     """
     if device == "cuda":
         torch.backends.cudnn.allow_tf32 = fast
@@ -55,6 +55,6 @@ def compute(device: str, *, fast: bool) -> None:
 
 
 def wait(device: str) -> None:
-    """Returns when a GPU has done what it was given; a CPU always has."""
+    """Waits until a GPU has finished its work. On a CPU it has no effect."""
     if device == "cuda":
         torch.cuda.synchronize()

@@ -1,9 +1,8 @@
-"""The rival: the same small residual network and the same Fast AT step, in PyTorch.
+"""The small residual network and the Fast AT step in PyTorch, to compare speed with.
 
-The network is `irp_jax.models.ResNet` layer for layer, down to the names, so that weights carry
-over and the two can be compared number by number before they are compared by the clock. Images
-and activations are channels-last, PyTorch's fastest layout for convolutions on a CPU and, where
-tensor cores do them, on a GPU.
+The network equals `irp_jax.models.ResNet` in every layer and every name. So weights can be copied,
+and outputs are compared before times are. Images and activations are channels-last. This is
+PyTorch's fastest layout for convolutions on a CPU, and on a GPU that uses tensor cores.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,11 +14,11 @@ import torch.nn.functional as F
 from torch import nn
 
 Step = Callable[[torch.Tensor], torch.Tensor]
-"""Takes a training step: indices (N,) of its batch -> its loss, on the device."""
+"""Takes one training step: indices (N,) of a batch -> the loss, on the device."""
 
 
 class Block(nn.Module):
-    """relu(x + norm(conv(relu(norm(conv(x)))))), x projected where stride or width change."""
+    """relu(x + norm(conv(relu(norm(conv(x)))))); x is projected if stride or width change."""
 
     def __init__(self, channels_in: int, width: int, stride: int) -> None:
         super().__init__()
@@ -40,7 +39,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Residual network for small images (He et al. 2016, section 4.2), projection shortcuts."""
+    """Residual network for small images (He et al. 2016, section 4.2) with projection shortcuts."""
 
     def __init__(self, blocks: tuple[int, ...], widths: tuple[int, ...], classes: int) -> None:
         super().__init__()
@@ -70,16 +69,16 @@ def conv(channels_in: int, channels_out: int, size: int, stride: int) -> nn.Conv
 
 
 class MaskedConv2d(nn.Conv2d):
-    """A convolution whose kernel is multiplied by a mask at each call, as tools that only mask do.
+    """A convolution that multiplies its kernel by a mask at each call, as tools with masks only do.
 
-    The mask is a fixed buffer: learning it would cost more still.
+    The mask is a fixed buffer. A learned mask would cost more.
     """
 
     mask: torch.Tensor
 
     @classmethod
     def convert(cls, dense: nn.Conv2d) -> None:
-        """Makes a dense layer one of these, in place, with every weight kept."""
+        """Converts a dense layer to this class in place and keeps its weights."""
         dense.__class__ = cls
         dense.register_buffer("mask", torch.ones_like(dense.weight))
 
@@ -96,14 +95,15 @@ def build(
     statistics: Mapping[str, Any] | None = None,
     device: str = "cpu",
 ) -> ResNet:
-    """The network with the weights of its JAX twin, whose arrays decide every layer's width.
+    """Returns the network with the weights of the JAX network. Layer widths follow from the arrays.
 
     Args:
         blocks, widths: as for `irp_jax.models.ResNet`.
         weights: that network's parameters, name -> array: kernels (k, k, C_in, C_out).
-        masked: whether a mask is multiplied onto every convolution's kernel.
-        statistics: its running statistics, name -> array; then the network is in inference mode.
-        device: where it lies.
+        masked: whether every convolution's kernel is multiplied by a mask.
+        statistics: its running statistics, name -> array. If given, the network is in inference
+            mode.
+        device: of the network.
     """
     classes = weights["classifier/bias"].shape[0]
     model = ResNet(blocks, widths, classes)
@@ -135,7 +135,7 @@ def _tensor(array: Any) -> torch.Tensor:
 
 
 def logits(model: ResNet, images: np.ndarray) -> np.ndarray:
-    """Logits (N, K) of images (N, H, W, 3) float32 in [0, 1], as the mode of the network is."""
+    """Returns logits (N, K) of images (N, H, W, 3) float32 in [0, 1]. The mode is not changed."""
     with torch.no_grad():
         pixels = torch.from_numpy(images).to(_device(model))
         return model(channels_last(pixels)).cpu().numpy()
@@ -146,9 +146,9 @@ def _device(model: nn.Module) -> torch.device:
 
 
 class Contiguous(nn.Module):
-    """A network for attacks that take images (N, 3, H, W) and gradients to lie in that order.
+    """A network for attacks that need contiguous images and gradients (N, 3, H, W).
 
-    Inside, all is channels-last as before.
+    Inside, everything is channels-last.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -171,17 +171,17 @@ class _Reorder(torch.autograd.Function):
 
 
 def channels_last(images: torch.Tensor) -> torch.Tensor:
-    """(N, H, W, C) in memory -> the same memory seen as (N, C, H, W), which is channels-last."""
+    """Returns an array (N, H, W, C) as a view (N, C, H, W) of the same memory, in channels-last."""
     return images.permute(0, 3, 1, 2)
 
 
 def indices(batches: np.ndarray, device: str) -> torch.Tensor:
-    """(steps, N) of several batches, where the images lie."""
+    """Returns batches of indices, (steps, N), on the device of the images."""
     return torch.tensor(batches).long().to(device)
 
 
 def fast_step(model: ResNet, images: np.ndarray, labels: np.ndarray, epsilon: float) -> Step:
-    """Fast AT with a random start (Wong et al. 2020, algorithm 3), crop and flip included.
+    """Returns a step of Fast AT with a random start (Wong et al. 2020, algorithm 3), crop and flip.
 
     Args:
         model: trained in place, by SGD with momentum 0.9 and weight decay 5e-4.
@@ -190,7 +190,7 @@ def fast_step(model: ResNet, images: np.ndarray, labels: np.ndarray, epsilon: fl
         epsilon: L-inf radius in pixel units of [0, 1].
 
     Returns:
-        The step. Everything in it happens on the model's device, and nothing waits for that.
+        The step. It runs on the model's device and does not wait for it.
     """
     device = _device(model)
     optimizer = torch.optim.SGD(
@@ -217,21 +217,21 @@ def fast_step(model: ResNet, images: np.ndarray, labels: np.ndarray, epsilon: fl
 
 
 def graphed(step: Step, indices: torch.Tensor) -> Step:
-    """A step recorded once as a CUDA graph: replayed, it needs neither Python nor single launches.
+    """Records a step as a CUDA graph. A replay needs no Python and no single kernel launches.
 
     Args:
-        step: that draws from PyTorch's own random numbers, which graphs advance.
+        step: must draw random numbers from PyTorch's own generator, which CUDA graphs advance.
         indices: (N,) of some batch, on the GPU.
     """
     batch = indices.clone()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # what is chosen or made at the first steps is no part of it
+    with torch.cuda.stream(side):  # warm-up: one-time choices and allocations stay out of the graph
         for _ in range(3):
             step(batch)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    # JAX's threads may call CUDA meanwhile.
+    # "thread_local", because JAX's threads may call CUDA at the same time.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         loss = step(batch)
 
@@ -244,7 +244,7 @@ def graphed(step: Step, indices: torch.Tensor) -> Step:
 
 
 def augment(images: torch.Tensor, padding: int = 4) -> torch.Tensor:
-    """Random crop of the padded image and random flip, vectorised: (N, H, W, C) uint8, same out."""
+    """Crops the padded image and flips it at random, vectorised: (N, H, W, C) uint8 in and out."""
     number, height, width, _ = images.shape
     device = images.device
     padded = F.pad(images, (0, 0, padding, padding, padding, padding))

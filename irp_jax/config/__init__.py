@@ -1,4 +1,4 @@
-"""What a training run is, from the command line or a file, checked before anything is loaded."""
+"""The settings of a training run, from flags or a file. They are checked before data is loaded."""
 
 from irp_jax.config.amounts import fraction, parse_budget, parse_channels, radius
 from irp_jax.config.checking import check

@@ -1,4 +1,4 @@
-"""Numbers as people write them: budgets, channel counts and fractions."""
+"""Parsing of numbers in text: budgets, channel counts and fractions."""
 
 import math
 import re
@@ -8,16 +8,16 @@ from irp_jax.errors import UserError
 
 
 def parse_budget(text: str | float) -> tuple[float, bool]:
-    """Reads a budget.
+    """Parses a budget.
 
     Args:
         text: a fraction in (0, 1], or a positive number with a suffix k, M or G.
 
     Returns:
-        The number, and whether it is absolute (MACs per image or parameters).
+        The number, and whether it is absolute: MACs per image or parameters instead of a fraction.
 
     Raises:
-        UserError: says what was given and what could be meant.
+        UserError: the text is not a budget. The message suggests a valid one.
     """
     match = re.fullmatch(r"([0-9.eE+-]+|nan|inf)([kKMG]?)", str(text).strip())
     try:
@@ -44,13 +44,13 @@ def parse_budget(text: str | float) -> tuple[float, bool]:
 
 
 def parse_channels(text: str) -> dict[str, int]:
-    """Reads channel counts: "stage1=12,stage2=20" or, of nothing, "".
+    """Parses channel counts such as "stage1=12,stage2=20". An empty text gives no counts.
 
     Returns:
-        Group -> channels, at least 1.
+        Channel group -> number of channels, at least 1.
 
     Raises:
-        UserError: names the part that is not one group and its count.
+        UserError: names the part that is not a new group and its count.
     """
     found: dict[str, int] = {}
     for part in text.split(",") if text else ():
@@ -65,15 +65,15 @@ def parse_channels(text: str) -> dict[str, int]:
 
 
 def write_channels(counts: Mapping[str, int]) -> str:
-    """Channel counts as `parse_channels` reads them, in the order of the groups' names."""
+    """Formats channel counts for `parse_channels`, sorted by the names of the groups."""
     return ",".join(f"{group}={count}" for group, count in sorted(counts.items()))
 
 
 def fraction(text: str) -> float:
-    """Reads a number that may be written as a fraction: "8/255" or "0.03".
+    """Parses a number that may be written as a fraction: "8/255" or "0.03".
 
     Raises:
-        UserError: it is neither.
+        UserError: the text is neither.
     """
     parts = text.split("/")
     try:
@@ -85,7 +85,7 @@ def fraction(text: str) -> float:
 
 
 def radius(epsilon: float) -> str:
-    """A radius as the field writes it: 0.1, or 8/255 in steps of an 8-bit image."""
+    """Formats a radius as in the literature: 8/255 for steps of an 8-bit image, or 0.1."""
     steps = round(255 * epsilon)
     whole = math.isclose(steps / 255, epsilon, rel_tol=1e-6)
     return f"{steps}/255" if whole and round(epsilon, 2) != epsilon else f"{epsilon:g}"

@@ -1,4 +1,4 @@
-"""Every value checked, before anything is loaded or written."""
+"""Checks every setting before anything is loaded or written."""
 
 import dataclasses
 import math
@@ -15,14 +15,15 @@ from irp_jax.errors import UserError, unknown
 
 
 def check(config: Config, given: Collection[str] = ()) -> None:
-    """Checks every value.
+    """Checks every setting of a run.
 
     Args:
-        config: of a run.
-        given: "model" and "dataset" where these are objects, which then need not have a known name.
+        config: of the run.
+        given: contains "model" or "dataset" if the caller passes an object instead of a name. That
+            name is then not checked.
 
     Raises:
-        UserError: names the first value that cannot be meant and what to give instead.
+        UserError: names the first setting that is wrong, and gives a value that works.
     """
     _check_types(config)
     if "dataset" not in given:
@@ -51,13 +52,13 @@ def check(config: Config, given: Collection[str] = ()) -> None:
     _check_teacher(config)
     if config.method == "magnitude" and config.pretraining >= 1:
         raise UserError(
-            f"--pretraining must leave some of training to the pruned network: it must be below 1, "
-            f"got {config.pretraining:g}"
+            f"--pretraining must leave a part of training to the pruned network: it must be below "
+            f"1, got {config.pretraining:g}"
         )
     if config.method == "admm" and config.pretraining + config.admm_stage >= 1:
         raise UserError(
-            f"--pretraining and --admm-stage must leave some of training to the pruned network: "
-            f"together below 1, got {config.pretraining + config.admm_stage:g}"
+            f"--pretraining and --admm-stage must leave a part of training to the pruned network: "
+            f"together they must be below 1, got {config.pretraining + config.admm_stage:g}"
         )
     if config.method == "width" and config.granularity != "channel":
         raise UserError(
@@ -74,8 +75,8 @@ def check(config: Config, given: Collection[str] = ()) -> None:
 def _check_teacher(config: Config) -> None:
     if config.teacher == AVERAGE and config.method == "hinge":
         raise UserError(
-            "--teacher=average teaches once the network is cut, and --method=hinge cuts it at the "
-            "end: give another method, or the folder of a saved network"
+            "--teacher=average teaches the compact network, and --method=hinge prunes only at the "
+            "end of training: give another method, or the folder of a saved network"
         )
     if config.teacher == AVERAGE and not config.ema:
         raise UserError("--teacher=average needs a moving average: give --ema=0.999 with it")
@@ -98,11 +99,11 @@ def _check_model(config: Config) -> None:
     models.check_file(config.model)
     if config.width != 1:
         raise UserError(
-            f"--width={config.width:g} is for models of ours: {config.model} has widths of its own"
+            f"--width={config.width:g} is for models of ours: {config.model} sets its own widths"
         )
     if config.activation != "relu":
         raise UserError(
-            f"--activation={config.activation} is for models of ours: {config.model} has its own"
+            f"--activation={config.activation} is for models of ours: {config.model} sets its own"
         )
 
 
@@ -112,17 +113,18 @@ TYPES: dict[Any, tuple[str, Any]] = {
     float: ("a number", int | float),
     float | None: ("a number", int | float),
 }
-"""A field's type -> how it is said, and what passes; all others are text."""
+"""Type of a field -> its name in messages, and the types that are accepted. Other fields are
+text."""
 
 
 def _check_types(config: Config) -> None:
-    """Flags have been read by their types, but a config written in Python may hold anything."""
+    """Checks types. Flags are parsed by type, but a config written in Python may hold any value."""
     for field in dataclasses.fields(config):
         if field.name == "budget":
-            continue  # a number or text, which parse_budget reads
+            continue  # parse_budget accepts a number or text and checks it
         value = getattr(config, field.name)
         said, allowed = TYPES.get(field.type, ("text", str))
-        # To Python True is an integer too.
+        # In Python a bool is an int, so bool fields are compared separately.
         fits = isinstance(value, allowed) and isinstance(value, bool) == (field.type is bool)
         if not fits and not (value is None and field.default is None):
             raise UserError(f"{flag(field.name)} must be {said}, got {value!r}")

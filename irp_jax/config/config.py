@@ -1,4 +1,4 @@
-"""What a training run is: one frozen dataclass, and the settings that suit a data set."""
+"""The settings of a training run in one frozen dataclass, and the settings for each data set."""
 
 import dataclasses
 from typing import Any, get_args
@@ -8,7 +8,8 @@ from irp_jax.pruning.cost import Kind
 from irp_jax.pruning.masks import Granularity
 
 BASELINES = {"width": 1, "magnitude": 2, "admm": 3}
-"""Methods that learn no masks but prune once -> stages of training, each at least an epoch."""
+"""Methods that learn no masks and prune once -> number of stages. A stage takes at least 1
+epoch."""
 
 SETTINGS_OF: dict[str, dict[str, tuple[str, ...]]] = {
     "method": {
@@ -26,7 +27,7 @@ SETTINGS_OF: dict[str, dict[str, tuple[str, ...]]] = {
         "gat": ("robustness_weight", "robustness_rise"),
     },
 }
-"""Field -> value -> the settings that change nothing unless the field has such a value."""
+"""Field -> its value -> the settings that only this value uses. Other values ignore them."""
 
 METHODS = ("lagrangian", "hinge", *BASELINES)
 COSTS = get_args(Kind)
@@ -39,148 +40,171 @@ GRANULARITIES = get_args(Granularity)
 EVALUATED_ON = ("test", "validation")
 
 PARENT = "parent"
-"""What `Config.teacher` is where the dense network of the same run teaches."""
+"""Value of `Config.teacher`: the teacher is the dense network of the same run."""
 
 AVERAGE = "average"
-"""What `Config.teacher` is where the moving average of the network teaches it."""
+"""Value of `Config.teacher`: the teacher is the moving average of the network itself."""
 
 WITH_PARENT = ("lagrangian", "magnitude", "admm")
-"""Methods that train the dense network first."""
+"""Methods that train the dense network first, so that it can be the parent."""
 
 
 WIDEST = 64
-"""Times the usual channels: a network that wide has thousands of times the parameters."""
+"""Largest `Config.width`. A network this wide has thousands of times the parameters."""
 
 MOST = 10**6
-"""Of what is counted in int32, far below where that ends and above what anybody wants."""
+"""Upper bound of settings that are counted in int32. It is far below 2**31."""
 
 LARGEST_CUTOUT = 4096
-"""More than the side of any image here: it blackens all there is."""
+"""Largest `Config.cutout`, in pixels. It is larger than the side of any image here."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
-    """Train, prune and harden a network in one run."""
+    """The settings of a run that trains, prunes and hardens one network."""
 
     model: str = "resnet20"
-    """resnet8/20/32/44/56/110, resnet18, vgg16, wrn28_4, mobilenet_v2, densenet; or FILE.py:NAME, a
-    network of your own: a Flax (Linen or NNX) or Equinox module, or a pair (apply, variables)."""
+    """Network: resnet8/20/32/44/56/110, resnet18, vgg16, wrn28_4, mobilenet_v2, densenet; or
+    FILE.py:NAME for your own: a Flax (Linen or NNX) or Equinox module, or a pair (apply,
+    variables)."""
     budget: str = "0.16"
-    """What may be left: a fraction of the dense cost (0.16) or an absolute amount (0.04M, 900k)."""
+    """Cost that may be left: a fraction of the dense cost in (0, 1], such as 0.16, or an absolute
+    number of MACs or parameters, such as 0.04M or 900k."""
     cost: Kind = one_of(COSTS, "macs")
-    """What the budget counts: macs (multiply-accumulates per image) or params."""
+    """Cost that the budget counts: macs (multiply-accumulates per image) or params (parameters)."""
     dataset: str = "cifar10"
-    """cifar10, cifar100, svhn_cropped, mnist, fashion_mnist, digits (no download), or PATH.npz. The
-    defaults below are CIFAR-10's; the other sets by name have some of their own, digits 60 epochs
-    of fgsm-rs at a radius of 0.1."""
+    """Data set: cifar10, cifar100, svhn_cropped, mnist, fashion_mnist, digits (no download), or
+    PATH.npz. The defaults below are for CIFAR-10. The other named sets change some of them; digits,
+    for instance, uses 60 epochs of fgsm-rs with radius 0.1."""
     data_dir: str | None = None
-    """Where a prepared set or the official archive lies, or shall lie."""
+    """Folder of downloaded data: it holds, or will hold, the prepared set, and may hold the
+    official archive. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     method: str = one_of(METHODS, "lagrangian")
-    """How the network is made small: lagrangian (masks learned, the budget never exceeded), hinge
-    (masks under the constant-b hinge), or a baseline: width (narrow from the start, uniformly or as
-    --channels says), magnitude (dense, pruned once, fine-tuned), admm (Robust ADMM)."""
+    """Pruning method: lagrangian (learns masks, never exceeds the budget), hinge (learns masks with
+    the published constant-b hinge loss), or a baseline: width (narrow from the start, uniformly or
+    by --channels), magnitude (trains the dense network, prunes it once, fine-tunes), admm (Robust
+    ADMM)."""
     granularity: Granularity = one_of(GRANULARITIES, "channel")
-    """What is pruned: channel (a small dense network) or weight (a sparse one)."""
+    """Unit of pruning: channel (gives a compact dense network) or weight (gives a sparse
+    network)."""
     width: float = positive(1.0, most=WIDEST)
-    """Multiplies every channel count of the model, if it is one of ours."""
+    """Factor of every channel count of a built-in model, in (0, 64]."""
     activation: str = "relu"
-    """Of one of our models: relu, or silu, softplus or gelu, which are smooth."""
+    """Activation of a built-in model: relu, or one of the smooth silu, softplus and gelu."""
     channels: str = ""
-    """How many channels each group keeps, instead of uniformly fewer: GROUP=COUNT,GROUP=COUNT, as
-    under `keep_counts` in the results.json of another run, within the budget (width)."""
+    """Keep counts of all channel groups, as GROUP=COUNT,GROUP=COUNT (width). They must fit into the
+    budget. The `keep_counts` in the results.json of a run have this form. Empty: all groups are
+    narrowed by one factor."""
     epsilon: float = 8 / 255
-    """L-inf radius to be robust against, in pixels of [0, 1]; may be written 8/255."""
+    """L-inf radius of the attacks, in pixel units of [0, 1]. It is in (0, 1] and may be written as
+    8/255."""
     epsilon_warmup: float = share(0.1)
-    """Fraction of training (of the first stage, where there are several) over which the radius
-    trained against grows linearly to --epsilon; 0 is off."""
+    """Fraction of training, in [0, 1), in which the training radius grows linearly to --epsilon.
+    With several stages it is a fraction of the first stage. 0: off."""
     defense: str = one_of(DEFENSES, "n-fgsm")
-    """What makes the network robust. One gradient step an image: n-fgsm, fgsm-rs (as published),
-    fgsm, fgsm-consistency, fgsm-mep (remembers perturbations), gradalign, gat. Many: pgd, trades.
-    Or none."""
+    """Defense in training. Attacks of one gradient step: n-fgsm, fgsm-rs (as published), fgsm,
+    fgsm-consistency, fgsm-mep (remembers a perturbation of each image), gradalign, gat. Attacks of
+    several steps: pgd, trades. No attack: none."""
     noise: float | None = positive(None, most=16.0)
-    """Radius of the random start in units of --epsilon, 1 for fgsm-rs and 2 for n-fgsm if not
-    given (fgsm-rs, n-fgsm). Less is nearer to catastrophic overfitting."""
+    """Radius of the random start, in units of --epsilon, in (0, 16] (fgsm-rs, n-fgsm). Default: 1
+    for fgsm-rs, 2 for n-fgsm. A smaller value increases the risk of catastrophic overfitting."""
     natural_weight: float = share(0.0)
-    """Share of the loss that is on the natural images, in [0, 1); the rest is on the perturbed ones
-    (fgsm, fgsm-rs, n-fgsm, pgd). More is more natural accuracy and less robust accuracy."""
+    """Weight of the loss on natural images, in [0, 1) (fgsm, fgsm-rs, n-fgsm, pgd). The rest is the
+    weight of the loss on adversarial images. A larger value gives more natural and less robust
+    accuracy."""
     robustness_weight: float | None = positive(None, most=1e6)
-    """Weight of the distance between natural and perturbed answers, 10 for gat and 6 for trades if
-    not given (gat, trades). More is more robust accuracy and less natural accuracy."""
+    """Weight of the distance between the outputs for natural and adversarial images, in (0, 1e6]
+    (gat, trades). Default: 10 for gat, 6 for trades. A larger value gives more robust and less
+    natural accuracy."""
     robustness_rise: float = positive(4.0)
-    """What that weight is multiplied by in the last 15 % of training (gat)."""
+    """Factor of --robustness-weight in the last 15 % of training, above 0 (gat)."""
     guard: bool = True
-    """Whether training that overfits its own attack, or diverges, goes back to before and on with a
-    stronger defense, or with --clip=1."""
+    """Whether to watch for catastrophic overfitting and for divergence. After an alarm the run
+    rolls back to its last sound state. It goes on with a stronger defense after overfitting, and
+    with --clip=1 after divergence."""
     attack_steps: int = at_least(1, 10, most=MOST)
-    """Gradient steps of the attack in training (pgd, trades)."""
+    """Number of gradient steps of the training attack, at least 1 (pgd, trades)."""
     epochs: int = 30
-    """Passes over the training images."""
+    """Number of passes over the training images: at least 1, at least 2 for magnitude and with
+    --teacher=parent, at least 3 for admm."""
     batch_size: int = at_least(1, 128)
-    """Images per step, over all devices."""
+    """Number of images per step, over all devices together."""
     learning_rate: float = positive(0.1)
-    """Peak of the schedule."""
+    """Peak learning rate of the schedule, above 0."""
     teacher: str = ""
-    """Whose answers are part of what the small network learns: parent, the dense network of the
-    same run as it is when pruning begins (lagrangian, magnitude, admm); average, its own moving
-    average once it is cut (with --ema); or the folder of a saved network. Empty for nobody."""
+    """Network whose outputs are part of the training targets: parent, the dense network of the same
+    run when pruning begins (lagrangian, magnitude, admm); average, the run's own moving average,
+    from the freeze of the masks on (needs --ema, not for hinge); or the folder of a saved network.
+    Empty: no teacher."""
     teacher_weight: float = positive(0.5, most=1.0)
-    """Share of the target that is the teacher's answer to the natural image; the rest is the
-    label."""
+    """Share of the target that is the teacher's output for the natural image, in (0, 1]. The rest
+    is the label. For runs with --teacher."""
     teacher_views: int = at_least(0, 8)
-    """In how many augmentations an image is shown while it is taught, over and over, so that the
-    teacher's answers are computed once; 0 is a new one every epoch (parent, or a saved network)."""
+    """Number of augmentations in which each image is shown while a teacher is used. They repeat, so
+    the teacher's output is computed once for each. 0: a new augmentation in every epoch. For
+    --teacher=parent or a saved network."""
     schedule: str = one_of(SCHEDULES, "cosine")
-    """How the learning rate moves: cosine (down), cyclic (up and down) or piecewise (two drops)."""
+    """Schedule of the learning rate: cosine (from the peak down to 0), cyclic (from 0 up to the
+    peak and back), piecewise (a tenth of the peak from half of training on, a hundredth from three
+    quarters on). Each stage of a run has its own."""
     clip: float = at_least(0, 0.0)
-    """Longest gradient of the loss, all weights together; 0 is off. Decay and the pull of admm are
-    added to what it leaves."""
+    """Largest L2 norm of the loss gradient over all weights; a longer gradient is scaled down to
+    it. 0: off. Weight decay and the ADMM term are added after clipping."""
     ema: float = share(0.0)
-    """Decay of a moving average of the weights, which becomes the network; 0 is off."""
+    """Decay of a moving average of the weights, in [0, 1). The average is the network that is
+    evaluated and saved. 0: off."""
     weight_decay: float = at_least(0, 5e-4)
-    """L2 penalty on the weights."""
+    """L2 penalty on the weights, at least 0. With hinge it applies to the mask logits, too."""
     label_smoothing: float = share(0.0)
-    """Probability mass taken from the label, in [0, 1)."""
+    """Probability mass that is moved from the label to all classes evenly, in [0, 1)."""
     cutout: int = at_least(0, 0, most=LARGEST_CUTOUT)
-    """Side in pixels of a square blackened in each training image; 0 is off."""
+    """Side in pixels of a square that is set to black in each training image. 0: off."""
     prune_start: float = share(0.05)
-    """When pruning starts, as a fraction of training (lagrangian)."""
+    """Start of pruning as a fraction of training, in [0, 1) and below --prune-stop (lagrangian)."""
     prune_stop: float = share(0.2)
-    """When the budget is reached, masks are frozen and the network is compacted (lagrangian)."""
+    """End of pruning as a fraction of training, in [0, 1) (lagrangian). The cost then meets the
+    budget, the masks are frozen, and pruned channels are removed."""
     spread: float = 0.0
-    """How many times the share that uniform pruning would leave a channel group may keep at most,
-    and what part of it at least: 2 is twice and half of it; 0 is any (lagrangian, channels)."""
+    """Largest factor between the share of channels that a group keeps and the share that uniform
+    pruning would keep at the same cost (lagrangian, channels): 2 allows between half and twice. At
+    least 1, or 0 for no limit."""
     reinit: bool = False
-    """Whether the small network starts from new weights once its channels are chosen, instead of
-    those it has (lagrangian, channels)."""
+    """Whether the compact network starts from new weights when the masks are frozen, instead of the
+    weights learned so far (lagrangian, channels)."""
     hinge_strength: float = positive(1.0)
-    """The constant b of the hardware loss (hinge)."""
+    """Constant b of the hardware loss, its weight beside the cross-entropy, above 0 (hinge)."""
     mask_learning_rate: float = positive(0.1)
-    """Learning rate of the mask logits (hinge)."""
+    """Learning rate of the mask logits, above 0 (hinge)."""
     pretraining: float = positive(1 / 3)
-    """Fraction of training that the dense network gets first (magnitude, admm)."""
+    """Fraction of training for the first stage, in which the network is dense (magnitude, admm)."""
     admm_stage: float = positive(1 / 3)
-    """Fraction of training that ADMM gets next; the rest is for what it leaves (admm)."""
+    """Fraction of training for the ADMM stage, after --pretraining (admm). The rest is fine-tuning
+    of the pruned network. The two together are below 1."""
     admm_rho: float = positive(1e-3)
-    """Strength of the pull towards the pruned weights at first; it grows tenfold (admm)."""
+    """Initial strength rho of the pull towards the pruned weights, above 0 (admm). It grows about
+    tenfold during the ADMM stage."""
     admm_updates: int = at_least(1, 10, most=MOST)
-    """How often, at most, the pruned weights are chosen anew during ADMM (admm)."""
+    """Largest number of times that the pruned weights are chosen anew in the ADMM stage (admm)."""
     restart_rate: float = positive(1.0)
-    """Peak learning rate of the later stages, relative to the first (magnitude, admm, and with
-    --teacher=parent)."""
+    """Peak learning rate of the later stages as a multiple of the first stage's, above 0
+    (magnitude, admm, and any run with --teacher=parent)."""
     validation: float = share(0.02)
-    """Fraction of the training images held out."""
+    """Fraction of the training images that are held out for validation, in [0, 1). It has no effect
+    on an .npz file with validation images."""
     evaluate_on: str = one_of(EVALUATED_ON, "test")
-    """What the final accuracies are measured on: test, or validation, the images held out, while
-    settings are being chosen. Part of what a run is: figures on test images take a run of their
-    own."""
+    """Images for the final accuracies: test, or validation (the held-out images), for runs that
+    compare settings. It is part of the run's identity, so test figures need a run with
+    --evaluate-on=test."""
     train_images: int = at_least(0, 0)
-    """How many of the rest to learn from, in the classes' proportions; 0 is all."""
+    """Number of training images to use, with the proportions of the classes kept, from those not
+    held out. 0: all."""
     seed: int = at_least(0, 0, most=2**32 - 1)
-    """Of every random choice."""
+    """Seed of all random choices, in [0, 2**32 - 1]."""
     workdir: str | None = None
-    """Where the run is kept; running the same command again resumes it. Default: runs/<name>."""
+    """Folder of the run. The same command resumes the run that is there. Default: runs/<name>."""
     checkpoint_every: float = at_least(0, 60.0)
-    """Seconds between checkpoints, at least; they are taken at the end of an epoch."""
+    """Minimum time between checkpoints, in seconds. Checkpoints are written at the end of an
+    epoch."""
 
 
 SUITED: dict[str, dict[str, Any]] = {
@@ -192,16 +216,16 @@ SUITED: dict[str, dict[str, Any]] = {
         "defense": "fgsm-rs", "schedule": "cyclic", "learning_rate": 0.2,
     },
 }  # fmt: skip
-"""Settings that suit a data set better than `Config`'s own, which are CIFAR-10's."""
+"""Data set -> settings that suit it better than the defaults of `Config`, which suit CIFAR-10."""
 
 
 def suited(dataset: str, base: Config | None = None) -> Config:
-    """A config for a data set, with the settings that suit it.
+    """Returns a config for a data set with the settings that suit it.
 
     Args:
-        dataset: a data set's name or the path of an .npz file.
-        base: where everything else is taken from, and whatever is not usual for its own data set
-            stays.
+        dataset: name of a data set or path of an .npz file.
+        base: source of all other settings. A setting that differs from what suits the data set of
+            `base` is kept.
     """
     base = base or Config()
     now, then = (SUITED.get(name, {}) for name in (base.dataset, dataset))

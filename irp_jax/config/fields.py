@@ -1,4 +1,4 @@
-"""Fields of a config that know which values they may take."""
+"""Dataclass fields with the values that they allow."""
 
 import dataclasses
 import math
@@ -10,11 +10,11 @@ from irp_jax.errors import UserError, unknown
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """The numbers a field may take.
+    """An interval of allowed numbers.
 
     Attributes:
         low, high: the ends.
-        open_low, open_high: whether an end is left out. Infinity always is.
+        open_low, open_high: whether an end is excluded. Infinity is always excluded.
     """
 
     low: float
@@ -25,7 +25,7 @@ class Interval:
     def __contains__(self, value: float) -> bool:
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high or self.high == math.inf else value <= self.high
-        return above and below  # so written, it refuses NaN too
+        return above and below  # both comparisons are false for NaN
 
     def __str__(self) -> str:
         if self.high == math.inf:
@@ -39,22 +39,22 @@ def _said(number: float) -> str:
 
 
 def positive(default: Any, most: float = math.inf) -> Any:
-    """A number above 0 and at most `most`; a default of None may stay None."""
+    """Returns a field for a number in (0, `most`]. If the default is None, None is allowed."""
     return _field(default, interval=Interval(0, most, open_low=True))
 
 
 def at_least(low: float, default: Any, most: float = math.inf) -> Any:
-    """A number of at least `low` and at most `most`."""
+    """Returns a field for a number in [`low`, `most`]."""
     return _field(default, interval=Interval(low, most))
 
 
 def share(default: float) -> Any:
-    """A number in [0, 1)."""
+    """Returns a field for a number in [0, 1)."""
     return _field(default, interval=Interval(0, 1, open_high=True))
 
 
 def one_of(options: Iterable[str], default: str) -> Any:
-    """One of some names."""
+    """Returns a field for one of the given names."""
     return _field(default, options=tuple(options))
 
 
@@ -63,10 +63,10 @@ def _field(default: Any, **metadata: Any) -> Any:
 
 
 def check(config: Any) -> None:
-    """Holds every field of a dataclass against what it says of itself.
+    """Checks every field of a dataclass against its interval or its options.
 
     Raises:
-        UserError: names the first that does not fit and what to give instead.
+        UserError: names the first field with a wrong value, and the values that are allowed.
     """
     for field in dataclasses.fields(config):
         value, flag = getattr(config, field.name), "--" + field.name.replace("_", "-")

@@ -1,4 +1,4 @@
-"""Configs from files: Python ones in configs/, and the JSON beside a checkpoint."""
+"""Loading of configs from Python files, and of channel counts from results.json."""
 
 import runpy
 from pathlib import Path
@@ -10,10 +10,13 @@ from irp_jax.errors import UserError, unknown
 
 
 def load(path: str) -> Config:
-    """The `config` of a Python file in configs/, given by path or by name.
+    """Loads the `config` of a Python file.
+
+    Args:
+        path: path of the file, or the name of a file in configs/.
 
     Raises:
-        UserError: no such file, or it does not define one `config`.
+        UserError: there is no such file, or it does not define exactly one config.
     """
     found = load_all(path)
     if len(found) > 1:
@@ -22,13 +25,13 @@ def load(path: str) -> Config:
 
 
 def load_all(path: str) -> list[Config]:
-    """The `config` of such a file, or its list of `configs`.
+    """Loads the `config` of a Python file, or its list `configs`. The path is as for `load`.
 
     Raises:
-        UserError: no such file, or it defines neither.
+        UserError: there is no such file, or it defines neither.
     """
     package = Path(__file__).parents[1]
-    # In a checkout they lie beside the package, in a wheel within it.
+    # In a checkout configs/ is beside the package, in a wheel inside it.
     folder = next(p for p in (package / "configs", package.parent / "configs") if p.is_dir())
     options = {p.stem: p for p in sorted(folder.glob("*.py"))}
     file = Path(path) if path.endswith(".py") else options.get(path)
@@ -38,10 +41,10 @@ def load_all(path: str) -> list[Config]:
         raise UserError(f"no file {path}: --config takes a path or one of {', '.join(options)}")
     try:
         defined = runpy.run_path(str(file))
-    except (Exception, SystemExit) as error:  # whatever the user's file raises
+    except (Exception, SystemExit) as error:  # a user's file can raise anything
         raise UserError(f"{path} cannot be run ({type(error).__name__}: {error})") from error
     found = defined.get("configs")
-    if not isinstance(found, list):  # a module of this name may have been imported
+    if not isinstance(found, list):  # `configs` may be an imported module
         found = [defined.get("config")]
     if not found or not all(isinstance(config, Config) for config in found):
         raise UserError(
@@ -52,13 +55,15 @@ def load_all(path: str) -> list[Config]:
 
 
 def channels_of(results: str) -> str:
-    """What a run kept, as `Config.channels` takes it, to train the same architecture from scratch.
+    """Returns the keep counts of a run in the form of `Config.channels`.
+
+    With them, the same architecture can be trained from scratch.
 
     Args:
         results: path of the results.json of a run that pruned channels.
 
     Raises:
-        UserError: there is no such file, or it holds no channels.
+        UserError: there is no such file, or it holds no keep counts of channels.
     """
     found = files.read_json(Path(results))
     try:

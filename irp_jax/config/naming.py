@@ -1,4 +1,4 @@
-"""What tells one run from another, and where it is kept."""
+"""Identity, name and folder of a run."""
 
 import dataclasses
 import hashlib
@@ -12,26 +12,26 @@ from irp_jax.config.amounts import parse_budget, parse_channels, write_channels
 from irp_jax.config.config import Config
 
 USUAL = ("macs", "channel", "lagrangian")
-"""What a run's name does not mention."""
+"""Values that are left out of a run's name."""
 
 LOCAL = ("workdir", "data_dir", "checkpoint_every")
-"""Fields that say where and how often, not what: they do not change a run's outcome."""
+"""Fields that do not change a run's outcome."""
 
 BY_RUN = ("model_fingerprint", "teacher_sha256")
-"""What a run adds to its identity once it has read the files that are named there."""
+"""Entries that `experiment.run` adds to an identity after it has read the model and the teacher."""
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """All fields that decide a run's outcome, as JSON takes them."""
+    """Returns the fields that decide a run's outcome, as JSON values."""
     fields = dataclasses.asdict(config)
     return {name: value for name, value in fields.items() if name not in LOCAL and value != ""}
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """What tells a run from others: settings other than the defaults, and the content of files.
+    """Returns the identity of a run: its non-default settings and digests of the user's files.
 
-    A setting that is new in a version has its default in runs of older ones, so these stay what
-    they were. Values are normalised: a budget of 0.04M, 40k or 0.040M is one.
+    A setting that a later version adds has its default in older runs, so their identities do not
+    change. Values are normalised: 0.04M, 40k and 0.040M are one budget.
     """
     fields = normalised(settings(config))
     if config.dataset.endswith(".npz") and Path(config.dataset).is_file():
@@ -43,13 +43,13 @@ def identity(config: Config) -> dict[str, Any]:
 
 
 def normalised(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as an identity has them, from `settings` of this or of an older version."""
+    """Returns settings as in an identity, from `settings` of this version or an older one."""
     usual = dataclasses.asdict(Config())
     fields = dict(fields)
     if "budget" in fields:
         amount, absolute = parse_budget(fields["budget"])
         fields["budget"] = f"{amount / 1e3:.12g}k" if absolute else f"{amount:.12g}"
-    if fields.get("channels"):  # in whatever order they were given
+    if fields.get("channels"):  # their order has no meaning
         fields["channels"] = write_channels(parse_channels(fields["channels"]))
     return {
         name: value
@@ -59,12 +59,12 @@ def normalised(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def workdir(config: Config) -> Path:
-    """Where a run is kept: as asked, or runs/ and the run's name."""
+    """Returns the folder of a run: `config.workdir`, or runs/ and the run's name."""
     return Path("runs", run_name(config)) if config.workdir is None else Path(config.workdir)
 
 
 def run_name(config: Config) -> str:
-    """Names a run: what tells runs apart at a glance, and a digest of what decides the outcome."""
+    """Returns a run's name: its main settings and a digest of its identity."""
     digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:6]
     kind = [part for part in (config.cost, config.granularity, config.method) if part not in USUAL]
     model = Path(config.model.replace(".py:", "_")).name

@@ -1,4 +1,4 @@
-"""Settings that were given and change nothing."""
+"""Finds settings that were given and have no effect."""
 
 import dataclasses
 
@@ -7,12 +7,12 @@ from irp_jax.config.config import AVERAGE, PARENT, SETTINGS_OF, Config, suited
 
 
 def unused(config: Config) -> list[str]:
-    """What to say of settings that are not the usual ones and that only other methods use.
+    """Returns a message for each non-default setting that the chosen method or defense ignores.
 
-    Or other defenses. It is no error: a sweep over methods gives its settings to all of them.
+    This is not an error: a sweep over methods passes all settings to each of them.
 
     Returns:
-        A line for each, in the order of the fields.
+        One line per setting, in the order of the fields.
     """
     usual = suited(config.dataset)
     lines = []
@@ -30,5 +30,5 @@ def unused(config: Config) -> list[str]:
         if field.name.startswith("teacher_") and not config.teacher:
             lines.append(f"{flag(field.name)} changes nothing: it is for --teacher")
         if field.name == "teacher_views" and config.teacher == AVERAGE:
-            lines.append("--teacher-views changes nothing: an average answers anew in every step")
+            lines.append("--teacher-views changes nothing: the average is evaluated in every step")
     return lines

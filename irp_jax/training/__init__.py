@@ -1,1 +1,1 @@
-"""Training: the state, the compiled step, and the loop around it."""
+"""Training: the methods and defenses, the compiled step, the guard, and the loop over epochs."""

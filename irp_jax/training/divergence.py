@@ -1,10 +1,11 @@
-"""The guard against training that diverges: what tells it, and what training goes on with.
+"""Detection of divergence for the guard, and the remedy.
 
-A learning rate near the edge of what a network bears may throw its weights off within an epoch,
-deep networks' above all: loss soars above that of guessing, or the network falls back to guessing
-and stays there. Accuracy falls on images and under every attack alike, so that the probes of
-`overfitting` have nothing to compare. What is lost is hardly made up for while the rate is high.
-Cutting long gradients short prevents it (Pascanu, Mikolov & Bengio 2013, section 3.2).
+If the learning rate is close to the largest that a network can train with, training can diverge
+within an epoch. Deep networks are most at risk. The loss rises far above that of guessing, or the
+network returns to guessing and stays there. Natural accuracy and accuracy under every attack fall
+together, so the probes of `overfitting` see no difference. While the rate is high, a network hardly
+recovers. Clipping the gradient norm prevents divergence (Pascanu, Mikolov & Bengio 2013, section
+3.2).
 """
 
 import math
@@ -13,24 +14,26 @@ from typing import NamedTuple
 import numpy as np
 
 CLIP = 1.0
-"""Longest gradient after an alarm; ResNet56 on digits shows 2 to 4 on its way to where it
-diverges (results/clip_resnet56.json)."""
+"""Largest gradient norm after an alarm. On digits the norm of ResNet56 is 2 to 4 before it diverges
+(results/clip_resnet56.json)."""
 
 STUCK = 3
-"""Epochs running that a network must be back at guessing to be thought unable to leave it."""
+"""Number of epochs in a row at the loss of guessing after which the guard raises an alarm."""
 
 
 class Descent(NamedTuple):
-    """What the guard remembers of the loss, from epoch to epoch.
+    """The guard's record of the loss over the epochs.
 
     Attributes:
-        guessing: loss of a network that guesses, ln(classes).
-        prior: loss of a network that knows how frequent each class is and nothing else, which is
-            what one that forgets everything falls back to: `guessing` where all are alike.
-        lowest: of the best epoch so far, at most `guessing`.
-        last: of the last epoch; may be infinite or no number.
-        stuck: epochs running that ended with all that had been learnt forgotten.
-        falling: whether the last epoch's loss is below that of the one before.
+        guessing: loss of a network that predicts all classes alike, ln(classes).
+        prior: loss of a network that predicts the class frequencies and nothing else. A network
+            that loses all it has learnt has this loss. It equals `guessing` if all classes are
+            equally frequent.
+        lowest: loss of the best epoch so far, at most `guessing`.
+        last: loss of the last epoch. It may be infinite or NaN.
+        stuck: number of epochs in a row whose loss is that of a network that has lost what it had
+            learnt.
+        falling: whether the loss of the last epoch is below that of the epoch before.
     """
 
     guessing: float
@@ -42,12 +45,12 @@ class Descent(NamedTuple):
 
     @classmethod
     def begin(cls, labels: np.ndarray, classes: int, smoothing: float = 0.0) -> "Descent":
-        """Before the first epoch.
+        """Returns the record before the first epoch.
 
         Args:
             labels: (N,) integer, of the training images.
-            classes: how many there are.
-            smoothing: of labels; it makes the classes more alike.
+            classes: number of classes.
+            smoothing: label smoothing in [0, 1). It makes the class frequencies more alike.
         """
         guessing = math.log(classes)
         shares = np.bincount(labels, minlength=classes) / len(labels)
@@ -57,30 +60,32 @@ class Descent(NamedTuple):
 
     @property
     def afresh(self) -> "Descent":
-        """With nothing to compare with: another loss is minimised from here on."""
+        """The record without earlier losses, for training that minimises another loss next."""
         return Descent(self.guessing, self.prior, self.guessing, self.guessing)
 
     @property
     def of_cut(self) -> "Descent":
-        """With nothing to compare with either: the network has just been cut, at any cost in loss.
+        """The record after the network was compacted: without earlier losses.
 
-        But who has forgotten everything before is still held against what there was to forget.
+        Compaction may raise the loss by any amount. If the network had already lost what it had
+        learnt, the record does not change.
         """
         return self if self.stuck else self.afresh
 
     @property
     def of_last(self) -> "Descent":
-        """With the last epoch alone to compare with: the next one is attacked harder than others.
+        """The record for a growing training radius: the lowest loss is that of the last epoch.
 
-        But who has forgotten everything meanwhile is still held against what there was to forget.
+        The loss grows with the radius. If the network had already lost what it had learnt, the
+        record does not change.
         """
         return self if self.stuck else self._replace(lowest=min(self.last, self.guessing))
 
     def after(self, loss: float) -> "Descent":
-        """What is remembered after an epoch of this loss."""
+        """Returns the record after an epoch with this loss."""
         learnt = self.prior - self.lowest
         forgotten = learnt > 0.1 * self.prior and not loss <= self.prior - 0.1 * learnt
-        lowest = loss if loss < self.lowest else self.lowest  # a loss that is no number is no less
+        lowest = loss if loss < self.lowest else self.lowest  # NaN is never the lowest
         stuck = self.stuck + 1 if forgotten else 0
         return Descent(self.guessing, self.prior, lowest, loss, stuck, loss < self.last)
 
@@ -89,19 +94,22 @@ class Descent(NamedTuple):
 
     @property
     def alarming(self) -> bool:
-        """Whether loss has risen by more than that of guessing, or stays at it."""
+        """Whether training has diverged.
+
+        The loss exceeds the lowest by more than `guessing`, is NaN, or is stuck for `STUCK` epochs.
+        """
         return self._above(1.0) or self.stuck == STUCK
 
     @property
     def suspicious(self) -> bool:
-        """Whether it may have begun: not a state to go back to."""
+        """Whether divergence may have begun, so that the run must not roll back to this state."""
         return self._above(0.5) or self.stuck > 0
 
 
 def steadier(clip: float) -> float | None:
-    """The longest gradient to go on with; None if gradients are cut as short already.
+    """Returns the gradient norm to clip to after an alarm; None if clipping is as strong already.
 
     Args:
-        clip: in force; 0 is none.
+        clip: largest gradient norm now; 0 means no clipping.
     """
     return CLIP if clip == 0 or clip > CLIP else None

@@ -1,4 +1,4 @@
-"""A run from its config to its results: load, train, freeze, train on, evaluate; resumable."""
+"""Runs one config: loads, trains, freezes the masks, trains on, evaluates. A run can be resumed."""
 
 import dataclasses
 import time
@@ -36,21 +36,21 @@ def run(
     dataset: Dataset | None = None,
     variables: Any = None,
 ) -> dict[str, Any]:
-    """Trains, prunes, evaluates and saves.
+    """Trains, prunes, evaluates and saves a network.
 
     Args:
-        config: what to do.
-        reporter: is told how it goes.
+        config: settings of the run.
+        reporter: receives messages and progress.
         command: the user's command line, for results.json.
         model: a network to train instead of the one that the config names: see `adapters.adapt`.
-        dataset: what to train on instead of the data set that the config names.
-        variables: weights for `model` to start from.
+        dataset: a data set to use instead of the one that the config names.
+        variables: initial weights of `model`.
 
     Returns:
-        What results.json holds. The network lies in `network` in the workdir.
+        The content of results.json. The network is saved in `network` in the workdir.
 
     Raises:
-        UserError: the run cannot be done as asked; nothing is written that was not complete.
+        UserError: the run cannot be done with these settings. Files written before are complete.
     """
     began = time.monotonic()
     config = dataclasses.replace(config, budget=str(config.budget))
@@ -90,7 +90,7 @@ def run(
         traced.check(subject)
     if plan.reinit and not traced.is_drawn(subject):
         raise UserError(
-            f"--reinit starts from new weights, and those of {subject.name} are given: leave it out"
+            f"--reinit needs new weights, but the weights of {subject.name} are given: leave it out"
         )
     setup = Setup(
         config=config, identity=identity, plan=plan, dataset=dataset, model=subject,
@@ -98,7 +98,7 @@ def run(
         mesh=parallel.mesh(parallel.usable_devices(config.batch_size)), teacher=taught_by,
         held_out=data.split_digest(dataset.validation), tested=data.split_digest(dataset.test),
     )  # fmt: skip
-    commit = files.commit()  # now: the files may change while this process runs on
+    commit = files.commit()  # read now, because the files may change during the run
     with files.claim(workdir, identity):
         finished = files.read_json(workdir / "results.json")
         if finished is not None:
@@ -113,7 +113,7 @@ def run(
         reporter.note(f"run in {workdir}")
         for line in [*notes, *_kept_whole(subject), *_young(plan)]:
             reporter.note(line)
-        progress = resume(setup, workdir, reporter.note)  # refuses checkpoints of another run
+        progress = resume(setup, workdir, reporter.note)  # raises UserError for another run
         everything = {"identity": identity, "settings": configs.settings(config)}
         files.write_json(workdir / "config.json", everything)
         progress = progress or start(setup)
@@ -134,7 +134,7 @@ def run(
 
 
 def _validation_given(config: Config, dataset: data.Dataset) -> list[str]:
-    """What to say where a share is asked for, and the user's file brings its own images."""
+    """Returns a note if --validation is given and the user's file has validation images."""
     count = len(dataset.validation)
     drawn = data.validation_size(config.validation, len(dataset.train) + count)
     if config.validation == configs.suited(config.dataset).validation or count == drawn:
@@ -143,28 +143,28 @@ def _validation_given(config: Config, dataset: data.Dataset) -> list[str]:
 
 
 def _young(plan: Plan) -> list[str]:
-    """What to say of a parent that has little time to learn."""
+    """Returns a note if the parent trains for only a few epochs."""
     if plan.parent_epoch is None or plan.parent_epoch >= 0.1 * plan.epochs:
         return []
     return [
-        f"the teacher is what the dense network is after {plan.parent_epoch} of {plan.epochs} "
-        f"epochs, which is little: --prune-start=0.2 --prune-stop=0.3 would give it more"
+        f"the teacher is the dense network after {plan.parent_epoch} of {plan.epochs} epochs, "
+        f"which is short: --prune-start=0.2 --prune-stop=0.3 would train it longer"
     ]
 
 
 def _kept_whole(subject: traced.TracedModel) -> list[str]:
-    """What to say of layers that cannot be pruned, but for the logits."""
+    """Returns notes on layers that cannot be pruned, except the logits."""
     kept = [whole for whole in subject.graph.whole if whole.reason != "the logits"]
     lines = [f"{w.name}: {w.channels} channels kept whole ({w.reason})" for w in kept[:3]]
-    more = [f"and {len(kept) - 3} layers more: see bin/describe"] if kept[3:] else []
+    more = [f"and {len(kept) - 3} more layers: see bin/describe"] if kept[3:] else []
     return lines + more
 
 
-# ---- the final number ------------------------------------------------------------------------
+# ---- the final network and its results -------------------------------------------------------
 
 
 def _network(setup: Setup, progress: Progress, workdir: Any) -> Network:
-    """The trained network."""
+    """Returns the trained network."""
     state = progress.state.network
     variables = jax.device_get(deployed(setup.graph, state, state["batch_stats"]))
     record = network_record(setup, progress.keep_counts)
@@ -179,7 +179,11 @@ def _network(setup: Setup, progress: Progress, workdir: Any) -> Network:
 def _evaluate(
     setup: Setup, progress: Progress, trained: Network, reporter: Reporter
 ) -> dict[str, Any]:
-    """Natural and PGD accuracy of the deployed network, and the run's facts."""
+    """Evaluates natural and PGD accuracy of the deployed network.
+
+    Returns:
+        The content of results.json, without environment, command, commit, layers and history.
+    """
     config = setup.config
     spec = evaluation.AttackSpec(epsilon=config.epsilon)
     held_out = config.evaluate_on == "validation"

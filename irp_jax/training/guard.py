@@ -1,4 +1,4 @@
-"""The guard: which states are sound, and where a run goes from the last of them after an alarm."""
+"""The guard: decides which states are sound, and how a run rolls back after an alarm."""
 
 import dataclasses
 import math
@@ -20,11 +20,17 @@ from irp_jax.training.step import Recipe, probe_state
 
 
 def is_sound(progress: Progress, healthy: Progress | None) -> bool:
-    """Whether a run is in a state to go back to; `healthy` is the last one that was.
+    """Returns whether a run may roll back to its present state.
 
-    What a run begins with or resumes from is one. So is a doubtful one when there has been no other
-    for some epochs, since a collapse takes less; but not on the way to guessing, which may be long,
-    or there, as long as there is a way to train on from before.
+    The first state of a run is sound, and so is the state that a run resumes from. A state that is
+    not suspicious is sound. A suspicious state is sound if there was no sound state for `PATIENCE`
+    epochs, because a collapse takes fewer. Divergence can take longer. So a state with a suspicious
+    loss is not sound if its loss is not falling or is that of guessing, as long as clipping can
+    still be applied.
+
+    Args:
+        progress: of the run now.
+        healthy: its last sound state; None at the start, after resuming and after a rollback.
     """
     health, descent = progress.health, progress.descent
     if healthy is None or not (health.suspicious or descent.suspicious):
@@ -35,10 +41,11 @@ def is_sound(progress: Progress, healthy: Progress | None) -> bool:
 
 
 def descent_before(plan: Plan, progress: Progress) -> Descent:
-    """What the next epoch's loss is compared with.
+    """Returns the record of losses that the next epoch is compared with.
 
-    With none where the network has just been cut, or a stage has begun and the learning rate with
-    it. With the last epoch's alone where the radius grew in that, since loss rises with it.
+    It is without earlier losses if the network was just compacted, or if a stage and with it a
+    cycle of the learning rate begins. If the radius grew in the last epoch, only the loss of that
+    epoch counts, because the loss rises with the radius.
     """
     if progress.epoch in plan.stages[1:] or (progress.epoch == plan.freeze_epoch and plan.reinit):
         return progress.descent.afresh
@@ -49,9 +56,10 @@ def descent_before(plan: Plan, progress: Progress) -> Descent:
 
 
 def copy_of(progress: Progress) -> Progress:
-    """A copy to go back to, since training donates the state it is given.
+    """Returns a copy of a state, because training donates the buffers of the state it is given.
 
-    Without what the defense remembers of the images, which may be large: it is begun anew.
+    The defense's memory of the images is left out, because it may be large. After a rollback it is
+    initialised again.
     """
     state = dataclasses.replace(progress.state, memory=None)
     return dataclasses.replace(progress, state=_copied(state))
@@ -71,21 +79,24 @@ def second_look(
     state: TrainState,
     health: Health,
 ) -> Health:
-    """Looks into an alarm: the network is attacked on more images than a probe has.
+    """Checks an alarm of the guard: attacks the network on more images than a probe uses.
 
     Args:
         recipe, network, key: of the run.
         seen: training images, their labels and indices, as for `probe_state`.
-        reporter: told of a false alarm.
-        state: the present one, after the segment that raised the alarm or the one behind it.
-        health: what is remembered now.
+        reporter: is told of a false alarm.
+        state: after the segment that raised the alarm, or one segment later.
+        health: the guard's record of accuracies.
+
+    Returns:
+        The record with the new accuracies. It is alarming only if they confirm the alarm.
     """
     found = jax.device_get(probe_state(recipe, network, key, state, *seen))
     health = health.after_second_look(float(found["probe_pgd"]), float(found["probe_trained"]))
     if not health.alarming:
         reporter.note(
-            f"PGD accuracy seemed to collapse and did not: {health.pgd:.1%} of {len(seen[0])} "
-            f"training images, {health.trained:.1%} under the attack trained on"
+            f"false alarm of the guard: accuracy is {health.pgd:.1%} under PGD on {len(seen[0])} "
+            f"training images, {health.trained:.1%} under the training attack"
         )
     return health
 
@@ -93,28 +104,28 @@ def second_look(
 def roll_back(
     setup: Setup, healthy: Progress, now: Progress, reporter: Reporter
 ) -> Progress | None:
-    """Where to go on after an alarm: from the last sound state, by other means.
+    """Returns the last sound state with a changed setting, to continue from after an alarm.
 
     Args:
         setup: of the run.
         healthy: the last sound state.
-        now: the run after an epoch, whose time and passes are spent all the same.
-        reporter: is told.
+        now: the run after an epoch. Its time and passes stay counted.
+        reporter: is told of the rollback.
 
     Returns:
-        None where there is no alarm, or nothing else to go on with. The state is that of
-        `healthy`, not a copy.
+        None if there is no alarm, or no setting left to change. Otherwise it shares the arrays of
+        `healthy`; they are not copied.
     """
     stronger, clip = now.defense.stronger, steadier(now.clip)
     if now.health.alarming:
-        assert stronger is not None, "a defense with nothing stronger is not probed"
+        assert stronger is not None, "a defense without a stronger one is not probed"
         return _strengthened(healthy, now, stronger, reporter)
     if now.descent.alarming and clip:
         return _steadied(setup, healthy, now, clip, reporter)
     if now.descent.alarming:
         reporter.note(
-            f"loss rose from {now.descent.lowest:.3g} to {now.descent.last:.3g} with gradients no "
-            f"longer than {now.clip:g}: a smaller --learning-rate may train better"
+            f"loss rose from {now.descent.lowest:.3g} to {now.descent.last:.3g} although gradients "
+            f"are clipped to norm {now.clip:g}: a smaller --learning-rate may train better"
         )
     return None
 
@@ -122,17 +133,17 @@ def roll_back(
 def _strengthened(
     healthy: Progress, now: Progress, defense: Choice, reporter: Reporter
 ) -> Progress:
-    """After catastrophic overfitting: with a stronger defense."""
+    """Rolls back after catastrophic overfitting, with a stronger defense."""
     reporter.note(
-        f"catastrophic overfitting in epoch {now.epoch}: {now.health.trained:.1%} of the training "
-        f"images right under {now.defense}, {now.health.pgd:.1%} under PGD; back to the end of "
-        f"epoch {healthy.epoch}, going on with {defense}"
+        f"catastrophic overfitting in epoch {now.epoch}: accuracy on training images is "
+        f"{now.health.trained:.1%} under {now.defense} and {now.health.pgd:.1%} under PGD; rolling "
+        f"back to the end of epoch {healthy.epoch}, going on with {defense}"
     )
     event = {
         "epoch": now.epoch, "back_to": healthy.epoch, "trained": now.health.trained,
         "pgd": now.health.pgd, "from": list(now.defense), "to": list(defense),
     }  # fmt: skip
-    # Neither accuracies nor losses under another attack are compared with those under this one.
+    # Accuracies and losses under the new attack cannot be compared with those under the old one.
     health, descent = Health(healthy.health.chance), healthy.descent.afresh
     back = _back(healthy, now, event)
     return dataclasses.replace(back, defense=defense, health=health, descent=descent)
@@ -141,11 +152,12 @@ def _strengthened(
 def _steadied(
     setup: Setup, healthy: Progress, now: Progress, clip: float, reporter: Reporter
 ) -> Progress:
-    """After training diverged: with gradients cut short."""
+    """Rolls back after divergence, with gradient clipping."""
     loss, lowest = now.descent.last, now.descent.lowest
     reporter.note(
-        f"training diverged in epoch {now.epoch}: loss rose from {lowest:.3g} to {loss:.3g}; back "
-        f"to the end of epoch {healthy.epoch}, going on with gradients no longer than {clip:g}"
+        f"training diverged in epoch {now.epoch}: loss rose from {lowest:.3g} to {loss:.3g}; "
+        f"rolling back to the end of epoch {healthy.epoch}, going on with gradients no longer than "
+        f"{clip:g}"
     )
     event = {
         "epoch": now.epoch, "back_to": healthy.epoch, "lowest": lowest,

@@ -1,6 +1,6 @@
-"""The loop over epochs: train, freeze on the way, go back where the guard says so, save.
+"""The loop over epochs: trains, freezes the masks, rolls back on an alarm, saves checkpoints.
 
-An epoch is a few compiled segments, one after another, each looked at by the guard.
+An epoch consists of a few compiled segments. The guard looks at the metrics of each.
 """
 
 import dataclasses
@@ -30,27 +30,30 @@ from irp_jax.training.step import Metrics, Recipe, compile_steps
 from irp_jax.training.teacher import Lesson, Teacher
 
 FEW = 256
-"""Images that accuracies are followed on during training, where a whole set would be too many."""
+"""Number of images for the accuracies after each epoch. A whole split would take too long."""
 
 
 def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -> Progress:
-    """All epochs that are left.
+    """Trains all remaining epochs.
 
     Args:
         setup: of the run.
-        progress: where it stands.
-        workdir: where checkpoints and the log of epochs go.
-        reporter: is told how it goes.
+        progress: the state to start from.
+        workdir: folder of the checkpoints and of the log of epochs.
+        reporter: receives messages and progress.
+
+    Returns:
+        The progress after the last epoch, which is saved.
 
     Raises:
-        UserError: the loss is not finite any more.
+        UserError: the loss is not finite.
     """
     config, plan, whole = setup.config, setup.plan, parallel.replicated(setup.mesh)
     probe_images, probe_labels, _ = _probe_set(setup, reporter)
     resident = on_devices(setup)
-    if progress.rollbacks:  # resumed: what follows names the defense the run was begun with
+    if progress.rollbacks:  # the run was resumed, and `begin` shows only the defense of the config
         clip = f", gradients no longer than {progress.clip:g}" if progress.clip else ""
-        reporter.note(f"going on with {progress.defense}{clip}, as the guard had it")
+        reporter.note(f"going on with {progress.defense}{clip}, as the guard decided")
     reporter.begin(config, plan, progress.epoch * plan.steps_per_epoch)
     progress = dataclasses.replace(progress, state=parallel.place(progress.state, whole))
     saved_at, is_saved, counted = time.monotonic(), True, time.monotonic()
@@ -59,11 +62,11 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
     healthy: Progress | None = None
     while True:
         if progress.epoch == plan.parent_epoch and progress.parent is None:
-            progress = _with_parent(setup, progress, reporter)  # before anything is cut off it
+            progress = _with_parent(setup, progress, reporter)  # before the network is pruned
             teacher, program = make_teacher(setup, progress, resident), None
         if progress.epoch >= plan.freeze_epoch and not progress.keep_counts:
             progress = _frozen(setup, progress, reporter)
-            saved_at, is_saved, program = -math.inf, False, None  # soon, without what was cut
+            saved_at, is_saved, program = -math.inf, False, None  # save after this epoch
         if progress.epoch == plan.epochs:
             break
         program = program or compile_for(setup, progress)
@@ -77,7 +80,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         seconds, progress, counted = now - began, progress.after(now - counted), now
         back = None
         if config.guard:
-            assert healthy is not None, "the first state of a guarded run is one to go back to"
+            assert healthy is not None, "the first state of a guarded run is sound"
             back = guard.roll_back(setup, healthy, progress, reporter)
         if back is not None:
             progress, healthy, program = back, None, None
@@ -88,7 +91,8 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         if not np.isfinite(progress.descent.last):
             raise UserError(
                 f"training diverged in epoch {progress.epoch}: give a smaller --learning-rate "
-                f"than {config.learning_rate:g} (the checkpoints in {workdir} are from before)"
+                f"than {config.learning_rate:g} (the checkpoints in {workdir} are from earlier "
+                f"epochs)"
             )
         network = progress.state.network
         accuracies = evaluation.probe(
@@ -98,7 +102,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         row = _row(setup, progress, metrics, accuracies, seconds)
         files.append_log(workdir / "metrics.jsonl", row)
         reporter.epoch(row)
-        # Only what the guard would go back to is saved: a resumed run has to find it there.
+        # Only sound states are saved, so that a resumed run rolls back to the same state.
         is_saved = False
         due = time.monotonic() - saved_at > config.checkpoint_every
         if due and progress.epoch < plan.epochs and guard.is_sound(progress, healthy):
@@ -110,20 +114,20 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
 
 
 def _with_parent(setup: Setup, progress: Progress, reporter: Reporter) -> Progress:
-    """The run with its dense network, as it is now, as the teacher of what it becomes."""
-    assert not progress.keep_counts, "a parent is whole"
+    """Returns the run with its present dense network as the teacher of the later epochs."""
+    assert not progress.keep_counts, "the parent is taken before the freeze"
     network = progress.state.network
     parent = jax.device_get(deployed(setup.graph, network, network["batch_stats"]))
-    share = f"{setup.config.teacher_weight:.0%} of the target from here on"
+    share = f"{setup.config.teacher_weight:.0%} of the target from now on"
     reporter.note(f"the dense network of {progress.epoch} epochs is the teacher: {share}")
     return dataclasses.replace(progress, parent=parent)
 
 
 def _frozen(setup: Setup, progress: Progress, reporter: Reporter) -> Progress:
-    """The run with masks frozen and the network cut."""
+    """Returns the run with frozen masks and, with channel masks, the compact network."""
     fresh = None
     if setup.plan.reinit:
-        # A number that no step has: the network began with other weights.
+        # A key that neither a step nor the initial weights use.
         key = jax.random.fold_in(draws.key(setup.config.seed), 2**32 - 2)
         drawn = jax.device_get(jax.jit(setup.model.init)(key))
         fresh = dict(zip(("params", "batch_stats"), drawn, strict=True))
@@ -134,13 +138,13 @@ def _frozen(setup: Setup, progress: Progress, reporter: Reporter) -> Progress:
 
 
 def _threat(setup: Setup, step: int) -> attacks.Threat:
-    """What is trained against at a step."""
+    """Returns the ball that training uses at a step."""
     whole = attacks.linf(setup.config.epsilon)
     return threat_at(whole, step, setup.plan.epsilon_steps)
 
 
 def _probe_set(setup: Setup, reporter: Reporter) -> Any:
-    """Held-out images, split over the devices; training images where none are held out."""
+    """Returns held-out images, or training images if none are held out, split over the devices."""
     held_out = setup.dataset.validation
     if len(held_out) >= setup.mesh.size:
         return some(setup, held_out)
@@ -152,7 +156,7 @@ def _probe_set(setup: Setup, reporter: Reporter) -> Any:
 def _row(
     setup: Setup, progress: Progress, metrics: Metrics, probe: evaluation.Probe, seconds: float
 ) -> dict[str, Any]:
-    """The epoch's line in metrics.jsonl."""
+    """Returns the line of an epoch in metrics.jsonl."""
     health = progress.health
     probed = {"probe_trained": health.trained, "probe_pgd": health.pgd}
     return {
@@ -174,7 +178,7 @@ def _row(
 
 def _frozen_note(setup: Setup, keep_counts: dict[str, int]) -> str:
     report, limit = cost_report(setup.graph, keep_counts), setup.plan.limit
-    over = report[setup.config.cost] - limit  # the published rule may end there
+    over = report[setup.config.cost] - limit  # only the published rule may exceed it
     return (
         f"masks frozen: {report['macs'] / 1e6:.2f}M of {report['dense_macs'] / 1e6:.2f}M MACs "
         f"({report['macs_ratio']:.1%}), "
@@ -184,11 +188,11 @@ def _frozen_note(setup: Setup, keep_counts: dict[str, int]) -> str:
 
 
 class Resident(NamedTuple):
-    """What stays on the devices throughout.
+    """Arrays that stay on the devices for the whole run.
 
     Attributes:
         images, labels: of the training split.
-        seen: a few of them, their labels and indices, for a second look at an alarm.
+        seen: some of them, with labels and indices, for the check of an alarm.
         key: of the run.
     """
 
@@ -199,7 +203,7 @@ class Resident(NamedTuple):
 
 
 def on_devices(setup: Setup) -> Resident:
-    """What a run needs there."""
+    """Puts the arrays of a run on the devices."""
     whole, split = parallel.replicated(setup.mesh), setup.dataset.train
     images: Any = parallel.place(split.images, whole)
     labels: Any = parallel.place(split.labels, whole)
@@ -208,7 +212,7 @@ def on_devices(setup: Setup) -> Resident:
 
 
 class Compiled(NamedTuple):
-    """What is compiled anew once the network is cut, or another defense or clipping is in force.
+    """The compiled program. It is made anew when teacher, masks, defense or clipping change.
 
     Attributes:
         recipe: of its steps.
@@ -220,7 +224,7 @@ class Compiled(NamedTuple):
 
 
 def make_teacher(setup: Setup, progress: Progress, resident: Resident) -> Teacher | None:
-    """Who teaches from here on; None where nobody does."""
+    """Returns the teacher for the epochs from now on; None without a teacher."""
     if setup.teacher is not None:
         apply, variables = setup.teacher.apply, setup.teacher.variables
     elif progress.parent is not None:
@@ -236,7 +240,7 @@ def make_teacher(setup: Setup, progress: Progress, resident: Resident) -> Teache
 
 
 def compile_for(setup: Setup, progress: Progress) -> Compiled:
-    """What the run goes on with from here."""
+    """Returns the program for the present network, defense and clipping."""
     clipped = dataclasses.replace(setup.config, clip=progress.clip)
     optimizer = optimizers.build(
         clipped, setup.plan, setup.graph, frozen=bool(progress.keep_counts)
@@ -254,7 +258,7 @@ def advance(
     lesson: Lesson,
     reporter: Reporter,
 ) -> tuple[Progress, Metrics]:
-    """The run an epoch later, its time not counted, and the metrics of all steps."""
+    """Trains one epoch. Returns the run, its time not counted yet, and the metrics of all steps."""
     config, plan = setup.config, setup.plan
     batches = _batches(config, plan, len(resident.images), progress.epoch)
     send = functools.partial(
@@ -284,7 +288,7 @@ def advance(
 
 
 def _ratio(setup: Setup, keep_counts: dict[str, int]) -> float | None:
-    """What is left of the cost once masks are frozen."""
+    """Returns the share of the cost that is left, or None before masks are frozen."""
     return (
         cost_report(setup.graph, keep_counts)[f"{setup.config.cost}_ratio"] if keep_counts else None
     )
@@ -295,7 +299,7 @@ def _last(metrics: Metrics, name: str) -> float:
 
 
 class _Trained(NamedTuple):
-    """An epoch's outcome: metrics of all its steps, on the host, each leaf (steps,)."""
+    """The result of an epoch. The metrics of its steps are on the host, each leaf (steps,)."""
 
     state: TrainState
     metrics: Metrics
@@ -311,16 +315,16 @@ def _epoch(
     reporter: Reporter,
     look: Callable[[TrainState, Health], Health],
 ) -> _Trained:
-    """One epoch, segment after segment; cut short by an alarm that a second look confirms.
+    """Runs the segments of one epoch. Stops early if the check confirms an alarm.
 
     Args:
         send: (state, batches of a segment) -> state, metrics.
         state: before the epoch.
         health: before the epoch.
         batches: (segments, steps, N) int32.
-        ratio: what is left of the cost once masks are frozen.
-        reporter: told of each segment.
-        look: what an alarm is made of on a closer look.
+        ratio: share of the cost that is left; None before masks are frozen.
+        reporter: is told of each segment.
+        look: checks an alarm: (state, record of accuracies) -> new record.
     """
     fetched: list[Metrics] = []
     sent_at = time.monotonic()
@@ -331,7 +335,7 @@ def _epoch(
         if ratio is not None:
             found = {**found, "cost_ratio": np.full_like(found["cost_ratio"], ratio)}
         fetched.append(found)
-        # What an alarm has been raised about stays as it was then.
+        # After an alarm the record does not change until the check.
         if "probe_pgd" in found and not health.alarming:
             health = health.after(_last(found, "probe_pgd"), _last(found, "probe_trained"))
         now = time.monotonic()
@@ -348,7 +352,7 @@ def _epoch(
             if confirmed:
                 break
         state, metrics = send(state, batches=segment)
-        if pending is not None:  # fetched one segment late: the device never waits for the host
+        if pending is not None:  # one segment late, so that the device does not wait for the host
             fetch(pending)
         pending = metrics
     assert pending is not None
@@ -360,10 +364,12 @@ def _epoch(
 
 
 def _cross_entropy(trained: _Trained, steps: int) -> float:
-    """The epoch's loss as the guard sees it: that of its last segment, if it is above the mean.
+    """Returns the epoch's loss for the guard.
 
-    Without what some defenses add, which a network that guesses has none of. Not a number if a
-    weight or the whole loss is not: the last step's is from before its update.
+    It is the mean over the epoch or over its last segment, whichever is larger. It is the
+    cross-entropy alone, because the other terms of some defenses are zero for a network
+    that guesses. It is NaN if a weight or a loss is not finite. The weights are checked, too,
+    because the last loss was computed before the last update.
     """
     if not _is_finite(trained.state) or not np.isfinite(trained.metrics["loss"]).all():
         return math.nan
@@ -378,7 +384,7 @@ def _is_finite(state: TrainState) -> jax.Array:
 
 
 def _augmentation(setup: Setup) -> Augmentation:
-    """What is done at random to each training image."""
+    """Returns the random augmentation of training images."""
     config = setup.config
     usual = data.default_augmentation(config.dataset, setup.dataset.image_shape)
     return dataclasses.replace(usual, cutout=config.cutout)
@@ -395,7 +401,7 @@ def _recipe(setup: Setup, progress: Progress) -> Recipe:
         label_smoothing=config.label_smoothing,
         steps=setup.plan.steps,
         teacher_weight=config.teacher_weight,
-        # Not before the cut: while masks move, an average of weights is of no network at all.
+        # Only after the freeze: while masks change, averaged weights do not belong to one network.
         taught_by_average=config.teacher == AVERAGE and bool(progress.keep_counts),
         epsilon_steps=setup.plan.epsilon_steps,
         ema=config.ema,
@@ -404,9 +410,9 @@ def _recipe(setup: Setup, progress: Progress) -> Recipe:
 
 
 def _batches(config: Config, plan: Plan, images: int, epoch: int) -> np.ndarray:
-    """The epoch's image indices, (segments, steps, batch) int32: a permutation by seed and epoch.
+    """Returns image indices, (segments, steps, batch) int32, in an order drawn by seed and epoch.
 
-    What does not fill a batch or a segment is left to other epochs.
+    Images that do not fill a batch or a segment are left out of this epoch.
     """
     order = np.random.default_rng((config.seed, epoch)).permutation(images).astype(np.int32)
     used = order[: plan.steps_per_epoch * config.batch_size]
@@ -414,10 +420,10 @@ def _batches(config: Config, plan: Plan, images: int, epoch: int) -> np.ndarray:
 
 
 def some(setup: Setup, split: Split) -> Any:
-    """A few hundred images of a split, their labels and indices, split over the devices."""
+    """Returns up to `FEW` images of a split, labels and indices, split over the devices."""
     devices = setup.mesh.size
     count = min(max(FEW, devices), len(split)) // devices * devices
-    # Evenly spaced, since a user's images may be sorted by class.
+    # Evenly spaced, because a user's images may be sorted by class.
     indices = np.linspace(0, len(split) - 1, count).astype(np.int32)
     few = split.take(indices)
     return parallel.place((few.images, few.labels, indices), parallel.batch(setup.mesh))

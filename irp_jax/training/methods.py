@@ -1,7 +1,8 @@
-"""How the network is made small: which masks there are, what moves them, and what stays.
+"""Pruning methods: how masks start, how they change, and which units are kept.
 
-`lagrangian` and `hinge` learn masks with the weights. The baselines learn none: one keep rate holds
-for all groups or kernels, and the largest units stay. In-train pruning has to be better than them.
+`lagrangian` and `hinge` learn masks together with the weights. The baselines learn none. They use
+one keep rate for all groups or kernels, and keep the largest units. In-train pruning should be
+better than the baselines.
 """
 
 import abc
@@ -22,37 +23,40 @@ from irp_jax.training.plan import Plan
 
 
 class Method(abc.ABC):
-    """How the network is made small. Without a state: one object serves all runs."""
+    """A pruning method. It has no state, so all runs share one object."""
 
     def least(self, graph: ChannelGraph, granularity: Granularity) -> dict[str, int]:
-        """Mask name -> units that stay whatever the budget; here one, without which no layer is."""
+        """Returns mask name -> minimum number of units kept; here one."""
         return dict.fromkeys(masks.units(graph, granularity), 1)
 
     def stages(self, config: Config) -> tuple[int, ...]:
-        """Epochs completed when a stage begins, and the learning rate anew with it; here one."""
+        """Returns the epochs completed when each stage starts; here one stage.
+
+        The schedule of the learning rate starts anew with each stage.
+        """
         return (0,)
 
     @abc.abstractmethod
     def freeze_epoch(self, config: Config) -> int:
-        """Epochs completed when masks are frozen."""
+        """Returns the number of epochs completed when masks are frozen."""
 
     @abc.abstractmethod
     def initial_masks(self, graph: ChannelGraph, granularity: Granularity) -> Masks:
-        """Logits to begin with; none where no masks are learned."""
+        """Returns the initial logits; empty if the method learns no masks."""
 
     @abc.abstractmethod
     def rule(self, config: Config, plan: Plan, graph: ChannelGraph) -> optax.GradientTransformation:
-        """What moves the masks, given the gradient of the loss."""
+        """Returns the transformation from gradients of the masks to their updates."""
 
     def pull(self, config: Config, plan: Plan, graph: ChannelGraph) -> optax.GradientTransformation:
-        """What is added to the gradient of the weights before the freeze; here nothing."""
+        """Returns what is added to the gradient of the weights before the freeze; here nothing."""
         return optax.identity()
 
     @abc.abstractmethod
     def final_masks(
         self, config: Config, plan: Plan, graph: ChannelGraph, params: Any
     ) -> dict[str, Any]:
-        """Logits on the host that say by their sign what stays.
+        """Returns logits on the host. A unit is kept if its logit is positive.
 
         Args:
             config, plan: of the run.
@@ -61,37 +65,38 @@ class Method(abc.ABC):
         """
 
     def after_cut(self, graph: ChannelGraph, weights: Any, keep_counts: Mapping[str, int]) -> Any:
-        """Weights to go on from once channels were cut out; here what was cut out."""
+        """Returns the weights that the compact network starts with; here the ones it was cut to."""
         return weights
 
 
 class Lagrangian(Method):
-    """The default: see `budget.lagrangian`. The result is on the budget exactly."""
+    """The default, see `budget.lagrangian`. The exact cost of the result is within the budget."""
 
     def least(self, graph: ChannelGraph, granularity: Granularity) -> dict[str, int]:
-        """The minimum that the rule holds."""
+        """Returns the minimum that the rule enforces."""
         return masks.min_keep(graph, granularity)
 
     def stages(self, config: Config) -> tuple[int, ...]:
-        """One, or two where the dense network becomes the teacher: it is trained to the end of a
-        cycle of the learning rate first.
+        """Returns one stage, or two with a parent.
+
+        The parent then trains for a whole schedule of the learning rate.
         """
         if config.teacher != PARENT:
             return (0,)
         return (0, min(max(round(config.prune_start * config.epochs), 1), config.epochs - 1))
 
     def freeze_epoch(self, config: Config) -> int:
-        """Where the sparsity schedule ends."""
-        # 0.28 of 25 is 7.000000000000001.
+        """Returns the epoch in which the sparsity schedule ends."""
+        # Rounded, because 0.28 * 25 is 7.000000000000001.
         stop = math.ceil(round(config.prune_stop * config.epochs, 6))
         return min(max(stop, self.stages(config)[-1] + 1), config.epochs)
 
     def initial_masks(self, graph: ChannelGraph, granularity: Granularity) -> Masks:
-        """All is kept."""
+        """Returns logits that keep all units."""
         return masks.init(graph, granularity)
 
     def rule(self, config: Config, plan: Plan, graph: ChannelGraph) -> optax.GradientTransformation:
-        """The Lagrangian rule, along the sparsity schedule."""
+        """Returns the Lagrangian rule with the sparsity schedule."""
         stop = plan.freeze_step
         start = min(round(config.prune_start * plan.steps), stop - 1)
         if plan.parent_epoch is not None:
@@ -104,7 +109,7 @@ class Lagrangian(Method):
     def final_masks(
         self, config: Config, plan: Plan, graph: ChannelGraph, params: Any
     ) -> dict[str, Any]:
-        """The best units that fit."""
+        """Returns the units with the highest logits that fit into the budget."""
         return budget.best_within(
             graph, params["masks"], config.granularity, config.cost, plan.limit,
             spread=config.spread,
@@ -112,20 +117,21 @@ class Lagrangian(Method):
 
 
 class Hinge(Method):
-    """As published (Vemparala et al. 2021): see `budget.hinge`. Masks move to the last epoch, and
-    are taken as they come out.
+    """The published rule (Vemparala et al. 2021), see `budget.hinge`.
+
+    Masks change until the last epoch. The learned masks are used as they are.
     """
 
     def freeze_epoch(self, config: Config) -> int:
-        """The end."""
+        """Returns the last epoch."""
         return config.epochs
 
     def initial_masks(self, graph: ChannelGraph, granularity: Granularity) -> Masks:
-        """All is kept."""
+        """Returns logits that keep all units."""
         return masks.init(graph, granularity)
 
     def rule(self, config: Config, plan: Plan, graph: ChannelGraph) -> optax.GradientTransformation:
-        """The hinge."""
+        """Returns the hinge rule."""
         return budget.hinge(
             graph,
             config.cost,
@@ -138,50 +144,50 @@ class Hinge(Method):
     def final_masks(
         self, config: Config, plan: Plan, graph: ChannelGraph, params: Any
     ) -> dict[str, Any]:
-        """What was learned."""
+        """Returns the learned masks."""
         return params["masks"]
 
 
 class Baseline(Method):
-    """Cuts once, at the beginning of its last stage."""
+    """A method that prunes once, at the start of its last stage."""
 
     def ends(self, config: Config) -> tuple[float, ...]:
-        """Where all stages but the last one end, as fractions of training; here there is one."""
+        """Returns the ends of all stages but the last, as fractions of training; here one stage."""
         return ()
 
     @abc.abstractmethod
     def measured(self, graph: ChannelGraph, weights: Any, granularity: Granularity) -> Parameters:
-        """The parameters whose size says which units are the largest."""
+        """Returns the parameters whose norms decide which units are kept."""
 
     def keep_counts(self, config: Config, graph: ChannelGraph, limit: int) -> dict[str, int]:
-        """Mask name -> units that stay; here at the highest rate that the budget allows."""
+        """Returns mask name -> units kept; here by the highest keep rate that the budget allows."""
         return uniform.keep_counts(graph, config.granularity, config.cost, limit)
 
     def stages(self, config: Config) -> tuple[int, ...]:
-        """Whole epochs, at least one a stage."""
+        """Returns stages of whole epochs, each of at least one epoch."""
         ends, starts = self.ends(config), [0]
         for index, end in enumerate(ends):
-            left = len(ends) - index  # stages that still need an epoch each
+            left = len(ends) - index  # later stages, which need one epoch each
             start = min(max(round(end * config.epochs), starts[-1] + 1), config.epochs - left)
             starts.append(start)
         return tuple(starts)
 
     def freeze_epoch(self, config: Config) -> int:
-        """Where the last stage begins."""
+        """Returns the epoch in which the last stage begins."""
         return self.stages(config)[-1]
 
     def initial_masks(self, graph: ChannelGraph, granularity: Granularity) -> Masks:
-        """None."""
+        """Returns no masks."""
         return {}
 
     def rule(self, config: Config, plan: Plan, graph: ChannelGraph) -> optax.GradientTransformation:
-        """There is nothing to move."""
+        """Returns a transformation that changes nothing, because there are no masks."""
         return optax.set_to_zero()
 
     def final_masks(
         self, config: Config, plan: Plan, graph: ChannelGraph, params: Any
     ) -> dict[str, Any]:
-        """The largest units."""
+        """Returns logits that keep the units with the largest norms."""
         parameters = self.measured(graph, params["weights"], config.granularity)
         sizes = magnitude.norms(graph, parameters, config.granularity)
         keep_counts = self.keep_counts(config, graph, plan.limit)
@@ -189,46 +195,49 @@ class Baseline(Method):
 
 
 class Width(Baseline):
-    """Narrow from the start, uniformly or as `Config.channels` says: nothing is ever pruned."""
+    """A network that is narrow from the start, uniformly or as `Config.channels` says."""
 
     def measured(self, graph: ChannelGraph, weights: Any, granularity: Granularity) -> Parameters:
-        """Zeros: any channels will do, if only they are not chosen by their size."""
+        """Returns zeros, so that channels are not chosen by their norms."""
         return jax.tree.map(np.zeros_like, magnitude.kernels(graph, weights))
 
     def keep_counts(self, config: Config, graph: ChannelGraph, limit: int) -> dict[str, int]:
-        """As many channels as are given, if any are."""
+        """Returns `Config.channels` if they are given, else uniform counts."""
         return parse_channels(config.channels) or super().keep_counts(config, graph, limit)
 
     def after_cut(self, graph: ChannelGraph, weights: Any, keep_counts: Mapping[str, int]) -> Any:
-        """What the narrow network would begin with."""
+        """Returns weights with the scale of the narrow network's initialisation."""
         return uniform.rescale(graph, weights, keep_counts)
 
 
 class Magnitude(Baseline):
-    """Trained dense, pruned once, fine-tuned."""
+    """Trains the dense network, prunes it once by magnitude and fine-tunes it."""
 
     def ends(self, config: Config) -> tuple[float, ...]:
-        """Of training dense; the rest, as long as two stages of Robust ADMM, is fine-tuning."""
+        """Returns the end of dense training. The rest is fine-tuning.
+
+        By default fine-tuning is as long as two stages of Robust ADMM.
+        """
         return (config.pretraining,)
 
     def measured(self, graph: ChannelGraph, weights: Any, granularity: Granularity) -> Parameters:
-        """Kernels."""
+        """Returns the kernels."""
         return magnitude.kernels(graph, weights)
 
 
 class Admm(Baseline):
-    """Robust ADMM (Ye et al. 2019): see `pruning.admm`.
+    """Robust ADMM (Ye et al. 2019), see `pruning.admm`.
 
-    Its authors load each run into the next: 200 epochs densely, 200 with ADMM and 200 of what is
-    left, a third each, which is the default.
+    The authors train 200 epochs densely, 200 with ADMM and 200 with the pruned network, each from
+    the result before. The default is a third of training for each, too.
     """
 
     def ends(self, config: Config) -> tuple[float, ...]:
-        """Of training dense, and of ADMM."""
+        """Returns the ends of dense training and of ADMM."""
         return (config.pretraining, config.pretraining + config.admm_stage)
 
     def pull(self, config: Config, plan: Plan, graph: ChannelGraph) -> optax.GradientTransformation:
-        """Towards the pruned network, in the second stage."""
+        """Returns the pull towards the pruned network in the second stage."""
         start, stop = (epoch * plan.steps_per_epoch for epoch in plan.stages[1:])
         return admm.pull(
             graph,
@@ -241,7 +250,7 @@ class Admm(Baseline):
         )
 
     def measured(self, graph: ChannelGraph, weights: Any, granularity: Granularity) -> Parameters:
-        """What was pulled."""
+        """Returns the parameters that ADMM pulls."""
         return admm.pulled(graph, weights, granularity)
 
 
@@ -252,4 +261,4 @@ METHODS: dict[str, Method] = {
     "magnitude": Magnitude(),
     "admm": Admm(),
 }
-"""By their names on the command line."""
+"""Name on the command line -> method."""

@@ -1,4 +1,4 @@
-"""One optimiser over {"weights", "masks"}: SGD on the weights, a budget rule on the masks."""
+"""The optimiser of {"weights", "masks"}: SGD for the weights, the method's rule for the masks."""
 
 from collections.abc import Callable, Sequence
 
@@ -13,7 +13,7 @@ from irp_jax.training.plan import Plan
 def partitioned(
     weights: optax.GradientTransformation, masks: optax.GradientTransformation
 ) -> optax.GradientTransformation:
-    """Updates the two halves of the parameter tree by transformations of their own.
+    """Combines two transformations, one for each half of the parameter tree.
 
     Args:
         weights: applied to params["weights"].
@@ -26,7 +26,7 @@ def partitioned(
 
 
 def _on(half: str, inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """`inner` applied to one half, so that it need not know of the other."""
+    """Applies `inner` to one half of the tree and passes the other half through."""
 
     def init(params):
         return inner.init(params[half])
@@ -39,10 +39,10 @@ def _on(half: str, inner: optax.GradientTransformation) -> optax.GradientTransfo
 
 
 def one_cycle(peak: float, steps: int, warm_up: float = 0.4) -> optax.Schedule:
-    """Learning rate 0 -> `peak` -> 0, linear, the peak after a fraction `warm_up` of the steps.
+    """Returns a linear schedule 0 -> `peak` -> 0 with the peak at a fraction `warm_up` of steps.
 
-    A cyclic schedule as in Wong, Rice & Kolter (2020, section 5). Their code has the peak at two
-    fifths for MNIST, as here, and at half for CIFAR-10.
+    It is the cyclic schedule of Wong, Rice & Kolter (2020, section 5). Their code has the peak at
+    two fifths for MNIST, as here, and at half for CIFAR-10.
     """
     turn = max(1, round(warm_up * steps))
     return optax.join_schedules(
@@ -55,14 +55,14 @@ def one_cycle(peak: float, steps: int, warm_up: float = 0.4) -> optax.Schedule:
 
 
 def cosine(peak: float, steps: int) -> optax.Schedule:
-    """Learning rate `peak` -> 0 along half a cosine (Loshchilov & Hutter 2017, equation 5)."""
+    """Returns a half cosine from `peak` to 0 (Loshchilov & Hutter 2017, equation 5)."""
     return optax.cosine_decay_schedule(peak, steps)
 
 
 def piecewise(peak: float, steps: int) -> optax.Schedule:
-    """`peak`, a tenth of it from half of the steps on, a hundredth from three quarters on.
+    """Returns `peak`, a tenth of it from half of the steps on, a hundredth from three quarters on.
 
-    The piecewise decay of Rice, Wong & Kolter (2020, section 3).
+    It is the piecewise decay of Rice, Wong & Kolter (2020, section 3).
     """
     return optax.piecewise_constant_schedule(
         peak, {max(1, steps // 2): 0.1, max(2, steps * 3 // 4): 0.1}
@@ -74,7 +74,7 @@ SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
     "cosine": cosine,
     "piecewise": piecewise,
 }
-"""(peak, steps) -> learning rate over steps, by their names on the command line."""
+"""Name on the command line -> function (peak, steps) -> schedule of the learning rate."""
 
 
 def restarted(
@@ -84,14 +84,14 @@ def restarted(
     stop: int,
     later: float = 1.0,
 ) -> optax.Schedule:
-    """The same schedule for each stage of a run.
+    """Returns a schedule that starts again with each stage of a run.
 
     Args:
-        schedule: of one stage, in `SCHEDULES`.
+        schedule: of one stage, from `SCHEDULES`.
         peak: of the first stage.
-        starts: first steps of the stages, ascending, the first 0.
-        stop: steps of all.
-        later: peak of the later stages, relative to the first's.
+        starts: first step of each stage, ascending; the first is 0.
+        stop: number of steps of the run.
+        later: peak of the later stages as a multiple of the first one.
     """
     lengths = [b - a for a, b in zip(starts, [*starts[1:], stop], strict=True)]
     peaks = [peak, *[peak * later] * (len(lengths) - 1)]
@@ -102,7 +102,7 @@ def restarted(
 def build(
     config: Config, plan: Plan, graph: ChannelGraph, frozen: bool
 ) -> optax.GradientTransformation:
-    """SGD with momentum on the weights; on the masks the method's rule, or nothing once frozen."""
+    """Returns SGD with momentum for the weights. Masks follow the method's rule until frozen."""
     method = METHODS[config.method]
     starts = [epoch * plan.steps_per_epoch for epoch in plan.stages]
     schedule = SCHEDULES[config.schedule]

@@ -1,11 +1,12 @@
-"""The guard against catastrophic overfitting: what it measures, and what alarms it.
+"""Detection of catastrophic overfitting for the guard.
 
-Training on attacks of one step may learn to fool that step: accuracy under it soars, within part of
-an epoch or from the start of training, while accuracy under several steps is next to nothing (Wong,
-Rice & Kolter 2020, section 5.4; Andriushchenko & Flammarion 2020). So accuracy under several steps
-is measured on training images at the end of every compiled segment. When it is less than half of
-accuracy under the attack trained on and not rising, more images than a probe has are attacked; if
-it is so there too, the run goes back to the last sound state, and on with a stronger defense
+A network that is trained on attacks of one gradient step can overfit to that step. Accuracy under
+the step then rises steeply, within part of an epoch or from the start of training. Accuracy under
+attacks of several steps falls to almost zero (Wong, Rice & Kolter 2020, section 5.4; Andriushchenko
+& Flammarion 2020). So the guard measures accuracy under both attacks on training images, at the end
+of every compiled segment. There is an alarm if PGD accuracy is less than half of accuracy under the
+training attack and is not rising. The guard then checks the alarm on more images. If they confirm
+it, the run rolls back to the last sound state and continues with a stronger defense
 (`guard.roll_back`).
 """
 
@@ -18,33 +19,37 @@ from irp_jax.attacks import LogitsFn, Threat, cross_entropy
 from irp_jax.attacks.ascent import starts, step
 
 IMAGES = 64
-"""A segment's last images are attacked: 3 % of the work of 50 steps of N-FGSM in batches of 128."""
+"""Number of images of a probe, the last of a segment. The attacks on them are 3 % of the work of 50
+steps of N-FGSM with batches of 128."""
 
 STEPS, LENGTH = 5, 0.5
-"""Gradient steps of the probe, and the length of each in units of epsilon."""
+"""Gradient steps of the probe's PGD, and the length of each in units of epsilon."""
 
 ALARM, SUSPICION = 0.5, 0.7
-"""Shares of accuracy under the attack trained on: PGD accuracy below the first is cheating, unless
-it is rising; below the second it is doubtful."""
+"""Ratios of PGD accuracy to accuracy under the training attack. A ratio below `ALARM` that is not
+rising is an alarm. A state with a ratio below `SUSPICION` is suspicious."""
 
 GAP = 0.15
-"""Nor is it either if less than this below: nearly four standard deviations of two probes' mean."""
+"""Smallest difference of the two accuracies for either. It is nearly four standard deviations of
+the mean of two probes."""
 
 PATIENCE = 3
-"""Epochs after which what is doubtful, and no worse, is gone on from: a collapse takes less."""
+"""Number of epochs without a sound state after which a suspicious state counts as sound. A collapse
+takes fewer."""
 
 
 class Health(NamedTuple):
-    """What the guard remembers from segment to segment; accuracies in [0, 1].
+    """The guard's record of accuracies over the segments; all are in [0, 1].
 
     Attributes:
-        chance: accuracy of guessing. A network that has learnt nothing yet is at chance under the
-            attack it trains on and may be far below under PGD: that is no cheating.
-        pgd, trained: means over the last two segments, since one probe alone may be unlucky.
-        rising: whether `pgd` is higher than it was a segment before. In the first steps of training
-            it rises from far below, and has caught up soon: that is no cheating either.
-        last_pgd: of the last one alone; None at the beginning.
-        last_trained: accuracy under the attack trained on, likewise.
+        chance: accuracy of guessing. A network that has learnt nothing is at chance under the
+            training attack and may be far below chance under PGD. That is no overfitting.
+        pgd, trained: accuracies under PGD and under the training attack, means over the last two
+            segments, because one probe alone is noisy.
+        rising: whether `pgd` is higher than one segment before. In the first steps of training PGD
+            accuracy is far below and catches up soon. That is no overfitting.
+        last_pgd: PGD accuracy of the last segment alone; None at the beginning.
+        last_trained: accuracy of the last segment alone under the training attack.
     """
 
     chance: float = 0.0
@@ -55,17 +60,17 @@ class Health(NamedTuple):
     last_trained: float = 0.0
 
     def after(self, pgd: float, trained: float) -> "Health":
-        """What is remembered after a segment with these accuracies."""
+        """Returns the record after a segment with these accuracies."""
         if self.last_pgd is None:
             return Health(self.chance, pgd, trained, True, pgd, trained)
         mean_pgd, mean_trained = (self.last_pgd + pgd) / 2, (self.last_trained + trained) / 2
         return Health(self.chance, mean_pgd, mean_trained, mean_pgd > self.pgd, pgd, trained)
 
     def after_second_look(self, pgd: float, trained: float) -> "Health":
-        """What is remembered once an alarm has been looked into: alarming only if it was true.
+        """Returns the record after the check of an alarm, alarming only if that was true.
 
         Args:
-            pgd, trained: accuracies on more images than a probe has.
+            pgd, trained: accuracies on more images than a probe uses.
         """
         return Health(self.chance, pgd, trained, self.rising, pgd, trained)
 
@@ -75,30 +80,32 @@ class Health(NamedTuple):
 
     @property
     def alarming(self) -> bool:
-        """Whether the network has come to fool the attack that it is trained on."""
+        """Whether the network has overfitted to its training attack."""
         return not self.rising and self._below(ALARM)
 
     @property
     def suspicious(self) -> bool:
-        """Whether it may be about to: not a state to go back to."""
+        """Whether it may be about to overfit, so that the run must not roll back to this state."""
         return self._below(SUSPICION)
 
 
 def images_of(segment: int, devices: int) -> int:
-    """How many of a segment's images are probed: about `IMAGES`, split evenly over the devices."""
+    """Returns how many images of a segment are probed: about `IMAGES`, the same on each device."""
     return min(max(IMAGES // devices, 1), segment // devices) * devices
 
 
 def probe(
     logits_fn: LogitsFn, images: jax.Array, labels: jax.Array, threat: Threat, key: jax.Array
 ) -> jax.Array:
-    """Accuracy under PGD, () float32: an image is lost if any point on the way fools the network.
+    """Returns accuracy under PGD, () float32.
+
+    An image counts as broken if any iterate is misclassified.
 
     Args:
         logits_fn: the network: images (N, H, W, C) -> logits (N, K).
         images: (N, H, W, C) float32 in [0, 1].
         labels: (N,) integer.
-        threat: the ball.
+        threat: the ball of allowed perturbations.
         key: of the random start.
     """
 

@@ -1,4 +1,4 @@
-"""The plan of a run: when things happen, and what may be left, settled before the first step."""
+"""The plan of a run: its epochs, stages and budget, fixed before the first step."""
 
 import dataclasses
 import math
@@ -15,28 +15,29 @@ from irp_jax.graph import ChannelGraph
 from irp_jax.pruning import cost, masks
 
 SEGMENT = 50
-"""Steps of one compiled call, at most."""
+"""Largest number of steps of one compiled call."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """When things happen, and how much may be left.
+    """The plan of a run: when each part happens, and how much of the cost may be left.
 
     Attributes:
         epochs: of the whole run.
         steps_per_epoch: steps of one batch.
-        segments: compiled calls an epoch is split into, all of the same number of steps, so that
-            one program serves all and the progress bar moves.
+        segments: compiled calls of an epoch. All have the same number of steps, so that one program
+            is enough. There are several, so that the progress bar moves.
         freeze_epoch: epochs completed when masks are frozen.
-        stages: epochs completed when a stage begins, and with it a cycle of the learning rate.
+        stages: epochs completed when each stage begins. Each has its own cycle of the learning
+            rate.
         limit: budget in MACs or parameters.
-        target: the budget as the user gave it: a fraction, or MACs or parameters.
+        target: the budget as given: a fraction, or a number of MACs or parameters.
         ratio: budget as a fraction of the dense cost.
-        parent_epoch: epochs completed when the dense network becomes the teacher; None where it
-            does not.
+        parent_epoch: epochs completed when the dense network becomes the teacher; None without a
+            parent.
         reinit: whether the network starts from new weights when masks are frozen.
-        epsilon_steps: steps in which the radius trained against grows to the full one; all before
-            the second stage.
+        epsilon_steps: steps in which the training radius grows to the full one. All are in the
+            first stage.
     """
 
     epochs: int
@@ -57,12 +58,12 @@ class Plan:
 
     @property
     def freeze_step(self) -> int:
-        """Steps taken when masks are frozen."""
+        """Number of steps taken when masks are frozen."""
         return self.freeze_epoch * self.steps_per_epoch
 
 
 class Timed(Protocol):
-    """What a plan asks of a pruning method: see `methods.Method`."""
+    """The methods of `methods.Method` that a plan uses."""
 
     def least(self, graph: ChannelGraph, granularity: masks.Granularity) -> dict[str, int]: ...
     def stages(self, config: Config) -> tuple[int, ...]: ...
@@ -70,18 +71,18 @@ class Timed(Protocol):
 
 
 def make_plan(config: Config, method: Timed, graph: ChannelGraph, images: int) -> Plan:
-    """Schedules a run.
+    """Returns the plan of a run.
 
     Args:
         config: of the run.
-        method: of the run, in `methods.METHODS`.
+        method: of the run, from `methods.METHODS`.
         graph: of the dense network.
-        images: in the training split.
+        images: number of images in the training split.
 
     Raises:
         UserError: the batch is larger than the split, the network has nothing to prune, the budget
-            cannot be met, the channels given are not the network's or over the budget, or there are
-            more steps than can be counted.
+            cannot be met, the given channels are not those of the network or exceed the budget, or
+            there are more steps than int32 can count.
     """
     if config.batch_size > images:
         raise UserError(
@@ -99,7 +100,7 @@ def make_plan(config: Config, method: Timed, graph: ChannelGraph, images: int) -
         )
     dense = cost.total(graph).of(kind)
     least = cost.total(graph, method.least(graph, granularity)).of(kind)
-    # 0.29 of 100 is 28.999999999999996.
+    # Rounded, because 0.29 * 100 is 28.999999999999996.
     limit = math.floor(round(amount if absolute else amount * dense, 6))
     if limit < least:
         share = f"{math.ceil(least / dense * 1e4) / 1e4:g}"
@@ -120,7 +121,7 @@ def make_plan(config: Config, method: Timed, graph: ChannelGraph, images: int) -
     shortest = math.ceil(steps / SEGMENT)
     segments = min(range(shortest, 2 * shortest + 1), key=lambda count: (steps % count, count))
     steps_per_epoch = steps // segments * segments
-    if epochs * steps_per_epoch >= 2**31:  # they are counted in int32
+    if epochs * steps_per_epoch >= 2**31:  # steps are counted in int32
         most = (2**31 - 1) // steps_per_epoch
         raise UserError(f"--epochs={epochs} are too many to count: give {most} or fewer")
     return Plan(
@@ -162,20 +163,20 @@ def _check_channels(config: Config, graph: ChannelGraph, limit: int) -> None:
 
 
 def threat_at(threat: Threat, step: jax.Array | np.ndarray | int, epsilon_steps: int) -> Threat:
-    """What the network is trained against at a step: the radius grows linearly.
+    """Returns the ball that the network is trained against at a step. Its radius grows linearly.
 
-    At the full radius, training on attacks of one step may overfit to that step within the first
+    At the full radius, training on attacks of one step can overfit to that step within the first
     epoch (docs/design.md). A warm-up of the radius is from Qin et al. 2019 ("Adversarial robustness
     through local linearization"). For training on attacks of many steps Pang et al. 2021 ("Bag of
-    tricks for adversarial training") found it to make no difference.
+    tricks for adversarial training") found that it makes no difference.
 
     Args:
-        threat: what it shall be robust against in the end.
+        threat: the ball after the warm-up.
         step: () int32, steps taken since the start of the run.
-        epsilon_steps: steps in which the radius grows; at 0 it is the full one throughout.
+        epsilon_steps: steps in which the radius grows; 0 gives the full radius at every step.
 
     Returns:
-        The ball of radius epsilon * min(1, (step + 1) / epsilon_steps), which is never empty.
+        The ball of radius epsilon * min(1, (step + 1) / epsilon_steps). The radius is never zero.
     """
     if not epsilon_steps:
         return threat

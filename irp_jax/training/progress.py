@@ -1,4 +1,4 @@
-"""How far a run has come: starting, resuming, saving, and telling of it."""
+"""The progress of a run: starts, resumes and saves it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from irp_jax.training.state import TrainState, example_state, initial_state
 
 
 class Reporter(Protocol):
-    """Told how a run goes; `report.terminal.Terminal` is one."""
+    """Receives the messages and the progress of a run, such as `report.terminal.Terminal`."""
 
     def note(self, message: str) -> None: ...
     def begin(self, config: Config, plan: Plan, done: int) -> None: ...
@@ -40,18 +40,18 @@ class Reporter(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What stays the same for the whole run.
+    """The parts of a run that do not change.
 
     Attributes:
         config: of the run.
-        identity: what decides its outcome, taken as it began: a user's file of images may change
-            while it goes on.
-        plan: when things happen.
+        identity: the settings and digests that decide the outcome, read at the start, because a
+            user's file may change during the run.
+        plan: of the run.
         dataset: on the host.
-        model: the network, before anything is pruned.
+        model: the dense network.
         apply: (variables, images) -> logits, in inference mode.
-        teacher: the saved network that teaches; None where there is none, or it is the parent.
-        held_out: SHA-256 of the images held out; empty where there are none.
+        teacher: the saved network that teaches; None without one, and with a parent or the average.
+        held_out: SHA-256 of the held-out images; empty if there are none.
         tested: SHA-256 of the test images.
         mesh: the devices.
     """
@@ -69,29 +69,31 @@ class Setup:
 
     @property
     def graph(self) -> ChannelGraph:
-        """Of the dense network."""
+        """The graph of the dense network."""
         return self.model.graph
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a run has come.
+    """The progress of a run: all that a checkpoint holds.
 
     Attributes:
         epoch: epochs completed.
-        keep_counts: mask name -> units kept once masks are frozen, empty before.
-        seconds: it has taken, from loading the data on; not what a killed process did last.
-        state: to go on from.
-        defense: the one in force.
-        passes: forward and backward passes spent so far on each training image, in pairs; not
-            counting the guard's probes.
-        images: how often an image was trained on, in epochs that the guard undid as well.
-        rollbacks: when the guard went back, and what it went on with: what results.json says of it.
-        health: what the guard remembers of accuracies under attack.
-        clip: longest gradient now; 0 is any.
-        descent: what the guard remembers of the loss.
-        parent: {"params", "batch_stats"} of the dense network that teaches, as `deployed` makes
-            it; None before it does.
+        keep_counts: mask name -> units kept; empty before masks are frozen.
+        seconds: time of the run so far, from loading the data on, without the time that a killed
+            process spent after its last checkpoint.
+        state: of training.
+        defense: in use now.
+        passes: pairs of a forward and a backward pass for each training image so far, without the
+            guard's probes.
+        images: images trained on so far, repeats and epochs undone by the guard included.
+        rollbacks: one entry for each rollback, as in results.json: its cause and the changed
+            setting.
+        health: the guard's record of accuracies under attack.
+        clip: largest gradient norm now; 0 means no clipping.
+        descent: the guard's record of the loss.
+        parent: {"params", "batch_stats"} of the dense network that teaches, as `deployed` returns
+            it; None before it teaches.
     """
 
     epoch: int
@@ -108,12 +110,12 @@ class Progress:
     parent: dict[str, Any] | None = None
 
     def after(self, seconds: float) -> "Progress":
-        """The same, so much later."""
+        """Returns the same progress with more time spent."""
         return dataclasses.replace(self, seconds=self.seconds + seconds)
 
 
 def start(setup: Setup) -> Progress:
-    """The beginning of a run: the network initialised from its seed."""
+    """Returns the start of a run: the network with initial weights from its seed."""
     wanted = Choice(setup.config.defense, setup.config.attack_steps)
 
     @jax.jit
@@ -143,9 +145,12 @@ def start(setup: Setup) -> Progress:
 
 
 def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
-    """Where the run in `workdir` left off, by its newest good checkpoint; None if it has none.
+    """Restores the newest good checkpoint in `workdir`. Returns None if there is none.
 
-    The log of epochs is cut back to that point.
+    The log of epochs is truncated to the same epoch.
+
+    Raises:
+        UserError: the checkpoints are of another run, version or network.
     """
 
     def make_training(network: dict[str, Any], record: dict[str, Any]) -> Any:
@@ -229,7 +234,7 @@ def save(setup: Setup, progress: Progress, workdir: Path) -> None:
 
 
 def network_record(setup: Setup, keep_counts: dict[str, int]) -> dict[str, Any]:
-    """What is needed to use the network: see `network.RECORD`."""
+    """Returns the record that is needed to use the network: see `network.RECORD`."""
     config = setup.config
     return {
         "model": setup.model.spec,
@@ -254,14 +259,14 @@ def network_record(setup: Setup, keep_counts: dict[str, int]) -> dict[str, Any]:
 
 
 def _example_parent(setup: Setup) -> dict[str, Any]:
-    """The structure and shapes of a parent."""
+    """Returns zeros with the structure and the shapes of a parent."""
     params, state = jax.eval_shape(setup.model.init, draws.key(0))
     shapes = {"params": params, "batch_stats": state}
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def _besides(state: TrainState, parent: dict[str, Any] | None) -> dict[str, Any]:
-    """What a checkpoint holds besides the network that is put to use: None is nothing."""
+    """Returns what a checkpoint holds besides the network: None stands for nothing."""
     live = {"weights": state.params["weights"], "batch_stats": state.batch_stats}
     return {
         "step": state.step,
@@ -273,7 +278,7 @@ def _besides(state: TrainState, parent: dict[str, Any] | None) -> dict[str, Any]
 
 
 def memory_of(setup: Setup, defense: defenses.Defense, key: jax.Array) -> Any:
-    """What a defense remembers of every training image before its first step."""
-    # A number that no step has, so that no other draw has this key.
+    """Returns a defense's initial memory of the training images."""
+    # No step has this number, so no other draw uses this key.
     own = jax.random.fold_in(key, 2**32 - 1)
     return defense.memory(own, len(setup.dataset.train), setup.dataset.image_shape)

@@ -1,4 +1,4 @@
-"""The state of training: made, carried from step to step, frozen and compacted."""
+"""The state of training: its initial value, its compaction at the freeze, and weight averaging."""
 
 import dataclasses
 from typing import Any
@@ -19,15 +19,15 @@ from irp_jax.training.plan import Plan
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What training carries from step to step.
+    """Arrays that change in every step.
 
     Attributes:
         step: () int32, steps taken since the start of the run.
         params: {"weights": name -> array of the network, "masks": mask name -> logits}.
-        batch_stats: name -> array, what else the network carries: running statistics of its norms.
+        batch_stats: name -> array, other variables of the network: running statistics of its norms.
         optimizer: state of the optax optimiser.
-        average: {"weights", "batch_stats"}, their moving average; None where none is kept.
-        memory: what the defense remembers of every training image; None where that is nothing.
+        average: {"weights", "batch_stats"}, their moving average; None without one.
+        memory: the defense's memory of every training image; None without one.
     """
 
     step: jax.Array | np.ndarray
@@ -39,15 +39,17 @@ class TrainState:
 
     @property
     def network(self) -> dict[str, Any]:
-        """{"weights", "masks", "batch_stats"} of the network that is put to use."""
+        """{"weights", "masks", "batch_stats"} of the network to use: the average, if any."""
         live = {"weights": self.params["weights"], "batch_stats": self.batch_stats}
         return {**(self.average or live), "masks": self.params["masks"]}
 
 
 def initial_state(config: Config, plan: Plan, graph: ChannelGraph, variables: Any) -> TrainState:
-    """The state before the first step.
+    """Returns the state before the first step.
 
     Args:
+        config, plan: of the run.
+        graph: of the dense network.
         variables: the network's initial {"params", "batch_stats"}, each name -> array.
     """
     logits = METHODS[config.method].initial_masks(graph, config.granularity)
@@ -65,19 +67,20 @@ def freeze(
     state: TrainState,
     fresh: dict[str, Any] | None = None,
 ) -> tuple[TrainState, dict[str, int]]:
-    """Fixes the masks, as the method will have them, and cuts the network down to what is kept.
+    """Freezes the masks as the method decides, and removes what they prune.
 
-    With channel granularity the result has no masks but smaller arrays; with weight granularity it
-    has masks of +-1 and zeros behind them.
+    With channel granularity the result has smaller arrays and no masks. With weight granularity it
+    has masks of +-1, and pruned weights are zero.
 
     Args:
+        config, plan: of the run.
         graph: of the dense network.
         state: on the host or a device.
-        fresh: {"params", "batch_stats"} of a network that has not been trained, which the small one
-            starts from (channels); None to go on with what was learned.
+        fresh: {"params", "batch_stats"} of an untrained dense network, from which the compact one
+            starts (channels); None to keep the learned weights.
 
     Returns:
-        The state to go on from, on the host, and mask name -> units kept.
+        The state to continue from, on the host, and mask name -> units kept.
     """
     granularity, method = config.granularity, METHODS[config.method]
     state = jax.device_get(state)
@@ -90,7 +93,7 @@ def freeze(
         "weights": state.params["weights"],
         "momentum": admm.dropped(state.optimizer.inner_states["weights"]),
     }
-    # What is hidden is zero from here on, and so is its momentum: it stays zero.
+    # Pruned weights and their momentum are zero from now on, so they stay zero.
     trees["weights"] = masks.apply(graph, trees["weights"], gates)
     hidden = masks.apply(graph, optax.tree_utils.tree_get(trees["momentum"], "trace"), gates)
     trees["momentum"] = optax.tree_utils.tree_set(trees["momentum"], trace=hidden)
@@ -117,7 +120,7 @@ def freeze(
     else:
         keep_counts = {name: int((logit > 0).sum()) for name, logit in logits.items()}
     params = {"weights": trees["weights"], "masks": frozen_logits}
-    # Frozen masks have no optimiser state, so its structure is all that is needed of a new one.
+    # Frozen masks have no optimiser state, so the structure of a new state is enough.
     example = jax.eval_shape(optimizer.build(config, plan, graph, frozen=True).init, params)
     inner = {**example.inner_states, "weights": trees["momentum"]}
     frozen = dataclasses.replace(
@@ -128,16 +131,16 @@ def freeze(
 
 
 def _nothing(leaf: Any) -> Any:
-    """Momentum of nothing; what is counted goes on."""
+    """Returns zero for momentum. Counters keep their values."""
     return np.zeros_like(leaf) if np.issubdtype(np.asarray(leaf).dtype, np.floating) else leaf
 
 
 def example_state(
     config: Config, plan: Plan, graph: ChannelGraph, network: dict[str, Any], frozen: bool
 ) -> TrainState:
-    """A state of the right structure and shapes around a restored network, to restore the rest.
+    """Returns a state with the structure and the shapes to restore the rest of a checkpoint into.
 
-    What the defense remembers is left out.
+    Its network is the restored one. The defense's memory is left out.
     """
     params = {"weights": network["weights"], "masks": network["masks"]}
     state = jax.eval_shape(optimizer.build(config, plan, graph, frozen).init, params)
@@ -147,20 +150,20 @@ def example_state(
 
 
 def update_average(average: Any, latest: Any, step: Any, decay: float) -> Any:
-    """The exponential moving average after one more step (Polyak & Juditsky 1992; decay as usual).
+    """Returns the exponential moving average after one more step (Polyak & Juditsky 1992).
 
-    The batch statistics are averaged with the weights, not estimated anew. To first order in how
-    far the weights move within the window, of 1 / (1 - decay) steps, the statistics of averaged
-    weights are the average of the statistics, and the running statistics, themselves an average
-    over ten steps, are used on that ground already. Estimating them would take a pass over
-    adversarial images at every probe, and their attacks would need the statistics to begin with.
+    The batch statistics are averaged with the weights. They are not estimated again. The reason: to
+    first order in the change of the weights within the window of 1 / (1 - decay) steps, the
+    statistics of averaged weights are the average of the statistics. Running statistics are
+    themselves an average over about ten steps and rely on the same argument. An estimate would need
+    a pass over adversarial images at every probe, and the attacks would need the statistics first.
 
     Args:
         average: pytree of arrays, the average so far; None for none.
-        latest: the same structure, as it is after the step.
+        latest: the same structure, the values after the step.
         step: () int32, steps taken before this one.
-        decay: in [0, 1). The first steps forget faster, (1 + step) / (10 + step), so that the
-            average does not stay at where the network started.
+        decay: in [0, 1). The first steps use (1 + step) / (10 + step) if that is smaller, so that
+            the average soon leaves the initial weights.
     """
     if average is None:
         return None
@@ -168,7 +171,7 @@ def update_average(average: Any, latest: Any, step: Any, decay: float) -> Any:
     keep = jnp.minimum(jnp.float32(decay), (1.0 + count) / (10.0 + count))
 
     def averaged(old: jax.Array, new: jax.Array) -> jax.Array:
-        # What a network counts, steps for instance, is as it is now.
+        # Integers, such as a network's step counters, are not averaged.
         if not jnp.issubdtype(new.dtype, jnp.floating):
             return new
         wide = keep * old.astype(jnp.float32) + (1.0 - keep) * new.astype(jnp.float32)

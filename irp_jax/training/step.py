@@ -1,4 +1,4 @@
-"""One training step, attack and descent on weights and masks; and many of them as one program."""
+"""One training step: attack, then descent on weights and masks. Many steps as one program."""
 
 import dataclasses
 import functools
@@ -30,17 +30,17 @@ class Recipe:
 
     Attributes:
         graph: of the dense network.
-        cost_kind: which cost the reported ratio is of.
-        threat: what the network is hardened against.
-        epsilon_steps: steps in which the radius trained against grows to its; 0 is none.
-        defense: what it is shown, and what is minimised there.
+        cost_kind: cost of the reported ratio.
+        threat: the ball of allowed perturbations.
+        epsilon_steps: steps in which the training radius grows to that of `threat`; 0 for none.
+        defense: perturbs the images and computes the loss.
         augmentation: applied before the attack.
         label_smoothing: probability mass taken from the label, in [0, 1).
         steps: of the whole run.
-        teacher_weight: share of the target that is the teacher's answer, where there is one.
-        taught_by_average: whether the moving average of the network teaches it.
-        ema: decay of the moving average, in [0, 1), where the state keeps one.
-        guarded: whether the network is probed for catastrophic overfitting after the last step.
+        teacher_weight: share of the teacher's output in the target, if there is a teacher.
+        taught_by_average: whether the teacher is the moving average of the network.
+        ema: decay of the moving average, in [0, 1), if the state has one.
+        guarded: whether the last step is followed by a probe for catastrophic overfitting.
     """
 
     graph: ChannelGraph
@@ -58,15 +58,13 @@ class Recipe:
 
     @property
     def passes(self) -> float:
-        """Forward and backward passes per image and step, in pairs; a forward pass alone is a third
-        of one.
-        """
+        """Pairs of a forward and a backward pass per image and step. A forward pass counts 1/3."""
         return self.defense.passes + self.taught_by_average * FORWARD
 
 
 FORWARD = 1 / 3
-"""What a forward pass counts beside a pair of a forward and a backward pass, which is about three
-times the work."""
+"""Cost of a forward pass in units of a forward and a backward pass, which take about three times as
+much work."""
 
 
 def train_step(
@@ -81,33 +79,35 @@ def train_step(
     view: jax.Array | int = 0,
     taught: jax.Array | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Attack through the masked network, then one descent step on weights and masks together.
+    """Attacks the masked network, then takes one descent step on weights and masks together.
 
     Args:
         recipe: fixed settings.
         network: (weights, batch_stats, images, train, key) -> logits (N, K), new batch_stats.
-        optimizer: over {"weights", "masks"}; the masks' part knows the hardware loss (budget.py).
-        key: the run's; each step derives its own.
+        optimizer: over {"weights", "masks"}; its part for the masks is the method's rule
+            (budget.py).
+        key: of the run; each step derives its own.
         state: before the step.
         images: (N, H, W, C) uint8.
         labels: (N,) int32.
-        indices: (N,) int32, where in the data set they are; no image twice.
-        view: () int32, which of its augmentations each image is seen in: see `augment.view_keys`.
-        taught: (N, K) float32, a teacher's probabilities of that view; None without a teacher.
+        indices: (N,) int32, positions in the data set, all different.
+        view: () int32, number of the augmentation of each image: see `augment.view_keys`.
+        taught: (N, K) float32, a teacher's probabilities for that view; None without a teacher.
 
     Returns:
-        The state after it, and scalars: the defense's loss; cross-entropy and accuracy
-        ("train_accuracy") on the adversarial images of this batch, whatever the attack; cost ratio.
+        The state after the step, and scalars. "loss" is the defense's loss. "cross_entropy" and
+        "train_accuracy" are of the adversarial images of this batch, whatever the attack.
+        "cost_ratio" is the cost of the kept units divided by the dense cost.
     """
     chex.assert_rank([images, labels, indices], [4, 1, 1])
     chex.assert_equal_shape_prefix([images, labels, indices], 1)
-    # A step's keys depend on the run's and its number alone, so a resumed run repeats itself.
+    # The keys of a step depend on the run's key and the step alone, so a resumed run repeats them.
     step_key = jax.random.fold_in(key, state.step)
     attack_key = jax.random.split(step_key)[1]
     dropout_key = jax.random.fold_in(step_key, 2**32 - 1)
     augment_keys = view_keys(key, view, indices)
     images = to_float(augment_each(augment_keys, images, recipe.augmentation))
-    # Cutout moves no pixel, and what is remembered behind the square shall not be lost.
+    # Cutout does not move pixels, and the memory of pixels behind the square must be kept.
     moving = dataclasses.replace(recipe.augmentation, cutout=0)
     seen, store = recall(state.memory, indices, lambda x: augment_each(augment_keys, x, moving))
 
@@ -118,7 +118,7 @@ def train_step(
     threat = threat_at(recipe.threat, state.step, recipe.epsilon_steps)
 
     def forward(weights, x):
-        # One draw of dropout a step: the attack is on the network that then learns from it.
+        # One dropout mask per step, so that the attacked network is the one that is trained.
         return network(weights, state.batch_stats, x, True, dropout_key)
 
     if recipe.taught_by_average:
@@ -139,7 +139,7 @@ def train_step(
     updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
     keep_counts = masks.keep_counts(masks.gates(params["masks"]))
-    # Of the labels, whoever teaches: the guard compares it from epoch to epoch.
+    # Targets from the labels alone, so that the guard can compare this loss between epochs.
     hard = batch._replace(taught=None).targets(trained.logits)
     metrics = {
         "loss": loss,
@@ -164,23 +164,25 @@ def train_step(
 def compile_steps(
     recipe: Recipe, network: Callable, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> Callable:
-    """Many steps as one compiled program, with the data set on the device.
+    """Compiles many steps into one program that reads the data set on the device.
 
     Args:
         recipe, network, optimizer: as for `train_step`.
-        mesh: devices the batch is split over; everything else is replicated.
+        mesh: devices that the batch is split over; everything else is replicated.
 
     Returns:
-        (state, key, images (M, H, W, C) uint8, labels (M,) int32, batches (steps, N) int32 indices,
-        view, taught: as for `train_step`, but (M, K) or None) -> (state, metrics of each step, each
-        leaf (steps,)); where `recipe.guarded`, with those of `probe_state` (1,), on the last
-        images. The state given is donated. The key is an argument, not a constant, so that runs of
-        other seeds find the program compiled.
+        A function (state, key, images (M, H, W, C) uint8, labels (M,) int32, batches (steps, N)
+        int32 indices, view, taught) -> (state, metrics of each step, each leaf (steps,)). `view`
+        and `taught` are as for `train_step`, but `taught` is (M, K) or None. If `recipe.guarded`,
+        the metrics include those of `probe_state` (1,) on the last images. The given state is
+        donated. The key is an argument and not a constant, so that runs with other seeds use the
+        same program.
     """
     step = functools.partial(train_step, recipe, network, optimizer)
     split, whole = parallel.batch(mesh), parallel.replicated(mesh)
 
-    # Without `out_shardings` the first result would come back laid out anew and compile once more.
+    # Without `out_shardings` the first result has another layout and the second call compiles
+    # again.
     @functools.partial(jax.jit, donate_argnames="state", out_shardings=whole)
     def steps(state, key, images, labels, batches, view=0, taught=None):
         def body(state, batch):
@@ -209,17 +211,16 @@ def probe_state(
     labels: jax.Array,
     indices: jax.Array,
 ) -> dict[str, jax.Array]:
-    """How the network stands under the attack it is trained on, and how under PGD, at the radius
-    that it is trained at by now.
+    """Measures accuracy under the training attack and under PGD at the present training radius.
 
-    The network as it learns, not its average; and in training mode, since running statistics lag
-    behind where it learns fast.
+    It uses the trained weights, not their average. It uses training mode, because running
+    statistics lag behind when the network learns fast.
 
     Args:
         recipe, network, key, state: as for `train_step`.
         images: (N, H, W, C) uint8, not augmented.
         labels: (N,) int32.
-        indices: (N,) int32, where in the data set they are.
+        indices: (N,) int32, positions in the data set.
 
     Returns:
         Accuracies, () float32: "probe_trained" and "probe_pgd".

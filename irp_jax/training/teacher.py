@@ -1,13 +1,13 @@
-"""The teacher: a larger network whose answers are part of what the small one learns.
+"""The teacher: a larger network whose outputs are part of the compact network's targets.
 
-Small networks gain from soft targets of a robust network under adversarial training (Goldblum et
-al. 2020, "Adversarially robust distillation"; Zi et al. 2021, "Revisiting adversarial robustness
-distillation"). In-train pruning has such a network without a second run: the dense network as it is
-when pruning begins, the *parent*. A saved network may teach instead.
+Under adversarial training, small networks gain from the soft targets of a robust network (Goldblum
+et al. 2020, "Adversarially robust distillation"; Zi et al. 2021, "Revisiting adversarial robustness
+distillation"). In-train pruning has such a network without a second run: the *parent*, the dense
+network when pruning begins. A saved network can be the teacher instead.
 
-A teacher's forward pass may cost as much as a step of the small network. So the answers are not
-computed in the step but ahead of an epoch, for all images in the augmentation that this epoch will
-show them in (a *view*), and kept: with a limited number of views none is ever computed twice.
+A teacher's forward pass may cost as much as a step of the compact network. So its outputs are
+computed before an epoch and stored, for all images in the augmentation of that epoch (a *view*). If
+the number of views is limited, no output is computed twice.
 """
 
 import functools
@@ -29,12 +29,12 @@ from irp_jax.training.step import FORWARD
 
 
 class Lesson(NamedTuple):
-    """What an epoch is taught.
+    """The view and the teacher's outputs of an epoch.
 
     Attributes:
-        view: the augmentation that images are shown in: see `augment.view_keys`.
-        answers: (M, K) float32, a teacher's probabilities in that view; None without a teacher.
-        passes: what the answers cost, in pairs of passes per image.
+        view: number of the augmentation of the images: see `augment.view_keys`.
+        answers: (M, K) float32, the teacher's probabilities for that view; None without a teacher.
+        passes: cost of computing the answers, in pairs of passes per image.
     """
 
     view: int
@@ -43,10 +43,10 @@ class Lesson(NamedTuple):
 
 
 def load(config: Config, dataset: Dataset, log: checkpoint.Log) -> Network | None:
-    """The saved network that teaches; None where there is none, or it is of the run itself.
+    """Loads the saved network that teaches. Returns None for no teacher, a parent or the average.
 
     Raises:
-        UserError: there is none in that folder, or it is for other images or classes.
+        UserError: the folder holds no network, or one for other images or classes.
     """
     if config.teacher in ("", PARENT, AVERAGE):
         return None
@@ -69,16 +69,16 @@ def load(config: Config, dataset: Dataset, log: checkpoint.Log) -> Network | Non
                 f"that was trained on this data set"
             )
         log(
-            f"--teacher={config.teacher} calls its classes {', '.join(found.class_names)}, which "
-            f"are taken for {', '.join(dataset.class_names)}"
+            f"--teacher={config.teacher} names its classes {', '.join(found.class_names)}; they "
+            f"are taken in this order for {', '.join(dataset.class_names)}"
         )
     return found
 
 
 class Teacher:
-    """Who teaches a run from some epoch on, and the answers that were given so far.
+    """A teacher with a cache of its outputs.
 
-    The host's own; it remembers answers, all of which can be computed again.
+    It lives on the host. A resumed run computes the outputs again.
     """
 
     def __init__(
@@ -94,18 +94,18 @@ class Teacher:
         views: int = 0,
         first: int = 0,
     ) -> None:
-        """Takes up teaching.
+        """Creates a teacher.
 
         Args:
             apply: (variables, images (N, H, W, C) float32 in [0, 1]) -> logits (N, K).
-            variables: its pytree of arrays.
+            variables: pytree of arrays.
             augmentation: of the run.
             key: of the run.
             images: (M, H, W, C) uint8, all training images, on the devices.
             mesh: devices that images are split over.
             epochs: of the run.
-            views: in how many augmentations each image is shown; 0 is a new one every epoch.
-            first: the first epoch that is taught.
+            views: number of augmentations of each image; 0 for a new one in every epoch.
+            first: first epoch with this teacher.
         """
         self._apply, self._augmentation, self._mesh = apply, augmentation, mesh
         self._variables = parallel.place(variables, parallel.replicated(mesh))
@@ -114,11 +114,11 @@ class Teacher:
         self._known: dict[int, jax.Array] = {}
 
     def lesson(self, epoch: int) -> Lesson:
-        """What the epoch after `epoch` of them is taught.
+        """Returns the view and the teacher's outputs for the epoch after `epoch` completed ones.
 
-        Answers are kept as long as another epoch will want them: four bytes an image, class and
-        view on every device. They count as paid for in the first epoch that wants them, also where
-        a resumed run has to compute them again.
+        Outputs are stored as long as a later epoch needs them. They take four bytes for each image,
+        class and view on every device. Their cost is counted in the first epoch that uses them,
+        also if a resumed run computes them again.
         """
         seen = epoch - self._first
         view = self._first + (seen % self._views if self._views else seen)
@@ -140,7 +140,7 @@ class Teacher:
             self._key, self._images, jnp.int32(view),
         )  # fmt: skip
         rows = np.arange(-(-count // at_once) * at_once, dtype=np.int32).reshape(-1, at_once)
-        # The last ones are answered again where they do not fill a batch.
+        # The last batch is filled up with repetitions of the last image.
         parts = [answer(np.minimum(some, count - 1)) for some in rows]
         return parallel.place(jnp.concatenate(parts)[:count], parallel.replicated(mesh))
 

@@ -1,4 +1,4 @@
-"""How a network is hardened while it learns: what it is shown, and what is minimised there."""
+"""The defenses of training: how a batch is perturbed, and which loss is minimised."""
 
 import dataclasses
 
@@ -30,13 +30,13 @@ DEFENSES: dict[str, Defense] = {
         Trades(),
     )
 }
-"""By their names on the command line, each with its paper's settings."""
+"""Name on the command line -> defense with its paper's settings."""
 
 
 def build(choice: Choice, config: Config) -> Defense:
-    """The defense that was chosen, with those settings of a run that it has.
+    """Returns the chosen defense with the settings of a run that it uses.
 
-    A setting that is None is the paper's.
+    A setting that is None keeps the paper's value.
     """
     defense = DEFENSES[choice.name]
     given = {
@@ -55,7 +55,7 @@ FIELDS = {
     ("gat", "robustness_weight"): "weight",
     ("gat", "robustness_rise"): "rise",
 }
-"""Defense, setting of a run -> field, where that has another name."""
+"""(defense, setting of a run) -> field of the defense, where the names differ."""
 
 
 __all__ = [

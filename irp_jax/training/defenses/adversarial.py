@@ -1,4 +1,4 @@
-"""Training on perturbed images, and in part on the images as they are."""
+"""Training on adversarial images, and optionally on natural images as well."""
 
 import dataclasses
 
@@ -10,26 +10,26 @@ from irp_jax.training.losses import mean_cross_entropy
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adversarial(Defense):
-    """(1 - w) CE(perturbed) + w CE(natural) (Goodfellow et al. 2015, section 6, has w = 1/2).
+    """Base of defenses with the loss (1 - w) CE(adversarial) + w CE(natural).
 
-    With a teacher's answers as the targets of both terms and w = 1/6 it is the loss of RSLAD (Zi et
-    al. 2021, equation 5) up to a constant.
+    Goodfellow et al. 2015, section 6, has w = 1/2. If a teacher's output is the target of both
+    terms and w = 1/6, it is the loss of RSLAD (Zi et al. 2021, equation 5) up to a constant.
 
     Attributes:
-        natural_weight: w, in [0, 1). At 0 the natural images are not looked at.
+        natural_weight: w, in [0, 1). At 0 there is no forward pass of the natural images.
     """
 
     natural_weight: float = 0.0
 
     @property
     def to_learn(self) -> float:
-        """Passes to learn from what was found."""
+        """Passes for the descent step: one, or two with natural images."""
         return 2.0 if self.natural_weight else 1.0
 
     def loss(
         self, forward: Forward, batch: Batch, perturbed: Perturbed
     ) -> tuple[jax.Array, Trained]:
-        """See the class; the running statistics follow natural and perturbed images alike."""
+        """See the class. Running statistics are the mean of natural and adversarial ones."""
         if not self.natural_weight:
             return super().loss(forward, batch, perturbed)
         natural, trained = both(forward, batch, perturbed)
@@ -39,9 +39,11 @@ class Adversarial(Defense):
 
 
 def both(forward: Forward, batch: Batch, perturbed: Perturbed) -> tuple[jax.Array, Trained]:
-    """Logits (N, K) of the natural images, and what the network made of the perturbed ones.
+    """Evaluates natural and adversarial images in training mode.
 
-    The running statistics are the mean of both; what is counted is as after the second.
+    Returns:
+        Logits (N, K) of the natural images, and the result for the adversarial images. Its running
+        statistics are the mean of both. Its counters are those after the second evaluation.
     """
     natural, natural_stats = forward(batch.images)
     logits, stats = forward(perturbed.adversarial)

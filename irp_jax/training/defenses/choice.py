@@ -1,9 +1,9 @@
-"""Which defense a run trains with, as it is named, saved and reported."""
+"""The choice of a defense, in the form that is saved and reported."""
 
 from typing import NamedTuple
 
 MANY_STEPS = ("pgd", "trades")
-"""Defenses that take as many gradient steps as they are told to."""
+"""Defenses with a variable number of gradient steps."""
 
 
 class Choice(NamedTuple):
@@ -11,7 +11,7 @@ class Choice(NamedTuple):
 
     Attributes:
         name: in `DEFENSES`.
-        steps: gradient steps of those that take many; the others ignore it.
+        steps: gradient steps of the defenses in `MANY_STEPS`; the others ignore it.
     """
 
     name: str
@@ -22,11 +22,11 @@ class Choice(NamedTuple):
 
     @property
     def stronger(self) -> "Choice | None":
-        """What to go on with when this one has failed; None where there is nothing stronger.
+        """The defense to use after this one has failed; None if there is no stronger one.
 
-        Attacks of three steps, which have to be fooled all at once; then of ten. Not N-FGSM after
-        FGSM, though it would cost the same: where the radius is large its noise, of twice the
-        radius, hides what is to be learnt. Nothing after no defense: none was wanted.
+        It is PGD of three steps, to which a network can hardly overfit, then of ten. It is not
+        N-FGSM after FGSM, although that costs the same: at a large radius its noise, of twice the
+        radius, hides the content of the images. For no defense it is None, because none was wanted.
         """
         if self.name == "none":
             return None

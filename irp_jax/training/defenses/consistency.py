@@ -1,4 +1,4 @@
-"""FGSM training with an attack's start and its end held to the same answer."""
+"""FGSM training with similar outputs at the start and at the end of the attack."""
 
 import dataclasses
 
@@ -12,12 +12,12 @@ from irp_jax.training.losses import mean_cross_entropy, squared_distance
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Consistency(Defense):
-    """CE(FGSM-RS) + weight |f(end of the attack) - f(start of the attack)|^2.
+    """Minimises CE(FGSM-RS) + weight |f(end of the attack) - f(start of the attack)|^2.
 
-    The regulariser of Jia et al. 2022 ("Prior-guided adversarial initialization for fast
-    adversarial training"), on logits, with the random start of FGSM-RS. The weight and the mean
-    over classes are those of the authors' code (github.com/jiaxiaojunQAQ/FGSM-PGI); both images
-    are learned from.
+    This is the regulariser of Jia et al. 2022 ("Prior-guided adversarial initialization for fast
+    adversarial training") on logits, with the random start of FGSM-RS. The weight and the mean over
+    classes are those of the authors' code (github.com/jiaxiaojunQAQ/FGSM-PGI). Gradients flow
+    through the outputs of both images.
 
     Attributes:
         weight: the paper's lambda.
@@ -28,11 +28,11 @@ class Consistency(Defense):
 
     @property
     def passes(self) -> float:
-        """One for the attack, two to learn from its start and its end."""
+        """One pass for the attack, two to learn from its start and its end."""
         return 3.0
 
     def perturb(self, logits_fn: LogitsFn, batch: Batch) -> Perturbed:
-        """FGSM-RS; the reference is its start."""
+        """Attacks by FGSM-RS. The reference is the start of the attack."""
         start = starts(batch.threat, batch.key, batch.images)
         gradient = input_gradient(logits_fn, start, batch.labels)
         length = FAST_ATTACKS["fgsm-rs"].step_scale
@@ -41,18 +41,18 @@ class Consistency(Defense):
     def loss(
         self, forward: Forward, batch: Batch, perturbed: Perturbed
     ) -> tuple[jax.Array, Trained]:
-        """See the class."""
+        """Returns the loss of the class."""
         return consistent(forward, batch, perturbed, self.weight)
 
 
 def consistent(
     forward: Forward, batch: Batch, perturbed: Perturbed, weight: float
 ) -> tuple[jax.Array, Trained]:
-    """See `Consistency`: the loss, and what the network made of the batch.
+    """Returns the loss of `Consistency`, and the result for the adversarial images.
 
     Args:
         forward, batch: as for `Defense.loss`.
-        perturbed: its reference is where the attack started.
+        perturbed: its reference is the start of the attack.
         weight: of the second term.
     """
     start, _ = forward(perturbed.reference)

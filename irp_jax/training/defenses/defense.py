@@ -1,4 +1,4 @@
-"""What every defense has: a way to perturb a batch, and a loss to descend on what comes out."""
+"""The interface of a defense: it perturbs a batch, and computes a loss on the result."""
 
 import abc
 import dataclasses
@@ -11,24 +11,25 @@ from irp_jax.attacks import LogitsFn, Threat
 from irp_jax.training.losses import mean_cross_entropy, soft_targets
 
 Forward = Callable[[jax.Array], tuple[jax.Array, Any]]
-"""The network in training mode, weights given: images (N, H, W, C) -> logits (N, K), its new
+"""The network in training mode with given weights: images (N, H, W, C) -> logits (N, K), new
 running statistics."""
 
 
 class Batch(NamedTuple):
-    """What a step learns from.
+    """The data of a training step.
 
     Attributes:
         images: (N, H, W, C) float32 in [0, 1], augmented.
         labels: (N,) int32.
-        threat: the ball to be robust in.
+        threat: the ball of allowed perturbations.
         key: of this step.
-        memory: of these images: every leaf (N, H, W, C) float32, cropped and mirrored as they are.
+        memory: of these images: every leaf (N, H, W, C) float32, cropped and mirrored like the
+            images.
         smoothing: probability mass taken from the label, in [0, 1).
         taught: (N, K) float32, a teacher's probabilities; None without a teacher.
-        teacher_weight: share of the target that is the teacher's.
+        teacher_weight: share of the teacher's output in the target.
         step: () int32, steps taken since the start of the run.
-        done: () float32, the share of training that is over, in [0, 1).
+        done: () float32, fraction of training completed, in [0, 1).
     """
 
     images: jax.Array
@@ -43,19 +44,19 @@ class Batch(NamedTuple):
     done: Any = 0.0
 
     def targets(self, logits: jax.Array) -> jax.Array:
-        """What the network is to answer, of the shape of its logits: see `losses.soft_targets`."""
+        """Returns the targets, in the shape of the logits: see `losses.soft_targets`."""
         return soft_targets(
             self.labels, logits.shape[-1], self.smoothing, self.taught, self.teacher_weight
         )
 
 
 class Perturbed(NamedTuple):
-    """A batch under attack; no gradient flows through it.
+    """The result of an attack on a batch. No gradient flows through it.
 
     Attributes:
-        adversarial: (N, H, W, C) float32 in [0, 1], where the attack ended.
-        reference: what else this defense's loss needs; None where that is nothing.
-        memory: what is to be remembered of these images, in the structure it was given.
+        adversarial: (N, H, W, C) float32 in [0, 1], the end of the attack.
+        reference: other data that the defense's loss needs; None if it needs none.
+        memory: new memory of these images, in the structure of the old one.
     """
 
     adversarial: jax.Array
@@ -64,13 +65,13 @@ class Perturbed(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What the network made of a batch it learns from.
+    """The network's result for the batch that it learns from.
 
     Attributes:
         logits: (N, K), of the adversarial images.
-        batch_stats: running statistics after it. What the attack makes of the batch is not part of
-            them; the authors' codes of one-step defenses run it through the norms in training mode,
-            so that about half of their running statistics is of its start.
+        batch_stats: running statistics after this batch. The attack does not update them. In the
+            authors' codes of one-step defenses it does, so about half of their running statistics
+            are of the attack's start.
     """
 
     logits: jax.Array
@@ -79,10 +80,10 @@ class Trained(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Defense(abc.ABC):
-    """How a network is hardened; frozen, so that it can be compiled in.
+    """A defense. It is frozen, so that it can be a static argument of a compiled step.
 
     Attributes:
-        name: what it is called on the command line.
+        name: on the command line.
     """
 
     name: str
@@ -90,41 +91,42 @@ class Defense(abc.ABC):
     @property
     @abc.abstractmethod
     def passes(self) -> float:
-        """Forward and backward passes per image and step, in pairs: what it costs."""
+        """Cost: pairs of a forward and a backward pass per image and step."""
 
     def memory(self, key: jax.Array, count: int, shape: tuple[int, int, int]) -> Any:
-        """What is remembered of every training image at the start of a run; here, nothing.
+        """Returns the initial memory of all training images; here None.
 
         Args:
             key: of the run.
-            count: training images, M.
+            count: number of training images, M.
             shape: (H, W, C) of an image.
 
         Returns:
-            A pytree of integer arrays (M, H, W, C), of dtypes as small as they can be, or None.
+            A pytree of integer arrays (M, H, W, C), of the smallest possible dtypes, or None.
         """
         return None
 
     @abc.abstractmethod
     def perturb(self, logits_fn: LogitsFn, batch: Batch) -> Perturbed:
-        """Attacks a batch through the network as it is.
+        """Attacks a batch through the present network.
 
         Args:
-            logits_fn: the network in training mode: images (N, H, W, C) -> logits (N, K). Its
-                norms see the batch as a whole.
+            logits_fn: the network in training mode: images (N, H, W, C) -> logits (N, K). Its norms
+                use the statistics of the whole batch.
             batch: to be attacked.
         """
 
     def loss(
         self, forward: Forward, batch: Batch, perturbed: Perturbed
     ) -> tuple[jax.Array, Trained]:
-        """What is descended, () float32, and what the network made of the batch; here,
-        cross-entropy on the adversarial images.
+        """Returns the loss to minimise, () float32, and the network's result for the batch.
+
+        The default is the cross-entropy of the adversarial images.
 
         Args:
             forward: the network, differentiable in its weights and masks.
             batch: as given to `perturb`.
-            perturbed: what that returned.
+            perturbed: the result of `perturb`.
         """
         logits, batch_stats = forward(perturbed.adversarial)
         return mean_cross_entropy(logits, batch.targets(logits)), Trained(logits, batch_stats)

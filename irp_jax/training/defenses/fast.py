@@ -9,24 +9,24 @@ from irp_jax.training.defenses.defense import Batch, Perturbed
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fast(Adversarial):
-    """Cross-entropy on images one gradient step away.
+    """Training on images that are one gradient step away.
 
     Attributes:
-        name: of the attack, in `attacks.FAST_ATTACKS`, which names the papers: Goodfellow et al.
-            2015 ("fgsm"), Wong, Rice & Kolter 2020 ("fgsm-rs"), de Jorge et al. 2022 ("n-fgsm").
-        noise: radius of the ball that the start is drawn from, in units of epsilon; None for the
-            paper's, 1 of "fgsm-rs" and 2 of "n-fgsm".
+        name: of the attack, in `attacks.FAST_ATTACKS`: Goodfellow et al. 2015 ("fgsm"), Wong, Rice
+            & Kolter 2020 ("fgsm-rs"), de Jorge et al. 2022 ("n-fgsm").
+        noise: radius of the ball of random starts, in units of epsilon. None takes the paper's
+            value: 1 for "fgsm-rs", 2 for "n-fgsm".
     """
 
     noise: float | None = None
 
     @property
     def passes(self) -> float:
-        """One for the attack, the others to learn."""
+        """One pass for the attack, the others for the descent step."""
         return 1.0 + self.to_learn
 
     def perturb(self, logits_fn: LogitsFn, batch: Batch) -> Perturbed:
-        """See `Defense`."""
+        """Attacks by one step."""
         attack = FAST_ATTACKS[self.name]
         if self.noise is not None:
             attack = dataclasses.replace(attack, start_scale=self.noise)

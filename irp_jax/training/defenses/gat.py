@@ -1,4 +1,4 @@
-"""Training on natural images whose answers are held to those of perturbed ones."""
+"""Training on natural images with similar outputs for natural and adversarial images."""
 
 import dataclasses
 
@@ -12,24 +12,25 @@ from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed
 from irp_jax.training.losses import mean_cross_entropy
 
 LATE = 0.85
-"""The share of training after which the weight rises: epoch 85 of 100 in the authors' code."""
+"""Fraction of training after which the weight rises: epoch 85 of 100 in the authors' code."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gat(Defense):
-    """CE(natural) + weight |p(natural) - p(perturbed)|^2, p being probabilities.
+    """Minimises CE(natural) + weight |p(natural) - p(adversarial)|^2, where p are probabilities.
 
-    Guided adversarial training (Sriramanan et al. 2020, section 4 and algorithm 1), with the
-    settings of the authors' code for CIFAR-10 (github.com/val-iisc/GAMA-GAT). The attack starts at
-    a corner of the ball of half the radius, drawn at random, and is one step of length epsilon up
-    CE plus, in every other step of training, the same weighted distance; the distance is summed
-    over classes and averaged over images. The weight turns natural accuracy into robust accuracy.
-    Their attack runs the network in inference mode, ours, as everywhere here, in training mode.
-    For MNIST they start at the whole radius with a weight of 15 and have the distance in each step.
+    This is guided adversarial training (Sriramanan et al. 2020, section 4 and algorithm 1), with
+    the settings of the authors' code for CIFAR-10 (github.com/val-iisc/GAMA-GAT). The attack starts
+    at a random corner of the ball of half the radius. It takes one step of length epsilon that
+    increases CE and, in every other step of training, also the same weighted distance. The distance
+    is summed over classes and averaged over images. A larger weight gives more robust and less
+    natural accuracy. The authors attack the network in inference mode; here it is in training mode,
+    as for all defenses. For MNIST the authors start at the whole radius, use a weight of 15 and the
+    distance in each step.
 
     Attributes:
         weight: of the distance: the paper's lambda.
-        rise: what the weight is multiplied by once `LATE` of training is over.
+        rise: factor of the weight after the fraction `LATE` of training.
     """
 
     name: str = "gat"
@@ -38,13 +39,14 @@ class Gat(Defense):
 
     @property
     def passes(self) -> float:
-        """One for the attack, two to learn from both images. The attack's natural answer is that of
-        the loss, and the compiler computes it once.
+        """One pass for the attack, two to learn from both images.
+
+        The attack and the loss share the natural forward pass, which the compiler computes once.
         """
         return 3.0
 
     def perturb(self, logits_fn: LogitsFn, batch: Batch) -> Perturbed:
-        """See the class."""
+        """Attacks by one step, as the class says."""
         images, labels, threat = batch.images, batch.labels, batch.threat
         natural = logits_fn(images)
         guided = self.weight_at(batch) * jnp.asarray(batch.step % 2, jnp.float32)
@@ -62,7 +64,7 @@ class Gat(Defense):
     def loss(
         self, forward: Forward, batch: Batch, perturbed: Perturbed
     ) -> tuple[jax.Array, Trained]:
-        """See the class; the running statistics follow natural and perturbed images alike."""
+        """See the class. Running statistics are the mean of natural and adversarial ones."""
         natural, trained = both(forward, batch, perturbed)
         distance = apart(natural, trained.logits)
         loss = (
@@ -71,11 +73,11 @@ class Gat(Defense):
         return loss, trained
 
     def weight_at(self, batch: Batch) -> jax.Array:
-        """The weight at a step of training."""
+        """Returns the weight of the distance at this step of training."""
         return self.weight * jnp.where(batch.done >= LATE, self.rise, 1.0)
 
 
 def apart(natural: jax.Array, other: jax.Array) -> jax.Array:
-    """Squared distance of the probabilities of two (N, K) arrays of logits, mean over images."""
+    """Returns the squared distance of the probabilities of two (N, K) logits, mean over images."""
     difference = jax.nn.softmax(natural) - jax.nn.softmax(other)
     return jnp.mean(jnp.sum(jnp.square(difference), axis=-1))

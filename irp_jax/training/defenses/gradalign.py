@@ -1,4 +1,4 @@
-"""FGSM training of a network whose input gradient is held steady over the ball."""
+"""FGSM training with input gradients that are similar throughout the ball."""
 
 import dataclasses
 
@@ -13,12 +13,12 @@ from irp_jax.training.losses import mean_cross_entropy
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GradAlign(Defense):
-    """CE(FGSM) + weight (1 - cos of the gradients at x and at a random neighbour).
+    """Minimises CE(FGSM) + weight (1 - cosine of the gradients at x and at a random neighbour).
 
-    Andriushchenko & Flammarion 2020, section 5. A step of length epsilon finds the worst image of
-    a loss that is linear in the ball, which is what the second term makes it. As in the authors'
-    code (github.com/tml-epfl/understanding-fast-adv-training) the gradient at x, which the attack
-    has computed already, is held fixed, and the term is differentiated at the neighbour alone.
+    From Andriushchenko & Flammarion 2020, section 5. If the loss is linear in the ball, a step of
+    length epsilon finds its maximum. The second term makes the loss more linear. As in the authors'
+    code (github.com/tml-epfl/understanding-fast-adv-training), the gradient at x is that of the
+    attack and is held fixed. The term is differentiated only through the gradient at the neighbour.
 
     Attributes:
         weight: of the second term: the paper's lambda, 0.2 for 8/255 on CIFAR-10.
@@ -29,11 +29,11 @@ class GradAlign(Defense):
 
     @property
     def passes(self) -> float:
-        """One for the attack, one to learn from it, two for a gradient that is differentiated."""
+        """One pass for the attack, one to learn from it, two to differentiate a gradient."""
         return 4.0
 
     def perturb(self, logits_fn: LogitsFn, batch: Batch) -> Perturbed:
-        """FGSM without a random start; the reference is its gradient and a random neighbour."""
+        """Attacks by FGSM without a random start. The reference is its gradient and neighbours."""
         images, labels, threat, key, *_ = batch
         gradient = input_gradient(logits_fn, images, labels)
         adversarial = step(threat, images, images, gradient, 1.0)
@@ -42,7 +42,7 @@ class GradAlign(Defense):
     def loss(
         self, forward: Forward, batch: Batch, perturbed: Perturbed
     ) -> tuple[jax.Array, Trained]:
-        """See the class."""
+        """Returns the loss of the class."""
         gradient, neighbours = perturbed.reference
         beside = input_gradient(lambda x: forward(x)[0], neighbours, batch.labels)
         logits, batch_stats = forward(perturbed.adversarial)
@@ -52,10 +52,10 @@ class GradAlign(Defense):
 
 
 def misalignment(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Mean of one minus the cosine between two gradients, () float32 in [0, 2].
+    """Returns the mean of 1 - cosine between two gradients, () float32 in [0, 2].
 
     Args:
-        first, second: (N, H, W, C). An image either of whose gradients is zero does not count.
+        first, second: (N, H, W, C). Images with a zero gradient in either are left out of the mean.
     """
     (one, any_one), (two, any_two) = _unit(first), _unit(second)
     counts = any_one & any_two
@@ -66,8 +66,8 @@ def misalignment(first: jax.Array, second: jax.Array) -> jax.Array:
 
 
 def _unit(gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Each image's gradient at length one, and (N,) bool, whether it had a length."""
-    # A confident network's gradient may be so small that its square is zero in float32.
+    """Returns each gradient scaled to length one, and (N,) bool: whether it is not zero."""
+    # A confident network's gradient can be so small that its square is zero in float32.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(gradient), axis=(1, 2, 3), keepdims=True))
     present = largest > 0
     scaled = gradient / jnp.where(present, largest, 1.0)

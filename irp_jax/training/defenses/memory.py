@@ -1,4 +1,4 @@
-"""A memory of every training image that follows it through crops and flips."""
+"""A memory of every training image that is cropped and mirrored with the image."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,21 +10,21 @@ import jax.numpy as jnp
 def recall(
     memory: Any, indices: jax.Array, move: Callable[[jax.Array], jax.Array]
 ) -> tuple[Any, Callable[[Any], Any]]:
-    """What is remembered of a batch, moved as its images are, and a way to store it again.
+    """Returns the memory of a batch, augmented like its images, and a function to store it.
 
-    The way back is the transpose of the way there: cropping and flipping only copy pixels, each at
-    most once, so their transpose puts each pixel back where it was taken from.
+    Storing uses the transpose of `move`. Cropping and flipping only copy pixels, each at most once,
+    so the transpose puts each pixel back to where it came from.
 
     Args:
         memory: pytree of integer arrays (M, H, W, C) in the frame of the unaugmented images; None
-            for no memory at all. Integers, because XLA's CPU backend converts the whole of a
-            16-bit or 8-bit float array whenever a row of it is written.
-        indices: (N,) int32, which images the batch is of; no image twice.
-        move: crops and flips a batch (N, H, W, C); linear, and no pixel copied twice.
+            without a memory. The arrays are integers, because XLA's CPU backend converts a whole
+            16-bit or 8-bit float array whenever one of its rows is written.
+        indices: (N,) int32, images of the batch, all different.
+        move: crops and flips a batch (N, H, W, C); linear, and copies no pixel twice.
 
     Returns:
-        The batch's rows, every leaf (N, H, W, C) float32, and a function: such rows of new whole
-        numbers -> the memory with them. Pixels that the crop left out keep what they had.
+        The rows of the batch, every leaf (N, H, W, C) float32, and a function: such rows with new
+        whole numbers -> the memory with these rows. Pixels outside the crop keep their values.
     """
     rows = jax.tree.map(lambda leaf: leaf[indices].astype(jnp.float32), memory)
     seen, transpose = jax.vjp(lambda tree: jax.tree.map(move, tree), rows)

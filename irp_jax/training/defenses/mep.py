@@ -1,4 +1,4 @@
-"""FGSM training whose attack on an image starts from what earlier attacks on it found."""
+"""FGSM training in which the attack on an image starts from earlier perturbations of the image."""
 
 import dataclasses
 from typing import NamedTuple
@@ -12,20 +12,22 @@ from irp_jax.training.defenses.consistency import consistent
 from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
 
 LEVELS = 127
-"""A remembered perturbation is a whole number of steps of epsilon / LEVELS: a share of the radius,
-with which it grows while that warms up."""
+"""A stored perturbation is a whole number of steps of epsilon / LEVELS. It is thus relative to the
+radius, and grows with the radius during its warm-up."""
 
 ROOTS = 16.0
-"""A remembered momentum is (a whole number / ROOTS)^2, with the number's sign: up to 63."""
+"""A stored whole number n means the momentum sign(n) (n / ROOTS)^2, which is at most 63."""
 
 
 class Prior(NamedTuple):
-    """What is remembered of every image, in its own frame, not that of a crop.
+    """The memory of the training images, in the frame of the unaugmented image.
 
     Attributes:
-        start: (M, H, W, C) int8, the perturbation its next attack starts from, in epsilon / LEVELS.
-        momentum: (M, H, W, C) int8, the running sum of its gradients, each over its mean size; on a
-            square-root scale (`ROOTS`), since only the sign of a sum is ever used.
+        start: (M, H, W, C) int8, the perturbation that the next attack starts from, in units of
+            epsilon / LEVELS.
+        momentum: (M, H, W, C) int8, the running sum of the image's gradients, each divided by its
+            mean absolute value. It is stored on a square-root scale (`ROOTS`), which is accurate
+            enough, because only the sign of a sum is used.
     """
 
     start: jax.Array
@@ -34,21 +36,23 @@ class Prior(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mep(Defense):
-    """FGSM-MEP: the start is the momentum of earlier perturbations (Jia et al. 2022).
+    """FGSM-MEP: attacks start from the momentum of earlier perturbations (Jia et al. 2022).
 
-    With g the gradient at the start d, and m the momentum: the adversarial image is one step along
-    sign(g) from d; m becomes decay m + g / |g|_1; and the next attack on this image starts one step
-    along sign(m) from d. All steps are of length epsilon and end inside the ball.
+    Let d be the start, g the gradient there, and m the momentum. The adversarial image is one step
+    along sign(g) from d. Then m becomes decay m + g / mean(|g|), the paper's g / |g|_1 up to a
+    constant factor. The next attack on this image starts one step along sign(m) from d. All steps
+    have length epsilon and end inside the ball. It is for the L-inf ball.
 
-    As in the authors' code (FGSM_MEP.py of github.com/jiaxiaojunQAQ/FGSM-PGI), first starts are
-    random corners of the ball. Unlike there, the memory of an image is cropped and mirrored with
-    the image, so that a perturbation meets the pixels it was made for, and pixels outside the crop
-    keep theirs; gradients are normalised by image, not by batch; the memory is not reset every 40
-    epochs; starts are clipped to the pixel box; and the attack climbs the plain cross-entropy,
-    theirs the smoothed one (they train with 0.44 of label smoothing). For the L-inf ball.
+    As in the authors' code (FGSM_MEP.py of github.com/jiaxiaojunQAQ/FGSM-PGI), the first starts are
+    random corners of the ball. There are five differences. The memory of an image is cropped and
+    mirrored with the image, so that a perturbation meets the pixels it was made for; pixels outside
+    the crop keep theirs. Gradients are normalised for each image, not for the batch. The memory is
+    not reset every 40 epochs. Starts are clipped to the pixel range. The attack uses the
+    cross-entropy without label smoothing; theirs is smoothed (they train with a label smoothing of
+    0.44).
 
     Attributes:
-        weight: of the distance between the answers at the start and the end of the attack.
+        weight: of the distance between the outputs at the start and the end of the attack.
         decay: of the momentum, in [0, 1): the paper's mu.
     """
 
@@ -58,17 +62,17 @@ class Mep(Defense):
 
     @property
     def passes(self) -> float:
-        """One for the attack, two to learn from its start and its end."""
+        """One pass for the attack, two to learn from its start and its end."""
         return 3.0
 
     def memory(self, key: jax.Array, count: int, shape: tuple[int, int, int]) -> Prior:
-        """See `Defense`: two bytes a pixel and channel, 301 MB for CIFAR-10 on every device."""
+        """See `Defense`. Two bytes per pixel and channel: 301 MB for CIFAR-10 on each device."""
         corners = jax.random.bernoulli(key, shape=(count, *shape))
         start = jnp.where(corners, jnp.int8(LEVELS), jnp.int8(-LEVELS))
         return Prior(start, jnp.zeros((count, *shape), jnp.int8))
 
     def perturb(self, logits_fn: LogitsFn, batch: Batch) -> Perturbed:
-        """See `Defense`; the reference is the start."""
+        """Attacks by one step. The reference is the start of the attack."""
         images, labels, threat, _, memory, *_ = batch
         level = threat.epsilon / LEVELS
         start = clip_to_box(images + level * memory.start)
@@ -84,5 +88,5 @@ class Mep(Defense):
     def loss(
         self, forward: Forward, batch: Batch, perturbed: Perturbed
     ) -> tuple[jax.Array, Trained]:
-        """See `consistent`."""
+        """Returns the loss of `consistent`."""
         return consistent(forward, batch, perturbed, self.weight)

@@ -1,4 +1,4 @@
-"""No defense at all."""
+"""Training without a defense."""
 
 import dataclasses
 
@@ -8,15 +8,15 @@ from irp_jax.training.defenses.defense import Batch, Defense, Perturbed
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoDefense(Defense):
-    """Plain training: cross-entropy on the images as they are."""
+    """Standard training: cross-entropy on natural images."""
 
     name: str = "none"
 
     @property
     def passes(self) -> float:
-        """One to learn from."""
+        """One pass to learn."""
         return 1.0
 
     def perturb(self, logits_fn: LogitsFn, batch: Batch) -> Perturbed:
-        """The images themselves."""
+        """Returns the images unchanged."""
         return Perturbed(batch.images)

@@ -11,19 +11,24 @@ from irp_jax.training.defenses.defense import Batch, Perturbed
 
 
 def length(steps: int) -> float:
-    """Of a step, in units of epsilon: a quarter, or more where so few would not cross the ball."""
+    """Returns the step length in units of epsilon: 1/4, or more if there are few steps.
+
+    Fewer than six steps of 1/4 could not cross the ball. They then have length 1.5 / steps, at most
+    that of FGSM-RS.
+    """
     return min(FAST_ATTACKS["fgsm-rs"].step_scale, max(STEP_RATIO, 1.5 / steps))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PgdTraining(Adversarial):
-    """Cross-entropy on the last image of projected gradient ascent (Madry et al. 2018).
+    """Cross-entropy on the last iterate of projected gradient ascent (Madry et al. 2018).
 
-    The saddle point problem of their equation 2.1, its inner maximum sought as in section 2.1, from
-    a random point of the ball in steps of `length`: epsilon / 4 from six steps on.
+    It is the saddle point problem of their equation 2.1, with the inner maximisation of section
+    2.1. The start is a random point of the ball. Steps have length `length`, which is epsilon / 4
+    for six or more steps.
 
     Attributes:
-        steps: gradient steps of the attack; 10 is what the literature calls PGD-10 training.
+        steps: gradient steps of the attack; 10 is called PGD-10 training in the literature.
     """
 
     name: str = "pgd"
@@ -31,11 +36,11 @@ class PgdTraining(Adversarial):
 
     @property
     def passes(self) -> float:
-        """One a step, the others to learn."""
+        """One pass for each attack step, the others for the descent step."""
         return self.steps + self.to_learn
 
     def perturb(self, logits_fn: LogitsFn, batch: Batch) -> Perturbed:
-        """See `Defense`."""
+        """Attacks by PGD from a random start."""
         images, labels, threat, key, *_ = batch
 
         def gradient(current: jax.Array) -> jax.Array:

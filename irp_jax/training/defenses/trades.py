@@ -1,4 +1,4 @@
-"""Training on two terms: accuracy on the images, and the same answer all over the ball."""
+"""Training on natural images with a similar output in the whole ball (TRADES)."""
 
 import dataclasses
 
@@ -14,16 +14,16 @@ from irp_jax.training.losses import kl_divergence, mean_cross_entropy
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trades(Defense):
-    """CE(natural) + beta KL(natural || adversarial) (Zhang et al. 2019, algorithm 1).
+    """Minimises CE(natural) + beta KL(natural || adversarial) (Zhang et al. 2019, algorithm 1).
 
-    The attack climbs the same divergence. It starts beside the image, since at the image itself
-    the divergence has its minimum and no gradient. The authors' code attacks in inference mode;
-    here, as everywhere in training, the norms take the statistics of the batch.
+    The attack maximises the same divergence. It starts near the image, because at the image itself
+    the divergence is minimal and has no gradient. The authors' code attacks in inference mode. Here
+    the norms use the statistics of the batch, as everywhere in training.
 
     Attributes:
         steps: gradient steps of the attack.
         beta: weight of the divergence: the paper's 1 / lambda, 6 on CIFAR-10.
-        start_deviation: standard deviation of the start, in pixel units of [0, 1].
+        start_deviation: standard deviation of the random start, in pixel units of [0, 1].
     """
 
     name: str = "trades"
@@ -33,11 +33,11 @@ class Trades(Defense):
 
     @property
     def passes(self) -> float:
-        """One a step, two to learn from both images."""
+        """One pass for each attack step, two to learn from both images."""
         return self.steps + 2.0
 
     def perturb(self, logits_fn: LogitsFn, batch: Batch) -> Perturbed:
-        """See `Defense`."""
+        """Attacks by PGD on the divergence."""
         images = batch.images
         natural = logits_fn(images)
         noise = jax.random.normal(batch.key, images.shape, images.dtype)
@@ -54,7 +54,7 @@ class Trades(Defense):
     def loss(
         self, forward: Forward, batch: Batch, perturbed: Perturbed
     ) -> tuple[jax.Array, Trained]:
-        """Both terms; the running statistics follow natural and adversarial images alike."""
+        """See the class. Running statistics are the mean of natural and adversarial ones."""
         natural, trained = both(forward, batch, perturbed)
         entropy = mean_cross_entropy(natural, batch.targets(natural))
         return entropy + self.beta * kl_divergence(natural, trained.logits), trained
