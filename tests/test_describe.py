@@ -117,7 +117,7 @@ def test_an_instance_has_its_own_arguments_and_one_of_ours_a_width(capsys):
     said = shown(capsys, "--model=resnet8", "--image-shape=8,8,1", "--width=0.5", "--classes=3")
     readers = "stage1_block0/conv1, stage2_block0/conv1, stage2_block0/shortcut"
     assert ["1", "stem", "8", "stem, stage1_block0/conv2", readers] in rows(said)
-    assert "smallest budget: " in said and "masked and cut network differ by " in said
+    assert "smallest budget: " in said and "masked and compact network differ by " in said
 
 
 def test_what_cannot_be_pruned_is_shown_too(capsys):
