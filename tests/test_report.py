@@ -315,7 +315,7 @@ def test_times_of_a_step_become_a_table(tmp_path, capsys):
     with pytest.raises(UserError, match="--plot"):
         command.report([str(RESULTS / "bench_train.json"), f"--plot={tmp_path / 'times.svg'}"])
     (tmp_path / "bad.json").write_text('{"seconds_per_step": {"dense": [1.0]}}')
-    with pytest.raises(UserError, match="no whole file of a benchmark"):
+    with pytest.raises(UserError, match="not a complete benchmark file"):
         command.report([str(tmp_path / "bad.json")])
     with pytest.raises(UserError, match="no file or folder"):
         command.report([str(tmp_path / "none.json")])

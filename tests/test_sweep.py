@@ -96,7 +96,7 @@ def test_both_ways_of_counting_are_collected_and_shown(swept, capsys):
     report.report([f"--results={folder / 'results'}", "--markdown"])
     table = capsys.readouterr().out
     assert "| PGD-10 last % |" in table and "| pgd-3-2 last % |" in table
-    with pytest.raises(UserError, match="counted both ways"):
+    with pytest.raises(UserError, match="are always measured"):
         sweep_command.sweep([f"--config={folder / 'mine.py'}", "--attacks=pgd-last"])
 
 

@@ -53,8 +53,8 @@ def model_card(found: Results, into: Path, size: int, class_names: list[str]) ->
     attacks = (
         f"The attacks use the L-inf norm and radius {radius(config['epsilon'])}. PGD starts at a "
         f"random point and uses a step size of a quarter of the radius. An image counts as broken "
-        f"if any iterate is misclassified. In rows called 'last iterate' it counts as broken only if "
-        f"the last iterate is misclassified, as in most published code."
+        f"if any iterate is misclassified. In rows called 'last iterate' it counts as broken only "
+        f"if the last iterate is misclassified, as in most published code."
     )
     if any(count < tested for _, _, count, _ in measured):
         attacks += (
