@@ -145,7 +145,7 @@ def test_what_was_interrupted_goes_on_to_the_same_network(finished, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train(Net(), workdir=tmp_path, callback=interrupt)
-    with pytest.raises(irp.UserError, match="none of ours: give its model"):
+    with pytest.raises(irp.UserError, match="from outside this package: give its model"):
         irp.load(tmp_path)
     halfway = irp.load(tmp_path, model=Net())
     assert halfway.epoch == 1 and halfway(pixels()).shape == (5, 10)
@@ -277,7 +277,7 @@ def test_what_was_loaded_can_be_saved_again(saved, tmp_path):
     again = irp.load(tmp_path / "again")
     assert digest(again) == digest(irp.load(saved))
     again.save(tmp_path / "again", function=False)  # in place of what is there
-    with pytest.raises(irp.UserError, match="none of ours: give its model, Net"):
+    with pytest.raises(irp.UserError, match="from outside this package: give its model, Net"):
         irp.load(tmp_path / "again")
     assert digest(irp.load(tmp_path / "again", model=Net())) == digest(again)
 
@@ -309,10 +309,10 @@ def test_a_damaged_file_is_told_in_one_line(copied, name, damage):
     [
         ({"format": 3}, "is of format 3, and this version reads up to 2"),
         ({"format": None}, "is of format None"),
-        (None, "is no record of a network"),
-        ({"sha256": {}}, "is no record of a network"),
-        ({"sha256": None}, "is no record of a network"),
-        ({"model": "Net"}, "is no record of a network"),
+        (None, "is not the record of a network"),
+        ({"sha256": {}}, "is not the record of a network"),
+        ({"sha256": None}, "is not the record of a network"),
+        ({"model": "Net"}, "is not the record of a network"),
     ],
 )
 def test_a_record_of_another_version_or_of_nothing_is_told_in_one_line(copied, change, message):
@@ -392,7 +392,7 @@ def test_no_file_that_a_record_names_is_ever_run(copied, tmp_path_factory, where
     record = json.loads((copied / "network.json").read_text())
     record["model"] = {"name": f"{folder / 'evil.py'}:Net", "width": 1.0}
     (copied / "network.json").write_text(json.dumps(record))
-    with pytest.raises(irp.UserError, match="no record of a network"):
+    with pytest.raises(irp.UserError, match="not the record of a network"):
         irp.load(copied)
     assert not ran.exists()
 
@@ -403,7 +403,7 @@ def test_no_file_that_a_checkpoint_names_is_ever_run(finished, tmp_path):
     record = {**saved.record, "network": {**saved.record["network"]}}
     record["network"]["model"] = {"name": f"{tmp_path / 'evil.py'}:Net", "width": 1.0}
     checkpoint.save(tmp_path / "checkpoints", 3, saved.network, None, record)
-    with pytest.raises(irp.UserError, match="none of ours"):
+    with pytest.raises(irp.UserError, match="from outside this package"):
         irp.load(tmp_path)
     assert not (tmp_path / "ran").exists()
 
@@ -430,7 +430,7 @@ def test_no_file_that_a_checkpoint_names_is_ever_run(finished, tmp_path):
 def test_a_record_that_cannot_be_is_told_in_one_line(copied, change):
     record = json.loads((copied / "network.json").read_text())
     (copied / "network.json").write_text(json.dumps({**record, **change}))
-    with pytest.raises(irp.UserError, match="no record of a network"):
+    with pytest.raises(irp.UserError, match="not the record of a network"):
         irp.load(copied)
 
 

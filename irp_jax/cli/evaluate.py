@@ -38,7 +38,7 @@ class Options:
     checkpoint: str
     """The workdir of a run (such as runs/<name>), one checkpoint in it, or a saved network."""
     model: str | None = None
-    """FILE.py:NAME of a network of your own. Default: the function that was saved with it."""
+    """FILE.py:NAME of a network of your own. Default: the saved model or function."""
     attack: AttackName = "pgd"
     """autoattack, pgd, pgd-last, fgsm, pgd-margin, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square or
     none. With pgd, an image is broken if any iterate is misclassified, and the accuracy at the last

@@ -145,8 +145,8 @@ def _flags(attack: str) -> list[str]:
     """Returns the flags of bin/evaluate for an attack of --attacks: pgd-50-10, autoattack."""
     if attack in ("pgd", "pgd-last", "none"):
         raise UserError(
-            "natural accuracy and PGD-10, over all iterates and at the last, are always measured: give "
-            "steps and restarts, as in --attacks=pgd-50-10, or another attack"
+            "natural accuracy and PGD-10, over all iterates and at the last, are always measured: "
+            "give steps and restarts, as in --attacks=pgd-50-10, or another attack"
         )
     parts = re.fullmatch(r"(pgd|pgd-margin)-(\d+)(?:-(\d+))?", attack)
     if parts is None:
