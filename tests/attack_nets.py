@@ -87,7 +87,7 @@ def trained_on_digits(noise=0.2, steps=120):
 
 
 def all_runs(attack, logits_fn, images, labels, threat, key):
-    """Returns the Problem of all trials, with leading axis N * trials: those of an image adjacent."""
+    """Returns the Problem of all trials, with leading axis N * trials, image by image."""
     logits = logits_fn(images)
     runs = attack.runs(logits.shape[1])
     label_first = jnp.where(jax.nn.one_hot(labels, logits.shape[1], dtype=bool), jnp.inf, logits)

@@ -14,8 +14,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
-# The tests spend most of their time on compilation, so most optimisations of LLVM are off. The older
-# code generator of XLA compiles in a quarter less time, without optimisations in two thirds less.
+# The tests spend most of their time on compilation, so most optimisations of LLVM are off. XLA's
+# older code generator compiles in a quarter less time, without optimisations in two thirds less.
 # Newer versions of jaxlib lack it, and abort the process at an unknown flag.
 if "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=1"
