@@ -1,4 +1,4 @@
-"""Square Attack: its guarantees, what was published, and a network without gradients."""
+"""Square Attack: its guarantees, the published schedule and pattern, and zero gradients."""
 
 import dataclasses
 
@@ -91,7 +91,7 @@ def test_others_in_the_batch_and_their_progress_have_no_influence():
 
 
 def test_sides_are_the_published_ones():
-    # The paper's p, 0.8 halved after so many queries, and round(sqrt(p * 32 * 32)) by hand.
+    # The paper's p is 0.8, halved at given queries. The sides are round(sqrt(p * 32 * 32)) by hand.
     last = [10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000, 9999]
     linf = [29, 20, 14, 10, 7, 5, 4, 3, 2, 1]
     odd = [29, 21, 15, 11, 7, 5, 5, 3, 3, 3]
@@ -105,7 +105,7 @@ def test_sides_are_the_published_ones():
 
 
 def published_bumps(side, exponent, order):
-    """Andriushchenko et al. 2020, section 4.2: one ring after another."""
+    """Returns the pattern of Andriushchenko et al. (2020), section 4.2, built ring by ring."""
 
     def bump(height, width):
         values = np.zeros((height, width))
@@ -129,7 +129,7 @@ def test_the_pattern_is_the_published_one(norm, exponent, order, side):
     pattern, inside = jax.jit(bumps, static_argnums=4), jnp.arange(side)
     found = pattern(ball, inside[:, None], inside, jnp.asarray(side), jnp.float32)
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    # The same in a larger image, and turned.
+    # The same pattern in a larger image, and transposed.
     rows, columns = jnp.arange(10)[:, None] - 2, jnp.arange(11) - 1
     found = pattern(ball, columns, rows, jnp.asarray(side), jnp.float32)
     placed = np.zeros((10, 11))
@@ -162,7 +162,7 @@ def test_an_linf_run_starts_with_stripes_at_the_bound_and_changes_one_square_a_q
 
 @pytest.mark.parametrize("shape", [(12, 9, 3), (3, 4, 1)])
 @norms
-def test_the_first_image_uses_the_ball_up_and_differs_from_key_to_key(norm, shape):
+def test_the_first_image_is_at_the_bound_and_depends_on_the_key(norm, shape):
     natural = jnp.full(shape, 0.5)
     ball = attacks.Threat(norm=norm, epsilon=0.3)
     draw = jax.jit(jax.vmap(first_image, (None, 0, None)))
@@ -198,6 +198,6 @@ def test_breaks_a_network_that_only_hides_its_gradient():
     [{"steps": 0}, {"restarts": 0}, {"p_init": 0.0}, {"loss": "dlr"}],
     ids=lambda wrong: next(iter(wrong)),
 )
-def test_refuses_what_cannot_be_meant(wrong):
+def test_refuses_invalid_settings(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         Square(**wrong)
