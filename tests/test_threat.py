@@ -78,7 +78,7 @@ def test_no_allowed_image_is_nearer_than_the_l1_projection(epsilon, seed, spread
     natural, far = images(seed, spread)
     nearest = np.asarray(attacks.project(attacks.l1(epsilon), far, natural), float).ravel()
     natural, far = (np.asarray(image, float).ravel() for image in (natural, far))
-    # A point p of a convex set is the nearest to q if and only if (x - p) * (q - p) <= 0 for all x in
+    # A point p of a convex set is nearest to q if and only if (x - p) * (q - p) <= 0 for all x in
     # the set. The x with the largest product spends the radius on the pixels with the largest
     # entries of q - p, as far as the box allows.
     ahead = far - nearest
