@@ -171,7 +171,7 @@ def _whole_run(path: Path, config: Config) -> float:
             f"{config.batch_size}: give --model={model} --batch-size={batch_size}"
         )
     if device != (here := parallel.describe()["device"]):
-        raise UserError(f"{path} is of a run on {device}, and this is {here}: give a run of here")
+        raise UserError(f"{path} is of a run on {device}, and this is {here}: give a run on it")
     return rate
 
 
