@@ -1,12 +1,12 @@
-"""Finds or makes the environment, then runs the product in it. Standard library only.
+"""Finds or makes a Python environment and runs a command in it. Uses the standard library only.
 
-The current Python is used if it has what pyproject.toml asks for. Otherwise `.venv` is made once,
-from the hashed pins in requirements/, and made again only when those files change. Extras for CUDA
-and TPU are taken where such hardware is found; `JAX_PLATFORMS=cpu` leaves them out. pip fetches the
-packages from where it is configured to: CONTRIBUTING.md says why it is pip, and how to do without a
-network.
+The current Python is used if it has all packages that pyproject.toml asks for. Otherwise `.venv` is
+made once from the hashed pins in requirements/, and made again only when those files change. The
+extras for CUDA and TPU are installed if such hardware is found; `JAX_PLATFORMS=cpu` leaves them
+out. pip fetches the packages from its configured index. CONTRIBUTING.md says why pip is used, and
+how to set up without a network.
 
-This file must at least parse on old Pythons, which it is there to refuse.
+This file must parse on old Pythons, so that it can refuse them with a message.
 """
 
 import glob
@@ -22,18 +22,20 @@ VENV = os.path.join(ROOT, ".venv")
 PYTHON = os.path.join(VENV, "bin", "python")
 STAMP = os.path.join(VENV, "ready")
 OLDEST = (3, 11)
-# A Python serves an accelerator if it has any one of these distributions.
+# A Python supports an accelerator if it has any one of these distributions.
 PLUGINS = {"cuda": ("jax-cuda12-plugin", "jax-cuda13-plugin"), "tpu": ("libtpu",)}
 
 
 def run(module, extras=()):
-    """Replaces this process by `python -m MODULE ARGUMENTS` in an environment with all extras that
-    the product runs on, and with `extras` of pyproject.toml besides."""
+    """Replaces this process by `python -m MODULE ARGUMENTS`.
+
+    The environment has the extra `all` of pyproject.toml, those of the hardware, and `extras`.
+    """
     execute(find_python(extras), ["-m", module, *sys.argv[1:]])
 
 
 def test():
-    """Lint, format, types and tests; with arguments, pytest alone on those."""
+    """Runs linter, formatter, type checker and tests; with arguments, only pytest with them."""
     python = find_python(["test"])
     arguments = sys.argv[1:]
     if not any(os.path.exists(argument.split("::")[0]) for argument in arguments):
@@ -41,7 +43,7 @@ def test():
     if arguments:
         execute(python, ["-m", "pytest", *arguments])
     checks = [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]]
-    # File by file: what the tests of one share, compiled programs or whole runs, is made once.
+    # One process per file: its tests share compiled programs and whole runs.
     checks.append(["pytest", "-n", str(min(os.cpu_count() or 1, 8)), "--dist=loadfile"])
     failed = []
     for check in checks:
@@ -53,7 +55,7 @@ def test():
 
 
 def execute(python, arguments):
-    # -P keeps the user's working directory off the path: a `random.py` there is not ours to import.
+    # -P keeps the working directory off sys.path, so that a `random.py` there is not imported.
     os.execve(python, [python, "-P", *arguments], environment())
 
 
@@ -63,7 +65,7 @@ def environment():
 
 
 def find_python(extras):
-    """Returns the path of a Python that has the dependencies, making `.venv` if none has."""
+    """Returns the path of a Python that has the dependencies. Makes `.venv` if none has them."""
     wanted = ["all", *extras, *find_accelerators()]
     missing = []
     if sys.version_info >= OLDEST:
@@ -81,24 +83,24 @@ def find_python(extras):
         )
     try:
         with lock():
-            if not set(wanted) <= installed():  # another launcher may have been quicker
+            if not set(wanted) <= installed():  # another process may have made it meanwhile
                 make(wanted, missing)
     except KeyboardInterrupt:
-        refuse("set-up interrupted: the same command begins it again")
+        refuse("set-up interrupted: the same command starts it again")
     except OSError as error:
         refuse(f"cannot set up {VENV} ({error.strerror or error}): make room or make it writable")
     return PYTHON
 
 
 def find_accelerators():
-    """Returns the extras for this machine's hardware, by its device files: nothing is started."""
+    """Returns the extras for this machine's accelerators, found by their device files."""
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         return []
     windows_gpu = os.path.exists("/dev/dxg") and shutil.which("nvidia-smi")
     if windows_gpu or glob.glob("/dev/nvidia[0-9]*"):
         return ["cuda"]
-    # Digits: Intel's NPU driver makes a directory /dev/accel. Newer TPUs sit behind vfio instead,
-    # which other devices share, so those count only with the variables a TPU machine sets.
+    # The pattern asks for a digit, because Intel's NPU driver makes a directory /dev/accel. Newer
+    # TPUs use vfio, as other devices do. They count only if the variables of a TPU machine are set.
     tpu = glob.glob("/dev/accel[0-9]*") or (
         glob.glob("/dev/vfio/[0-9]*") and any(name.startswith("TPU_") for name in os.environ)
     )
@@ -113,13 +115,13 @@ def read_project():
 
 
 def find_missing(extras):
-    """Returns which requirements the running Python does not meet, as written in pyproject.toml."""
+    """Returns the requirements of pyproject.toml that the running Python does not meet."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
         from packaging.requirements import Requirement
     except ImportError:
-        return ["packaging"]  # comes with what is asked for
+        return ["packaging"]  # one of the requirements
 
     def meets(need):
         try:
@@ -131,7 +133,7 @@ def find_missing(extras):
     optional = project["optional-dependencies"]
     todo = project["dependencies"] + [text for extra in extras for text in optional[extra]]
     missing = []
-    for text in todo:  # which grows while it is read
+    for text in todo:  # the loop appends to this list
         need = Requirement(text)
         if need.name == project["name"]:
             todo += [inner for extra in need.extras for inner in optional[extra]]
@@ -143,7 +145,7 @@ def find_missing(extras):
 
 
 def fingerprint():
-    """Returns a digest of all that `.venv` is made from: the pins, and the Python under it."""
+    """Returns a digest of everything that `.venv` is made from: the pins and its base Python."""
     digest = hashlib.sha256(os.path.realpath(PYTHON).encode())
     pins = sorted(glob.glob(os.path.join(glob.escape(ROOT), "requirements", "*.txt")))
     for path in [os.path.join(ROOT, "pyproject.toml"), *pins]:
@@ -153,7 +155,7 @@ def fingerprint():
 
 
 def installed():
-    """Returns the extras that a finished `.venv` of the present pins has."""
+    """Returns the extras of `.venv`; none if it is unfinished or was made from other pins."""
     try:
         with open(STAMP) as file:
             made_from, *extras = file.read().split()
@@ -164,7 +166,7 @@ def installed():
 
 @contextmanager
 def lock():
-    """Holds the right to change `.venv`; the system drops it if this process dies."""
+    """Holds the lock on `.venv`. The system releases it if this process dies."""
     import fcntl
 
     with open(VENV + ".lock", "w") as file:
@@ -174,25 +176,28 @@ def lock():
             say("another command is setting up .venv: waiting for it")
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
-            pass  # a file system without locks, on some clusters
+            pass  # the file systems of some clusters have no locks
         yield
 
 
 def make(extras, missing):
-    """Makes `.venv`, or adds to it. From the first moment on it has a stamp, which says that it is
-    ours, and at the last one what is in it, so that a set-up cut short is begun again."""
+    """Makes `.venv`, or adds packages to it.
+
+    A stamp file marks the folder as made by this file. It says "unfinished" until the end, so that
+    an interrupted set-up is started again. Then it lists the extras.
+    """
     from importlib.util import find_spec
 
     have = installed()
     lacks = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if missing[3:] else "")
     if os.path.lexists(VENV) and not os.path.exists(STAMP):
         refuse(
-            f"{sys.executable} lacks {lacks}, and {VENV} is not of this command's making: "
+            f"{sys.executable} lacks {lacks}, and {VENV} was not made by this command: "
             "activate it if it has them, or rename it"
         )
     os.makedirs(VENV, exist_ok=True)
     stamp("unfinished")
-    # Not sys.executable: that of a stale .venv that is active would be gone halfway.
+    # Not sys.executable: if a stale .venv is active, that file is deleted below.
     creator = getattr(sys, "_base_executable", sys.executable)
     if not have:
         say(f"setting up .venv once, in a minute or two: {sys.executable} lacks {lacks}")
@@ -201,7 +206,7 @@ def make(extras, missing):
                 shutil.rmtree(entry.path)
             elif entry.path != STAMP:
                 os.remove(entry.path)
-        # Some images ship venv without the pip it installs; the pip of this Python then serves.
+        # Some systems have venv without ensurepip. Then the pip of this Python is used.
         without_pip = [] if find_spec("ensurepip") else ["--without-pip"]
         call([creator, "-m", "venv", *without_pip, VENV], "make an empty environment")
     if os.path.exists(os.path.join(VENV, "bin", "pip")):
@@ -215,7 +220,7 @@ def make(extras, missing):
         path = os.path.join(ROOT, "requirements", extra + ".txt")
         if os.path.exists(path):
             pins += ["-r", path]
-        else:  # PyTorch, by its version alone: see pyproject.toml
+        else:  # PyTorch has a version but no pinned hashes: see pyproject.toml
             loose += read_project()["optional-dependencies"][extra]
     call([*pip, "--require-hashes", *pins], "install the pinned packages")
     if loose:
@@ -235,7 +240,7 @@ def stamp(*words):
 
 
 def call(command, what):
-    """Runs a step of the set-up; what it says goes to standard error."""
+    """Runs a step of the set-up, with its output on standard error."""
     if subprocess.call(command, stdout=sys.stderr):
         refuse(f"could not {what}: see above; run the same command to try again")
 

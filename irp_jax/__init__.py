@@ -1,4 +1,4 @@
-"""Small networks that stay right under attack: trained, made robust and pruned in one run.
+"""In-train pruning under adversarial training: one run gives a small, robust network.
 
     import irp_jax as irp
 
@@ -8,7 +8,7 @@
     small.save("small")
     again = irp.load("small")
 
-What is used is imported when it is: `irp_jax.attacks` alone needs nothing but JAX.
+Modules are imported on first use, so that `irp_jax.attacks` alone needs nothing but JAX.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The Python interface: what the commands do, as functions."""
+"""The Python interface: the commands as functions."""
 
 import dataclasses
 import operator
@@ -21,22 +21,23 @@ from irp_jax.report.terminal import Terminal
 from irp_jax.training import experiment
 
 Callback = Callable[[dict[str, Any]], None]
-"""Told of each epoch: "epoch", "loss", "natural", "fgsm", "pgd", "cost_ratio" and more."""
+"""Called after each epoch with a dict: "epoch", "loss", "natural", "pgd", "cost_ratio" and more."""
 
 
 def load_data(
     name: str, *, data_dir: str | None = None, validation: float | None = None
 ) -> Dataset:
-    """A data set.
+    """Loads a data set.
 
     Args:
         name: "digits" (embedded), "cifar10", "cifar100", "svhn_cropped", "mnist", "fashion_mnist",
             or the path of an .npz file (see README, "Data").
-        data_dir: where a downloaded set lies, or shall lie.
-        validation: fraction of the training images held out; None for what suits the data set.
+        data_dir: folder of downloaded sets, or to download to.
+        validation: fraction of the training images to hold out; None for the default of the data
+            set.
 
     Raises:
-        UserError: an unknown name, a file that cannot be used, or a download that fails.
+        UserError: the name is unknown, the file is not valid, or the download failed.
 
     >>> load_data("digits").image_shape
     (8, 8, 1)
@@ -55,18 +56,18 @@ def from_arrays(
     validation: float = 0.1,
     name: str = "arrays",
 ) -> Dataset:
-    """A data set of your own arrays.
+    """Makes a data set of your own arrays.
 
     Args:
-        images: (N, H, W) or (N, H, W, 1 or 3) uint8, or floats in [0, 1].
-        labels: (N,) integers, 0 to K - 1.
-        test_images, test_labels: likewise, for the final figures alone.
-        class_names: (K,); the numbers if None.
-        validation: fraction of the training images held out.
-        name: what it is called in results.
+        images: training images (N, H, W) or (N, H, W, 1 or 3), uint8, or floats in [0, 1].
+        labels: (N,) integers from 0 to K - 1.
+        test_images, test_labels: test images and labels, used only for the final accuracies.
+        class_names: K names; the numbers of the classes if None.
+        validation: fraction of the training images to hold out.
+        name: the name of the data set in results.
 
     Raises:
-        UserError: arrays that do not fit together.
+        UserError: the arrays are invalid or do not fit together.
 
     >>> images, labels = np.zeros((20, 8, 8), np.uint8), np.arange(20) % 2
     >>> from_arrays(images, labels, images, labels).num_classes
@@ -94,32 +95,32 @@ def train(
     progress: bool = True,
     **settings: Any,
 ) -> Network:
-    """Trains a network, makes it robust and prunes it to a budget, in one run.
+    """Trains a robust network and prunes it to a budget, in one run.
 
     Args:
-        model: a network as its author wrote it: a Flax (Linen or NNX) or Equinox module, a pair
-            (apply, variables) with `apply(variables, images) -> logits`, the name of one of our
-            models, or "FILE.py:NAME". Images are (N, H, W, C) float32 in [0, 1], so normalisation
-            belongs into it. It returns a logit for each class.
-        dataset: of `load_data` or `from_arrays`, or a name for `load_data`.
-        config: settings; None for those that suit the data set.
-        variables: weights to start from, of a Linen module: {"params": ...} and its other
-            collections; collections that are missing are initialised. NNX and Equinox modules and
-            pairs have theirs in them. Or a `Network` of the same model that is not pruned, trained
-            with budget=1.0 for instance.
-        workdir: where the run is kept; the same call again resumes it there, or returns the
-            finished network. None keeps nothing: what is interrupted is lost.
+        model: an unmodified network: a Flax (Linen or NNX) or Equinox module, a pair (apply,
+            variables) with `apply(variables, images) -> logits`, the name of a model of this
+            package, or "FILE.py:NAME". Images are (N, H, W, C) float32 in [0, 1], so any
+            normalisation must be part of the network. It returns a logit for each class.
+        dataset: a data set of `load_data` or `from_arrays`, or a name for `load_data`.
+        config: the settings; None for the defaults of the data set.
+        variables: initial weights. For a Linen module: {"params": ...} and its other collections;
+            missing collections are initialised. NNX and Equinox modules and pairs contain their
+            weights, so None. Or a `Network` of the same model that is not pruned, for instance one
+            trained with budget=1.0.
+        workdir: the folder of the run. The same call again resumes the run, or returns the
+            finished network. If None, nothing is kept, and an interrupted run is lost.
         callback: called with a dictionary after each epoch: "epoch", "loss", "natural", "fgsm",
-            "pgd", "cost_ratio" and more. What it raises ends the run.
-        progress: whether progress is shown.
-        **settings: fields of `Config`, in place of those of `config`: budget, cost, epsilon,
-            epochs, defense, seed and so on.
+            "pgd", "cost_ratio" and more. An exception that it raises ends the run.
+        progress: whether to show progress.
+        **settings: fields of `Config` that override `config`: budget, cost, epsilon, epochs,
+            defense, seed and so on.
 
     Returns:
-        The small network: callable, with its cost, groups, history and measured accuracies.
+        The compact network: callable, with its cost, groups, history and measured accuracies.
 
     Raises:
-        UserError: it cannot be done as asked: says which value is wrong and what to give instead.
+        UserError: a value is wrong; the message says which one and what to give instead.
 
     >>> small = train(
     ...     "resnet8", "digits", budget=0.3, epochs=1, train_images=128, progress=False
@@ -152,8 +153,7 @@ def train(
         chosen, subject = dataclasses.replace(chosen, model=model), None
         if variables is not None:
             raise UserError(
-                f"variables are for a module that is given, not for the name {model!r}: give the "
-                f"module"
+                f"variables are for a module, not for the name {model!r}: give the module as model"
             )
     else:
         chosen = dataclasses.replace(chosen, model=_name(model))
@@ -174,15 +174,15 @@ def train(
 
 
 def describe(model: Any, image_shape: Sequence[int], classes: int = 10) -> ChannelGraph:
-    """The channel graph of a network: its groups, layers, cost, and what is kept whole and why.
+    """Returns the channel graph of a network: groups, layers, cost, and why some channels stay.
 
     Args:
         model: as for `train`.
         image_shape: (H, W, C) of one image.
-        classes: number of logits of one of our models; others have their own.
+        classes: number of logits, used for models of this package only.
 
     Raises:
-        UserError: it does not take such images, or returns no logits.
+        UserError: the model does not take such images, or returns no logits.
 
     >>> describe("resnet8", (8, 8, 1)).groups["stem"]
     16
@@ -194,15 +194,15 @@ def describe(model: Any, image_shape: Sequence[int], classes: int = 10) -> Chann
 
 
 def load(path: str | Path, *, model: Any = None) -> Network:
-    """A saved network, or that of a run: see `network.load`.
+    """Loads a saved network, or the network of a run: see `network.load`.
 
     Args:
         path: a folder that `Network.save` wrote, or a run's workdir.
-        model: the module, for one that is none of ours; needed only where the saved function
-            cannot be read any more, or to train it on.
+        model: the module of a network from outside this package. It is needed only if there
+            is no saved function, or if it cannot be read any more.
 
     Raises:
-        UserError: there is no network, none that is whole, or its model is needed.
+        UserError: there is no network, it is damaged, or its model is needed.
     """
     checkpoint.quiet()
     if not isinstance(path, str | Path):
@@ -211,11 +211,11 @@ def load(path: str | Path, *, model: Any = None) -> Network:
 
 
 def _check_given(model: Any, dataset: Any, config: Any, workdir: Any, callback: Any) -> None:
-    """Refuses arguments of `train` of other types than it takes."""
+    """Checks the types of the arguments of `train`."""
     if model is None:
         raise UserError("model=None: give a network, or the name of one, for instance 'resnet20'")
     if isinstance(model, Network):
-        raise UserError("a trained network is no model: give its module, and variables=network")
+        raise UserError("a trained network is not a model: give its module, and variables=network")
     if not isinstance(dataset, str | Dataset):
         raise UserError(
             f"a data set of type {type(dataset).__name__}: give a name, or irp_jax.from_arrays("
@@ -230,7 +230,7 @@ def _check_given(model: Any, dataset: Any, config: Any, workdir: Any, callback: 
 
 
 def _plain(key: str, value: Any) -> Any:
-    """A setting as `Config` has it: no NumPy scalar, and no fraction written as text."""
+    """Returns a setting as `Config` takes it: NumPy scalars and texts such as "8/255" converted."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, str) and isinstance(getattr(Config(), key), float):
@@ -249,14 +249,14 @@ def _shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def _name(model: Any) -> str:
-    """What a given network is called."""
+    """Returns the name of a network that was given as an object."""
     if isinstance(model, tuple) and model:
         model = model[0]
     return getattr(model, "__name__", None) or type(model).__name__
 
 
 class _Reporter(Terminal):
-    """Shows a run, or not, and tells the callback."""
+    """Shows a run unless `shown` is false, and calls the callback after each epoch."""
 
     def __init__(self, callback: Callback | None, shown: bool) -> None:
         super().__init__(quiet=not shown)

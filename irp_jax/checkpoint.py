@@ -1,10 +1,13 @@
-"""Saving and restoring a run, the only file that knows orbax.
+"""Saves and restores runs. Only this file uses orbax.
 
-A checkpoint holds three items: the network (weights, statistics, masks), what training needs
-besides (step, optimiser; left out of a network that is handed on), and a JSON record: the run's
-config, how the network was compacted, and a SHA-256 of each array item. The record says how to
-rebuild the network, and nothing in a checkpoint is executed: arrays are plain tensorstore arrays,
-the record is JSON.
+A checkpoint holds three items:
+
+- `network`: weights, batch statistics and masks;
+- `training`: the rest of the training state, such as step and optimiser; it can be left out;
+- `record`: JSON with the config of the run, how the network was compacted, and a SHA-256 of each
+  array item. The network is rebuilt from it.
+
+Nothing in a checkpoint is executed: arrays are plain tensorstore arrays, and the record is JSON.
 """
 
 import contextlib
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     import orbax.checkpoint as ocp
 
 KEPT = 2
-"""Checkpoints kept: the newest, and the one before in case the newest is damaged."""
+"""Number of checkpoints kept: the newest, and the one before it in case the newest is damaged."""
 
 Log = Callable[[str], None]
 
@@ -42,7 +45,7 @@ class Saved:
     Attributes:
         epoch: epochs completed.
         network: {"weights", "batch_stats", "masks"}, NumPy arrays.
-        training: what else training needs, in the structure given; None if not asked for.
+        training: the `training` item, in the structure given to `restore`; None if not requested.
         record: the JSON record.
     """
 
@@ -53,24 +56,24 @@ class Saved:
 
 
 def _orbax() -> ModuleType:
-    """Imported when a checkpoint is: saved networks do without."""
+    """Imports orbax on first use, because saved networks are loaded without it."""
     with extra("train"):
         import orbax.checkpoint
     return orbax.checkpoint
 
 
 def save(folder: Path, epoch: int, network: Any, training: Any, record: dict[str, Any]) -> None:
-    """Writes a checkpoint, wholly or not at all, then removes those beyond the newest `KEPT`.
+    """Writes a checkpoint completely or not at all, then removes all but the newest `KEPT`.
 
     Args:
         folder: the run's checkpoint folder.
-        epoch: epochs completed; later than those of all checkpoints there.
+        epoch: epochs completed; must be greater than those of all checkpoints in the folder.
         network: {"weights", "batch_stats", "masks"}.
-        training: any pytree of arrays; None leaves the item out: a network that is trained.
-        record: JSON-able.
+        training: any pytree of arrays; None leaves the item out.
+        record: any value that can be written as JSON.
 
     Raises:
-        UserError: the disk is full or not writable; earlier checkpoints are untouched.
+        UserError: the disk is full or not writable; earlier checkpoints are not changed.
     """
     ocp = _orbax()
     network, training = jax.tree.map(np.asarray, (network, training))
@@ -87,8 +90,8 @@ def save(folder: Path, epoch: int, network: Any, training: Any, record: dict[str
             written = manager.save(epoch, force=True, args=ocp.args.Composite(**items))
             manager.wait_until_finished()
             if not written:
-                raise OSError("it was refused")
-    except Exception as error:  # tensorstore reports a full disk in exceptions of its own
+                raise OSError("orbax refused it")
+    except Exception as error:  # tensorstore reports a full disk by exceptions of its own
         _discard_unfinished(folder)
         advice = "free some space" if files.is_full(error) else "make it writable"
         raise UserError(
@@ -104,24 +107,24 @@ def restore(
     *,
     discard: bool = False,
 ) -> Saved | None:
-    """The newest good checkpoint in a run's checkpoint folder, or one given by its own path.
+    """Returns the newest undamaged checkpoint of a checkpoint folder, or one given by its own path.
 
     Args:
         path: a folder of checkpoints, or one checkpoint in it.
         make_training: (network, record) -> a pytree with the structure and shapes of the `training`
-            item; may refuse the checkpoint with a UserError. None skips the item.
-        log: told, in one line, of every damaged checkpoint that is passed over.
-        discard: whether unfinished ones are removed, and damaged ones newer than the one returned,
-            so that a run can write them anew. Where none can be read all stay: what cannot be read
-            here another version of a library may still read.
+            item; may refuse the checkpoint by raising a UserError. None skips the item.
+        log: called with one line for each damaged checkpoint that is skipped.
+        discard: whether to remove unfinished checkpoints, and damaged ones that are newer than the
+            one returned, so that a run can write them again. If none can be read, the damaged ones
+            are kept, because other versions of the libraries may be able to read them.
 
     Returns:
-        None where there is no checkpoint at all.
+        None if there is no checkpoint at all.
 
     Raises:
-        UserError: there are checkpoints, and none can be read.
+        UserError: there are checkpoints, but none can be read.
     """
-    # A run or any other folder may be called 5, too.
+    # A workdir may have a number as its name, too, so the content is checked.
     named = path.name.isdecimal() and (path / "record").is_dir()
     folder, only = (path.parent, int(path.name)) if named else (path, None)
     if not folder.is_dir():
@@ -135,9 +138,9 @@ def restore(
         for epoch in candidates:
             try:
                 saved = _read(manager, epoch, make_training)
-            except UserError:  # of `make_training`: whole, but not what is wanted
+            except UserError:  # `make_training` refused it: it is not damaged
                 raise
-            except Exception as error:  # a damaged file can break any layer below
+            except Exception as error:  # any library below may fail on a damaged file
                 damage = f"checkpoint {folder / str(epoch)} is damaged ({_first_line(error)})"
                 log(f"{damage}: trying an older one" if epoch != candidates[-1] else damage)
                 damaged.append(epoch)
@@ -148,12 +151,12 @@ def restore(
     if only is not None and damaged:
         raise UserError(
             f"checkpoint {path} is damaged, or of other versions of jax, optax or orbax than are "
-            "installed: give another one, or the folder it lies in"
+            "installed: give another one, or its folder"
         )
     if candidates:
         raise UserError(
             f"every checkpoint in {folder} is damaged, or of other versions of jax, optax or orbax "
-            "than are installed: remove the folder to train anew, or fetch the network anew"
+            "than are installed: remove the folder to train anew, or fetch the network again"
         )
     return None
 
@@ -187,7 +190,7 @@ def _read_item(manager, epoch, name, example):
 @contextlib.contextmanager
 def _manager(folder: Path) -> "Iterator[ocp.CheckpointManager]":
     ocp = _orbax()
-    # Saving in the foreground: a run that is killed right after an epoch has that epoch.
+    # Saving is synchronous, so that an epoch is not lost if the run is killed right after it.
     with (
         _plain_path(folder.absolute()) as place,
         ocp.CheckpointManager(
@@ -203,10 +206,11 @@ def _manager(folder: Path) -> "Iterator[ocp.CheckpointManager]":
 
 @contextlib.contextmanager
 def _plain_path(folder: Path) -> Iterator[Path]:
-    """A path to an existing folder that orbax reads as it is.
+    """Yields a path to an existing folder that orbax and tensorstore do not misread.
 
-    Orbax takes its own path for a pattern of `glob`, and tensorstore a backslash for a slash: under
-    a folder called a[1] a checkpoint would seem to be saved, and could not be read.
+    Orbax uses the path as a pattern of `glob`, and tensorstore reads a backslash as a slash. A
+    checkpoint in a folder called a[1] would be saved, but could not be read. Such a folder is
+    reached through a temporary symbolic link.
     """
     if re.fullmatch(r"[\w./ -]*", str(folder), re.ASCII):
         yield folder
@@ -218,7 +222,7 @@ def _plain_path(folder: Path) -> Iterator[Path]:
 
 
 def digest(tree: Any) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of a tree's arrays, wherever they lie."""
+    """Returns the SHA-256 of names, dtypes, shapes and bytes of a tree's arrays, on any device."""
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.ascontiguousarray(leaf)
@@ -229,7 +233,7 @@ def digest(tree: Any) -> str:
 
 
 def _check_space(folder: Path, trees: Any) -> None:
-    """Refuses a save that would not fit: orbax is noisy about a disk that fills under its hands."""
+    """Raises OSError if the disk lacks space. Orbax prints many lines if the disk fills up."""
     folder.mkdir(parents=True, exist_ok=True)
     needed = 1.2 * sum(leaf.nbytes for leaf in jax.tree.leaves(trees)) + 2**20
     free = shutil.disk_usage(folder).free
@@ -249,5 +253,5 @@ def _first_line(error: Exception) -> str:
 
 
 def quiet() -> None:
-    """Keeps orbax's own log lines, several per checkpoint, out of the user's terminal."""
+    """Silences the log lines of orbax, which writes several per checkpoint."""
     logging.getLogger("absl").setLevel(logging.ERROR)

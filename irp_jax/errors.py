@@ -1,4 +1,4 @@
-"""Errors that a user can act on."""
+"""Errors that a user can correct."""
 
 import contextlib
 import difflib
@@ -7,33 +7,34 @@ from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
-    """Something the user asked for cannot be done.
+    """Raised when a request of the user cannot be done.
 
-    The message is one line that names the offending value and the way out; the command line prints
-    it alone, without a traceback, and exits with code 2.
+    The message is one line that names the wrong value and says what to do instead. The command line
+    prints only the message, without a traceback, and exits with code 2.
     """
 
     def __init__(self, message: str) -> None:
-        """Keeps the message to one line.
+        """Makes an error with a message of one line.
 
         Args:
-            message: what was wrong and what to do instead; runs of white space become one space.
+            message: what was wrong and what to do instead; each run of white space becomes one
+                space.
         """
         super().__init__(" ".join(message.split()))
 
 
 @contextlib.contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Turns a failed import of what an extra installs into one line that says how to install it.
+    """Turns a failed import within the block into one line that says how to install the package.
 
     Args:
-        name: the extra, of pyproject.toml.
+        name: the extra of pyproject.toml that installs the package.
 
     >>> with extra("plots"):
     ...     import matplotlib
 
     Raises:
-        UserError: a package that is imported within is not installed.
+        UserError: a package that the block imports is not installed.
     """
     try:
         yield
@@ -44,31 +45,31 @@ def extra(name: str) -> Iterator[None]:
 
 
 MANY = 20
-"""Options that can be read through for one name."""
+"""Largest number of choices that an error lists in addition to a suggestion."""
 
 
 def unknown(kind: str, name: str, options: Iterable[str]) -> UserError:
-    """Builds the error for a name that is in no table.
+    """Returns the error for an unknown name.
 
     Args:
-        kind: what the name should have named, e.g. ``"model"``.
+        kind: the kind of thing that the name stands for, e.g. ``"model"``.
         name: the name given.
-        options: every name that would have worked.
+        options: all valid names.
 
     Returns:
-        An error that suggests the nearest option, when one is near, and lists them all unless they
-        are more than `MANY` and one is near.
+        An error that suggests the nearest option if one is near. It lists all options, unless one
+        is near and they are more than `MANY`.
 
     >>> print(unknown("model", "resnet21", ["resnet20", "vgg16"]))
     unknown model 'resnet21': did you mean 'resnet20'? (choices: resnet20, vgg16)
     """
     choices = list(options)
-    word = name.lower().lstrip("-")  # the dashes of flags make none of them likelier
+    word = name.lower().lstrip("-")  # dashes of flags must not add to the similarity
     lowered = {choice.lower().lstrip("-"): choice for choice in choices}
     near = difflib.get_close_matches(word, lowered, n=5, cutoff=0.6)
     near += [option for option in lowered if word and option.startswith(word)]
-    # A name that was broken off goes on: apgd is meant to be apgd-t, not pgd. Of equally near names
-    # the one that begins alike: resnet21 is meant to be resnet20.
+    # Names that start with the given word come first: apgd means apgd-t, not pgd. Among equally
+    # near names the one with the longest common start comes first: resnet21 means resnet20.
     near.sort(
         key=lambda option: (
             not option.startswith(word),
@@ -77,7 +78,7 @@ def unknown(kind: str, name: str, options: Iterable[str]) -> UserError:
         )
     )
     hint = f": did you mean {lowered[near[0]]!r}?" if near else ""
-    # Among many the nearest would be lost.
+    # The suggestion would be hard to see in a long list.
     listed = "" if near and len(choices) > MANY else f" (choices: {', '.join(choices)})"
     return UserError(f"unknown {kind} {name!r}{hint}{listed}")
 

@@ -1,4 +1,4 @@
-"""What a run leaves on disk, besides its checkpoints."""
+"""Files and folders of a run, except its checkpoints."""
 
 import contextlib
 import errno
@@ -14,14 +14,14 @@ from irp_jax.errors import UserError
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a write failed for lack of space, on the disk or in the user's share of it."""
+    """Returns whether a write failed because the disk or the user's quota is full."""
     full = (errno.ENOSPC, errno.EDQUOT)
-    # Libraries have exceptions of their own, which quote the system's words.
+    # Some libraries raise their own exceptions, which contain the system's message.
     return getattr(error, "errno", None) in full or any(os.strerror(n) in str(error) for n in full)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a file whole or not at all.
+    """Writes a value as JSON. The file is written completely or not at all.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -31,17 +31,17 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file whole or not at all.
+    """Writes a file completely or not at all.
 
     Args:
-        path: the file; folders above it are made.
-        write: given the open file, writes its content.
+        path: the file; its parent folders are made.
+        write: called with the open file; writes its content.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
     if not path.name:
-        raise UserError(f"cannot write {str(path)!r}: it is no name of a file")
+        raise UserError(f"cannot write {str(path)!r}: it is not a file name")
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,16 +61,16 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content."""
+    """Returns the SHA-256 of a file's content as hexadecimal text."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_place(path: Path) -> None:
-    """Refuses a file that cannot be written, before the work for it is done.
+    """Checks that a file can be written. Called before the work whose result it will hold.
 
     Raises:
-        UserError: it is no name of a file, or its folder cannot be written.
+        UserError: the path is not a file name, or its folder cannot be written.
     """
     above = next((folder for folder in path.absolute().parents if folder.exists()), Path("/"))
     if not path.name or path.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
@@ -78,14 +78,14 @@ def check_place(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder, before the work for what goes into it is done.
+    """Makes a folder. Called before the work whose results it will hold.
 
     Raises:
-        UserError: it is a file, or cannot be made or written.
+        UserError: the path is a file, or the folder cannot be made or written.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        reason = None if os.access(path, os.W_OK) else "it may not be written"
+        reason = None if os.access(path, os.W_OK) else "it is not writable"
     except OSError as error:
         reason = error.strerror
     if reason is not None:
@@ -93,15 +93,15 @@ def make_folder(path: Path) -> None:
 
 
 def as_json(value: Any) -> Any:
-    """A value as it is read again once it was written: lists for tuples, text for keys."""
+    """Returns a value as it is after writing and reading: tuples become lists, keys text."""
     return json.loads(json.dumps(value))
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file, None where there is none.
+    """Returns the content of a JSON file, or None if there is no such file.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the file is damaged, unreadable or a folder.
     """
     try:
         return json.loads(path.read_text())
@@ -117,11 +117,11 @@ def read_json(path: Path) -> Any:
 
 @contextlib.contextmanager
 def claim(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
-    """Makes a run's folder, or takes up one of the same run, for this process alone.
+    """Makes the folder of a run, or reuses that of the same run, and locks it for this process.
 
     Args:
         folder: the workdir.
-        identity: what must be equal for a run to be the same.
+        identity: the settings that must be equal for two runs to be the same.
 
     Raises:
         UserError: the folder cannot be written, belongs to a different config, or is in use.
@@ -141,20 +141,20 @@ def claim(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"workdir {folder} is in use by another run: choose another") from None
         except (ImportError, OSError):
-            pass  # Windows, or a cluster's file system without locks: nobody else is known of
+            pass  # Windows and the file systems of some clusters have no such locks
         found = read_json(folder / "config.json")
         if found is None:
             for name in ("results.json", "metrics.jsonl", "network.json"):
                 if (folder / name).exists():
                     raise UserError(
-                        f"{folder} has {name} but no config.json to say whose it is: choose "
+                        f"{folder} has {name} but no config.json that identifies the run: choose "
                         f"another --workdir"
                     )
         else:
             whose = found.get("identity") if isinstance(found, dict) else None
             if not isinstance(whose, dict):
                 raise UserError(
-                    f"{folder / 'config.json'} is of no run of this version: choose another "
+                    f"{folder / 'config.json'} is not of a run of this version: choose another "
                     f"--workdir"
                 )
             differing = sorted(k for k in {*identity, *whose} if identity.get(k) != whose.get(k))
@@ -171,27 +171,27 @@ def claim(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
 
 
 def truncate_log(path: Path, epoch: int) -> None:
-    """Drops the lines of epochs after `epoch`, which a resumed run will write again."""
+    """Removes the lines of epochs after `epoch`. A resumed run writes them again."""
     if not path.exists():
         return
     rows = []
     for line in path.read_text().splitlines():
-        with contextlib.suppress(ValueError):  # a line cut short by a kill
+        with contextlib.suppress(ValueError):  # an incomplete line of a killed run
             if json.loads(line)["epoch"] <= epoch:
                 rows.append(line + "\n")
     write_whole(path, lambda file: file.write("".join(rows).encode()))
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log of JSON lines."""
+    """Returns the rows of a log of JSON lines; an empty list if there is no log."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def append_log(path: Path, row: dict[str, Any]) -> None:
-    """Adds one line of JSON.
+    """Appends one line of JSON to a log.
 
     Raises:
-        UserError: the disk is full.
+        UserError: the disk is full, or the file is not writable.
     """
     try:
         with open(path, "a") as file:
@@ -204,9 +204,10 @@ def append_log(path: Path, row: dict[str, Any]) -> None:
 
 
 def commit() -> str | None:
-    """The commit of the running code, with "+" where files differ from it.
+    """Returns the commit of the running code, with "+" appended if files differ from it.
 
-    None outside its own repository: installed, it may lie inside that of another project.
+    Returns None if the package is not in its own repository. An installed package may lie within
+    the repository of another project.
     """
     here = Path(__file__).parent
     try:

@@ -1,8 +1,7 @@
-"""The folder of a saved network: what is written there, and what is accepted when it is read.
+"""Writes and reads the folder of a saved network, which docs/saved_networks.md describes.
 
-docs/saved_networks.md describes it. Nothing in it is executed as Python, and nothing that it says
-is believed before it was checked: types in the record, digests of the files, names and shapes of
-the arrays.
+Nothing in the folder is executed as Python. Everything in it is checked before it is used: the
+types in the record, the digests of the files, and the names and shapes of the arrays.
 """
 
 import math
@@ -19,18 +18,18 @@ from irp_jax import files, models
 from irp_jax.errors import UserError
 
 FORMAT = 3
-"""Of `network.json`: the only one that this version reads."""
+"""Format of `network.json`. This version reads no other format."""
 
 RECORD, ARRAYS, FUNCTION = "network.json", "arrays.npz", "function.stablehlo"
 
 KINDS = {"params": "params", "state": "batch_stats"}
-"""Where an array lies in `arrays.npz` -> where in a network's variables."""
+"""Kind of array in `arrays.npz` -> its key in the variables of a network."""
 
 NUMBERS = (int, float)
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether a folder holds a saved network."""
+    """Returns whether a folder holds a saved network."""
     return (folder / RECORD).is_file()
 
 
@@ -40,22 +39,22 @@ def write(
     variables: Mapping[str, Mapping[str, Any]],
     function: bytes | None,
 ) -> None:
-    """Writes a saved network, wholly or not at all.
+    """Writes a saved network completely or not at all.
 
     Args:
-        folder: to be made; one that holds a saved network is replaced.
-        record: of the network.
+        folder: the folder to make; one that holds a saved network is replaced.
+        record: the record of the network.
         variables: {"params", "batch_stats"}, each name -> array.
-        function: as StableHLO; None leaves it out.
+        function: the function of the network as StableHLO; None leaves it out.
 
     Raises:
-        UserError: the folder cannot be written, or holds something else.
+        UserError: the folder cannot be written, or holds something other than a saved network.
     """
     if folder.exists() and not is_saved(folder) and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} holds something else: choose another folder")
     files.make_folder(folder.absolute().parent)
     unfinished, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
     _finish(folder, old)
     arrays, dtypes = {}, {}
     for kind, place in KINDS.items():
@@ -90,8 +89,11 @@ def write(
 
 
 def _finish(folder: Path, old: Path) -> None:
-    """Ends a replacement, however far it came: the old folder comes back where there is no new one;
-    else what lies in it besides a network, a model card for instance, goes to the new one."""
+    """Completes or undoes the replacement of a folder, also one that was interrupted.
+
+    If there is no new folder, the old one is restored. Otherwise the files of the old folder that
+    are not of the network, for instance a model card, are moved to the new one.
+    """
     if old.exists() and not folder.exists():
         old.rename(folder)
     elif old.exists():
@@ -102,11 +104,13 @@ def _finish(folder: Path, old: Path) -> None:
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]], bytes | None]:
-    """Reads a saved network: the record that was written, variables, and the function's bytes if it
-    has one.
+    """Reads a saved network.
+
+    Returns:
+        (record, variables, function) as given to `write`. The function is None if there is none.
 
     Raises:
-        UserError: it is of another format, damaged, or was never written by `write`.
+        UserError: the folder has another format, is damaged, or was not written by `write`.
     """
     record = files.read_json(folder / RECORD)
     if isinstance(record, dict) and record.get("format", 1) != FORMAT:
@@ -117,11 +121,11 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]
     fault = _fault(record)
     if fault is not None:
         raise UserError(
-            f"{folder / RECORD} is no record of a network ({fault}): fetch the network anew"
+            f"{folder / RECORD} is not the record of a network ({fault}): fetch the network again"
         )
     for name, digest in record["sha256"].items():
         if not (folder / name).is_file() or files.sha256(folder / name) != digest:
-            raise UserError(f"{folder / name} is damaged or missing: fetch the network anew")
+            raise UserError(f"{folder / name} is damaged or missing: fetch the network again")
     variables: dict[str, dict[str, np.ndarray]] = {place: {} for place in KINDS.values()}
     try:
         with np.load(folder / ARRAYS, allow_pickle=False) as found:
@@ -136,18 +140,18 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, MemoryError) as error:
         raise UserError(
             f"{folder / ARRAYS} is not what a saved network holds ({type(error).__name__}): fetch "
-            f"the network anew"
+            f"the network again"
         ) from error
     function = (folder / FUNCTION).read_bytes() if FUNCTION in record["sha256"] else None
-    for name in ("format", "dtypes", "sha256"):  # of the files, not of the network
+    for name in ("format", "dtypes", "sha256"):  # these describe the files, not the network
         del record[name]
     return record, variables, function
 
 
 def _fault(record: Any) -> str | None:
-    """What is wrong with a record; None if nothing is."""
+    """Returns a text that says what is wrong with a record, or None if it is valid."""
     if not isinstance(record, dict):
-        return "no object"
+        return "it is no JSON object"
     known: dict[str, Callable[[Any], Any]] = {
         "model": lambda v: isinstance(v, dict) and _is_model(v),
         "class_names": lambda v: isinstance(v, list) and v and all(isinstance(n, str) for n in v),
@@ -166,7 +170,7 @@ def _fault(record: Any) -> str | None:
         if name not in record:
             return f"it has no {name}"
         if not is_sound(record[name]):
-            return f"its {name} cannot be"
+            return f"its {name} is invalid"
     if math.prod(record["image_shape"]) > 2**31:
         return "its images are too large"
     epsilon = record["trained"]["epsilon"]
@@ -178,20 +182,23 @@ TRAINED = {"dataset", "data_dir", "epsilon", "defense", "method", "seed"}
 
 
 def _is_share(trained: dict[str, Any]) -> bool:
-    """Whether the share held out, where it is given, is one."""
+    """Returns whether the fraction of held-out images is missing or valid."""
     share = trained.get("validation", 0.0)
     return isinstance(share, NUMBERS) and 0 <= share < 1
 
 
 def _is_model(spec: dict[str, Any]) -> bool:
-    """Whether a model is one of ours by name, or says that it is none of ours."""
+    """Returns whether a record describes a model of this package or of a user."""
     if "name" not in spec:
         return isinstance(spec.get("file", spec.get("class")), str)
     return is_ours(spec)
 
 
 def is_ours(spec: Mapping[str, Any]) -> bool:
-    """Whether a record names one of our models: all that is ever built from a record."""
+    """Returns whether a record names a model of this package.
+
+    Only such models are ever built from a record.
+    """
     name, width = spec.get("name"), spec.get("width")
     return (
         isinstance(name, str)

@@ -1,4 +1,4 @@
-"""A trained network: to use, to evaluate, to attack, to save and to load."""
+"""The trained network: prediction, evaluation under attack, saving and loading."""
 
 import dataclasses
 import functools
@@ -20,15 +20,15 @@ from irp_jax.pruning import cost, masks, sparse
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Network:
-    """A trained network, with what was pruned really gone.
+    """A trained network from which pruned channels were removed.
 
     Attributes:
         apply: (variables, images (N, H, W, C) float32 in [0, 1]) -> logits (N, K), inference mode.
-        variables: {"params", "batch_stats"}, each name -> array. Pruned channels are gone; pruned
-            weights are zero.
-        record: what is known of it, as `network.json` holds it.
-        history: a row of accuracies and cost for each epoch of training, where that is known.
-        results: what the run measured, where that is known: the content of results.json.
+        variables: {"params", "batch_stats"}, each name -> array. Pruned channels are removed;
+            pruned weights are zero.
+        record: the content of `network.json`: model, classes, cost, keep counts and training.
+        history: a row of accuracies and cost for each epoch of training; empty if not known.
+        results: the content of results.json of the run; None if not known.
     """
 
     apply: Callable[[Any, jax.Array], jax.Array]
@@ -38,7 +38,7 @@ class Network:
     results: dict[str, Any] | None = None
 
     def __call__(self, images: Any) -> jax.Array:
-        """Logits (N, K), float32 unless the network computes in float64.
+        """Returns logits (N, K), float32 unless the network computes in float64.
 
         Args:
             images: (N, H, W, C) uint8, or float in [0, 1]; at least one.
@@ -70,46 +70,46 @@ class Network:
 
     @property
     def name(self) -> str:
-        """What its model is called."""
+        """The name of the model."""
         spec = self.record["model"]
         return spec.get("name") or spec.get("file") or spec["class"]
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """One for each logit."""
+        """The names of the classes, one for each logit."""
         return tuple(self.record["class_names"])
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
+        """The shape (H, W, C) of an image."""
         height, width, channels = self.record["image_shape"]
         return height, width, channels
 
     @property
     def epsilon(self) -> float:
-        """L-inf radius that it was trained to be robust against, in units of [0, 1]."""
+        """The L-inf radius of adversarial training, for pixels in [0, 1]."""
         return self.record["trained"]["epsilon"]
 
     @property
     def epoch(self) -> int:
-        """Epochs of training."""
+        """The number of epochs of training."""
         return self.record["epochs"]
 
     @property
     def cost(self) -> dict[str, Any]:
-        """MACs per image and parameters, left and dense, and their ratios."""
+        """MACs per image and parameters, of this and of the dense network, and their ratios."""
         return self.record["cost"]
 
     @property
     def groups(self) -> dict[str, int]:
-        """Channel group, or kernel where single weights were pruned -> how many are kept."""
+        """Keep counts: channel group -> channels kept, or kernel -> weights kept."""
         return self.record["keep_counts"]
 
     def check_classes(self, data: Dataset) -> None:
-        """Refuses a data set whose labels mean other classes than the network's logits.
+        """Checks that the labels of a data set mean the same classes as the network's logits.
 
         Raises:
-            UserError: its classes have other names, or stand in another order.
+            UserError: the classes have other names or another order.
         """
         if data.class_names == self.class_names:
             return
@@ -137,23 +137,23 @@ class Network:
         batch_size: int = 256,
         **settings: Any,
     ) -> attacks.AttackReport:
-        """Natural accuracy, and accuracy under attack.
+        """Measures natural accuracy and accuracy under attack.
 
         Args:
-            data: a data set or its name, of which the test images are attacked; or images
-                (N, H, W, C), uint8 or float in [0, 1], and labels (N,).
+            data: a data set or its name, of which the test images are attacked; or (images,
+                labels): images (N, H, W, C), uint8 or float in [0, 1], and labels (N,).
             attack: pgd, autoattack and others: see `attacks.AttackSpec`.
-            epsilon: radius in units of [0, 1]; that of training if None.
+            epsilon: radius for pixels in [0, 1]; the radius of training if None.
             batch_size: images attacked at once.
-            **settings: of `attacks.AttackSpec`: norm, steps, restarts, seed, ...
+            **settings: fields of `attacks.AttackSpec`: norm, steps, restarts, seed, ...
 
         Returns:
-            `natural` and `robust`, shares of the images; `accuracy` after each attack;
-            `adversarial` images.
+            A report with the fractions `natural` and `robust` of the images, the `accuracy` after
+            each attack, and the `adversarial` images.
 
         Raises:
-            UserError: images of another shape or other classes, an unknown setting, or as
-                `attacks.evaluate`.
+            UserError: the images have another shape or other classes, or a setting is unknown; also
+                the errors of `attacks.evaluate`.
         """
         images, labels = self._to_measure(data)
         spec = self._attack(attack, self.epsilon if epsilon is None else epsilon, settings)
@@ -170,14 +170,17 @@ class Network:
         batch_size: int = 256,
         **settings: Any,
     ) -> dict[float, attacks.AttackReport]:
-        """Robustness over the radius: epsilon -> what `evaluate` finds there, ascending.
+        """Measures robustness at several radii.
 
         Args:
             data, attack, batch_size, **settings: as for `evaluate`.
-            epsilons: radii in units of [0, 1], positive.
+            epsilons: positive radii for pixels in [0, 1].
+
+        Returns:
+            Radius -> report as of `evaluate`, in ascending order.
 
         Raises:
-            UserError: as `evaluate`.
+            UserError: as for `evaluate`.
         """
         images, labels = self._to_measure(data)
         specs = [self._attack(attack, epsilon, settings) for epsilon in sorted(set(epsilons))]
@@ -189,15 +192,18 @@ class Network:
     def evaluate_corruptions(
         self, data: Dataset | tuple[Any, Any] | str, *, seed: int = 0, batch_size: int = 256
     ) -> dict[str, list[float]]:
-        """Accuracy under the 15 common corruptions: name -> accuracy at severities 1 to 5.
+        """Measures accuracy under the 15 common corruptions.
 
         Args:
             data: as for `evaluate`, with images in uint8.
-            seed: of every draw.
-            batch_size: images at once.
+            seed: seed of all random numbers.
+            batch_size: images evaluated at once.
+
+        Returns:
+            Name of corruption -> accuracy at severities 1 to 5.
 
         Raises:
-            UserError: as `evaluate`, or the images are too small.
+            UserError: as for `evaluate`, or the images are too small.
         """
         images, labels = self._to_measure(data)
         return evaluation.corrupted(
@@ -205,7 +211,7 @@ class Network:
         )
 
     def _to_measure(self, data: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Images and labels of what a user calls data."""
+        """Returns the images and labels of a data set, its name, or a pair (images, labels)."""
         if isinstance(data, str):
             data = load_data(data)
         if isinstance(data, Dataset):
@@ -222,18 +228,20 @@ class Network:
         try:
             return attacks.AttackSpec(name=name, epsilon=epsilon, **settings)
         except TypeError as error:
-            raise UserError(f"a setting that no attack has: {error}") from error
+            raise UserError(f"unknown setting of an attack: {error}") from error
 
     def save(self, folder: str | Path, *, function: bool | None = None) -> None:
         """Writes the network to a folder: see docs/saved_networks.md.
 
         Args:
-            folder: to be made; one that holds a network is replaced.
-            function: whether the function is written too, as StableHLO, so that the network loads
-                without the code of its model. By default it is, unless the model is one of ours.
+            folder: the folder to make; one that holds a saved network is replaced.
+            function: whether to write the function too, as StableHLO, so that the network can be
+                loaded without the code of its model. If None, it is written unless the model is
+                one of this package or the function cannot be exported.
 
         Raises:
-            UserError: the folder cannot be written, or holds something else.
+            UserError: the folder cannot be written, holds something else, or the function was
+                requested and cannot be exported.
         """
         save(self, Path(folder), function=function)
 
@@ -247,7 +255,7 @@ class Network:
 
 
 def cost_report(graph: ChannelGraph, keep_counts: Mapping[str, int]) -> dict[str, Any]:
-    """The `cost` entry of results.json."""
+    """Returns the `cost` entry of results.json."""
     left, whole = cost.total(graph, keep_counts), cost.total(graph)
     return {
         "macs": left.macs,
@@ -260,9 +268,10 @@ def cost_report(graph: ChannelGraph, keep_counts: Mapping[str, int]) -> dict[str
 
 
 def inference(network: Callable) -> Callable[[Any, jax.Array], jax.Array]:
-    """A network with its state fixed: (variables, images) -> logits.
+    """Returns the network in inference mode: (variables, images) -> logits.
 
-    In whole float32, and so are its gradients, whatever the device (`graph.network` sees to that).
+    It and its gradients are computed in full float32 precision on every device, as ensured by
+    `graph.network`.
     """
 
     def apply(variables: Any, images: jax.Array) -> jax.Array:
@@ -273,22 +282,22 @@ def inference(network: Callable) -> Callable[[Any, jax.Array], jax.Array]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def deployed(graph: ChannelGraph, params: Any, batch_stats: Any) -> dict[str, Any]:
-    """The variables of the network as it would be shipped now: masks binarised and applied.
+    """Returns the variables of the network for deployment: masks are binarised and applied.
 
     Args:
-        graph: of the dense network.
+        graph: the channel graph of the dense network.
         params: {"weights", "masks"}.
         batch_stats: name -> array.
     """
     weights = masks.apply(graph, params["weights"], masks.gates(params["masks"]))
-    # One zero: a negative weight times no gate is -0, which a packed kernel does not remember, and
-    # the same network has the same digest (`checkpoint.digest`).
+    # -0 becomes 0. A negative weight times a gate of 0 is -0, but a packed kernel stores it as 0.
+    # The same network must have the same `checkpoint.digest`.
     weights = jax.tree.map(lambda leaf: jnp.where(leaf == 0, jnp.zeros_like(leaf), leaf), weights)
     return {"params": weights, "batch_stats": batch_stats}
 
 
 def network_params(graph: ChannelGraph, network: dict[str, Any]) -> dict[str, Any]:
-    """{"weights", "masks"} from a checkpoint's network item, whose frozen kernels may be packed."""
+    """Returns {"weights", "masks"} of a checkpoint's network item, whose kernels may be packed."""
     weights, frozen = sparse.unpack(graph, network["weights"])
     return {"weights": weights, "masks": frozen or network["masks"]}
 
@@ -297,20 +306,20 @@ def network_params(graph: ChannelGraph, network: dict[str, Any]) -> dict[str, An
 
 
 def load(path: str | Path, log: checkpoint.Log = print, *, model: Any = None) -> Network:
-    """A saved network, or that of a run.
+    """Loads a saved network, or the network of a run.
 
-    Nothing that is stored is executed as Python. A network that is none of ours needs its model, or
-    the StableHLO function that was saved with it.
+    Nothing that is stored is executed as Python. A network whose model is not of this package needs
+    its model, or the StableHLO function that was saved with it.
 
     Args:
         path: a folder that `Network.save` wrote, a run's workdir, its checkpoint folder, or one
             checkpoint in it.
-        log: told of damaged checkpoints that are passed over, and of a model that may not be the
-            network's.
-        model: the network's own model, for one that is none of ours; or the text "FILE.py:NAME".
+        log: called with a line for each damaged checkpoint that is skipped, and if `model` may not
+            be the model of the network.
+        model: the model of a network that is not of this package, or the text "FILE.py:NAME".
 
     Raises:
-        UserError: there is no network, none that is whole, or its model is needed.
+        UserError: there is no network, it is damaged, or its model is needed.
     """
     folder = Path(path)
     if layout.is_saved(folder):
@@ -324,14 +333,14 @@ def load(path: str | Path, log: checkpoint.Log = print, *, model: Any = None) ->
             return _load_saved(folder / "network", None, log)
         name = saved.record["network"]["model"].get("file", "FILE.py:NAME")
         raise UserError(
-            f"{path} is a checkpoint of a network that is none of ours: give its model, for "
+            f"{path} is a checkpoint of a network from outside this package: give its model, for "
             f"instance --model={name}, or the workdir of a finished run"
         )
     return of(saved, model)
 
 
 def of(saved: checkpoint.Saved, model: Any = None) -> Network:
-    """The network in a checkpoint."""
+    """Returns the network of a checkpoint."""
     record = saved.record["network"]
     known = _traced(record, model)
     params = network_params(known.graph, saved.network)
@@ -349,7 +358,7 @@ def of(saved: checkpoint.Saved, model: Any = None) -> Network:
 def described(
     record: dict[str, Any], graph: ChannelGraph, keep_counts: dict[str, int], epochs: int
 ) -> dict[str, Any]:
-    """A network's record with what can be told once it is there."""
+    """Returns a network's record with keep counts, cost and epochs added."""
     return {
         **record,
         "keep_counts": keep_counts,
@@ -359,10 +368,10 @@ def described(
 
 
 def _traced(record: dict[str, Any], model: Any) -> traced.TracedModel:
-    """The model of a record, or the one that is given for it.
+    """Traces the model that a record names, or the model given.
 
     Raises:
-        UserError: the network was made with another.
+        UserError: the network was made with another model.
     """
     shape, classes = tuple(record["image_shape"]), len(record["class_names"])
     spec = record["model"]
@@ -371,7 +380,7 @@ def _traced(record: dict[str, Any], model: Any) -> traced.TracedModel:
     elif model is not None:
         known = traced.trace(model, shape, classes, spec=spec)
     else:
-        assert layout.is_ours(spec), "a stored name of a file is never run"
+        assert layout.is_ours(spec), "a file that a record names is never run"
         known = traced.named(
             spec["name"], spec["width"], shape, classes, activation=spec["activation"]
         )
@@ -395,7 +404,7 @@ def save(network: Network, folder: Path, *, function: bool | None = None) -> Non
     if wanted:
         try:
             exported = _exported(network)
-        except Exception as error:  # whatever JAX cannot export
+        except Exception as error:  # JAX raises many types of errors
             if function:
                 raise UserError(
                     f"the network's function cannot be exported ({type(error).__name__}: "
@@ -408,7 +417,7 @@ def save(network: Network, folder: Path, *, function: bool | None = None) -> Non
 
 
 def _exported(network: Network) -> bytes:
-    """The function (variables, images of any number) -> logits, with its gradient, as StableHLO."""
+    """Returns (variables, any number of images) -> logits and its gradient as StableHLO."""
     from jax import export
 
     (count,) = export.symbolic_shape("n")
@@ -428,22 +437,23 @@ def _load_saved(folder: Path, model: Any, log: checkpoint.Log) -> Network:
             raise _other_model(known.name)
         if model is not None and record.get("fingerprint") != known.graph.fingerprint:
             log(
-                f"{known.name} may not be the model that {folder} was made with: it is traced to "
-                f"other operations (another version of JAX does that, too)"
+                f"{known.name} may not be the model that {folder} was made with: its trace has "
+                f"other operations (which another version of JAX may cause, too)"
             )
         apply = inference(known.network)
     elif function is not None:
         apply = _imported(folder, record, function, variables)
     else:
         raise UserError(
-            f"{folder} is of a network that is none of ours: give its model, {_stored_name(record)}"
+            f"{folder} is of a network from outside this package: give its model, "
+            f"{_stored_name(record)}"
         )
     history = record.pop("history", [])
     return Network(apply=apply, variables=variables, record=record, history=history)
 
 
 def _fit(graph: ChannelGraph, variables: Mapping[str, Mapping[str, np.ndarray]]) -> bool:
-    """Whether arrays are those of a graph's network, whole or cut."""
+    """Returns whether arrays have the names and shapes of a graph's network, dense or compact."""
     arrays = {**variables["params"], **variables["batch_stats"]}
     names = set(variables["params"]), set(variables["batch_stats"])
     if names != (set(graph.params), set(graph.state)):
@@ -467,7 +477,7 @@ def _imported(
     stored: bytes,
     variables: Mapping[str, Mapping[str, np.ndarray]],
 ) -> Callable[[Any, jax.Array], jax.Array]:
-    """The function that was saved as StableHLO."""
+    """Returns the function that was saved as StableHLO."""
     from jax import export
 
     try:
@@ -475,11 +485,11 @@ def _imported(
         (given, _), _ = jax.tree.unflatten(function.in_tree, function.in_avals)
         shapes = jax.tree.map(lambda aval: (aval.shape, aval.dtype), given)
         fits = shapes == jax.tree.map(lambda array: (array.shape, array.dtype), dict(variables))
-    except Exception as error:  # of another version of JAX, beyond its window
+    except Exception as error:  # saved by a version of JAX that is not compatible
         raise UserError(
             f"the function in {folder} is not readable by jax {jax.__version__}: give the "
             f"network's model, {_stored_name(record)}"
         ) from error
     if not fits:
-        raise UserError(f"the function in {folder} is of another network: fetch it anew")
+        raise UserError(f"the function in {folder} is of another network: fetch the network again")
     return lambda variables, images: function.call(variables, images)

@@ -1,4 +1,4 @@
-"""A trained network to hand on: its saved form, and a model card."""
+"""Publishes a trained network: a saved network with a model card."""
 
 import dataclasses
 import shutil
@@ -10,37 +10,39 @@ from irp_jax.report.card import model_card
 
 
 def publish(run: Path, results: Path, into: Path, log: checkpoint.Log) -> None:
-    """Writes a network as `Network.save` does, and `into`/README.md.
+    """Writes a network as `Network.save` does, and a model card as `into`/README.md.
+
+    Paths of this machine are removed from the record and the card.
 
     Args:
-        run: a finished run's workdir.
-        results: JSON of the run: its results.json, or what bin/sweep collected of it.
+        run: the workdir of a finished run.
+        results: JSON file of the run's results: its results.json, or the file of bin/sweep.
         into: the folder to make.
-        log: told of damaged checkpoints that are passed over.
+        log: called with a line for each damaged checkpoint that is skipped.
 
     Raises:
-        UserError: the run has no checkpoint or is not finished, its figures are not of test images,
-            the results are not of this run, or `into` exists.
+        UserError: the run has no checkpoint or is not finished, its accuracies are not of test
+            images, the results are not of this run, or `into` exists.
     """
     trained = network.load(run, log)
     found = files.read_json(results)
     if found is None:
         raise UserError(
-            f"there is no {results}: give the results.json of a finished run, or what bin/sweep "
-            f"collected of it"
+            f"there is no {results}: give the results.json of a finished run, or the file that "
+            f"bin/sweep collected"
         )
     needed = {"config", "identity", "defense", "passes_per_image", "epochs", "network_sha256"}
     if not isinstance(found, dict) or not needed <= set(found):
         raise UserError(
-            f"{results} is no results of a run of this version: give its results.json, or remove "
-            f"that and give the run's command again, which evaluates it anew"
+            f"{results} does not hold results of a run of this version: give its results.json, or "
+            f"remove that file and give the run's command again, which evaluates it again"
         )
     whose = files.read_json(run / "config.json") or {}
     if found["identity"] != whose.get("identity") or trained.epoch != found["epochs"]:
         raise UserError(f"{results} is not of the finished run in {run}")
     if found["config"].get("evaluate_on") == "validation":
         raise UserError(
-            f"{results} is of held-out images, and a card gives figures of test images: train with "
+            f"{results} is of held-out images, but a model card needs test images: train with "
             f"--evaluate-on=test"
         )
     if found["network_sha256"] != checkpoint.digest(trained.variables):
@@ -48,7 +50,7 @@ def publish(run: Path, results: Path, into: Path, log: checkpoint.Log) -> None:
     if into.exists():
         raise UserError(f"{into} exists: remove it first, or choose another name")
     files.check_place(into)
-    # Places on the machine that trained are nobody else's business.
+    # Paths of the machine that trained the network are not published.
     hidden = {
         name: _public(found["config"][name])
         for name in ("dataset", "model", "teacher")
@@ -73,5 +75,5 @@ def publish(run: Path, results: Path, into: Path, log: checkpoint.Log) -> None:
 
 
 def _public(name: str) -> str:
-    """A name; of a user's file, the file's name."""
+    """Returns a name. If it is the path of a user's file, only the file name is returned."""
     return Path(name).name if ".npz" in name or ".py" in name or Path(name).is_absolute() else name

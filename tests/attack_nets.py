@@ -1,4 +1,4 @@
-"""For the tests of attacks: small classifiers in plain JAX, and a plain loop over the steps."""
+"""Small classifiers in plain JAX and a plain loop over attack steps, for the tests of attacks."""
 
 import functools
 
@@ -15,7 +15,7 @@ _ORDER = ("NHWC", "HWIO", "NHWC")
 
 
 def conv_net(variables, images):
-    """images (N, H, W, C) -> logits (N, 10)."""
+    """A convolutional network: images (N, H, W, C) -> logits (N, 10)."""
     features = images - jnp.asarray(0.5, images.dtype)
     for kernel in variables["kernels"]:
         features = jax.nn.relu(
@@ -38,7 +38,7 @@ def new_conv_net(key):
 
 
 def dense_net(variables, images):
-    """images (N, 8, 8, 1) -> logits (N, 10), compiled in no time."""
+    """A dense network that compiles fast: images (N, 8, 8, 1) -> logits (N, 10)."""
     return jnp.tanh(images.reshape(len(images), -1) @ variables["hidden"]) @ variables["out"]
 
 
@@ -52,7 +52,7 @@ def new_dense_net(seed=0):
 
 
 def digits():
-    """(train images, train labels, test images, test labels): uint8 (N, 8, 8, 1) and int32."""
+    """Returns (train images, train labels, test images, test labels): uint8 (N, 8, 8, 1), int32."""
     pixels, labels = load_digits(return_X_y=True)
     images = np.round(pixels.reshape(-1, 8, 8, 1) * 255 / 16).astype(np.uint8)
     train_x, test_x, train_y, test_y = train_test_split(
@@ -63,7 +63,7 @@ def digits():
 
 @functools.cache
 def trained_on_digits(noise=0.2, steps=120):
-    """(variables, test images uint8, test labels): a net trained on digits under pixel noise."""
+    """Returns (variables of a `conv_net` trained with pixel noise, test images uint8, labels)."""
     train_x, train_y, test_x, test_y = digits()
     images, labels = jnp.asarray(train_x / np.float32(255), jnp.float32), jnp.asarray(train_y)
 
@@ -86,8 +86,8 @@ def trained_on_digits(noise=0.2, steps=120):
     return variables, test_x, test_y
 
 
-def all_runs(attack, logits_fn, images, labels, threat, key):
-    """The Problem of every run of every image: B = N * runs, the runs of an image side by side."""
+def all_trials(attack, logits_fn, images, labels, threat, key):
+    """Returns the Problem of all trials, with leading axis N * trials, image by image."""
     logits = logits_fn(images)
     runs = attack.trials(logits.shape[1])
     label_first = jnp.where(jax.nn.one_hot(labels, logits.shape[1], dtype=bool), jnp.inf, logits)
@@ -115,8 +115,8 @@ def step(attack, logits_fn, problem, state, number):
 
 
 def drive(attack, logits_fn, images, labels, threat, key):
-    """Every run of every image to its last step: an Attacked with leading axes (N, runs)."""
-    problem = all_runs(attack, logits_fn, images, labels, threat, key)
+    """Runs all trials to their last step: returns an Attacked with leading axes (N, trials)."""
+    problem = all_trials(attack, logits_fn, images, labels, threat, key)
     state = start(attack, logits_fn, problem)
     for number in range(attack.steps):
         state = step(attack, logits_fn, problem, state, jnp.full_like(problem.number, number))

@@ -1,4 +1,4 @@
-"""A network, random weights and a run's beginning for the tests of the baselines."""
+"""A network, random weights and an initial training state for the tests of the baselines."""
 
 import functools
 
@@ -14,7 +14,7 @@ from irp_jax.training.state import initial_state
 
 
 class Net(nn.Module):
-    """Two convolutions; with `skip` a third writes the same channels as the first."""
+    """Two convolutions. With `skip` a third one writes to the channel group of the first."""
 
     a: int = 16
     b: int = 16
@@ -63,7 +63,7 @@ def random_weights(net, seed):
 
 
 def begun(config, net, seed=0):
-    """The dense network's graph, the plan for 96 images and the state before the first step."""
+    """Returns the graph of the dense network, the plan for 96 images and the initial state."""
     graph = described(net)
     plan = make_plan(config, METHODS[config.method], graph, 96)
     state = quick_jit(functools.partial(initial_state, config, plan, graph))
@@ -71,7 +71,7 @@ def begun(config, net, seed=0):
 
 
 class Stopping:
-    """Says nothing; ends the run like a kill would at the end of the epoch given, before saving."""
+    """A silent reporter that interrupts the run at the end of an epoch, before it is saved."""
 
     def __init__(self, stop=None):
         self.stop = stop

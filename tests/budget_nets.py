@@ -1,4 +1,4 @@
-"""Networks, scores and hand counts for the tests of budgets."""
+"""Networks, scores and reference functions for the tests of budgets."""
 
 import numpy as np
 
@@ -13,25 +13,25 @@ TINY = traced.trace(models.ResNet((1, 1), (6, 8), 10), (8, 8, 1)).graph
 
 
 def exact_ratio(graph, kind, kept):
-    """The share of the dense cost, in whole numbers until the last."""
+    """Returns the fraction of the dense cost. The counts are integers until the final division."""
     return getattr(cost.total(graph, kept), kind) / getattr(cost.total(graph), kind)
 
 
-def assert_floors(graph, granularity, kept):
-    """Every mask keeps what its layer needs."""
+def assert_minimum(graph, granularity, kept):
+    """Checks that every mask keeps at least its minimum."""
     for name, least in masks.min_keep(graph, granularity).items():
         assert kept[name] >= least, name
 
 
 def with_one_more(kept, graph, granularity):
-    """All ways to keep one unit more."""
+    """Yields all keep counts with one more unit."""
     for name, size in masks.units(graph, granularity).items():
         if kept[name] < size:
             yield {**kept, name: kept[name] + 1}
 
 
 def random_scores(graph, granularity, seed):
-    """Scores whose groups differ as much as their units do."""
+    """Returns random scores that differ between groups as much as within them."""
     rng = np.random.default_rng(seed)
     return {
         name: (rng.normal(0, 3) + rng.normal(0, 2, logits.shape)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""A network, images and settings for the tests of defenses and of what training carries along."""
+"""A network, images and settings for the tests of defenses and of the training state."""
 
 import types
 
@@ -21,7 +21,7 @@ from irp_jax.training.step import Recipe
 
 
 class Net(nn.Module):
-    """A convolution, a norm and a dense layer: all that a second derivative can go through."""
+    """A convolution, a norm and a dense layer. All have useful second derivatives."""
 
     @nn.compact
     def __call__(self, images, train):
@@ -41,7 +41,7 @@ CONFIG = Config(budget="0.3", epochs=4, batch_size=8, learning_rate=0.05, prune_
 
 
 def initial():
-    """What `Net` starts from, on the host."""
+    """Returns the initial variables of `Net`, on the host."""
     params, state = jax.device_get(quick_jit(MODEL.init)(jax.random.key(0)))
     return {"params": params, "batch_stats": state}
 

@@ -1,4 +1,4 @@
-"""Small networks of every kind, with what there is to prune in each and what it costs, by hand."""
+"""Small networks of many kinds, with their channel groups and MACs derived by hand."""
 
 import dataclasses
 import functools
@@ -17,14 +17,15 @@ CLASSES = 5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Case:
-    """A network and what is known of it.
+    """A network with its expected channel graph.
 
     Attributes:
         model: what `traced.trace` takes.
         groups: channel group -> channels.
-        whole: (layer, channels, part of the reason) of what is kept whole but the logits.
-        macs: of the dense network.
-        random: whether training draws numbers, whose shapes follow the channels.
+        whole: (layer, channels, part of the reason) for all channels, except the logits, that
+            cannot be pruned.
+        macs: MACs of the dense network.
+        random: whether training draws random numbers whose shapes depend on the channels.
         any_batch: see `ChannelGraph`.
     """
 
@@ -37,7 +38,7 @@ class Case:
 
 
 class Net(nn.Module):
-    """A network whose layers a function makes."""
+    """A network whose layers are made by a function."""
 
     body: Callable
 
@@ -50,7 +51,7 @@ CASES: dict[str, Case] = {}
 
 
 def net(groups, macs, **others):
-    """Adds a network, given by its body: (module, images, train) -> logits."""
+    """Returns a decorator that adds a network to `CASES`: (module, images, train) -> logits."""
 
     def add(body):
         CASES[body.__name__] = Case(model=Net(body), groups=groups, macs=macs, **others)
@@ -76,7 +77,7 @@ def layer_macs(channels_in, channels_out, size=3, pixels=PIXELS):
 
 
 STEM = layer_macs(3, 6)
-"""Of the convolution with 6 channels that most networks here begin with."""
+"""MACs of the first convolution of most networks here, which has 6 channels."""
 
 
 @net({"a": 6, "b": 4}, STEM + layer_macs(6, 4) + 4 * 5)
@@ -162,7 +163,7 @@ def squeeze_and_excitation(net, x, train):
     whole=(("a", 2, "reduce_"), ("b", 4, "reduce_")),
 )
 def group_norm(net, x, train):
-    """Whole groups that are normalised by themselves may go."""
+    """Only whole normalisation groups can be pruned."""
     x = nn.relu(nn.GroupNorm(3, name="norm1")(conv(6, "a")(x)))
     return head(nn.relu(nn.GroupNorm(2, name="norm2")(conv(8, "b")(x))))
 
@@ -179,7 +180,7 @@ def layer_norm(net, x, train):
     whole=(("attention/query", 3, "two activations sums over it"),),
 )
 def attention(net, x, train):
-    """Heads may go, and what they pass on; what they compare stays."""
+    """Heads and value channels can be pruned, but not the channels of queries and keys."""
     x = nn.relu(conv(6, "a")(x)).reshape(len(x), -1, 6)
     x = x + nn.MultiHeadDotProductAttention(2, use_bias=False, name="attention")(x)
     return nn.Dense(CLASSES, name="out")(x.mean(1))
@@ -190,7 +191,7 @@ def attention(net, x, train):
     layer_macs(3, 8) + 64 * 9 * 2 * 8 + 64 * 8 * 5 + 5 * 5,
 )
 def grouped(net, x, train):
-    """Four groups that read two channels each: groups may go, and channels of all."""
+    """Four groups that read two channels each. Whole groups, and one channel of all, can go."""
     x = nn.relu(conv(8, "a")(x))
     x = nn.relu(conv(8, "b", feature_group_count=4)(x))
     x = conv(5, "c", 1)(x)
@@ -214,7 +215,7 @@ def channel_shuffle(net, x, train):
     layer_macs(3, 8) + 64 * 4 * 8 + 64 * 9 * 8 + 64 * 4 * 8 + 8 * 5,
 )
 def grouped_and_shuffled(net, x, train):
-    """As in ShuffleNet."""
+    """Grouped convolutions with a channel shuffle, as in ShuffleNet."""
     x = nn.relu(conv(8, "a")(x))
     x = conv(8, "b", 1, feature_group_count=2)(x)
     x = nn.relu(shuffled(norm(train, "norm")(x), 2))
@@ -255,7 +256,7 @@ def gated_linear_unit(net, x, train):
     whole=(("c", 2, "no array has its size"),),
 )
 def option_a_shortcut(net, x, train):
-    """Padded channels are channels (He et al. 2016)."""
+    """The shortcut with padded channels (He et al. 2016). Padded channels belong to groups."""
     x = nn.relu(conv(4, "a")(x))
     y = nn.relu(norm(train, "norm1")(conv(5, "b", strides=2)(x)))
     y = norm(train, "norm2")(conv(8, "c")(y))
@@ -271,7 +272,7 @@ def one_kernel_used_twice(net, x, train):
 
 @net({"a": 6, "kernel/out": 4}, STEM + 2 * 64 * 6 * 4 + 6 * 5)
 def tied_weights(net, x, train):
-    """A kernel, and the same one transposed on the way back."""
+    """A kernel that is used twice, the second time transposed."""
     x = nn.relu(conv(6, "a")(x))
     kernel = net.param("kernel", nn.initializers.lecun_normal(), (6, 4))
     return head(x + nn.relu(x @ kernel) @ kernel.T)
@@ -298,7 +299,7 @@ def weight_norm(net, x, train):
 
 
 class Step(nn.Module):
-    """A layer as `nn.scan` wants it."""
+    """A layer with the signature that `nn.scan` needs."""
 
     @nn.compact
     def __call__(self, x, _):
@@ -344,7 +345,7 @@ def _(primals, tangents):
 
 @net({"a": 6, "b": 4}, STEM + layer_macs(6, 4) + 4 * 5)
 def custom_jvp(net, x, train):
-    """A derivative that is not the function's."""
+    """A function with a custom derivative that is not its own."""
     x = conv(6, "a")(x)
     return head(own_jvp(conv(4, "b")(own_jvp(x, jnp.tanh(x))), jnp.float32(2)))
 
@@ -406,7 +407,7 @@ def pixels_that_are_looked_up(net, x, train):
 
 @net({"a": 6, "b": 4}, layer_macs(3, 6, pixels=16) + layer_macs(6, 4, pixels=16) + 4 * 5)
 def transposed_convolution(net, x, train):
-    """The zeros spread into its input are multiplied by nobody."""
+    """The zeros inserted into the input count no MACs."""
     x = nn.relu(conv(6, "a", strides=2)(x))
     x = nn.ConvTranspose(4, (3, 3), strides=(2, 2), name="b")(x)
     return head(nn.relu(x))
@@ -426,7 +427,7 @@ def softmax_over_channels(net, x, train):
 
 @net({"a": 6, "b": 4}, STEM + layer_macs(6, 4) + 4 * 5)
 def learned_constants(net, x, train):
-    """A slope for each channel, and one for all."""
+    """One slope for each channel, and one slope for all channels."""
     x = conv(6, "a")(x)
     x = jnp.where(x > 0, x, x * net.param("slopes", nn.initializers.normal(), (6,)))
     return head(nn.PReLU(name="slope")(conv(4, "b")(x)))
@@ -440,7 +441,7 @@ def constants_that_differ(net, x, train):
 
 @net({"a": 6, "b": 4}, STEM + layer_macs(8, 4) + 4 * 5)
 def coordinates(net, x, train):
-    """Channels that say where a pixel is, and one that says nothing."""
+    """Constant channels are concatenated: the row of each pixel, and ones."""
     x = nn.relu(conv(6, "a")(x))
     rows = jax.lax.broadcasted_iota(jnp.float32, (*x.shape[:3], 1), 1) / 8
     x = jnp.concatenate([rows, x, jnp.ones_like(rows)], -1)
@@ -456,7 +457,7 @@ def einsum(net, x, train):
 
 @net({"a": 6, "b": 4}, STEM + layer_macs(6, 4) + 64 * 6 * 4 + 24 * 5)
 def bilinear_pooling(net, x, train):
-    """Products of the channels of two layers, all with all."""
+    """Products of all pairs of channels of two layers."""
     x = nn.relu(conv(6, "a")(x))
     x = jnp.einsum("nhwc,nhwd->ncd", x, nn.relu(conv(4, "b")(x))) / 64
     return nn.Dense(CLASSES, name="out")(x.reshape(len(x), -1))
@@ -479,7 +480,7 @@ def reversed_channels(net, x, train):
     whole=(("b", 2, "reduce_sum over it"), ("b", 2, "reduce_sum over it")),
 )  # fmt: skip
 def depth_to_space(net, x, train):
-    """Channels that become pixels stay, the others may go."""
+    """The parts of the channel axis that become pixels stay; the rest can be pruned."""
     x = nn.relu(conv(6, "a", strides=2)(x))
     x = nn.relu(conv(12, "b")(x))
     x = x.reshape(-1, 4, 4, 2, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(-1, 8, 8, 3)
@@ -494,7 +495,7 @@ def images_that_know_of_each_other(net, x, train):
 
 @net({"a": 6, "b": 4}, STEM + 64 * 6 * 4 + 4 * 5)
 def images_as_rows(net, x, train):
-    """The pixels of all images in one axis."""
+    """The pixels of all images form one axis."""
     x = nn.relu(conv(6, "a")(x)).reshape(-1, 6)
     x = nn.relu(nn.Dense(4, name="b")(x)).reshape(-1, 8, 8, 4)
     return head(x)
@@ -502,7 +503,7 @@ def images_as_rows(net, x, train):
 
 @net({"a": 6, "b": 4}, 2 * (STEM + layer_macs(6, 4) + 4 * 5))
 def two_views(net, x, train):
-    """Each image as it is and mirrored: twice as many images as there are."""
+    """The batch has each image and its mirror image, so its size is doubled."""
     number = len(x)
     x = nn.relu(conv(6, "a")(jnp.concatenate([x, x[:, :, ::-1]])))
     logits = head(nn.relu(norm(train, "norm")(conv(4, "b")(x))))
@@ -511,7 +512,7 @@ def two_views(net, x, train):
 
 @net({"a": 6, "b": 4}, STEM + 2 * layer_macs(6, 4) + 6 * 5)
 def stochastic_depth(net, x, train):
-    """What is drawn does not depend on channels."""
+    """The shape of the random numbers does not depend on channels."""
     x = nn.relu(conv(6, "a")(x))
     y = conv(6, "c")(nn.relu(conv(4, "b")(x)))
     y = nn.Dropout(0.5, broadcast_dims=(1, 2, 3), deterministic=not train)(y)
@@ -520,7 +521,7 @@ def stochastic_depth(net, x, train):
 
 @net({"a": 3, "b": 4}, STEM + layer_macs(3, 4) + 4 * 5, whole=(("a", 2, "reduce_max over it"),))
 def maxout(net, x, train):
-    """The larger of two channels each: pairs may go."""
+    """The maximum of pairs of channels. Only whole pairs can be pruned."""
     x = conv(6, "a")(x).reshape(-1, 8, 8, 3, 2).max(-1)
     return head(nn.relu(conv(4, "b")(x)))
 
@@ -543,7 +544,7 @@ def branches(net, x, train):
     ),
 )  # fmt: skip
 def vision_transformer(net, x, train):
-    """Four patches and a token that is learned; what is normalised stays."""
+    """Four patches and a learned token. Channels under layer normalisation cannot be pruned."""
     x = nn.Conv(6, (4, 4), 4, padding="VALID", name="embed")(x).reshape(-1, 4, 6)
     token = net.param("token", nn.initializers.normal(), (1, 1, 6))
     x = jnp.concatenate([jnp.tile(token, (len(x), 1, 1)), x], 1)
@@ -560,7 +561,7 @@ def vision_transformer(net, x, train):
     whole=(("down", 4, "positions in the image"),),
 )  # fmt: skip
 def mixer(net, x, train):
-    """A layer over places, with hidden channels of its own."""
+    """A layer over positions, with its own hidden channels."""
     x = nn.Conv(6, (4, 4), 4, padding="VALID", name="embed")(x).reshape(-1, 4, 6)
     y = nn.gelu(nn.Dense(7, name="up")(x.swapaxes(1, 2)))
     x = nn.relu(x + nn.Dense(4, name="down")(y).swapaxes(1, 2))

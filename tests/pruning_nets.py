@@ -11,36 +11,36 @@ import numpy as np
 from irp_jax import traced
 from irp_jax.pruning import masks
 
-# Compilation is most of these tests' time, and little of it is worth its while.
+# Compilation takes most of the time of these tests, so XLA's optimisations are off.
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
-# A model is traced once for all tests of a file.
+# A model is traced only once for all tests of a process.
 named = functools.cache(traced.named)
 
 IMAGE_SHAPES = ((8, 8, 1), (28, 28, 1), (32, 32, 3))
 
 
 def abstract_variables(model):
-    """Shapes and dtypes of a traced model's arrays: {"params", "batch_stats"}, name -> array."""
+    """Returns shapes and dtypes of a traced model: {"params", "batch_stats"}, name -> array."""
     params, state = jax.eval_shape(model.init, jax.random.key(0))
     return {"params": params, "batch_stats": state}
 
 
 def zeros(variables):
-    """Arrays of zeros on the host, of the shapes of a tree."""
+    """Returns arrays of zeros on the host, with the shapes of a tree."""
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variables)
 
 
 def elements(tree):
-    """Number of array entries in a tree."""
+    """Returns the number of array entries in a tree."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def random_variables(model, seed):
-    """Variables in which no norm is neutral, so that a channel that leaks is seen.
+    """Returns random variables in which no norm is neutral, so that a leaking channel is noticed.
 
-    The running statistics are near those of the untrained network, so that no depth drowns or
-    explodes the signal.
+    The running statistics are near those of the untrained network, so that the signal neither
+    vanishes nor explodes in deep networks.
     """
     rng = np.random.default_rng(seed)
     images = rng.uniform(size=(8, *model.graph.image_shape)).astype(np.float32)
@@ -73,7 +73,7 @@ def random_variables(model, seed):
 
 
 def random_masks(graph, granularity, seed, keep_counts=None):
-    """Logits of random size and sign: mask name -> `kept` positive ones, at least the floor."""
+    """Returns mask name -> random logits. At least the minimum of them are positive."""
     rng = np.random.default_rng(seed)
     least = masks.min_keep(graph, granularity)
     drawn = {}
@@ -87,23 +87,24 @@ def random_masks(graph, granularity, seed, keep_counts=None):
 
 
 def kept_units(logits):
-    """Mask name -> number of units kept, as Python integers."""
+    """Returns mask name -> number of units kept, as Python integers."""
     return {name: int((np.asarray(values) > 0).sum()) for name, values in logits.items()}
 
 
 def trace(function, *arguments):
-    """The operations of a call as the definition of the layers has them, and the output's shapes.
+    """Returns the trace of a call and the shapes of its output.
 
-    On a CPU a convolution does more than its definition, in order to be faster.
+    The trace is as on a GPU, where a convolution is one operation. On a CPU it is several
+    operations, in order to be faster.
     """
     with mock.patch.object(jax, "default_backend", return_value="gpu"):
         return jax.make_jaxpr(function, return_shape=True)(*arguments)
 
 
 def traced_macs(jaxpr):
-    """Multiply-accumulates of one call, read off the convolutions and products in its trace.
+    """Returns the multiply-accumulates of the convolutions and products in a trace.
 
-    Knows nothing of layers; counts padding like the field does, as if it were image.
+    It is independent of the channel graph. Products with padding count, as is usual.
     """
     count = 0
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
@@ -112,7 +113,7 @@ def traced_macs(jaxpr):
             kernel, numbers = shapes[1], equation.params["dimension_numbers"]
             if set(equation.params["lhs_dilation"]) == {1}:
                 positions = [equation.outvars[0].aval.shape[i] for i in numbers.out_spec[2:]]
-            else:  # the zeros between the pixels of its input are multiplied by nobody
+            else:  # the zeros between the pixels of the input do not count
                 positions = [shapes[0][i] for i in numbers.lhs_spec[2:]]
             images = equation.outvars[0].aval.shape[numbers.out_spec[0]]
             count += images * math.prod(positions) * math.prod(kernel)
@@ -127,13 +128,13 @@ def traced_macs(jaxpr):
 
 
 def called(equation):
-    """The traces of the functions that an operation calls."""
+    """Returns the traces of the functions that an operation calls."""
     parts = jax.tree.leaves(list(equation.params.values()))
     return [part for part in parts if hasattr(getattr(part, "jaxpr", part), "eqns")]
 
 
 def equations(jaxpr):
-    """All operations of a trace, those of functions it calls included."""
+    """Yields all operations of a trace, including those of the functions that it calls."""
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
         yield equation
         for part in called(equation):

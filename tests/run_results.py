@@ -1,4 +1,4 @@
-"""Results of small runs, as the tables and pictures of reports take them."""
+"""Results of small runs, as input for the tests of tables and plots."""
 
 from irp_jax import config as configs
 

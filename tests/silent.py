@@ -1,8 +1,8 @@
-"""A reporter that shows nothing and remembers."""
+"""A reporter for tests that prints nothing."""
 
 
 class Silent:
-    """A reporter that remembers."""
+    """A reporter that stores notes and epochs and prints nothing."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []

@@ -1,4 +1,4 @@
-"""Networks of every kind compute what they compute under their own library, named and pruned."""
+"""Adapted networks of every library give the same results as in their own library."""
 
 import functools
 
@@ -38,7 +38,7 @@ class Linen(linen.Module):
 
 
 class Deterministic(linen.Module):
-    """Dropout alone, under the other kind of keyword."""
+    """Dropout alone, with the keyword `deterministic` instead of `train`."""
 
     @linen.compact
     def __call__(self, x, deterministic=True):
@@ -122,7 +122,7 @@ def function_variables():
         return random.normal(size=shape).astype(np.float32)
 
     width = int(np.prod(SHAPE))
-    # A number and integers are no parameters.
+    # A Python number and integers must not become parameters.
     return {
         "hidden": {"w": draw(width, 8)}, "out": [draw(8, 5), draw(5)], "scale": 0.1,
         "unused": np.arange(3),
@@ -130,7 +130,7 @@ def function_variables():
 
 
 def start(adapted):
-    """The arrays of a network, made under jit; such that running statistics are none too simple."""
+    """Returns the arrays of a network, made under jit, with random running statistics."""
     params, state = jax.jit(adapted.init)(jax.random.key(0))
     random = np.random.default_rng(1)
     for name, array in state.items():
@@ -146,7 +146,7 @@ def close(some, others):
 
 
 def agree(adapted, own, groups):
-    """Checks a network, and its replay, against its own library: in both modes, and cut."""
+    """Checks a network and its traced form against its own library, in both modes and compacted."""
     params, state = start(adapted)
     graph = build(adapted.apply, params, state, SHAPE, 5)
     again = network(adapted.apply, graph, params, state)
@@ -164,7 +164,7 @@ def agree(adapted, own, groups):
 
 
 def draws(model):
-    """Checks that masks of dropout follow from the key, in training alone."""
+    """Checks that dropout depends on the key, and is active in training alone."""
     adapted = adapters.adapt(model, SHAPE)
     params, state = adapted.init(jax.random.key(0))
 
@@ -273,7 +273,7 @@ def test_dropout_follows_the_key(model):
     draws(model)
 
 
-def test_dropouts_of_nnx_draw_each_its_own():
+def test_each_nnx_dropout_has_its_own_mask():
     class Twice(nnx.Module):
         def __init__(self, rngs):
             self.scale = nnx.Param(jnp.ones(()))
@@ -287,7 +287,7 @@ def test_dropouts_of_nnx_draw_each_its_own():
     assert np.abs(adapted.apply(*adapted.init(KEY), IMAGES, True, KEY)[0]).max() > 0
 
 
-def test_images_of_equinox_draw_each_its_own():
+def test_each_image_of_equinox_has_its_own_mask():
     ones = jnp.ones((4, *SHAPE))
     adapted = adapters.adapt(Equinox(jax.random.key(0)), SHAPE)
     logits, _ = adapted.apply(*adapted.init(KEY), ones, True, KEY)
@@ -338,7 +338,7 @@ def test_weights_are_copies():
     adapted = adapters.adapt(model, SHAPE)
     params, _ = adapted.init(KEY)
     for array in params.values():
-        array.delete()  # what donation does
+        array.delete()  # as donation does
     assert np.isfinite(model(IMAGES)).all()
     assert np.isfinite(adapted.init(KEY)[0]["out/kernel"]).all()
 
@@ -387,7 +387,7 @@ def test_one_array_alone():
 
 
 class Unswitched(linen.Module):
-    """Draws in inference, too."""
+    """Applies dropout in inference, too."""
 
     @linen.compact
     def __call__(self, x):
@@ -396,7 +396,7 @@ class Unswitched(linen.Module):
 
 
 class Always(linen.Module):
-    """Changes its statistics in inference, too."""
+    """Updates its statistics in inference, too."""
 
     @linen.compact
     def __call__(self, x):

@@ -22,7 +22,7 @@ PARTS = {
     "first": ("first/kernel", "third/kernel", "norm1/scale", "norm1/bias"),
     "second": ("second/kernel", "norm2/scale", "norm2/bias"),
 }
-"""What goes with the channels of each group but the kernels that read them."""
+"""Parameters of the channels of each group, except the kernels that read them."""
 
 
 def square(parameters, group, channel):
@@ -30,7 +30,7 @@ def square(parameters, group, channel):
     return sum(float(np.sum(np.square(array))) for array in arrays)
 
 
-def test_with_channels_all_that_goes_with_one_is_pulled_and_no_more():
+def test_the_penalty_of_a_channel_covers_all_of_its_parameters_and_no_others():
     graph, weights = described(TINY), variables(TINY)["params"]
     found = admm.pulled(graph, weights, "channel")
     assert set(found) == {part for parts in PARTS.values() for part in parts}
@@ -52,11 +52,11 @@ def test_the_projection_on_channels_is_the_nearest_point_of_the_set(group):
 
 
 @pytest.mark.parametrize("part", [part for parts in PARTS.values() for part in parts])
-def test_every_parameter_of_a_channel_has_a_say(part):
+def test_every_parameter_of_a_channel_counts(part):
     graph = described(TINY)
     parameters = admm.pulled(graph, random_weights(TINY, 0), "channel")
     parameters = jax.tree.map(np.zeros_like, parameters)
-    parameters[part][..., 2] = 1.0  # of zeros the first would stay
+    parameters[part][..., 2] = 1.0  # if all were zero, the first channel would be kept
     found = admm.nearest_sparse(graph, parameters, "channel", {"first": 1, "second": 1})
     np.testing.assert_array_equal(found[part], parameters[part])
 
@@ -64,7 +64,7 @@ def test_every_parameter_of_a_channel_has_a_say(part):
 def test_the_projection_on_weights_is_the_nearest_point_of_the_set():
     graph, count = described(TINY), KEPT["weight"]["first/kernel"]
     parameters = admm.pulled(graph, random_weights(TINY, 2), "weight")
-    # Few enough for every subset to be tried.
+    # The kernel is small, so that every subset can be tried.
     kernel = np.where(np.arange(4) < 3, parameters["first/kernel"], 0.0).astype(np.float32)
     kernel[0] = 0.0
     parameters["first/kernel"] = kernel
@@ -89,7 +89,7 @@ def test_rho_grows_tenfold_however_often_it_does(steps, updates, factor):
         state = state._replace(dual=jax.tree.map(jnp.ones_like, state.dual))
         state = state._replace(sparse=jax.tree.map(jnp.zeros_like, state.sparse))
         found, state = update(zero, state, weights)
-        # W - Z + U of a weight outside of Z
+        # W - Z + U of a weight that is zero in Z.
         gap = 1.0 - state.sparse["second/kernel"] + state.dual["second/kernel"]
         pulls.append(float((found["second/kernel"] / gap)[1, 1, 3, 2]))
     ratios = [b / a for a, b in itertools.pairwise(pulls) if b != pytest.approx(a)]
@@ -99,7 +99,7 @@ def test_rho_grows_tenfold_however_often_it_does(steps, updates, factor):
 
 
 def nearest(kernel, count):
-    """Reference: the largest `count` entries of an array, the others zero."""
+    """Returns an array with all but its `count` largest entries set to zero, as a reference."""
     flat = np.ravel(kernel)
     out = np.zeros_like(flat)
     for index in sorted(range(flat.size), key=lambda i: -abs(flat[i]))[:count]:
@@ -135,7 +135,7 @@ def test_z_and_u_follow_the_published_updates_and_compile_once():
     assert np.any(u != 0)
 
 
-def test_the_pull_is_the_gradient_of_the_penalty():
+def test_the_added_gradient_is_that_of_the_penalty():
     graph, rho = described(TINY), 0.5
     pull = admm.pull(graph, "channel", KEPT["channel"], rho=rho, start=0, stop=9, updates=1)
     first, weights = random_weights(TINY, 3), random_weights(TINY, 4)

@@ -1,4 +1,4 @@
-"""APGD: its guarantees, its schedule, and PGD as the attack to beat."""
+"""APGD: its guarantees, its schedule, and a comparison with PGD."""
 
 import functools
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from attack_nets import (
-    all_runs,
+    all_trials,
     conv_net,
     dense_net,
     drive,
@@ -31,7 +31,7 @@ IMAGES = jax.random.uniform(jax.random.key(1), (6, 8, 8, 1))
 LABELS = dense_net(NET, IMAGES).argmax(-1).astype(jnp.int32)
 RADII = {"linf": 0.03, "l2": 0.15, "l1": 0.6}
 KEY = jax.random.key(2)
-# One attack a norm, since each pair of an attack and a network is compiled.
+# One attack per norm, because each pair of an attack and a network is compiled.
 ATTACKS = {
     "linf": Apgd(name="apgd-ce", loss="ce", steps=20),
     "l2": Apgd(name="apgd-dlr", loss="dlr", steps=20),
@@ -53,7 +53,7 @@ def threat(norm, scale=1.0):
 def test_result_is_allowed_verified_and_no_better_than_the_start(norm, scale, seed):
     attack, ball, key = ATTACKS[norm], threat(norm, scale), jax.random.key(seed)
     found = drive(attack, logits_fn, IMAGES, LABELS, ball, key)
-    problem = all_runs(attack, logits_fn, IMAGES, LABELS, ball, key)
+    problem = all_trials(attack, logits_fn, IMAGES, LABELS, ball, key)
     began = start(attack, logits_fn, problem).worst
     image, is_adversarial, value = (leaf.reshape(-1, *leaf.shape[2:]) for leaf in found)
     for judged in (image, began.image):
@@ -63,7 +63,7 @@ def test_result_is_allowed_verified_and_no_better_than_the_start(norm, scale, se
         assert float(length.max()) <= ball.epsilon * (1 + 1e-5) + 1e-6
     logits = logits_fn(image)
     np.testing.assert_array_equal(is_adversarial, logits.argmax(-1) != problem.label)
-    # Of the targeted attack two runs aim at the likeliest other class, two at the next.
+    # Two trials of the targeted attack use the most likely other class, two the next one.
     ranked = jnp.argsort(logits_fn(IMAGES), axis=1, descending=True)
     more = (ranked[:, jnp.asarray([1, 1, 2, 2])].ravel(),) if norm == "l1" else ()
     want = jax.vmap(LOSSES[attack.loss])(logits, problem.label, *more)
@@ -72,7 +72,7 @@ def test_result_is_allowed_verified_and_no_better_than_the_start(norm, scale, se
 
 
 def test_looks_back_when_the_paper_does():
-    # Algorithm 1's checkpoints as shares of 100 steps, worked out by hand.
+    # The checkpoints of algorithm 1 for 100 steps, computed by hand.
     for norm in ("linf", "l2"):
         window, scale, shrinks = plan(100, norm)
         np.testing.assert_array_equal(np.flatnonzero(window) + 1, [22, 41, 57, 70, 80, 87, 93, 99])
@@ -97,7 +97,7 @@ def test_a_look_back_reaches_to_the_one_before(steps, norm):
 @norms
 def test_the_step_size_follows_the_rules(norm):
     attack, ball = ATTACKS[norm], threat(norm)
-    problem = all_runs(attack, logits_fn, IMAGES, LABELS, ball, KEY)
+    problem = all_trials(attack, logits_fn, IMAGES, LABELS, ball, KEY)
     window, scale, _ = plan(attack.steps, norm)
     radius = scale * np.float32(RADII[norm])
     state = start(attack, logits_fn, problem)
@@ -117,10 +117,10 @@ def test_the_step_size_follows_the_rules(norm):
         else:
             np.testing.assert_array_equal(ratio[changed], 0.5)
             back = changed
-        # A run that goes back does so to its best image, with the gradient that it had there.
+        # A trial that is reset goes back to its best image, with the gradient at that image.
         np.testing.assert_array_equal(state.current[back], state.best.image[back])
         np.testing.assert_array_equal(state.gradient[back], state.best_gradient[back])
-        # The worst image is an allowed one at every step, and gets no better for the network.
+        # The worst image is allowed at every step, and its loss never decreases.
         length = jax.vmap(attacks.distance, (None, 0, 0))(ball, state.worst.image, problem.image)
         assert float(length.max()) <= ball.epsilon * (1 + 1e-5)
         assert bool((old.worst.is_adversarial | (state.worst.loss >= old.worst.loss)).all())
@@ -129,7 +129,7 @@ def test_the_step_size_follows_the_rules(norm):
 
 def test_climbs_to_the_top_of_a_hill_narrower_than_its_first_step():
     def hill(images):
-        """The loss is highest at the peak, and label 0 wins even there."""
+        """A network whose loss is highest at the peak, and which predicts label 0 even there."""
         away = jnp.sum(jnp.square(images - peak), axis=(1, 2, 3))
         return jnp.stack([jnp.zeros_like(away), -1 - away], axis=1)
 
@@ -146,17 +146,17 @@ def test_finds_the_worst_image_of_a_linear_network_in_the_l1_ball():
     images = jax.random.uniform(jax.random.key(6), (3, 8, 8, 1), minval=0.2, maxval=0.8)
 
     def linear(images):
-        """Two classes, of which label 0 wins everywhere."""
+        """A linear network of two classes that predicts label 0 everywhere."""
         score = images.reshape(-1, 64) @ weights - 100
         return jnp.stack([jnp.zeros_like(score), score], axis=1)
 
-    # Averaging over passes of a network that draws nothing changes nothing.
+    # Averaging over passes changes nothing for a deterministic network.
     attack = Apgd(name="apgd-t", loss="targeted-dlr", steps=40, targets=9, eot=2)
     found = drive(attack, linear, images, jnp.zeros(3, jnp.int32), threat("l1", 3.0), KEY)
     assert found.is_adversarial.shape == (3, 1) and not found.is_adversarial.any()
     x, w = np.asarray(images).reshape(3, 64), np.asarray(weights)
     gain = (np.asarray(found.image).reshape(3, 64) - x) @ w
-    # The best there is: the pixels of largest weight, each as far as the box lets it.
+    # The optimum changes the pixels of largest weight, each as far as the box allows.
     order = np.argsort(-np.abs(w))
     room = np.where(w > 0, 1 - x, x)[:, order]
     best = np.clip(1.8 - (room.cumsum(1) - room), 0, room) @ np.abs(w)[order]
@@ -165,9 +165,9 @@ def test_finds_the_worst_image_of_a_linear_network_in_the_l1_ball():
 
 
 @norms
-def test_runs_out_of_step_do_not_disturb_each_other(norm):
+def test_trials_at_different_steps_do_not_affect_each_other(norm):
     attack = ATTACKS[norm]
-    problem = all_runs(attack, logits_fn, IMAGES, LABELS, threat(norm), KEY)
+    problem = all_trials(attack, logits_fn, IMAGES, LABELS, threat(norm), KEY)
 
     def walk(state, numbers):
         for number in numbers:
@@ -197,12 +197,12 @@ def test_labels_and_images_of_others_have_no_influence(norm):
 
 
 def test_restarts_start_elsewhere():
-    problem = all_runs(ATTACKS["l1"], logits_fn, IMAGES, LABELS, threat("l1"), KEY)
+    problem = all_trials(ATTACKS["l1"], logits_fn, IMAGES, LABELS, threat("l1"), KEY)
     began = start(ATTACKS["l1"], logits_fn, problem).current.reshape(6, 4, -1)
     assert bool((began[:, 0] != began[:, 1]).any(axis=1).all())
 
 
-def test_number_of_runs():
+def test_number_of_trials():
     assert Apgd(name="apgd-ce", loss="ce", restarts=5).trials(10) == 5
     for targets, classes, runs in [(9, 10, 9), (9, 4, 3), (5, 10, 5), (9, 2, 1), (None, 100, 99)]:
         attack = Apgd(name="apgd-t", loss="targeted-dlr", targets=targets)
@@ -210,7 +210,7 @@ def test_number_of_runs():
 
 
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.1), ("l2", 0.6)])
-def test_fells_what_pgd_fells(norm, epsilon):
+def test_breaks_what_pgd_breaks(norm, epsilon):
     variables, test_x, test_y = trained_on_digits()
     images, labels = jnp.asarray(test_x / np.float32(255), jnp.float32), jnp.asarray(test_y)
     net = functools.partial(conv_net, variables)
@@ -221,7 +221,7 @@ def test_fells_what_pgd_fells(norm, epsilon):
     stands, stood = (
         float((natural & ~fell).mean()) for fell in (apgd.is_adversarial[:, 0], pgd.is_adversarial)
     )
-    assert 0.05 < stood < 0.95  # otherwise the comparison says nothing
+    assert 0.05 < stood < 0.95  # otherwise the comparison is meaningless
     assert stands <= stood + 1 / 360
 
 
@@ -237,6 +237,6 @@ def test_fells_what_pgd_fells(norm, epsilon):
         ({"loss": "ce", "rho": 75}, r"rho must be in \(0, 1\], got 75"),
     ],
 )
-def test_settings_that_cannot_be_meant(settings, message):
+def test_invalid_settings(settings, message):
     with pytest.raises(UserError, match=message):
         Apgd(name="apgd", **settings)

@@ -1,4 +1,4 @@
-"""The Python interface: a network of one's own trained, resumed, saved and loaded."""
+"""The Python interface: a user's own network is trained, resumed, saved and loaded."""
 
 import dataclasses
 import functools
@@ -18,8 +18,10 @@ from irp_jax.data import limited
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_compiles():
-    """For all of this module, the run that its tests share among it: what is compiled otherwise
-    differs in its last bits."""
+    """Applies to the whole module, also to the run that its tests share.
+
+    Programs that are compiled with other optimisations differ in the last bits.
+    """
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -47,7 +49,7 @@ class Net(nn.Module):
 
 @functools.cache
 def digits():
-    """Few of them, the test images too."""
+    """Returns a part of digits, with few training and test images."""
     whole = limited(irp.load_data("digits"), 256)
     return dataclasses.replace(whole, test=whole.test.take(np.arange(60)))
 
@@ -57,14 +59,14 @@ train = functools.partial(irp.train, dataset=digits(), **SETTINGS)
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A run that nobody interrupted: its folder, its network and what the callback was told."""
+    """Returns folder, network and callback rows of a run that was not interrupted."""
     folder, rows = tmp_path_factory.mktemp("api") / "run", []
     return folder, train(Net(), workdir=folder, callback=rows.append), rows
 
 
 @pytest.fixture(scope="module")
 def saved(finished, tmp_path_factory):
-    """The network in a folder."""
+    """Returns a folder with the saved network."""
     folder = tmp_path_factory.mktemp("saved") / "small"
     finished[1].save(folder)
     return folder
@@ -72,7 +74,7 @@ def saved(finished, tmp_path_factory):
 
 @pytest.fixture
 def copied(saved, tmp_path):
-    """A copy to be damaged."""
+    """Returns a copy of the saved network, for tests that damage it."""
     for path in saved.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
@@ -89,7 +91,7 @@ def pixels(count=5):
 # ---- training ----------------------------------------------------------------------------------
 
 
-def test_a_network_of_ones_own_comes_back_small(finished):
+def test_training_returns_a_compact_network(finished):
     folder, network, _ = finished
     assert network(pixels()).shape == (5, 10)
     as_floats = network(pixels().astype(np.float32) / np.float32(255))
@@ -132,11 +134,11 @@ def test_the_same_call_returns_the_finished_network_bit_for_bit(finished):
     assert rows == [] and again.history == network.history
     assert digest(again) == digest(network)
     np.testing.assert_array_equal(again(pixels()), network(pixels()))
-    # A budget that is written otherwise is the same one.
+    # The same budget in another notation is the same run.
     assert digest(train(Net(), workdir=folder, budget="0.40")) == digest(network)
 
 
-def test_what_was_interrupted_goes_on_to_the_same_network(finished, tmp_path):
+def test_an_interrupted_run_resumes_to_the_same_network(finished, tmp_path):
     _, network, rows = finished
 
     def interrupt(row):
@@ -145,7 +147,7 @@ def test_what_was_interrupted_goes_on_to_the_same_network(finished, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train(Net(), workdir=tmp_path, callback=interrupt)
-    with pytest.raises(irp.UserError, match="none of ours: give its model"):
+    with pytest.raises(irp.UserError, match="from outside this package: give its model"):
         irp.load(tmp_path)
     halfway = irp.load(tmp_path, model=Net())
     assert halfway.epoch == 1 and halfway(pixels()).shape == (5, 10)
@@ -181,7 +183,7 @@ def given(seed):
 
 
 def test_training_starts_from_the_weights_that_are_given():
-    """It hardly moves them here, and prunes the smallest."""
+    """With a tiny learning rate the weights stay, and the smallest are pruned."""
     start = given(seed=7)
     network = train(
         Net(), variables=start, epochs=2, method="magnitude", granularity="weight",
@@ -213,7 +215,7 @@ def test_training_starts_from_the_weights_that_are_given():
         ({"dataset": "digit"}, "unknown dataset 'digit': did you mean 'digits'"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_done_is_said_in_one_line(tmp_path, change, message):
+def test_errors_are_one_line(tmp_path, change, message):
     with pytest.raises(irp.UserError, match=message) as error:
         train(change.pop("model", Net()), workdir=tmp_path / "run", **change)
     assert "\n" not in str(error.value)
@@ -276,8 +278,8 @@ def test_what_was_loaded_can_be_saved_again(saved, tmp_path):
     irp.load(saved, model=Net()).save(tmp_path / "again")
     again = irp.load(tmp_path / "again")
     assert digest(again) == digest(irp.load(saved))
-    again.save(tmp_path / "again", function=False)  # in place of what is there
-    with pytest.raises(irp.UserError, match="none of ours: give its model, Net"):
+    again.save(tmp_path / "again", function=False)  # replaces the saved network
+    with pytest.raises(irp.UserError, match="from outside this package: give its model, Net"):
         irp.load(tmp_path / "again")
     assert digest(irp.load(tmp_path / "again", model=Net())) == digest(again)
 
@@ -307,12 +309,12 @@ def test_a_damaged_file_is_told_in_one_line(copied, name, damage):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 3}, "is of format 3, and this version reads up to 2"),
+        ({"format": 4}, "is of format 4, and this version reads 3"),
         ({"format": None}, "is of format None"),
-        (None, "is no record of a network"),
-        ({"sha256": {}}, "is no record of a network"),
-        ({"sha256": None}, "is no record of a network"),
-        ({"model": "Net"}, "is no record of a network"),
+        (None, "is not the record of a network"),
+        ({"sha256": {}}, "is not the record of a network"),
+        ({"sha256": None}, "is not the record of a network"),
+        ({"model": "Net"}, "is not the record of a network"),
     ],
 )
 def test_a_record_of_another_version_or_of_nothing_is_told_in_one_line(copied, change, message):
@@ -324,7 +326,7 @@ def test_a_record_of_another_version_or_of_nothing_is_told_in_one_line(copied, c
 
 
 class Other(nn.Module):
-    """The same groups, and other arrays."""
+    """A network with the same groups and other arrays."""
 
     @nn.compact
     def __call__(self, images, train):
@@ -346,7 +348,7 @@ def test_a_model_with_another_number_of_logits_is_refused(saved):
     assert "\n" not in str(error.value)
 
 
-def test_what_is_none_is_told(tmp_path):
+def test_a_missing_network_is_an_error(tmp_path):
     with pytest.raises(irp.UserError, match="no checkpoint in"):
         irp.load(tmp_path / "nothing")
 
@@ -368,7 +370,7 @@ def test_one_of_ours_is_saved_without_a_function(tmp_path):
 
 
 def test_a_network_that_mixes_the_images_of_a_batch_comes_back_with_its_model(tmp_path):
-    """Its function may be saved or not; its code always serves."""
+    """Its function may fail to export, but its model always serves to load it."""
 
     class Mixing(nn.Module):
         @nn.compact
@@ -392,7 +394,7 @@ def test_no_file_that_a_record_names_is_ever_run(copied, tmp_path_factory, where
     record = json.loads((copied / "network.json").read_text())
     record["model"] = {"name": f"{folder / 'evil.py'}:Net", "width": 1.0}
     (copied / "network.json").write_text(json.dumps(record))
-    with pytest.raises(irp.UserError, match="no record of a network"):
+    with pytest.raises(irp.UserError, match="not the record of a network"):
         irp.load(copied)
     assert not ran.exists()
 
@@ -403,7 +405,7 @@ def test_no_file_that_a_checkpoint_names_is_ever_run(finished, tmp_path):
     record = {**saved.record, "network": {**saved.record["network"]}}
     record["network"]["model"] = {"name": f"{tmp_path / 'evil.py'}:Net", "width": 1.0}
     checkpoint.save(tmp_path / "checkpoints", 3, saved.network, None, record)
-    with pytest.raises(irp.UserError, match="none of ours"):
+    with pytest.raises(irp.UserError, match="from outside this package"):
         irp.load(tmp_path)
     assert not (tmp_path / "ran").exists()
 
@@ -427,15 +429,15 @@ def test_no_file_that_a_checkpoint_names_is_ever_run(finished, tmp_path):
         {"dtypes": None},
     ],
 )
-def test_a_record_that_cannot_be_is_told_in_one_line(copied, change):
+def test_an_invalid_record_is_told_in_one_line(copied, change):
     record = json.loads((copied / "network.json").read_text())
     (copied / "network.json").write_text(json.dumps({**record, **change}))
-    with pytest.raises(irp.UserError, match="no record of a network"):
+    with pytest.raises(irp.UserError, match="not the record of a network"):
         irp.load(copied)
 
 
 @pytest.mark.parametrize("what", ["unknown kind", "text", "objects", "no archive"])
-def test_arrays_that_are_none_are_told_in_one_line(copied, what):
+def test_invalid_arrays_are_told_in_one_line(copied, what):
     with np.load(copied / "arrays.npz") as found:
         arrays = {name: found[name] for name in found.files}
     more = {
@@ -453,7 +455,7 @@ def test_arrays_that_are_none_are_told_in_one_line(copied, what):
         irp.load(copied)
 
 
-def test_what_else_lies_in_the_folder_of_a_network_survives_its_renewal(saved, tmp_path):
+def test_other_files_in_the_folder_of_a_network_survive_its_replacement(saved, tmp_path):
     network = irp.load(saved)
     network.save(tmp_path / "network")
     (tmp_path / "network" / "README.md").write_text("a card")
@@ -462,11 +464,11 @@ def test_what_else_lies_in_the_folder_of_a_network_survives_its_renewal(saved, t
     assert [path.name for path in tmp_path.iterdir()] == ["network"]
 
 
-def test_a_renewal_that_was_killed_loses_nothing(saved, tmp_path):
+def test_an_interrupted_replacement_loses_nothing(saved, tmp_path):
     network = irp.load(saved)
     network.save(tmp_path / "network")
     (tmp_path / "network" / "README.md").write_text("a card")
-    (tmp_path / "network").rename(tmp_path / ".network.old")  # killed before the new one came
+    (tmp_path / "network").rename(tmp_path / ".network.old")  # as after a kill
     network.save(tmp_path / "network")
     assert (tmp_path / "network" / "README.md").read_text() == "a card"
     assert [path.name for path in tmp_path.iterdir()] == ["network"]
@@ -484,7 +486,7 @@ def test_a_network_is_pruned_that_was_trained_before():
         train(Net(), variables=small)
 
 
-def test_what_another_model_computes_is_said(saved, capsys):
+def test_a_model_with_other_operations_is_told(saved, capsys):
     class Twin(Net):  # the same arrays, another function
         @nn.compact
         def __call__(self, images, train):

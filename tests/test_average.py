@@ -1,4 +1,4 @@
-"""What training carries along or is told by options: averages, clipping, schedules."""
+"""Options of training: weight averaging, gradient clipping and learning rate schedules."""
 
 import dataclasses
 
@@ -36,14 +36,14 @@ def variables():
 def test_the_average_follows_by_hand():
     state, latest = {"w": jnp.array([0.0, 8.0])}, {"w": jnp.array([10.0, 8.0])}
     first = update_average(state, latest, jnp.int32(0), 0.5)
-    np.testing.assert_allclose(first["w"], [9.0, 8.0], rtol=1e-6)  # keeps 1 / 10
+    np.testing.assert_allclose(first["w"], [9.0, 8.0], rtol=1e-6)  # the first decay is 1 / 10
     late = update_average(first, latest, jnp.int32(1000), 0.75)
     np.testing.assert_allclose(late["w"], [9.25, 8.0], rtol=1e-6)
     assert update_average(None, latest, jnp.int32(0), 0.5) is None
 
 
 def _distinct(state):
-    """A state in which no two arrays are equal, so that a mix-up shows."""
+    """Returns a state in which no two arrays are equal, so that a mix-up is noticed."""
     rng = np.random.default_rng(0)
 
     def draw(leaf):
@@ -135,6 +135,6 @@ def test_schedules_at_known_steps():
         ({"schedule": "cosin"}, "cosine"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(change, message):
+def test_invalid_settings_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         configs.check(dataclasses.replace(CONFIG, **change))

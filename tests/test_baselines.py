@@ -1,4 +1,4 @@
-"""The baselines: one keep rate, the narrow start, the largest units, whole runs."""
+"""The baselines: uniform keep rates, width scaling, magnitude pruning, and whole runs."""
 
 import dataclasses
 import math
@@ -28,8 +28,8 @@ from irp_jax.training.state import freeze
 
 def test_the_largest_common_factor_within_the_budget_counted_by_hand():
     graph = described(Net())
-    # c channels twice: 9 * 64 * c to read the image, 9 * 64 * c * c, and 3 * c for the logits.
-    # 41,496 with 8, 51,867 with 9, 156,720 with 16.
+    # MACs of two layers of c channels: 9 * 64 * c + 9 * 64 * c * c, and 3 * c for the logits.
+    # That is 41,496 for c = 8, 51,867 for c = 9 and 156,720 for c = 16.
     for limit, channels in ((41_496, 8), (51_866, 8), (51_867, 9), (156_720, 16), (1_155, 1)):
         assert uniform.keep_counts(graph, "channel", "macs", limit) == {
             "first": channels,
@@ -42,7 +42,7 @@ def test_the_largest_common_factor_within_the_budget_counted_by_hand():
 def test_no_larger_factor_fits_and_none_is_skipped(kind, budget):
     graph = described(Net(a=10, b=24))
     limit = math.floor(budget * getattr(cost.total(graph), kind))
-    # Counts change where a size times the factor is a half.
+    # Rounded counts change where a size times the factor is a multiple of 1 / 2.
     halves = {(j + 0.5) / size + 1e-9 for size in (10, 24) for j in range(size)}
     sizes = {"first": 10, "second": 24}
     counts = [{n: max(1, round(s * f)) for n, s in sizes.items()} for f in {0.0, *halves}]
@@ -120,13 +120,13 @@ def test_the_largest_stay_and_of_equals_the_first():
 
 @pytest.mark.parametrize("granularity", ["channel", "weight"])
 @pytest.mark.parametrize("method", ["magnitude", "admm"])
-def test_the_weakest_go_at_one_rate_and_the_rest_is_untouched(method, granularity):
+def test_the_smallest_units_are_cut_at_one_rate_and_the_others_are_unchanged(method, granularity):
     net = Net(a=8, b=16)
     config = Config(method=method, granularity=granularity, budget="0.3", batch_size=32, epochs=6)
     graph, plan, state = begun(config, net)
     weights = random_weights(net, 6)
     state = dataclasses.replace(state, params={"weights": weights, "masks": {}})
-    if method == "admm":  # the sum of past distances has no say in what is cut
+    if method == "admm":  # U must not influence which units are cut
         other = jax.tree.map(
             lambda leaf: 9 * jnp.flip(leaf), admm.pulled(graph, weights, granularity)
         )
@@ -137,7 +137,7 @@ def test_the_weakest_go_at_one_rate_and_the_rest_is_untouched(method, granularit
     left = frozen.params["weights"]
     if granularity == "channel":
 
-        def size(conv, norm):  # magnitude goes by filters, ADMM by the scales and biases too
+        def size(conv, norm):  # magnitude uses the kernels, ADMM also scales and biases
             size = np.sum(weights[f"{conv}/kernel"] ** 2, (0, 1, 2))
             norms = (weights[f"{norm}/scale"], weights[f"{norm}/bias"]) if method == "admm" else ()
             return size + sum(np.square(array) for array in norms)
@@ -189,7 +189,7 @@ def test_stages_have_an_epoch_each_at_least(change, stages, freeze):
 @pytest.mark.parametrize("method", ["lagrangian", "hinge", "width"])
 @pytest.mark.parametrize("kind", ["macs", "params"])
 @pytest.mark.parametrize("granularity", ["channel", "weight"])
-def test_the_least_budget_that_is_named_will_do(method, kind, granularity):
+def test_the_smallest_budget_that_an_error_names_is_accepted(method, kind, granularity):
     for width in range(20, 40):
         graph = described(Net(width))
         for asked in ("1e-6", "0.001k"):
@@ -228,7 +228,7 @@ def test_the_learning_rate_starts_anew_with_each_stage():
         ({"restart_rate": -1.0}, "positive"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(change, message):
+def test_invalid_settings_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         configs.check(Config(**change))
 
@@ -270,7 +270,7 @@ def test_runs_are_on_budget_and_a_killed_one_ends_alike(quick_runs, tmp_path, me
     killed = dataclasses.replace(config, workdir=str(tmp_path / "killed"))
     with pytest.raises(KeyboardInterrupt):
         experiment.run(killed, Stopping(stop=4), "bin/train")
-    # Within ADMM: after 15 steps, five an epoch; Z and U are of step 14, those of 18 to come.
+    # Killed within the ADMM stage after 15 steps, 5 per epoch. Z and U were updated at step 14.
     saved = checkpoint.restore(tmp_path / "killed" / "checkpoints", None, print)
     assert saved.epoch == 3
     again = experiment.run(killed, Stopping(), "bin/train")

@@ -1,11 +1,11 @@
-"""Bounds round uniform pruning: held on the way down and at the end, beside budget and floors."""
+"""Bounds around uniform pruning hold during the schedule and at the end, as do all minima."""
 
 import functools
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from budget_nets import KINDS, LARGE, SMALL, assert_floors, random_scores
+from budget_nets import KINDS, LARGE, SMALL, assert_minimum, random_scores
 from hypothesis import given
 from hypothesis import strategies as st
 from pruning_nets import kept_units, quick_jit
@@ -30,9 +30,9 @@ def solver(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(st.sampled_from([0.1, 0.16, 0.3, 0.7]), st.integers(0, 10**6))
-def test_no_group_strays_from_the_uniform_share(kind, goal, seed):
-    # One group's units are all worth a lot, another's nothing: without bounds both would be whole
-    # and nearly empty.
+def test_each_group_stays_near_the_uniform_share(kind, goal, seed):
+    # All units of one group are important, those of another are not. Without bounds one group would
+    # be kept whole and the other pruned to its minimum.
     score = {name: np.asarray(s) for name, s in random_scores(LARGE, "channel", seed).items()}
     first, second, *_ = score
     score |= {first: score[first] + 100, second: score[second] - 100}
@@ -45,16 +45,16 @@ def test_no_group_strays_from_the_uniform_share(kind, goal, seed):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("goal", [0.06, 0.16, 0.5])
-def test_what_is_kept_in_the_end_is_within_a_factor_of_what_uniform_pruning_keeps(kind, goal):
+def test_final_keep_counts_are_within_a_factor_of_uniform_pruning(kind, goal):
     limit = int(goal * cost.total(LARGE).of(kind))
     even = uniform.keep_counts(LARGE, "channel", kind, limit)
     logits = random_scores(LARGE, "channel", 3)
-    logits = {name: logits[name] * (i % 3 - 1) for i, name in enumerate(logits)}  # far from even
+    logits = {name: logits[name] * (i % 3 - 1) for i, name in enumerate(logits)}  # far from uniform
     kept = kept_units(budget.best_within(LARGE, logits, "channel", kind, limit, spread=SPREAD))
     assert 0.97 * limit <= cost.total(LARGE, kept).of(kind) <= limit
-    assert_floors(LARGE, "channel", kept)
+    assert_minimum(LARGE, "channel", kept)
     for name, count in kept.items():
-        # A channel more or less: counts of uniform pruning are rounded.
+        # One channel of tolerance, because the counts of uniform pruning are rounded.
         assert (even[name] - 1) / SPREAD - 1 <= count <= SPREAD * (even[name] + 1)
 
 
@@ -66,7 +66,7 @@ def test_a_spread_of_one_is_uniform_pruning():
     assert all(abs(kept[name] - even[name]) <= 1 for name in kept)
 
 
-def test_floors_hold_where_the_uniform_share_is_below_them():
+def test_minimum_keep_counts_hold_where_the_uniform_share_is_below_them():
     least = masks.min_keep(SMALL, "channel")
     limit = cost.total(SMALL, least).macs
     logits = random_scores(SMALL, "channel", 0)

@@ -1,4 +1,4 @@
-"""Budgets: met exactly, never by killing a layer, and learned without lag or rebound."""
+"""Budgets: met exactly, without empty layers; the cost follows the sparsity schedule."""
 
 import functools
 import itertools
@@ -13,7 +13,7 @@ from budget_nets import (
     LARGE,
     SMALL,
     TINY,
-    assert_floors,
+    assert_minimum,
     exact_ratio,
     random_scores,
     with_one_more,
@@ -23,10 +23,10 @@ from pruning_nets import kept_units, quick_jit, random_masks
 from irp_jax.pruning import budget, cost, masks
 from irp_jax.pruning.bounds import around
 
-# The ramp.
+# The sparsity schedule.
 
 
-def test_the_ramp_is_one_then_falls_to_the_budget_and_stays():
+def test_the_sparsity_schedule_is_one_then_falls_to_the_budget_and_stays():
     target = budget.sparsity_schedule(0.16, 10, 50)
     found = [float(target(jnp.int32(step))) for step in range(80)]
     np.testing.assert_allclose(found[:11], 1.0)
@@ -36,7 +36,7 @@ def test_the_ramp_is_one_then_falls_to_the_budget_and_stays():
     assert float(budget.sparsity_schedule(0.3, 5, 5)(jnp.int32(6))) == pytest.approx(0.3)
 
 
-# Solving for the price.
+# Solving for the multiplier.
 
 
 @functools.cache
@@ -65,21 +65,21 @@ def test_solve_meets_the_goal_as_well_as_units_allow(granularity, kind):
         score = random_scores(graph, granularity, seed)
         thresholds = {name: float(t) for name, t in solve(score, jnp.float32(goal)).items()}
         kept = above(score, thresholds)
-        assert_floors(graph, granularity, kept)
+        assert_minimum(graph, granularity, kept)
         free = {name: t for name, t in thresholds.items() if kept[name] > least[name]}
         ratio = exact_ratio(graph, kind, kept)
         if not free:
             assert ratio >= goal and kept == least
             continue
         assert ratio <= goal * (1 + 1e-6)
-        # One threshold for all but those on their floor, and no lower one would do.
+        # One threshold holds for all masks above their minimum. No lower one meets the goal.
         assert max(free.values()) - min(free.values()) < 1e-5
         if goal < 1.0:
             (threshold, *_) = free.values()
             best = {n: s[s <= min(threshold, thresholds[n])] for n, s in score.items()}
             name = max((n for n in best if best[n].size), key=lambda n: best[n].max())
             more = {**kept, name: kept[name] + 1}
-            # Two scores may lie closer together than the bisection ends.
+            # Two scores may be closer together than the precision of the bisection.
             assert exact_ratio(graph, kind, more) > goal - 1e-5
 
 
@@ -93,11 +93,11 @@ def test_solve_keeps_more_when_more_is_allowed(granularity):
     assert counts[-1] == masks.units(graph, granularity)
 
 
-# The default rule, fed with gradients of which only the size is meaningful.
+# The default rule, with random gradients of given size.
 
 
 def run_lagrangian(graph, granularity, kind, target, sizes, steps, later=None, **settings):
-    """Logits by mask after each of `steps` updates, steps first.
+    """Returns mask name -> logits after each of `steps` updates, with leading axis steps.
 
     Args:
         sizes: mask name -> standard deviation of each gate's gradient.
@@ -117,7 +117,7 @@ def run_lagrangian(graph, granularity, kind, target, sizes, steps, later=None, *
             logits, state = carry
             gradients = jax.tree.map(lambda g, m: masks.slope(m) * g, by_gates, logits)
             updates, state = rule.update(gradients, state, logits)
-            # As optax.apply_updates does, so rounding included.
+            # The same rounding as in optax.apply_updates.
             logits = jax.tree.map(lambda m, u: m + u, logits, updates)
             return (logits, state), logits
 
@@ -126,7 +126,7 @@ def run_lagrangian(graph, granularity, kind, target, sizes, steps, later=None, *
     return jax.device_get(run(start, noise))
 
 
-def test_logits_compare_across_masks_where_a_floor_holds_one_up():
+def test_logits_compare_across_masks_where_one_is_at_its_minimum():
     poor = "stage2_block1/conv1"
     sizes = random_sizes(LARGE, "channel", 1)
     sizes[poor] = 1e-3 * sizes[poor]
@@ -142,7 +142,7 @@ def test_logits_compare_across_masks_where_a_floor_holds_one_up():
 
 
 def kept_history(logits):
-    """Mask name -> units kept, step by step."""
+    """Returns mask name -> units kept after each step."""
     steps = range(len(next(iter(logits.values()))))
     return [kept_units({name: values[step] for name, values in logits.items()}) for step in steps]
 
@@ -168,20 +168,20 @@ def test_the_cost_follows_the_schedule_and_every_minimum_holds(granularity, kind
     for step, kept in enumerate(history):
         now = float(target(jnp.int32(step)))
         ratio = exact_ratio(graph, kind, kept)
-        assert_floors(graph, granularity, kept)
+        assert_minimum(graph, granularity, kept)
         assert ratio <= now * (1 + 1e-6), step
         if now >= 1.0:
             assert ratio == 1.0
             continue
-        # Short of the target by no more than one unit.
+        # The cost is below the target by no more than one unit.
         costs = [exact_ratio(graph, kind, k) for k in with_one_more(kept, graph, granularity)]
         assert max(costs) > now - 1e-4, step
     changes = sum(a != b for a, b in itertools.pairwise(history[ramp_end:]))
-    assert changes > 10  # Units still come and go.
+    assert changes > 10  # Units are still pruned and restored.
 
 
-def test_exactly_the_minimum_is_kept_however_wildly_units_change_places():
-    """Scores near zero: the last unit kept is above its threshold by less than rounding."""
+def test_exactly_the_minimum_is_kept_however_often_the_order_of_units_changes():
+    """Scores are near zero: the last unit kept is above the threshold by less than rounding."""
     marginal_costs = jax.grad(lambda gates: cost.ratio(SMALL, "macs", masks.keep_counts(gates)))(
         masks.gates({n: jnp.ones(size) for n, size in masks.min_keep(SMALL, "channel").items()})
     )
@@ -194,7 +194,7 @@ def test_exactly_the_minimum_is_kept_however_wildly_units_change_places():
     assert all(kept == masks.min_keep(SMALL, "channel") for kept in history[1:])
 
 
-def test_the_unimportant_are_pruned_first_and_a_unit_that_grows_comes_back():
+def test_unimportant_units_are_pruned_first_and_one_that_becomes_important_is_restored():
     sizes = {name: np.ones(m.shape, np.float32) for name, m in masks.init(SMALL, "channel").items()}
     for name in sizes:
         sizes[name][: sizes[name].size // 2] = 1e-3
@@ -209,7 +209,7 @@ def test_the_unimportant_are_pruned_first_and_a_unit_that_grows_comes_back():
 
 
 def test_a_logit_is_half_the_log_of_importance_over_multiplier_times_cost():
-    """Units of one group cost the same, so their logits differ by their gradients' log ratio."""
+    """All units of a group cost the same. Their logits differ by the log ratio of gradients."""
     rule = budget.lagrangian(SMALL, "channel", "macs", lambda step: jnp.float32(0.5))
     logits = masks.init(SMALL, "channel")
     sizes = {name: np.geomspace(1, 50, m.size).astype(np.float32) for name, m in logits.items()}
@@ -229,7 +229,7 @@ def test_it_survives_units_without_any_gradient():
     updates, _ = quick_jit(rule.update)(zero, rule.init(logits), logits)
     moved = jax.tree.map(lambda m, u: m + u, logits, updates)
     assert all(bool(jnp.isfinite(m).all()) for m in moved.values())
-    assert_floors(SMALL, "channel", kept_units(moved))
+    assert_minimum(SMALL, "channel", kept_units(moved))
 
 
 # The published rule.
@@ -240,7 +240,7 @@ def test_hinge_is_the_gradient_taken_by_hand(granularity):
     logits = random_masks(TINY, granularity, 2)
     ratio = exact_ratio(TINY, "macs", kept_units(logits))
     gradients = {n: jnp.asarray(v) for n, v in random_scores(TINY, granularity, 0).items()}
-    # The marginal cost of each mask, by an exact difference.
+    # The marginal cost of each mask is an exact difference.
     kept = kept_units(logits)
     marginal_costs = {
         name: exact_ratio(TINY, "macs", {**kept, name: n + 1}) - ratio for name, n in kept.items()

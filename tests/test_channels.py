@@ -1,4 +1,4 @@
-"""Channels that are given: read, taken from results, refused, and what training makes of them."""
+"""The setting `channels`: parsing, reading from results, errors, and training with it."""
 
 import dataclasses
 import json
@@ -21,14 +21,14 @@ from irp_jax.training.plan import make_plan
 from irp_jax.training.state import freeze
 
 
-def test_no_channels_given_leaves_a_run_the_one_it_was_before_they_could_be():
+def test_without_channels_the_identity_is_that_of_older_versions():
     assert "channels" not in configs.identity(Config())
     given = Config(method="width", channels="stage1=12")
     assert configs.identity(given)["channels"] == "stage1=12"
     assert configs.run_name(given) != configs.run_name(Config(method="width"))
 
 
-def test_the_order_in_which_channels_are_given_makes_no_other_run():
+def test_the_order_of_given_channels_does_not_matter():
     given = ("a=1,b=2", "b=2,a=1", "b = 2, a=1")
     assert len({configs.run_name(Config(method="width", channels=text)) for text in given}) == 1
 
@@ -51,7 +51,7 @@ def test_channels_are_taken_from_results_and_come_back(tmp_path):
         configs.channels_of(str(tmp_path / "missing.json"))
 
 
-def test_channels_that_are_given_are_what_is_left_drawn_as_a_network_of_their_own():
+def test_given_channels_are_kept_and_initialised_as_a_network_of_that_size():
     wide = Net(64, 96, classes=40)
     config = Config(method="width", budget="0.2", batch_size=32, channels="first=6,second=90")
     graph, plan, state = begun(config, wide)
@@ -87,7 +87,7 @@ def test_a_finished_run_of_given_channels_is_not_shown_for_uniform_ones(tmp_path
         ("c=3", "1", "unknown channel group 'c'.*first, second"),
         ("first=17,second=1", "1", "first has 16 channels, got 17: give the model and --width"),
         ("first=6", "1", "every channel group of resnet20: give also second"),
-        # 9 * 64 * (8 + 8 * 9) and 3 * 9 for the logits.
+        # MACs: 9 * 64 * (8 + 8 * 9), and 3 * 9 for the logits.
         (
             "first=8,second=9",
             "46106",

@@ -1,4 +1,4 @@
-"""Checkpoints come back bit for bit, and a damaged one is noticed and passed over."""
+"""Checkpoints are restored bit for bit. A damaged one is noticed and skipped."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""What a user meets at the command line: one line for what cannot be done, and exit code 2."""
+"""The command line: each error is one line, with exit code 2."""
 
 import dataclasses
 from pathlib import Path
@@ -16,7 +16,7 @@ ZOO = Path(__file__).parent.parent / "results" / "zoo"
 
 
 def refusal(capsys, monkeypatch, command, *arguments):
-    """Runs a command that must be refused; returns the line it printed."""
+    """Runs a command that must fail with exit code 2, and returns the line that it printed."""
     monkeypatch.setattr("sys.argv", ["bin/x", *arguments])
     with pytest.raises(SystemExit) as stopped:
         run.main(command)
@@ -190,7 +190,7 @@ def test_flags_win_over_what_suits_the_data_set_which_wins_over_the_config(monke
 
 @pytest.fixture
 def other_digits(tmp_path):
-    """Writes digits to an .npz with these names, in the order of the names."""
+    """Returns a function that writes digits to an .npz with class names in another order."""
     digits = data.load("digits")
 
     def write(names, images=digits.test.images):

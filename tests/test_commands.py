@@ -1,4 +1,4 @@
-"""Commands that run beside each other: they stop together, and what one failed of is its own."""
+"""Commands that run at once stop together, and each reports its own error."""
 
 import os
 import signal
@@ -47,10 +47,8 @@ def test_a_command_begun_while_the_sweep_stops_is_stopped_too(tmp_path):
     assert parallel.core_numbers() == before
 
 
-def test_what_a_command_failed_of_is_its_last_error_not_what_others_write_there(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # as bin/ has it
+def test_the_error_of_a_command_is_its_own_last_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # as bin/ does
     log = tmp_path / "log.txt"
     before = "$ bin/train\nerror: of another day\n"
     log.write_text(before + "$ bin/train\nerror: in use by another run\n└──┘ of that run\n")

@@ -1,4 +1,4 @@
-"""Slimming: the small network computes what the masked one does, and is as small as reported."""
+"""Compaction: the compact network computes what the masked one does, at the reported cost."""
 
 import dataclasses
 import functools
@@ -27,14 +27,14 @@ from irp_jax import models, traced
 from irp_jax.errors import UserError
 from irp_jax.pruning import compaction, cost, masks
 
-# Of the ResNets that differ in depth alone, the shortest two: the others compile for long.
+# Of the ResNets that differ in depth alone only the two shortest: the others compile for long.
 DEEP = {"resnet32", "resnet44", "resnet56", "resnet110"}
 NAMES = sorted(set(models.MODELS) - DEEP)
 NARROW = {"resnet18", "vgg16", "wrn28_4", "mobilenet_v2"}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_slim_is_masked(name):
+def test_compact_equals_masked(name):
     shape = (8, 8, 3)
     model = named(name, 0.25 if name in NARROW else 1.0, shape, 10)
     dense, network = model.graph, model.network
@@ -51,20 +51,20 @@ def test_slim_is_masked(name):
 
     compiled = quick_jit(small)
     everything = jax.tree.map(jnp.ones_like, random_masks(dense, "channel", 0))
-    # Other channels at each seed but as many, so that the small network compiles once.
+    # Each seed keeps other channels but as many, so that the compact network compiles once.
     for seed in range(3):
         images = np.random.default_rng(seed).uniform(size=(4, *shape)).astype(np.float32)
         logits = random_masks(dense, "channel", seed, kept)
         cut = compaction.compact_params(dense, variables, compaction.keep_indices(logits))
         expected = masked(variables, logits, images)
         np.testing.assert_allclose(compiled(cut, images), expected, rtol=0, atol=1e-4)
-        # Neither of the two has lost the image or the masks on the way.
+        # The outputs depend on the images and on the masks.
         assert float(jnp.abs(expected - expected[:1]).max()) > 1e-3
         assert float(jnp.abs(expected - masked(variables, everything, images)).max()) > 0.1
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_slim_is_as_small_as_counted(name):
+def test_the_compact_network_has_the_counted_cost(name):
     model = named(name, 1.0, (8, 8, 3), 10)
     dense, network = model.graph, model.network
     variables = zeros(abstract_variables(model))
@@ -82,7 +82,7 @@ def test_slim_is_as_small_as_counted(name):
     assert traced_macs(jaxpr) == reported.macs
 
 
-def test_nothing_pruned_is_nothing_cut():
+def test_compaction_without_pruning_changes_nothing():
     model = named("resnet20", 0.25, (8, 8, 1), 10)
     dense = model.graph
     everything = compaction.keep_indices(masks.init(dense, "channel"))
@@ -105,7 +105,7 @@ def test_half_of_every_group_is_the_network_of_half_the_width(name):
 
 
 def test_a_channel_that_leaks_is_seen():
-    """Masks that hide a channel from all layers that read it but one."""
+    """One layer still reads a channel that the masks should hide."""
     model = small_residual()
     params, state = jax.eval_shape(model.init, jax.random.key(0))
     assert compaction.check(model.graph, model.network, params, state) == traced.check(model) < 1e-4
@@ -120,7 +120,7 @@ def test_a_channel_that_leaks_is_seen():
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """A training state like any: a dataclass with optimiser states in tuples inside."""
+    """A training state: a dataclass that contains optimiser states in tuples."""
 
     step: Any
     params: Any
@@ -141,7 +141,7 @@ def small_residual():
 
 @functools.cache
 def training():
-    """An optimiser, and one training step of a small residual network."""
+    """Returns an optimiser, and one training step of a small residual network."""
     dense, network = small_residual().graph, small_residual().network
     optimizer = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.1, momentum=0.9))
 
@@ -217,7 +217,7 @@ def test_training_and_then_cutting_is_cutting_and_then_training():
 
 
 class Nested(nn.Module):
-    """A layer outside that has the name of a layer inside."""
+    """An outer and an inner layer with the same name."""
 
     class Inside(nn.Module):
         @nn.compact
@@ -236,7 +236,7 @@ def test_layers_are_told_apart_by_their_whole_path():
     weights = zeros(abstract_variables(model))["params"]
     keep_indices = {"conv": np.array([1, 3]), "inside/conv": np.array([0, 2, 7])}
     assert set(keep_indices) == set(model.graph.groups)
-    # "count" is no array of the network.
+    # "count" is not an array of the network.
     small = compaction.compact_params(
         model.graph, {"momentum": (weights,), "count": np.zeros(4)}, keep_indices
     )

@@ -1,4 +1,4 @@
-"""Every flag is checked before anything is loaded; errors name the value and the way out."""
+"""Settings are checked before anything is loaded. Errors name the value and what to do."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ def test_the_default_is_valid():
     configs.check(Config())
 
 
-def test_settings_that_change_nothing_are_told_with_what_they_are_for():
+def test_settings_without_effect_are_told_with_their_purpose():
     given = Config(method="admm", admm_rho=0.01, attack_steps=3, prune_stop=0.3)
     told = configs.unused(given)
     assert [line.split()[0] for line in told] == ["--attack-steps", "--prune-stop"]
@@ -65,7 +65,7 @@ def test_budgets_are_fractions_or_amounts(text, amount, absolute):
 @pytest.mark.parametrize(
     "text", ["0", "16", "-1", "nan", "inf", "", "0.16x", "0M", "-1k", "nanM", "1e300G"]
 )
-def test_budgets_that_cannot_be_meant_are_refused_by_name(text):
+def test_invalid_budgets_are_refused_by_name(text):
     with pytest.raises(UserError, match="budget") as error:
         configs.parse_budget(text)
     assert "\n" not in str(error.value)
@@ -126,10 +126,10 @@ def test_bad_values_are_refused_with_a_hint(field, value, hint):
         configs.check(dataclasses.replace(Config(), **{field: value}))
 
 
-def test_only_the_method_that_has_a_ramp_is_held_to_it():
+def test_the_sparsity_schedule_is_checked_only_for_methods_that_have_one():
     configs.check(Config(method="width", prune_start=0.3))
     with pytest.raises(UserError, match=r"--prune-start must be in \[0, 1\), got nan"):
-        configs.check(Config(method="width", prune_start=float("nan")))  # equal to no other run's
+        configs.check(Config(method="width", prune_start=float("nan")))  # NaN equals nothing
 
 
 def test_runs_that_differ_have_workdirs_that_differ():
@@ -140,7 +140,7 @@ def test_runs_that_differ_have_workdirs_that_differ():
     assert configs.workdir(moved) == configs.workdir(base)
 
 
-def test_what_suits_one_data_set_gives_way_to_what_suits_another():
+def test_defaults_of_one_data_set_are_replaced_by_those_of_another():
     mine = Config(model="resnet8", batch_size=64)
     digits = configs.suited("digits", mine)
     assert (digits.epsilon, digits.defense) == (0.1, "fgsm-rs")
@@ -191,16 +191,16 @@ def test_a_setting_at_its_default_is_not_in_the_identity():
         if field.type is float and field.name != "checkpoint_every":
             found = configs.identity(Config(**{field.name: 0.123}))
             assert found == {field.name: 0.123}
-    # What suits a data set is no default: who says it by hand asks for the same run.
+    # Values for a data set are not defaults: giving them as flags makes the same run.
     digits = configs.identity(configs.suited("digits"))
     assert digits["epochs"] == 60 and "batch_size" not in digits
 
 
 def test_the_whole_config_of_older_results_is_the_same_run():
-    """They have all fields of their version, places among them, and the digest of a user's file."""
+    """Older results hold all fields of their version, including paths and a digest of own files."""
     config = Config(dataset="mine.npz", budget="0.04M", method="width", channels="b=2,a=1", seed=3)
     then = dataclasses.asdict(config) | {"channels": "a=1,b=2", "dataset_sha256": "0" * 64}
-    for unknown in ("guard", "ema", "clip"):  # as if they had come later
+    for unknown in ("guard", "ema", "clip"):  # as if they were added later
         del then[unknown]
     assert configs.normalised(then) == configs.identity(config) | {"dataset_sha256": "0" * 64}
     assert configs.normalised(dataclasses.asdict(Config())) == {}
@@ -208,7 +208,7 @@ def test_the_whole_config_of_older_results_is_the_same_run():
 
 
 def test_results_of_older_versions_are_of_the_runs_they_were_of():
-    """By their full config; the oldest ones have fields that are gone."""
+    """They are compared by their full config. The oldest have fields that no longer exist."""
     known, checked = {field.name for field in dataclasses.fields(Config)}, 0
     for path in (FOLDER.parent / "results").rglob("*.json"):
         found = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Convolution: value and gradients, and gradients of those, of XLA's own, in and out of loops."""
+"""Convolution has the value, gradients and second derivatives of XLA's, also in loops."""
 
 import functools
 
@@ -33,14 +33,14 @@ SETTINGS = (
     ((2, 2), (1, 1), (0, 0), (1, 1), (5, 6, 3, 4)),  # "SAME" of an even kernel.
     ((3, 3), (2, 2), (0, 0), (1, 1), (8, 8, 3, 4)),  # "SAME" of an even image.
     ((4, 4), (2, 2), (1, 1), (1, 1), (8, 6, 2, 5)),
-    ((4, 3), (1, 1), (3, 2), (3, 2), (4, 5, 3, 2)),  # As many zeros as there may be.
+    ((4, 3), (1, 1), (3, 2), (3, 2), (4, 5, 3, 2)),  # The largest padding allowed.
     ((3, 3), (1, 1), (0, 0), (0, 0), (7, 5, 3, 4)),
     ((3, 3), (1, 1), (0, 2), (2, 0), (6, 6, 2, 3)),
     ((1, 5), (1, 1), (0, 2), (0, 2), (4, 7, 3, 4)),
     ((5, 1), (1, 2), (2, 0), (1, 0), (6, 7, 3, 4)),
     ((7, 3), (3, 2), (2, 0), (1, 2), (9, 8, 2, 3)),
-    ((2, 3), (3, 4), (1, 0), (0, 1), (8, 9, 3, 2)),  # Pixels between windows, read by nobody.
-    ((3, 2), (2, 1), (0, 1), (0, 0), (8, 5, 2, 3)),  # A last row that nobody reads.
+    ((2, 3), (3, 4), (1, 0), (0, 1), (8, 9, 3, 2)),  # Pixels between windows.
+    ((3, 2), (2, 1), (0, 1), (0, 0), (8, 5, 2, 3)),  # The last row is not read.
     ((3, 3), (2, 3), (2, 1), (0, 2), (7, 7, 4, 9)),
     ((5, 4), (1, 1), (0, 0), (0, 0), (5, 4, 3, 6)),  # A window as large as the image.
     ((3, 3), (4, 4), (1, 1), (1, 1), (2, 3, 3, 2)),  # A stride beyond the image.
@@ -52,7 +52,7 @@ LAYOUTS = (("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW"), ("CWHN", "IOHW", 
 
 
 def reference(window):
-    """JAX's convolution with JAX's gradients, channels first."""
+    """Returns JAX's convolution with JAX's gradients, channels first."""
 
     def apply(images, kernel):
         out = jax.lax.conv_general_dilated(
@@ -71,7 +71,7 @@ def ours(window):
 
 
 def both_ways(size, stride):
-    """An odd square kernel that keeps the image's size, or divides it."""
+    """Returns our and JAX's convolution with an odd square kernel, padded by size // 2."""
     window = Window((stride,) * 2, (size // 2,) * 2, (size // 2,) * 2)
     return ours(window), reference(window)
 
@@ -88,7 +88,7 @@ def operands(size, shape, dtype=jnp.float32, batch=3):
 
 
 def value_and_gradients(function, images, kernel):
-    """Output, and the gradients of a loss that is different at every output."""
+    """Returns the output and the gradients of a loss that weights every output differently."""
 
     def loss(images, kernel):
         out = function(images, kernel)
@@ -100,7 +100,7 @@ def value_and_gradients(function, images, kernel):
 
 
 def gradients_of_gradients(function, images, kernel):
-    """Gradients of a loss on both gradients: every second derivative takes part."""
+    """Returns gradients of a loss on both gradients, which include all second derivatives."""
 
     def loss(images, kernel):
         _, *gradients = value_and_gradients(function, images, kernel)
@@ -117,7 +117,7 @@ def in_scan(function, images, kernel):
 
 
 def assert_alike(functions, arrays, differentiate=value_and_gradients, rtol=1e-4):
-    """Checks that two functions have the same value and derivatives; returns those of the first."""
+    """Checks that two functions have the same value and derivatives. Returns those of the first."""
 
     @quick_jit
     def both(*args):
@@ -160,7 +160,7 @@ def test_any_window_has_gradients_of_gradients_of_xla(taps, strides, low, high, 
 
 
 def laid_out(layout, **settings):
-    """`convolution` and JAX's own, of arrays in this layout."""
+    """Returns `convolution` and JAX's own, both for arrays in this layout."""
     dimensions = {"dimension_numbers": layout, **settings}
 
     def theirs(images, kernel):
@@ -174,7 +174,7 @@ def laid_out(layout, **settings):
 
 
 def arrays_in(layout, images, kernel):
-    """Shapes given by axis, in the order of the layout."""
+    """Returns random arrays with sizes given by axis, in the order of the layout."""
     pairs = zip(layout[:2], (images, kernel), strict=True)
     return numbers(*([sizes[axis] for axis in names] for names, sizes in pairs))
 
@@ -212,12 +212,12 @@ OTHERS = (
     ({"feature_group_count": 2}, SIZES, {**TAPS, "I": 2, "O": 6}),
     ({"feature_group_count": 4}, SIZES, {**TAPS, "I": 1, "O": 8}),
     ({"batch_group_count": 2}, {**SIZES, "N": 4}, {**TAPS, "O": 6}),
-    ({}, {**SIZES, "H": 1}, {**TAPS, "H": 4}),  # No output at all.
+    ({}, {**SIZES, "H": 1}, {**TAPS, "H": 4}),  # The output is empty.
 )
 
 
 @pytest.mark.parametrize("setting,images,kernel", OTHERS)
-def test_what_it_knows_no_faster_way_for_is_left_as_it_is(setting, images, kernel):
+def test_cases_without_a_faster_way_are_unchanged(setting, images, kernel):
     layout = LAYOUTS[1]
     arrays = arrays_in(layout, images, kernel)
     functions = laid_out(layout, **{**SETTING, **setting})
@@ -280,7 +280,7 @@ def test_gradients_keep_the_operand_order_that_is_fast_in_loops(window, differen
         )
         assert equation.params["lhs_dilation"] == (1, 1)
         assert equation.params["rhs_dilation"] == (1, 1)
-        # A window as large as the image would be the kernel's gradient, which is to be a product.
+        # A window as large as the image is the gradient of the kernel, which must be a product.
         assert max(equation.invars[1].aval.shape[:2]) < 8
 
 
@@ -288,7 +288,7 @@ def test_gradients_keep_the_operand_order_that_is_fast_in_loops(window, differen
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", [1, 3])
 def test_other_backends_compute_the_same(monkeypatch, stride, size, groups):
-    """As the primitive, with XLA's own gradients."""
+    """Other backends use the primitive, with XLA's own gradients."""
     layout = LAYOUTS[0]
     taps = {"H": size, "W": size, "I": 4 // groups, "O": 4}
     arrays = arrays_in(layout, SIZES, taps)

@@ -18,7 +18,7 @@ DETERMINISTIC = {
 
 
 def photographs():
-    """Fifteen pieces of a photograph, ``(15, 32, 32, 3)`` uint8."""
+    """Returns fifteen crops of a photograph, ``(15, 32, 32, 3)`` uint8."""
     photograph = load_sample_image("china.jpg")[:384].astype(float)
     small = photograph.reshape(96, 4, 160, 4, 3).mean((1, 3))
     pieces = small.reshape(3, 32, 5, 32, 3).transpose(0, 2, 1, 3, 4).reshape(15, 32, 32, 3)
@@ -37,7 +37,7 @@ def difference(first, second):
     return np.abs(first.astype(int) - second.astype(int))
 
 
-# What holds for all ------------------------------------------------------------------------------
+# All corruptions ---------------------------------------------------------------------------------
 
 
 def test_the_names_are_the_published_ones():
@@ -104,7 +104,7 @@ def test_the_last_severity_departs_further_than_the_first(name, images):
 @pytest.mark.parametrize("name", [name for name in CORRUPTIONS if "noise" not in name])
 def test_grey_is_corrupted_as_colour_is(name):
     colour = GREY.repeat(3, -1)
-    # Frost is tinted and JPEG keeps two more channels.
+    # Frost is tinted, and JPEG stores two colour channels.
     tolerance = {"frost": 10, "jpeg_compression": 3}.get(name, 1)
     result = corrupt(colour, name, 4).mean(-1)
     assert np.abs(result - corrupt(GREY, name, 4)[..., 0]).max() <= tolerance
@@ -183,7 +183,7 @@ def test_defocus_is_a_disk():
 
 def test_glass_takes_pixels_from_above_and_left():
     images = np.random.RandomState(2).randint(0, 256, (4, 16, 12, 3)).astype(np.uint8)
-    result = corrupt(images, "glass_blur", 1)  # too little smoothing to reach the next pixel
+    result = corrupt(images, "glass_blur", 1)  # this blur is too weak to reach the next pixel
     shifted = np.stack([np.roll(images, (y, x), (1, 2)) for y in (0, 1) for x in (0, 1)])
     taken = (result == shifted).all(-1)
     assert taken.any(0).all()
@@ -200,7 +200,7 @@ def test_a_line_blur_smears_a_point_into_a_half_gaussian(degrees):
     expected = np.zeros((31, 31))
     weights = np.exp(-0.5 * (np.arange(9) / sigma) ** 2)
     for step, weight in enumerate(weights / weights.sum()):
-        # A pixel looks along the line, so the light appears on the other side.
+        # A pixel takes the mean along the line, so a point is spread to the other side.
         down = np.ceil(step * np.sin(np.deg2rad(degrees)) - 0.5)
         right = np.ceil(step * np.cos(np.deg2rad(degrees)) - 0.5)
         expected[15 - int(down), 15 - int(right)] += weight
@@ -345,5 +345,5 @@ def test_elastic_is_affine_at_first_and_rough_at_last():
         middle = corrupt(ramps, "elastic_transform", severity)[:, 9:-9, 9:-9, 0].astype(float)
         roughness.append(np.abs(np.diff(middle, 2, axis=2)).mean())
         assert middle.mean() == pytest.approx(sparsity_schedule[9:-9].mean(), rel=0.05)
-    assert roughness[0] < 0.6  # no more than rounding
+    assert roughness[0] < 0.6  # only rounding errors
     assert roughness[4] > 1.5 * roughness[3] > 1.5 * 1.5 * roughness[0]

@@ -1,4 +1,4 @@
-"""Cost: exact counts, XLA's own count, and a gradient that finite differences confirm."""
+"""Cost: exact counts, XLA's count, and a gradient checked by finite differences."""
 
 import functools
 import math
@@ -41,14 +41,14 @@ def convolve(stride, images, kernel):
 
 
 def distinct(layers):
-    """One layer of each size."""
+    """Returns one layer of each size."""
     sizes = lambda a: (a.kind, a.uses, tuple(extent.size for extent in a.extents))  # noqa: E731
     return list({sizes(layer): layer for layer in layers}.values())
 
 
 @pytest.mark.parametrize("layer", distinct(DENSE.layers), ids=lambda layer: layer.name)
 def test_macs_are_half_the_flops_xla_counts(layer):
-    """XLA leaves products with padding out, so the image here comes with its border in place."""
+    """XLA does not count products with padding, so the image is padded before the layer."""
     channels_in, channels_out = layer.channels({})
     if layer.kind == "dense":
         flops = xla_flops(jnp.matmul, (1, channels_in), (channels_in, channels_out))
@@ -77,7 +77,7 @@ PRODUCT = Layer(
 
 
 def graph_of(layers, **others):
-    """A graph of the groups `in` and `out`, with the layers' kernels and other arrays."""
+    """Returns a graph with groups `in` and `out`, the kernels of some layers and other arrays."""
     kernels = {layer.kernel: layer.extents for layer in layers if layer.kernel}
     return ChannelGraph(
         groups={"in": 6, "out": 5}, layers=tuple(layers), params={**kernels, **others}, state={},
@@ -99,7 +99,7 @@ def test_one_layer_by_hand():
 
 
 def test_concatenated_and_flattened_channels_by_hand():
-    """A kernel that reads two groups one after the other, and one that reads 4 pixels of each."""
+    """One kernel reads two concatenated groups. Another reads 4 pixels of each channel."""
     both = Extent("concatenation", 11, "", (IN, OUT))
     flat = Extent("product", 24, "", (Extent("fixed", 4), IN))
     joined = Layer(
@@ -167,7 +167,7 @@ def test_the_gradient_is_the_finite_difference(granularity, kind):
     _, gradient = compiled_ratio(kind)(masks.gates(logits))
     dense = cost.total(DENSE).of(kind)
     for name, values in gradient.items():
-        # No layer reads what it writes, so the cost is linear in each group: any step is exact.
+        # No layer reads a group that it writes, so the cost is linear in each group.
         for step in (1, -1):
             more = cost.total(DENSE, {**kept, name: kept[name] + step}).of(kind)
             slope = (more - cost.total(DENSE, kept).of(kind)) / (step * dense)
@@ -187,7 +187,7 @@ def test_the_gradient_of_mask_logits_passes_through_the_gates():
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_the_floors_cost_little(granularity):
+def test_the_minimum_keep_counts_cost_little(granularity):
     least = cost.total(DENSE, masks.min_keep(DENSE, granularity))
     assert 0 < least.macs < 0.02 * cost.total(DENSE).macs
     for seed in range(5):

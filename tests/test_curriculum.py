@@ -1,4 +1,4 @@
-"""The radius grows to the one asked for, and what is trained on keeps to it."""
+"""The radius grows to the full one, and adversarial images of training stay within it."""
 
 import dataclasses
 import types
@@ -46,7 +46,7 @@ def test_the_radius_is_the_full_one_before_a_second_stage(method, epochs):
     setup = make_setup(config)
     plan = setup.plan
     assert plan.epsilon_steps == 0.5 * epochs * plan.steps_per_epoch
-    # What the plan says is what is compiled.
+    # The compiled step uses the radius of the plan.
     begun = types.SimpleNamespace(defense=Choice("n-fgsm", 10))
     assert loop._recipe(setup, begun).epsilon_steps == plan.epsilon_steps
 
@@ -57,7 +57,7 @@ def test_the_guard_measures_at_the_radius_of_the_time(monkeypatch, quick_compile
     )
     setup = make_setup(CONFIG)
     state = initial_state(setup.config, setup.plan, GRAPH, initial())
-    # A recipe of no other test: what is compiled here is the stand-in.
+    # The recipe is unique to this test, because a replaced function is compiled here.
     how = dataclasses.replace(recipe("n-fgsm"), epsilon_steps=1234)
     for step, share in ((616, 0.5), (2000, 1.0)):
         now = dataclasses.replace(state, step=jnp.int32(step))
@@ -67,7 +67,7 @@ def test_the_guard_measures_at_the_radius_of_the_time(monkeypatch, quick_compile
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ruler(Fast):
-    """FGSM whose loss is how far it went."""
+    """A defense whose loss is the size of the FGSM perturbation."""
 
     name: str = "fgsm"
 

@@ -30,7 +30,7 @@ def test_stratified_indices(label_list, fraction):
 
 
 def test_the_choice_is_pinned():
-    # Changing which images are held out would silently change every reported number.
+    # Holding out other images would silently change every reported accuracy.
     labels = np.arange(40, dtype=np.int32) % 4
     np.testing.assert_array_equal(stratified_indices(labels, 6), [8, 10, 13, 21, 27, 32])
 

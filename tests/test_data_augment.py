@@ -10,7 +10,7 @@ from irp_jax.data.augment import Augmentation, augment, to_float
 from irp_jax.errors import UserError
 
 KEY = jax.random.key(3)
-# Levels from 1 up, all different within an image: 0 can only be padding or cutout.
+# All levels of an image differ and are at least 1, so that 0 is padding or cutout.
 IMAGES = jnp.asarray(np.arange(1, 1 + 6 * 7 * 3, dtype=np.uint8).reshape(1, 6, 7, 3)).repeat(64, 0)
 POLICIES = [
     Augmentation(),
@@ -46,7 +46,7 @@ def test_a_crop_is_a_window_of_the_padded_image():
     }
     images = IMAGES.repeat(8, 0)
     crops = np.asarray(augment(KEY, images, Augmentation(crop_padding=padding)))
-    corners = {windows[crop.tobytes()] for crop in crops}  # a KeyError means: no such window
+    corners = {windows[crop.tobytes()] for crop in crops}  # KeyError: no such window
     assert len(corners) == len(windows) == 25
 
 

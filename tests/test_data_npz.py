@@ -8,7 +8,7 @@ from irp_jax.errors import UserError
 
 
 def arrays(**changes):
-    """Returns a good file's arrays with some replaced, or left out where the value is None."""
+    """Returns the arrays of a valid file with some replaced, or removed if the value is None."""
     random = np.random.default_rng(0)
     good = {
         "train_images": random.integers(0, 256, (12, 5, 7, 3), np.uint8),
@@ -138,7 +138,7 @@ def _truncated(path):
 
 def _flipped(path):
     content = bytearray(path.read_bytes())
-    content[300] ^= 0xFF  # inside the first array's data: the zip's checksum catches it
+    content[300] ^= 0xFF  # within the first array's data, which the zip has a checksum of
     path.write_bytes(bytes(content))
 
 

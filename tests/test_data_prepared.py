@@ -33,7 +33,7 @@ from irp_jax.errors import UserError
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    """Expects tiny sets, and lets nothing reach the network."""
+    """Makes the package expect tiny sets, and blocks the network."""
     for name, official in OFFICIAL.items():
         monkeypatch.setitem(OFFICIAL, name, dataclasses.replace(official, sizes=SIZES))
 
@@ -160,7 +160,7 @@ def damaged_cifar10(kind):
 )
 def test_an_archive_with_wrong_contents_is_refused_and_leaves_nothing(tmp_path, kind):
     put(tmp_path, {CIFAR10: damaged_cifar10(kind)})
-    for _ in range(2):  # the second try must not find a half-written set
+    for _ in range(2):  # the second try must not find an incomplete set
         with pytest.raises(UserError, match="is not the official cifar10") as caught:
             load("cifar10", data_dir=str(tmp_path))
         assert "\n" not in str(caught.value)
@@ -225,7 +225,7 @@ def test_without_network_one_line_says_what_to_put_where(tmp_path, name):
 
 
 def publish(monkeypatch, name, files):
-    """Makes the files' own checksums the published ones."""
+    """Replaces the published checksums by those of these files."""
     for file, url in OFFICIAL[name].files.items():
         info = tfds.download.checksums.UrlInfo(
             size=tfds.core.utils.Size(len(files[file])),

@@ -1,4 +1,4 @@
-"""Every defense: its attack, its loss against independent references, and training with it."""
+"""Every defense: its attack, its loss against an independent reference, and training."""
 
 import dataclasses
 import functools
@@ -46,7 +46,7 @@ def variables():
 
 @pytest.fixture(scope="module")
 def perturbed(variables):
-    """By its name, what a defense makes of `IMAGES`."""
+    """Returns name of defense -> its adversarial images for `IMAGES`."""
     return functools.cache(lambda name: perturb(DEFENSES[name], logits(variables)))
 
 
@@ -101,13 +101,13 @@ def test_pgd_steps_along_the_sign_over_the_batch_as_a_whole(variables):
 
 
 def test_attacks_of_one_step_are_those_they_are_built_on(perturbed):
-    """GradAlign's images are FGSM's, and those of the consistency loss are FGSM-RS's."""
+    """GradAlign attacks with FGSM, and the consistency loss with FGSM-RS."""
     for name, base in (("gradalign", "fgsm"), ("fgsm-consistency", "fgsm-rs")):
         np.testing.assert_array_equal(perturbed(name).adversarial, perturbed(base).adversarial)
 
 
 def test_the_attack_of_gat_by_hand(variables):
-    """A step from a corner of half the ball, up CE, and every other time up the distance too."""
+    """One step from a corner of half the ball: up the CE, every second time plus the distance."""
     found = {}
     for count in (0, 1, 2):
         batch = Batch(IMAGES, LABELS, THREAT, KEY, step=count)
@@ -129,11 +129,11 @@ def test_the_attack_of_gat_by_hand(variables):
     for count, weight in ((0, 0.0), (1, 10.0)):
         slope = np.asarray(quick_jit(jax.grad(climbed))(start, weight))
         expected = (start + epsilon * np.sign(slope)).clip(IMAGES - epsilon, IMAGES + epsilon)
-        sure = np.abs(slope) > 1e-7  # elsewhere the sign is of rounding
+        sure = np.abs(slope) > 1e-7  # for smaller slopes the sign depends on rounding
         np.testing.assert_allclose(found[count][sure], expected.clip(0, 1)[sure], atol=1e-6)
 
 
-def test_a_defence_takes_the_settings_that_it_has_and_no_others():
+def test_a_defense_uses_its_own_settings_and_no_others():
     given = Config(
         noise=0.5, natural_weight=0.3, robustness_weight=7.0, robustness_rise=2.0, attack_steps=5
     )
@@ -168,7 +168,7 @@ def test_noise_is_the_radius_of_the_start(variables):
 
 @pytest.mark.parametrize("name", DEFENSES)
 def test_passes_are_as_many_as_the_network_is_asked_for(name):
-    defense, calls = build(Choice(name, 1), CONFIG), []  # of one step: a loop is traced once
+    defense, calls = build(Choice(name, 1), CONFIG), []  # one step: a loop is traced once
 
     def linear(images):
         calls.append(images)
@@ -181,7 +181,7 @@ def test_passes_are_as_many_as_the_network_is_asked_for(name):
 
     memory = jax.tree.map(lambda m: m.astype(jnp.float32), defense.memory(KEY, 24, (6, 6, 2)))
     jax.eval_shape(step, IMAGES, LABELS, memory)
-    # A gradient that is differentiated counts twice; TRADES and GAT ask once without going back.
+    # A gradient that is differentiated counts twice. TRADES and GAT have one pass without backward.
     assert len(calls) == defense.passes + {"gradalign": -1, "trades": 1, "gat": 1}.get(name, 0)
     more = build(Choice(name, 4), CONFIG).passes - defense.passes
     assert more == (3 if name in ("pgd", "trades") else 0)
@@ -238,7 +238,7 @@ TAUGHT = np.random.default_rng(5).dirichlet(np.ones(3), 24).astype(np.float32)
 
 
 def numpy_loss(name, weights, perturbed):
-    """What a defense minimises: a tenth of the label smoothed away, a quarter of it a teacher's."""
+    """Returns the loss of a defense with label smoothing 0.1 and a teacher of weight 0.25."""
 
     def log_softmax(images):
         out = numpy_logits(weights, np.asarray(images, np.float64))
@@ -264,7 +264,7 @@ def numpy_loss(name, weights, perturbed):
 
 
 def slopes_at(weights, images):
-    """Gradient of the summed cross-entropy at the images, by JAX."""
+    """Returns the gradient of the summed cross-entropy at the images, by JAX."""
     network = forward(initial(), jax.tree.map(jnp.float32, weights))
 
     def total(x):
@@ -322,7 +322,7 @@ def test_gradalign_s_second_derivative_by_finite_differences(variables, perturbe
     def both(weights):
         slope = jax.grad(term)(weights)
         length = optax.tree_utils.tree_norm(slope)
-        # Along the gradient itself, which is where a difference stands out from rounding.
+        # The direction is the gradient, so that the difference is large compared with rounding.
         ahead, back = (
             term(optax.tree_utils.tree_add_scale(weights, s / length, slope)) for s in (3e-3, -3e-3)
         )

@@ -1,4 +1,4 @@
-"""bin/describe, and --model=FILE.py:NAME: what is shown of a network, and refused in one line."""
+"""bin/describe and --model=FILE.py:NAME: the tables of a network, and errors in one line."""
 
 import json
 import textwrap
@@ -74,7 +74,7 @@ NETS = """
 
 @pytest.fixture(autouse=True)
 def nets(tmp_path, monkeypatch):
-    """The user's files, and his folder."""
+    """Writes the files of a user into a folder and makes it the working directory."""
     monkeypatch.chdir(tmp_path)
     Path("nets.py").write_text(textwrap.dedent(NETS))
     Path("neighbour.py").write_text("")
@@ -90,7 +90,7 @@ def shown(capsys, *arguments):
 
 
 def rows(text):
-    """The cells of the tables in a text."""
+    """Returns the cells of the tables in a text."""
     return [
         [cell.strip() for cell in line.strip("│").split("│")]
         for line in text.splitlines()
@@ -117,7 +117,7 @@ def test_an_instance_has_its_own_arguments_and_one_of_ours_a_width(capsys):
     said = shown(capsys, "--model=resnet8", "--image-shape=8,8,1", "--width=0.5", "--classes=3")
     readers = "stage1_block0/conv1, stage2_block0/conv1, stage2_block0/shortcut"
     assert ["1", "stem", "8", "stem, stage1_block0/conv2", readers] in rows(said)
-    assert "smallest budget: " in said and "masked and cut network differ by " in said
+    assert "smallest budget: " in said and "masked and compact network differ by " in said
 
 
 def test_what_cannot_be_pruned_is_shown_too(capsys):
@@ -206,10 +206,10 @@ def test_a_network_in_a_file_is_trained_attacked_and_handed_on(capsys, monkeypat
     publish.publish(["--run=run", "--into=zoo/mine"])
     assert trained.name == "nets.py:Net"
 
-    Path("nets.py").write_text("")  # another run, by the content of the file
+    Path("nets.py").write_text("")  # the content of the file is part of the identity
     line = refusal(capsys, monkeypatch, train.train, *command)
     assert "unknown network in nets.py 'Net'" in line
-    Path("nets.py").unlink()  # what was saved does without it
+    Path("nets.py").unlink()  # the saved network does not need the file
     attack = ["--attack=fgsm", "--images=30", "--out=out.json"]
     found = []
     for place in ("run", "zoo/mine"):

@@ -1,4 +1,4 @@
-"""The guard against a loss that blows up: it tells that from other rises, and clips from there."""
+"""The guard against divergence: it detects a diverging loss, rolls back and clips gradients."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ TINY = dataclasses.replace(
 
 
 def follow(losses, frozen=None, classes=10, labels=None):
-    """Descent after each epoch; `frozen` says in which ones masks are."""
+    """Returns the Descent after each epoch. `frozen` lists whether masks are frozen in each."""
     labels = np.arange(classes) if labels is None else labels
     descent, followed, before = Descent.begin(labels, classes), [], False
     for loss, now in zip(losses, frozen or [False] * len(losses), strict=True):
@@ -55,7 +55,7 @@ def recorded(path):
 DIVERGED = sorted((RESULTS / "diverged").glob("*.json"))
 
 
-def test_it_goes_back_to_before_the_loss_rose():
+def test_it_rolls_back_to_before_the_loss_rose():
     (path,) = [path for path in DIVERGED if path.name.startswith("resnet56-digits-0.7-seed0")]
     followed = recorded(path)
     assert [n + 1 for n, descent in enumerate(followed) if descent.alarming] == [21, 22]
@@ -68,9 +68,9 @@ def test_it_alarms_where_a_recorded_run_diverged(path):
 
 
 def test_it_does_not_alarm_in_any_other_run_that_was_recorded():
-    """Pruning to 0.04 of digits within nine epochs among them, where loss rises by 2.2.
+    """These runs include digits pruned to 0.04 within nine epochs, where the loss rises by 2.2.
 
-    Those that it has stepped into may soar once more before they settle.
+    After a roll back the loss of a run may rise strongly once more before it falls.
     """
     found = {path: recorded(path) for path in RESULTS.rglob("*.json") if path not in DIVERGED}
     alarming = [path for path, of in found.items() if any(d.alarming for d in of)]
@@ -83,26 +83,26 @@ def test_it_does_not_alarm_in_any_other_run_that_was_recorded():
     ("losses", "alarming"),
     [
         ([0.5, 2.7], False),
-        ([0.5, 2.9], True),  # 2.3 more
-        ([4.5, 4.5, 4.5], False),  # has not learnt anything yet
+        ([0.5, 2.9], True),  # rises by 2.3
+        ([4.5, 4.5, 4.5], False),  # has not learned anything yet
         ([4.7], True),
-        ([2.3, 1.0, 0.2, 1.3, 2.6], True),  # in several epochs
+        ([2.3, 1.0, 0.2, 1.3, 2.6], True),  # rises over several epochs
         ([0.5, math.nan], True),
         ([math.nan], True),
         ([math.inf], True),
         ([0.5, math.nan, 0.4], False),
         ([2.0, 0.6, 0.2, 2.35, 2.303], False),
-        ([2.0, 0.6, 0.2, 2.35, 2.303, 2.303], True),  # guesses again, for three epochs
-        ([2.1, 1.9, 1.6, 2.59, 2.303, 2.303], True),  # as it would on CIFAR-10
+        ([2.0, 0.6, 0.2, 2.35, 2.303, 2.303], True),  # is back at guessing for three epochs
+        ([2.1, 1.9, 1.6, 2.59, 2.303, 2.303], True),  # losses as on CIFAR-10
         ([2.1, 1.9, 1.6, 2.59, 2.0, 2.303, 2.303], False),
-        ([2.3, 2.25, 2.3, 2.3, 2.3], False),  # had hardly learnt anything
+        ([2.3, 2.25, 2.3, 2.3, 2.3], False),  # had hardly learned anything
     ],
 )
 def test_what_alarms_it(losses, alarming):
     assert follow(losses)[-1].alarming == alarming
 
 
-def test_who_guesses_again_is_suspicious_at_once():
+def test_a_network_that_guesses_again_is_suspicious_at_once():
     assert [d.suspicious for d in follow([2.1, 1.6, 2.3, 1.9])] == [False, False, True, False]
 
 
@@ -111,14 +111,14 @@ def test_it_counts_by_the_loss_of_guessing():
     assert not follow([0.5, 2.9], classes=100)[-1].alarming
 
 
-def test_who_is_back_at_the_most_frequent_class_has_forgotten_all():
+def test_a_network_that_always_predicts_the_most_frequent_class_guesses():
     labels = np.repeat([0, 1], [90, 10])
     prior = -0.9 * math.log(0.9) - 0.1 * math.log(0.1)  # 0.325, where ln 2 is 0.693
     rest = [0.5, 0.2, 0.1, prior, prior, prior]
     assert follow(rest, classes=2, labels=labels)[-1].alarming
     assert not follow(rest, classes=2)[-1].alarming
     assert not follow([0.5, 0.2, 0.1, 0.12, 0.15, 0.2], classes=2, labels=labels)[-1].alarming
-    assert not follow([1.2], classes=2, labels=labels)[-1].alarming  # at the start, under ln 4
+    assert not follow([1.2], classes=2, labels=labels)[-1].alarming  # at the start, below ln 4
     smoothed = Descent.begin(labels, 2, smoothing=0.2)
     assert smoothed.prior == pytest.approx(-0.82 * math.log(0.82) - 0.18 * math.log(0.18))
     assert Descent.begin(np.zeros(5, int), 2).prior == 0.0
@@ -128,12 +128,12 @@ def test_who_is_back_at_the_most_frequent_class_has_forgotten_all():
     ("losses", "clip", "sound"),
     [
         ([2.0, 1.5, 0.8, 2.1, 2.303, 2.303, 2.303], 0.0, [1, 2, 3]),
-        ([0.2, 1.5, 2.0, 2.3, 2.4, 2.45], 0.0, [1]),  # rises for as long as it likes
-        ([0.2, 1.5, 1.6, 1.7, 1.6, 1.6], 0.0, [1, 5]),  # has come to rest
+        ([0.2, 1.5, 2.0, 2.3, 2.4, 2.45], 0.0, [1]),  # keeps rising
+        ([0.2, 1.5, 1.6, 1.7, 1.6, 1.6], 0.0, [1, 5]),  # has become stable
         ([2.0, 1.5, 0.8, 2.1, 2.303, 2.303, 2.303], 1.0, [1, 2, 3, 6]),  # no way from before
     ],
 )
-def test_a_network_on_its_way_to_guessing_is_not_one_to_go_back_to(losses, clip, sound):
+def test_a_network_that_is_about_to_guess_is_not_sound(losses, clip, sound):
     healthy, found = None, []
     for epoch, descent in enumerate(follow(losses), start=1):
         now = SimpleNamespace(epoch=epoch, descent=descent, health=Health(0.1), clip=clip)
@@ -144,7 +144,7 @@ def test_a_network_on_its_way_to_guessing_is_not_one_to_go_back_to(losses, clip,
 
 
 def grow(losses, grows, freeze=99):
-    """Descent after each epoch of ten steps, where the radius grows for so many steps."""
+    """Returns the Descent after each epoch of ten steps. The radius grows for `grows` steps."""
     plan = SimpleNamespace(
         epsilon_steps=grows, steps_per_epoch=10, freeze_epoch=freeze, stages=(0,), reinit=False
     )
@@ -162,29 +162,29 @@ def test_loss_that_rises_with_the_radius_is_no_alarm():
     assert not any(descent.suspicious for descent in grow(RISING, 45))
     assert any(descent.suspicious for descent in grow(RISING, 0))
     assert grow([*RISING, 4.5], 45)[-1].alarming
-    after = grow(RISING, 25)  # the radius is whole from the middle of the third epoch on
+    after = grow(RISING, 25)  # full radius from the middle of the third epoch on
     assert [descent.lowest for descent in after] == [0.4, 0.4, 0.9, 1.4, 1.4, 1.4]
     assert [descent.lowest for descent in grow(RISING, 25, freeze=3)][3:] == [1.9, 1.9, 1.9]
 
 
-def test_a_network_that_dies_while_the_radius_grows_is_an_alarm():
+def test_divergence_while_the_radius_grows_is_an_alarm():
     dead = grow([1.9, 1.6, 1.4, 2.303, 2.303, 2.303], 60)
     assert [descent.stuck for descent in dead] == [0, 0, 0, 1, 2, 3] and dead[-1].alarming
 
 
 @pytest.mark.parametrize("cut", [3, 4])
-def test_so_is_one_that_dies_right_before_its_cut(cut):
+def test_divergence_right_before_compaction_is_an_alarm(cut):
     dead = grow([1.9, 1.6, 2.303, 2.303, 2.303], 0, freeze=cut)
     assert [descent.stuck for descent in dead] == [0, 0, 1, 2, 3] and dead[-1].alarming
 
 
-def test_a_network_may_begin_anew_where_it_is_cut():
-    """As one of results/trials_weights did, which came to 96.5 % all the same."""
+def test_loss_may_rise_to_guessing_at_compaction():
+    """A run of results/trials_weights did so and still reached 96.5 %."""
     assert not any(now.suspicious for now in grow([1.9, 1.6, 2.38, 2.38, 2.34, 2.19], 0, freeze=2))
 
 
 def test_what_an_epoch_ends_with_counts(monkeypatch):
-    """A network that is wrecked in the last steps of an epoch is not one to go back to."""
+    """A network that diverges in the last steps of an epoch is no state to roll back to."""
     network = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
     monkeypatch.setattr(loop, "_is_finite", loop._is_finite.__wrapped__)
     state = SimpleNamespace(params=network, batch_stats={})
@@ -195,8 +195,8 @@ def test_what_an_epoch_ends_with_counts(monkeypatch):
         return loop._cross_entropy(loop._Trained(state, metrics, health=None), steps=10)
 
     assert loss(losses, state) == 9.0
-    assert loss(losses[:40], state) == pytest.approx(1.45)  # the mean is above the end
-    assert loss(losses, state, whole=7.0) == 9.0  # whatever else a defense minimises
+    assert loss(losses[:40], state) == pytest.approx(1.45)  # the mean is above the last loss
+    assert loss(losses, state, whole=7.0) == 9.0  # includes all terms of the defense
     assert math.isnan(loss(losses, state, whole=math.inf))
     assert math.isnan(loss(np.array([1.5, math.inf, math.nan]), state))
     broken = {**network, "bias": jnp.array([0.0, math.nan, 0.0])}
@@ -208,7 +208,7 @@ def test_gradients_are_cut_shorter_or_not_at_all():
 
 
 class Killed(Silent):
-    """Stops the run before it has a row for an epoch, or when it goes back."""
+    """A reporter that stops the run at the end of an epoch, or when it rolls back."""
 
     def __init__(self, epoch=None):
         super().__init__()
@@ -226,7 +226,7 @@ class Killed(Silent):
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, quick_compile):
-    """Runs on a small network, with gradients cut to a length that matters to it."""
+    """Returns a function that trains a small network, with a clip that changes the result."""
     monkeypatch.setitem(models.MODELS, "resnet8", lambda scale, classes, act: Small(8, 8, classes))
     monkeypatch.setattr(divergence, "CLIP", 0.01)
 
@@ -247,16 +247,16 @@ def digest(tmp_path):
     return of
 
 
-def test_what_diverges_at_once_ends_as_if_clipped_from_the_start(run, digest, monkeypatch):
+def test_a_run_that_diverges_at_once_ends_as_if_clipped_from_the_start(run, digest, monkeypatch):
     clipped = run("clipped", clip=0.01)
     assert clipped["rollbacks"] == []
-    # From here on any loss counts as having diverged.
+    # From here on any loss counts as diverged.
     monkeypatch.setattr(Descent, "begin", classmethod(lambda cls, *_: cls(1.0, 1.0, -3.0, -3.0)))
     reporter = Silent()
     results = run("guarded", reporter)
     (event,) = results["rollbacks"]
     assert (event["epoch"], event["back_to"], event["clip"]) == (1, 0, 0.01)
-    assert event["loss"] != clipped["history"][0]["loss"]  # so it matters
+    assert event["loss"] != clipped["history"][0]["loss"]  # clipping changes the result
     assert sum("going on with gradients no longer than 0.01" in n for n in reporter.notes) == 1
     assert sum("a smaller --learning-rate may train better" in n for n in reporter.notes) > 0
     assert results["history"][0]["loss"] == clipped["history"][0]["loss"]
@@ -266,7 +266,7 @@ def test_what_diverges_at_once_ends_as_if_clipped_from_the_start(run, digest, mo
 
 
 def test_a_run_killed_on_either_side_of_an_alarm_ends_the_same(run, digest, monkeypatch):
-    """By a verdict that counts epochs: the third is said to have diverged."""
+    """The verdict is replaced: it says that the third epoch has diverged."""
     monkeypatch.setattr(Descent, "after", lambda self, loss: self._replace(lowest=self.lowest + 1))
     monkeypatch.setattr(Descent, "alarming", property(lambda self: self.lowest > 5))
     results = run("whole", epochs=5)
@@ -285,8 +285,8 @@ def test_a_run_killed_on_either_side_of_an_alarm_ends_the_same(run, digest, monk
         assert digest(name) == digest("whole")
 
 
-def test_what_is_gone_back_to_can_be_gone_back_to_again(run, monkeypatch):
-    """Also where it is doubtful: training donates what it gets."""
+def test_a_state_can_be_rolled_back_to_twice(run, monkeypatch):
+    """Also if the state is doubtful. Training donates its arrays, so a copy is needed."""
     monkeypatch.setattr(Descent, "suspicious", property(lambda self: True))
     monkeypatch.setattr(Health, "after_second_look", lambda self, pgd, trained: self)
     monkeypatch.setattr(Health, "alarming", property(lambda self: self.last_pgd is not None))
@@ -295,7 +295,7 @@ def test_what_is_gone_back_to_can_be_gone_back_to_again(run, monkeypatch):
     assert {event["back_to"] for event in results["rollbacks"]} == {0}
 
 
-def test_what_cannot_be_helped_ends_in_one_line(run, tmp_path):
+def test_a_run_that_diverges_although_clipped_ends_in_one_line(run, tmp_path):
     with pytest.raises(UserError, match="diverged in epoch 1: give a smaller --learning-rate"):
         run("hopeless", learning_rate=1e30)
     assert not (tmp_path / "hopeless" / "results.json").exists()

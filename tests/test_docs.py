@@ -1,4 +1,4 @@
-"""The documentation: examples run, flags exist, links lead somewhere, figures are on record."""
+"""The documentation: examples run, flags and links exist, and figures match the results."""
 
 import dataclasses
 import importlib.util
@@ -34,7 +34,7 @@ def python_blocks(page):
 
 def test_examples_of_the_page_on_attacks_run_with_a_shorter_autoattack(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    # The quickest list that still has every kind of attack in it would take the suite a minute.
+    # A short list of attacks, because even the fastest version of AutoAttack takes a minute.
     page = ROOT / "docs" / "attacks.md"
     blocks = [code.replace("attacks.autoattack(", "autoattack(") for code in python_blocks(page)]
     assert len(blocks) == 7
@@ -53,7 +53,7 @@ def _brief(logits_fn, images, labels, *, threat):
 
 
 def examples(page):
-    """Every block of a page: each trains a network, and says what it prints."""
+    """Returns all code blocks of a page. Each trains a network and states its output."""
     relative = page.relative_to(ROOT)
     return [pytest.param(b, id=f"{relative}-{n}") for n, b in enumerate(python_blocks(page))]
 
@@ -72,7 +72,7 @@ def test_examples_on_networks_print_what_they_say(code, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     assert "epochs=3" in code
     code = code.replace("epochs=3", "epochs=1, train_images=256, guard=False")
-    with jax.numpy_dtype_promotion("standard"):  # as readers have it
+    with jax.numpy_dtype_promotion("standard"):  # the default of JAX
         exec(compile(code, "example", "exec"), {"__name__": "example"})
     said = re.search(r"print\(.*\)  # (.*)", code)
     assert said is not None and capsys.readouterr().out.splitlines()[-1] == said.group(1)
@@ -90,9 +90,9 @@ OPTIONS = {
 
 
 def commands(page):
-    """Commands of this project in a page: a name and its flags, with values where they have some.
+    """Yields the commands of this project in a page: name and [(flag, value)].
 
-    Those in blocks, and those in backticks, which may be broken over two lines.
+    They are in blocks, or in backticks, where they may be broken over two lines.
     """
     text = page.read_text()
     blocks = re.sub(r"\\\n", " ", text)
@@ -117,7 +117,7 @@ def test_commands_have_the_flags_that_the_page_gives_them(page):
 
 @pytest.mark.parametrize("page", named(PAGES))
 def test_settings_that_a_page_names_are_settings(page):
-    """Flags in backticks alone, of whatever command; benchmarks have a few of their own."""
+    """Checks flags that stand alone in backticks. They may belong to any command or benchmark."""
     fields = {f.name for kind in OPTIONS.values() for f in dataclasses.fields(kind)}
     known = {field.replace("_", "-") for field in fields} | {"help", "config", "costs"}
     for flag in re.findall(r"`--([a-z][\w-]*)", page.read_text()):
@@ -153,7 +153,7 @@ def test_readme_is_short_and_has_the_two_commands():
 
 
 def recorded(budget, epochs, narrow):
-    """Results of one line of README's table."""
+    """Returns the results of one row of README's table."""
     found = []
     for folder in ("tables", "cifar10", "comparison"):
         for path in sorted((ROOT / "results" / folder).glob("*.json")):
@@ -212,4 +212,4 @@ def test_the_site_builds_without_a_warning(tmp_path):
     )
     assert built.returncode == 0, built.stdout + built.stderr
     page = (tmp_path / "api" / "attacks" / "index.html").read_text()
-    assert "sanity_checks" in page  # a signature: pages are of functions, not empty
+    assert "sanity_checks" in page  # a signature, which shows that pages are not empty

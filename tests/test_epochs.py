@@ -1,4 +1,4 @@
-"""What epochs tell of the cut and of the images looked at; whose checkpoints they go on from."""
+"""Notes of a run about compaction and held-out images, and checkpoints of other versions."""
 
 import dataclasses
 import types

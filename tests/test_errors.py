@@ -20,7 +20,7 @@ def test_dashes_make_no_flag_likelier():
     assert "did you mean '--seeds'?" in str(unknown("flag", "--seed", flags))
 
 
-def test_a_name_broken_off_goes_on():
+def test_a_truncated_name_suggests_its_completion():
     assert "did you mean 'apgd-t'?" in str(unknown("attack", "apgd", ["pgd", "apgd-ce", "apgd-t"]))
 
 

@@ -1,4 +1,4 @@
-"""Accuracy under attack: what counts, what is repeated, and what is compiled."""
+"""Accuracy under attack: counting, reproducibility and the number of compilations."""
 
 import dataclasses
 import functools
@@ -20,10 +20,10 @@ from irp_jax.evaluation import evaluate, last_iterate, probe
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 VARIABLES = new_dense_net()
-N = 37  # no multiple of any batch size here
+N = 37  # not a multiple of any batch size in the tests
 IMAGES = np.random.default_rng(0).integers(0, 256, (N, 8, 8, 1), np.uint8)
 PREDICTED = np.asarray(dense_net(VARIABLES, IMAGES.astype(np.float32) / 255).argmax(-1))
-# Three images are wrong as they are.
+# Three natural images are misclassified.
 LABELS = np.where(np.arange(N) < 3, (PREDICTED + 1) % 10, PREDICTED).astype(np.int32)
 SPEC = AttackSpec(epsilon=0.02, steps=4, restarts=3)
 
@@ -33,7 +33,7 @@ def run(spec=SPEC, **options):
 
 
 def zigzag(images):
-    """Wrong in thin shells, so that a walk steps into them and out again; rising all the way."""
+    """Is wrong only in thin shells, which an attack enters and leaves. The loss always rises."""
     x = images.reshape(len(images), -1).mean(1)
     waves = jax.lax.stop_gradient(jnp.sin(2000 * x)) - 0.8
     return jnp.stack([jnp.zeros_like(x), x + waves - jax.lax.stop_gradient(x)], axis=1)
@@ -158,7 +158,7 @@ def test_description_is_json_and_says_what_is_in_force(name):
         ({"version": "plus"}, "no version to choose"),
     ],
 )
-def test_settings_that_cannot_be_meant(wrong, message):
+def test_invalid_settings(wrong, message):
     with pytest.raises(UserError, match=message):
         AttackSpec(**wrong)
 
@@ -198,13 +198,13 @@ def test_probe_agrees_with_evaluate():
     fast = run(AttackSpec(name="fgsm", epsilon=0.02))
     assert float(seen.natural) == pytest.approx(report.natural)
     assert float(seen.fgsm) == pytest.approx(fast.robust)
-    # Its random starts are others, so an image on the edge may fall in one and not in the other.
+    # The random starts differ, so a borderline image may be broken in one and not in the other.
     assert float(seen.pgd) == pytest.approx(report.robust, abs=2.5 / N)
 
 
 @pytest.mark.parametrize("spec", [PartitionSpec("data"), PartitionSpec("data", None, None, None)])
 def test_a_probe_compiles_a_step_once_however_many_devices(caplog, spec):
-    """State that begins alike on all devices, or a radius come back as an array, would be two."""
+    """A state with other sharding, or a radius that became an array, would compile twice."""
     apply = lambda variables, images: dense_net(variables, images)  # noqa: E731
     mesh = parallel.mesh(2)
     images = parallel.place(IMAGES[:32] / np.float32(255), NamedSharding(mesh, spec))

@@ -1,4 +1,4 @@
-"""FAB: its guarantees, closed-form distances, and scipy on the moves it is made of."""
+"""FAB: its guarantees, closed-form distances, and its projections compared with scipy."""
 
 import contextlib
 import functools
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 from attack_nets import (
-    all_runs,
+    all_trials,
     dense_net,
     drive,
     new_dense_net,
@@ -42,7 +42,7 @@ def logits_fn(images):
 
 
 def flat(found):
-    """The runs (N, R) of a drive as one batch (N * R)."""
+    """Returns the trials (N, R) of `drive` as one batch (N * R)."""
     return Attacked(*(leaf.reshape(-1, *leaf.shape[2:]) for leaf in found))
 
 
@@ -66,7 +66,7 @@ def test_result_is_allowed_verified_and_no_better_than_the_start(attack, norm, s
     ball = attacks.Threat(norm=norm, epsilon=RADII[norm] * scale)
     key = jax.random.key(seed)
     found = flat(drive(attack, logits_fn, IMAGES, LABELS, ball, key))
-    problem = all_runs(attack, logits_fn, IMAGES, LABELS, ball, key)
+    problem = all_trials(attack, logits_fn, IMAGES, LABELS, ball, key)
     assert found.image.dtype == IMAGES.dtype
     assert float(found.image.min()) >= 0 and float(found.image.max()) <= 1
     length = distances(ball, found.image, problem.image)
@@ -84,10 +84,10 @@ def test_result_is_allowed_verified_and_no_better_than_the_start(attack, norm, s
 @norms
 def test_the_first_run_starts_at_the_image_and_others_up_to_half_of_epsilon_away(norm):
     ball = attacks.Threat(norm=norm, epsilon=RADII[norm])
-    problem = all_runs(TARGETED, logits_fn, IMAGES, LABELS, ball, KEY)
+    problem = all_trials(TARGETED, logits_fn, IMAGES, LABELS, ball, KEY)
     began = start(TARGETED, logits_fn, problem).current
     away = distances(ball, began, problem.image).reshape(6, 4)
-    np.testing.assert_array_equal(away[:, ::2], 0)  # runs 0 and 2: one for each target
+    np.testing.assert_array_equal(away[:, ::2], 0)  # trials 0 and 2: one for each target
     assert float(away[:, 1::2].min()) > 0
     assert float(away.max()) <= RADII[norm] / 2 * (1 + 1e-6)
 
@@ -126,7 +126,7 @@ def test_finds_the_least_distance_of_a_linear_classifier(net, targets, norm):
         dual = {"linf": 1, "l2": 2, "l1": np.inf}[norm]
         slopes = np.linalg.norm(normals[:, others] - normals[:, [label]], dual, axis=0)
         least = float(((scores[label] - scores[others]) / slopes).min())
-        assert 0 < least < 0.4  # else the box would lengthen the way
+        assert 0 < least < 0.4  # otherwise the box would increase the distance
         for scale, falls in ((1.02, True), (0.99, False)):
             ball = attacks.Threat(norm=norm, epsilon=least * scale)
             found = drive(attack, net, image[None], jnp.asarray([label], jnp.int32), ball, KEY)
@@ -134,7 +134,7 @@ def test_finds_the_least_distance_of_a_linear_classifier(net, targets, norm):
 
 
 def shortest(norm, image, value, gradient):
-    """The length of the shortest move to the hyperplane in the box, by a general solver."""
+    """Returns the distance to the hyperplane within the box, computed by a general solver."""
     n = len(image)
     room = np.stack([-image, 1 - image], axis=1)
     if norm == "linf":  # (move, bound): minimise the bound
@@ -161,11 +161,11 @@ def shortest(norm, image, value, gradient):
 @given(st.integers(0, 10**6), st.floats(-1.4, 1.4), st.floats(-3, 3))
 def test_moves_are_the_shortest_ones(norm, seed, share, magnitude):
     rng = np.random.default_rng(seed)
-    image = np.clip(rng.uniform(-0.3, 1.3, 10), 0, 1)  # some pixels have no room
+    image = np.clip(rng.uniform(-0.3, 1.3, 10), 0, 1)  # some pixels are at a bound of the box
     gradient = rng.normal(size=10) * 10**magnitude * (rng.uniform(size=10) > 0.2)
     to_lowest = np.where(gradient > 0, -image, 1 - image) @ gradient
     to_highest = np.where(gradient > 0, 1 - image, -image) @ gradient
-    # Above one in size, the function has no zero in the box.
+    # If |share| is above one, the hyperplane does not meet the box.
     value = -share * (to_highest if share > 0 else -to_lowest)
     with float64():
         moved = np.asarray(move(norm, image, value, gradient))
@@ -192,7 +192,7 @@ def test_the_size_of_the_gradient_does_not_matter(norm, scale):
 
 
 @norms
-def test_without_a_gradient_the_step_leads_nowhere_but_towards_the_clean_image(norm):
+def test_without_a_gradient_the_step_only_leads_towards_the_natural_image(norm):
     ball = attacks.Threat(norm=norm, epsilon=0.1)
     step = jax.jit(functools.partial(boundary_step, alpha_max=0.1, eta=1.05))
     leads, gradients = jnp.asarray([-1.0, -2.0]), jnp.zeros((2, 8, 8, 1))
@@ -213,7 +213,7 @@ def test_at_least_as_strong_as_pgd():
     assert fab >= pgd
 
 
-def test_runs_are_the_targets_there_are():
+def test_number_of_trials_is_limited_by_the_targets():
     assert Fab(name="fab", targets=None, restarts=5).trials(10) == 5
     assert Fab(name="fab-t", targets=9, restarts=2).trials(10) == 18
     assert Fab(name="fab-t", targets=9).trials(3) == 2
@@ -224,6 +224,6 @@ def test_runs_are_the_targets_there_are():
     [{"steps": 0}, {"restarts": 0}, {"targets": 0}, {"alpha_max": 2.0}, {"eta": 0.9}, {"beta": 1}],
     ids=lambda wrong: next(iter(wrong)),
 )
-def test_refuses_what_cannot_be_meant(wrong):
+def test_refuses_invalid_settings(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         Fab(**{"name": "fab", "targets": None, **wrong})

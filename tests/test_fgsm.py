@@ -72,7 +72,7 @@ def test_noise_fgsm_leaves_the_ball_and_rs_fgsm_does_not():
         )
         for name, a in attacks.FAST_ATTACKS.items()
     }
-    assert reached["n-fgsm"] > 2.5 * EPSILON  # almost surely, over 384 pixels
+    assert reached["n-fgsm"] > 2.5 * EPSILON  # practically certain with 384 pixels
     assert reached["fgsm-rs"] == pytest.approx(EPSILON, abs=1e-6)
 
 
@@ -81,13 +81,13 @@ def test_no_gradient_flows_through_the_attack():
         def network(images):
             return dense_net(variables, images)
 
-        # L2, since a sign has no gradient anyway.
+        # L2, because the gradient of a sign is zero in any case.
         return jnp.sum(attacks.fgsm(network, IMAGES, LABELS, attacks.l2(0.5), key=KEY))
 
     assert not any(leaf.any() for leaf in jax.tree.leaves(jax.grad(robust_loss)(NET)))
 
 
-def test_a_network_that_normalises_over_the_batch_is_seen_as_one_batch():
+def test_the_attack_passes_the_whole_batch_to_the_network():
     def normalised(images):
         return logits_fn((images - images.mean(0)) / (images.std(0) + 0.1))
 

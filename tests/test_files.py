@@ -1,4 +1,4 @@
-"""What a run leaves on disk is whole, or not there."""
+"""The files of a run are written completely or not at all."""
 
 import errno
 import json
@@ -70,14 +70,14 @@ def test_a_folder_belongs_to_one_run(tmp_path):
 
 @pytest.mark.parametrize("found", [[], {"seed": 0, "epochs": 3}, {"identity": None}])
 def test_a_folder_of_another_version_or_of_something_else_is_refused(tmp_path, found):
-    """It would have the default settings else."""
+    """Otherwise it would be taken for a run with default settings."""
     files.write_json(tmp_path / "config.json", found)
     with pytest.raises(UserError, match="choose another --workdir"), files.claim(tmp_path, {}):
         pass
 
 
 @pytest.mark.parametrize("name", ["results.json", "metrics.jsonl", "network.json"])
-def test_a_folder_that_does_not_say_whose_it_is_belongs_to_nobody(tmp_path, name):
+def test_a_folder_without_a_config_is_refused(tmp_path, name):
     (tmp_path / name).write_text("{}")
     with pytest.raises(UserError, match=f"has {name} but no config"), files.claim(tmp_path, {}):
         pass
@@ -103,7 +103,7 @@ def test_the_log_is_cut_back_to_the_epoch_resumed_from(tmp_path):
     for epoch in (1, 2, 3):
         files.append_log(log, {"epoch": epoch})
     with log.open("a") as file:
-        file.write('{"epoch": 4, "lo')  # a kill in the middle of a line
+        file.write('{"epoch": 4, "lo')  # as after a kill in the middle of a line
     files.truncate_log(log, 2)
     assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [1, 2]
     assert files.read_log(log) == [{"epoch": 1}, {"epoch": 2}]

@@ -1,4 +1,4 @@
-"""The channel graph of networks of every kind: groups, what stays whole, cost, masked is cut."""
+"""The channel graph of many networks: groups, exceptions, cost, and masked equals compact."""
 
 import functools
 import math
@@ -34,7 +34,7 @@ def model_of(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_groups_are_those_that_a_person_finds(name):
+def test_the_groups_are_those_found_by_hand(name):
     found = model_of(name).graph
     assert found.groups == CASES[name].groups
     assert {type(size) for size in found.groups.values()} <= {int}
@@ -43,7 +43,7 @@ def test_the_groups_are_those_that_a_person_finds(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_kept_whole_is_named_with_a_reason(name):
+def test_channels_that_cannot_be_pruned_are_named_with_a_reason(name):
     found = model_of(name).graph.whole
     others = [whole for whole in found if whole.reason != LOGITS]
     expected = CASES[name].whole
@@ -54,7 +54,7 @@ def test_what_is_kept_whole_is_named_with_a_reason(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_are_never_cut(name):
-    """Nor are the weights of the layer that writes them pruned one by one."""
+    """The weights of the layer that writes the logits have no mask either."""
     found = model_of(name).graph
     final = [layer for layer in found.layers if layer.final]
     assert final
@@ -73,7 +73,7 @@ def test_the_cost_is_that_of_a_count_by_hand(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_cost_of_a_cut_network_is_what_is_left_of_it(name):
+def test_the_cost_of_a_compact_network_is_that_of_its_arrays(name):
     model = model_of(name)
     variables = zeros(abstract_variables(model))
     for seed in range(2):
@@ -92,7 +92,7 @@ def test_the_cost_of_a_cut_network_is_what_is_left_of_it(name):
 
 
 def drawn(shapes, rng):
-    """Random values that no layer drowns: kernels of the usual size, all else near one."""
+    """Returns random arrays: kernels of the usual scale, all others near one."""
 
     def draw(leaf):
         if len(leaf.shape) > 1:
@@ -104,7 +104,7 @@ def drawn(shapes, rng):
 
 
 def outcome(network, params, state, gates, found, images):
-    """What a network does: logits in inference; logits, new state and gradients in training."""
+    """Returns logits in inference, and logits, new state and gradients in training."""
     key = jax.random.key(3)
 
     def loss(params, images):
@@ -133,10 +133,10 @@ def assert_alike(found, expected):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_masked_is_cut(name):
-    """The network as its author wrote it, masked, and the small one: whatever either does.
+def test_masked_equals_compact(name):
+    """The masked and the compact network agree.
 
-    Logits in inference and in training, batch statistics, and gradients.
+    This covers logits in inference and in training, batch statistics, and gradients.
     """
     model, case = model_of(name), CASES[name]
     found, network = model.graph, model.network
@@ -157,7 +157,7 @@ def test_masked_is_cut(name):
     @quick_jit
     def both(params, state, small, gates, images):
         masked = outcome(author, params, state, gates, found, images)
-        if case.random:  # numbers are drawn for all channels, or for those that are left
+        if case.random:  # the shapes of random numbers depend on the channels left
             return masked, outcome(network, params, state, gates, found, images)
         return masked, outcome(network, *small, {}, found, images)
 
@@ -168,7 +168,7 @@ def test_masked_is_cut(name):
         cut = quick_jit(lambda p, s, x: network(p, s, x, False)[0])(*small, images)
         assert_alike({"inference": cut}, masked)
         return
-    # Of what is pruned nobody hears, so it has no gradient; batch statistics it still has.
+    # Pruned channels are not read, so their gradients are zero. They still have batch statistics.
     for array, gradient in masked["gradient"].items():
         alive = compaction.compact_params(found, {array: gradient}, keep_indices)[array]
         np.testing.assert_allclose(np.abs(gradient).sum(), np.abs(alive).sum(), rtol=1e-3)
@@ -177,7 +177,7 @@ def test_masked_is_cut(name):
 
 @pytest.mark.parametrize("name", ["custom_jvp", "custom_vjp"])
 def test_a_derivative_of_its_authors_own_is_kept(name):
-    """Another than that of the function: a rounded number has none."""
+    """The custom derivative differs from that of the function, which is zero for rounding."""
     model, author = model_of(name), adapters.adapt(CASES[name].model, SHAPE).apply
     params = drawn(abstract_variables(model)["params"], np.random.default_rng(0))
     images, key = jnp.full((1, *SHAPE), 0.5), jax.random.key(0)
@@ -223,7 +223,7 @@ def test_dropout_draws_anew_with_every_key_and_in_training_alone():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_masks_of_weights_are_those_of_kernels(name):
-    """A mask for each kernel but that of the logits, and the cost that its weights have."""
+    """Each kernel except that of the logits has a mask, with the cost of its weights."""
     model = model_of(name)
     kernels = {layer.kernel for layer in model.graph.layers if layer.kernel and not layer.final}
     units = masks.units(model.graph, "weight")
@@ -246,7 +246,7 @@ def test_two_traces_of_one_network_have_one_fingerprint_and_two_networks_two():
 
 
 def built(function, params=None, state=None, classes=None):
-    """The graph of a function (params, state, images, train, key) -> (logits, state)."""
+    """Returns the graph of a function (params, state, images, train, key) -> (logits, state)."""
     params = params or {"w": np.ones((3, CLASSES), np.float32)}
     return graph.build(function, params, state or {}, SHAPE, classes)
 
@@ -296,7 +296,7 @@ def test_a_network_that_is_another_for_one_image_is_refused():
         x = jax.nn.relu(images @ params["a"])
         if len(images) == 1:
             x = x - x.mean(-1, keepdims=True)
-        x = x - x.mean(0)  # so that it is traced for every number of images
+        x = x - x.mean(0)  # such that it can be traced for any number of images
         return x.mean((1, 2)) @ params["out"]
 
     params: Any = {"a": np.ones((3, 4), np.float32), "out": np.ones((4, CLASSES), np.float32)}
@@ -396,7 +396,7 @@ def test_logits_that_are_no_numbers_once_channels_are_masked_are_refused():
 
 
 @pytest.mark.parametrize("where", ["loop", "branch", "derivative", "training"])
-def test_what_differs_deep_inside_is_another_fingerprint(where):
+def test_a_nested_difference_changes_the_fingerprint(where):
     params = {"a/kernel": np.ones((3, 4), np.float32)}
 
     def made(factor):

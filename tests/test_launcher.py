@@ -22,7 +22,7 @@ PINS = sorted((ROOT / "requirements").glob("*.txt"))
 
 @pytest.fixture
 def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The launcher, working on an empty project in a folder of its own."""
+    """Returns the launcher module, with an empty project in a temporary folder."""
     spec = importlib.util.spec_from_file_location("_launch", ROOT / "bin" / "_launch.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -52,7 +52,7 @@ bench = ["torch==2.13.0"]
 
 
 def fake_call(command: list[str], what: str) -> None:
-    """Stands in for venv and pip: makes the folder and the Python, installs nothing."""
+    """Replaces venv and pip: makes the folder and the Python, installs nothing."""
     if "venv" in command:
         (Path(command[-1]) / "bin").mkdir()
         (Path(command[-1]) / "bin" / "python").symlink_to(sys.executable)
@@ -147,11 +147,11 @@ def test_venv_is_made_once_and_again_when_the_pins_change(
     Path(launch.ROOT, "requirements", "all.txt").write_text("# other\n")
     launch.find_python([])
     assert len(made) == 4
-    launch.find_python(["test"])  # only adds to what is there
+    launch.find_python(["test"])  # only adds packages
     assert len(made) == 5
     launch.find_python([])
     assert len(made) == 5
-    launch.find_python(["bench"])  # has no pins
+    launch.find_python(["bench"])  # this extra has no pins
     assert len(made) == 7 and "torch==2.13.0" in made[-1]
 
 
@@ -218,13 +218,13 @@ def test_an_old_python_gets_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "3.11" in error and "3.9.2" in error
-    # ... unless the environment is there already, which has its own Python.
+    # An existing environment has its own Python and is used.
     monkeypatch.setattr(launch, "installed", lambda: {"all"})
     assert launch.find_python([]) == launch.PYTHON
 
 
 def test_a_real_set_up_by_two_commands_at_once(tmp_path: Path) -> None:
-    """A clone whose one dependency is a wheel made here goes all the way, with no network."""
+    """A clone with one dependency, a wheel made here, is set up without a network."""
     clone = tmp_path / "a clone"
     shutil.copytree(ROOT / "bin", clone / "bin", ignore=shutil.ignore_patterns("__pycache__"))
     (clone / "requirements").mkdir()
@@ -256,7 +256,7 @@ def test_a_real_set_up_by_two_commands_at_once(tmp_path: Path) -> None:
     command = [sys.executable, str(clone / "bin" / "train"), "--workdir=runs/a b"]
 
     def train() -> subprocess.CompletedProcess[str]:
-        # As CONTRIBUTING.md has it for a machine without a network.
+        # As CONTRIBUTING.md describes for a machine without a network.
         offline = os.environ | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
         offline.pop("PYTHONPATH", None)
         return subprocess.run(
@@ -289,7 +289,7 @@ def test_pins_are_hashed_and_name_no_address(path: Path) -> None:
     assert "/" not in path.read_text()
 
 
-def test_pins_cover_what_is_asked_for_and_leave_the_giants_out() -> None:
+def test_pins_cover_all_requirements_and_leave_large_packages_out() -> None:
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
     def pinned(*files: str) -> set[str]:

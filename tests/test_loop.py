@@ -1,4 +1,4 @@
-"""A run end to end, on real digits: on budget, resumable bit for bit, loadable."""
+"""Whole runs on digits: they meet the budget, resume bit for bit, and can be loaded."""
 
 import dataclasses
 import json
@@ -49,7 +49,7 @@ def train_command(config):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, environment):
-    """A run by the command line that nobody interrupted."""
+    """Returns the config of a finished run that was started by the command line."""
     config = dataclasses.replace(TINY, workdir=str(tmp_path_factory.mktemp("run")))
     done = subprocess.run(
         train_command(config), env=environment, capture_output=True, text=True, timeout=300
@@ -60,7 +60,7 @@ def finished(tmp_path_factory, environment):
 
 @pytest.fixture
 def small(monkeypatch):
-    """A network that compiles in less time, for what does not depend on which it is."""
+    """Uses a network that compiles fast, for tests that do not depend on the network."""
     monkeypatch.setitem(models.MODELS, "resnet8", lambda scale, classes, act: Small(8, 8, classes))
 
 
@@ -94,7 +94,7 @@ def test_the_results_have_every_key_and_meet_the_budget(finished):
     assert [row["epoch"] for row in history] == [1, 2, 3, 4]
     assert [row["frozen"] for row in history] == [False, False, True, True]
     assert history[-1]["loss"] < history[0]["loss"]
-    # Loading and compiling take their time, and so does the attack at the end.
+    # The wall time includes loading, compilation and the final attack.
     assert history[0]["seconds"] > 256 / history[0]["images_per_s"]
     assert results["wall_time_s"] > history[-1]["seconds"]
     assert "masks frozen" in output
@@ -120,7 +120,7 @@ def test_the_checkpoint_alone_gives_the_network_that_was_reported(finished):
 
 
 def evaluate(config, tmp_path, *flags):
-    """What bin/evaluate writes about the first 60 test images."""
+    """Returns what bin/evaluate writes for the first 60 test images."""
     out = tmp_path / "out.json"
     common = [f"--checkpoint={config.workdir}", "--images=60", "--batch-size=60", f"--out={out}"]
     command.evaluate([*common, *flags])
@@ -201,7 +201,7 @@ def test_a_finished_run_is_shown_not_repeated(finished):
     again = Silent()
     path = Path(finished[0].workdir) / "results.json"
     own = path.read_text()
-    path.write_text(json.dumps({"accuracy": {"natural": 1.0}}))  # of bin/evaluate --out, say
+    path.write_text(json.dumps({"accuracy": {"natural": 1.0}}))  # as of bin/evaluate --out
     with pytest.raises(UserError, match=r"results\.json is not of this run"):
         experiment.run(finished[0], again, "bin/train")
     path.write_text(own)
@@ -221,7 +221,7 @@ def test_weight_masks_leave_zeros_that_are_counted(tmp_path, small):
     assert net.cost == results["cost"]
 
 
-def test_the_published_method_runs_through_the_same_door(tmp_path, small):
+def test_the_published_method_runs_in_the_same_loop(tmp_path, small):
     config = dataclasses.replace(TINY, method="hinge", epochs=1, workdir=str(tmp_path))
     results = experiment.run(config, Silent(), "bin/train")
     assert results["method"] == "hinge"

@@ -1,4 +1,4 @@
-"""Masks: hard gates, straight-through gradients, and what they take out of a network."""
+"""Masks: hard gates, straight-through gradients, and the effect on the network."""
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ def test_one_logit_a_unit_that_starts_kept(granularity):
         assert logits["stage2_block0/conv2"].shape == (8,)
 
 
-def test_floors_by_hand():
+def test_minimum_keep_counts_by_hand():
     dense = named("resnet20", 1.0, (32, 32, 3), 10).graph
     channel, weight = masks.min_keep(dense, "channel"), masks.min_keep(dense, "weight")
     assert channel["stem"] == 1 and channel["stage2_block0/conv2"] == 2
@@ -84,7 +84,7 @@ def test_floors_by_hand():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_channel_masks_hide_a_channel_from_all_who_read_it_and_touch_nothing_else(seed):
+def test_channel_masks_hide_a_channel_from_all_layers_that_read_it_and_change_nothing_else(seed):
     weights = random_weights(seed)
     gates = masks.gates(random_masks(DENSE, "channel", seed))
     masked = masks.apply(DENSE, weights, gates)
@@ -141,7 +141,7 @@ def test_mask_and_weight_gradients_through_apply(granularity):
     logits = random_masks(DENSE, granularity, 1)
 
     def loss(weights):
-        # Every layer's gradient depends on every other layer, as in a network.
+        # The gradient of each layer depends on all other layers, as in a network.
         kernels = [jnp.sin(leaf).sum() for leaf in jax.tree.leaves(weights)]
         return jnp.square(jnp.stack(kernels).sum()) * 1e-3
 
@@ -151,7 +151,7 @@ def test_mask_and_weight_gradients_through_apply(granularity):
             return loss(masks.apply(DENSE, weights, gates))
 
         learned = jax.grad(lambda w, m: through(w, masks.gates(m)), (0, 1))(weights, logits)
-        # The gates as independent numbers, as if there were no rounding.
+        # The gates are independent inputs here, as if there were no rounding.
         plain = jax.grad(through, (0, 1))(weights, masks.gates(logits))
         return learned, plain
 
@@ -163,7 +163,7 @@ def test_mask_and_weight_gradients_through_apply(granularity):
         slope = 0.5 * (1 - np.tanh(np.asarray(values, np.float64)) ** 2)
         np.testing.assert_allclose(by_logits[name], slope * by_gates[name], rtol=1e-4, atol=1e-9)
         assert float(jnp.abs(by_logits[name]).max()) > 0
-    # A pruned unit hears what it would do, so that it can come back; its weights hear nothing.
+    # The logit of a pruned unit has a gradient, so that it can be restored. Its weights have none.
     gates = masks.gates(logits)
     pruned = jnp.concatenate([by_gates[name][gates[name] == 0].ravel() for name in gates])
     assert float((pruned != 0).mean()) > 0.9

@@ -1,4 +1,4 @@
-"""What is remembered of every image: it stays with its pixels, and FGSM-MEP makes use of it."""
+"""The memory of each image follows its pixels through augmentation, and FGSM-MEP uses it."""
 
 import dataclasses
 import functools
@@ -38,7 +38,7 @@ def variables():
 
 
 def test_memory_follows_its_images_through_crops_and_flips_and_back():
-    memory = jnp.asarray(PIXELS, jnp.int16)  # an image's memory is the image, and must stay so
+    memory = jnp.asarray(PIXELS, jnp.int16)  # the memory equals the image and must stay equal
     chosen = np.array([5, 0, 17, 9], np.int32)
     policy = Augmentation(crop_padding=2, flip=True)
 
@@ -83,7 +83,7 @@ def test_nothing_is_remembered_where_there_is_no_memory():
 
 
 def test_a_remembered_perturbation_meets_the_pixels_it_was_made_for(variables):
-    """In the training step itself: what memory and image have in common stays in its place."""
+    """In the training step memory and image are augmented alike."""
 
     class Spy(Mep):
         def perturb(self, logits_fn, batch):
@@ -95,7 +95,7 @@ def test_a_remembered_perturbation_meets_the_pixels_it_was_made_for(variables):
     plan = make_plan(config, METHODS[config.method], GRAPH, len(PIXELS))
     optimizer = optimizers.build(config, plan, GRAPH, frozen=False)
     spied = dataclasses.replace(recipe("none"), defense=Spy())
-    levels = jnp.asarray(PIXELS // 2, jnp.int8)  # an image's memory is the image
+    levels = jnp.asarray(PIXELS // 2, jnp.int8)  # the memory equals the image
     state = initial_state(config, plan, GRAPH, variables)
     state = dataclasses.replace(state, memory=Prior(levels, jnp.zeros_like(levels)))
     chosen = np.arange(0, 24, 3, dtype=np.int32)
@@ -107,7 +107,7 @@ def test_a_remembered_perturbation_meets_the_pixels_it_was_made_for(variables):
 
 
 def test_mep_by_hand():
-    """Two images, a linear network, whose gradient is (softmax - label) times its weights."""
+    """Two images and a linear network with the gradient (softmax - label) times its weights."""
     defense, weights = Mep(), np.random.default_rng(1).normal(size=(8, 3)).astype(np.float32)
     images = np.full((2, 2, 2, 2), 0.5, np.float32)
     images[0, 0, 0] = 0.0  # at the edge of the box

@@ -1,4 +1,4 @@
-"""Models: what is read off them is what they are, counted by hand; every size runs."""
+"""Models: parameters and MACs match counts by hand, and every model runs on every shape."""
 
 import functools
 
@@ -26,7 +26,7 @@ from irp_jax.pruning import cost
 
 EVERY_MODEL = sorted(models.MODELS)
 
-# Those that differ from another in depth alone are traced for long: on one shape of images.
+# Deep variants are slow to trace, so they are tested on one image shape only.
 DEEP = {"resnet32", "resnet44", "resnet56", "resnet110", "mobilenet_v2", "densenet"}
 LARGE = (32, 32, 3)
 
@@ -43,7 +43,7 @@ def dense_cost(name):
     ("name", "shape"),
     [(n, shape) for n in EVERY_MODEL for shape in IMAGE_SHAPES if n not in DEEP or shape == LARGE],
 )
-def test_every_model_runs_on_every_shape_and_is_what_is_read_off_it(name, shape):
+def test_every_model_runs_on_every_shape_with_the_counted_cost(name, shape):
     model = named(name, 1.0, shape, 10)
     variables = abstract_variables(model)
     images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
@@ -65,7 +65,7 @@ def test_width_multiplies_every_channel_count(name):
     narrow = named(name, 0.3, (8, 8, 1), 10).graph.groups
     full = dense_graph(name).groups
     assert narrow == {group: round(0.3 * size) for group, size in full.items()}
-    # Single channels are in no group: there is nothing to prune in them.
+    # A single channel is in no group, because it cannot be pruned.
     least = named(name, 1e-6, (8, 8, 1), 10).graph
     assert not least.groups
     assert {layer.channels({}) for layer in least.layers} == {(1, 1), (1, 10)}
@@ -81,10 +81,10 @@ def test_resnet20_by_hand():
     # Channels 16, 32, 64 on images of 32, 16 and 8 pixels; 3 x 3 kernels.
     stem = 9 * 3 * 16
     stage1 = 6 * 9 * 16 * 16
-    stage2 = 9 * 16 * 32 + 5 * 9 * 32 * 32 + 16 * 32  # The last is the shortcut.
+    stage2 = 9 * 16 * 32 + 5 * 9 * 32 * 32 + 16 * 32  # The last term is the shortcut.
     stage3 = 9 * 32 * 64 + 5 * 9 * 64 * 64 + 32 * 64
     classifier = 64 * 10
-    norms = 2 * (7 * 16 + 7 * 32 + 7 * 64)  # Scale and bias; the stem and two shortcuts have one.
+    norms = 2 * (7 * 16 + 7 * 32 + 7 * 64)  # Scale and bias, with stem and shortcuts.
     params = stem + stage1 + stage2 + stage3 + classifier + 10 + norms
     macs = 32**2 * (stem + stage1) + 16**2 * stage2 + 8**2 * stage3 + classifier
     assert (params, macs) == (272_474, 40_813_184)
@@ -92,7 +92,7 @@ def test_resnet20_by_hand():
 
 
 def residual_by_hand(depth, widths, size=32, stem=None, classes=10):
-    """Kernel entries and MACs of a residual network without norms; `depth` blocks a stage."""
+    """Returns kernel entries and MACs of a residual network with `depth` blocks per stage."""
     stem = stem or widths[0]
     weights = 9 * 3 * stem
     macs = size**2 * weights
@@ -123,14 +123,14 @@ def test_resnet110_by_hand():
 def test_resnet18_by_hand():
     weights, macs = residual_by_hand(2, (64, 128, 256, 512))
     norms = 2 * (5 * 64 + 5 * 128 + 5 * 256 + 5 * 512)
-    assert weights + norms + 10 == 11_173_962  # As the usual CIFAR implementations count it.
+    assert weights + norms + 10 == 11_173_962  # As in the usual CIFAR implementations.
     assert dense_cost("resnet18") == cost.Cost(macs=macs, params=11_173_962)
     assert macs == 555_422_720
 
 
 def test_wrn28_4_by_hand():
     weights, macs = residual_by_hand(4, (64, 128, 256), stem=16)
-    # Norms stand before convolutions; the first of a stage sees the width of the stage before.
+    # Norms precede convolutions. The first norm of a stage has the width of the previous stage.
     norms = 2 * ((16 + 7 * 64) + (64 + 7 * 128) + (128 + 7 * 256) + 256)
     assert weights + norms + 10 == 5_849_050  # Zagoruyko & Komodakis 2016: 5.8M.
     assert dense_cost("wrn28_4") == cost.Cost(macs=macs, params=5_849_050)
@@ -143,14 +143,14 @@ def test_vgg16_by_hand():
     weights = sum(9 * c_in * c_out for c_in, c_out, _ in chain)
     macs = sum(9 * c_in * c_out * side**2 for c_in, c_out, side in chain)
     norms = sum(2 * c_out for _, c_out, _ in chain)
-    # 14,728,266 in the usual implementations, whose 4,224 biases before norms do nothing.
+    # The usual implementations have 14,728,266: they add 4,224 biases, which have no effect.
     assert weights + norms + 512 * 10 + 10 == 14_728_266 - 4_224
     assert dense_cost("vgg16") == cost.Cost(macs=macs + 5120, params=14_724_042)
     assert macs + 5120 == 313_201_664
 
 
 def test_mobilenet_v2_by_hand():
-    # Expansion, channels, blocks, stride: table 2 of Sandler et al. (2018) but for two strides.
+    # Expansion, channels, blocks, stride: table 2 of Sandler et al. (2018) with two other strides.
     table = [(1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2)]
     table += [(6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
     before, side = 32, 32
@@ -168,7 +168,7 @@ def test_mobilenet_v2_by_hand():
     weights += 320 * 1280 + 1280 * 10
     norms += 2 * 1280
     macs += side**2 * 320 * 1280 + 1280 * 10
-    # 3,504,872 with a thousand classes, as torchvision counts it.
+    # With 1,000 classes it has 3,504,872, as in torchvision.
     assert weights + norms + 10 == 3_504_872 - 990 * 1281
     assert dense_cost("mobilenet_v2") == cost.Cost(macs=macs, params=2_236_682)
 
@@ -192,7 +192,7 @@ def test_densenet_by_hand():
 
 
 def users(graph, group):
-    """Names of the layers that write and that read a group, and of the norms on it."""
+    """Returns the names of the layers that write and read a group, and of its norms."""
 
     def along(layer, axes):
         return any(group in layer.extents[axis].groups for axis in axes)
@@ -208,9 +208,9 @@ def users(graph, group):
     )
 
 
-def test_a_residual_stream_is_one_group_with_all_who_write_and_read_it():
+def test_a_residual_stream_is_one_group_with_all_its_writers_and_readers():
     graph = dense_graph("resnet20")
-    # A group has the name of the first layer that writes it.
+    # A group is named after the first layer that writes it.
     assert users(graph, "stage2_block0/conv2") == (
         {f"stage2_block{i}/conv2" for i in range(3)} | {"stage2_block0/shortcut"},
         {"stage2_block1/conv1", "stage2_block2/conv1"}
@@ -228,8 +228,8 @@ def test_a_residual_stream_is_one_group_with_all_who_write_and_read_it():
     assert users(graph, "stage3_block0/conv2")[1] >= {"classifier"}
 
 
-def test_a_wide_residual_stream_is_one_group_with_all_who_write_and_read_it():
-    # A block's shortcut runs before its convolutions.
+def test_a_wide_residual_stream_is_one_group_with_all_its_writers_and_readers():
+    # The shortcut of a block is traced before its convolutions.
     assert users(dense_graph("wrn28_4"), "stage3_block0/shortcut") == (
         {f"stage3_block{i}/conv2" for i in range(4)} | {"stage3_block0/shortcut"},
         {f"stage3_block{i}/conv1" for i in range(1, 4)} | {"classifier"},
@@ -273,7 +273,7 @@ def test_every_group_is_written_and_read_and_image_and_logits_are_in_none(name):
     )
     assert last.final and not any(layer.final for layer in (first, *middle))
     for layer in middle:
-        depthwise = layer.name.endswith("/depthwise")  # Reads the channel that it writes.
+        depthwise = layer.name.endswith("/depthwise")  # It reads the group that it writes.
         assert all(layer.extents[axis].groups or depthwise for axis in layer.reads)
         assert all(layer.extents[axis].groups for axis in layer.writes)
     assert [(whole.name, whole.reason) for whole in graph.whole] == [("classifier", "the logits")]
@@ -347,7 +347,7 @@ def test_norm_normalises_a_batch_and_keeps_running_statistics():
 
 
 def test_a_residual_block_is_its_formula():
-    """relu(x + norm(conv(relu(norm(conv(x)))))) with norms that do nothing."""
+    """Checks relu(x + norm(conv(relu(norm(conv(x)))))), with norms that are the identity."""
     block = resnet.Block(5, 1)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 6, 6, 5)).astype(np.float32)
@@ -382,7 +382,7 @@ def test_pixels_are_centred_inside_the_model():
 
 
 def test_a_network_is_measured_in_whole_float32(monkeypatch):
-    """GPUs and TPUs would round factors to fewer digits; gradients take over what is asked for."""
+    """Without a precision GPUs and TPUs round factors. Gradients inherit the precision."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     model = named("resnet8", 1.0, (8, 8, 1), 10)
     variables, images = abstract_variables(model), jnp.zeros((2, 8, 8, 1))

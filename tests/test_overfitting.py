@@ -1,4 +1,4 @@
-"""The guard: it tells a network that fools one step from a healthy one, and always ends."""
+"""The guard against catastrophic overfitting: it detects it, reacts, and always ends."""
 
 import dataclasses
 import json
@@ -31,9 +31,10 @@ ZEROS = jnp.zeros(32, jnp.int32)
 
 
 def hollow(images):
-    """Right at the image and at the ball's surface, wrong half way: what FGSM training may learn.
+    """A network that is right at the image and at the surface of the ball, but wrong half way.
 
-    The loss rises up to half the radius, and every step of length epsilon jumps over that.
+    FGSM training may learn such a network. The loss rises up to half the radius, and a step of
+    length epsilon skips the maximum.
     """
     away = jnp.abs(images - 0.5).mean((1, 2, 3)) / THREAT.epsilon + 1e-4 * images.mean((1, 2, 3))
     gap = 1.0 - 1.3 * jnp.sin(jnp.pi * jnp.clip(away, 0, 1))
@@ -41,11 +42,11 @@ def hollow(images):
 
 
 def steady(images):
-    """The same margin everywhere near the image."""
+    """A network with the same margin everywhere near the image."""
     return jnp.stack([images.mean((1, 2, 3)), jnp.zeros(len(images))], axis=-1)
 
 
-def test_the_probe_sees_what_one_step_jumps_over():
+def test_the_probe_finds_what_one_step_skips():
     one = attacks.fgsm(hollow, GREY, ZEROS, THREAT, key=jax.random.key(0))
     assert (hollow(one).argmax(-1) == ZEROS).mean() > 0.9
     assert float(overfitting.probe(hollow, GREY, ZEROS, THREAT, jax.random.key(0))) < 0.1
@@ -53,7 +54,7 @@ def test_the_probe_sees_what_one_step_jumps_over():
 
 
 def follow(history, chance=0.1):
-    """Whether it alarmed, after each (accuracy under PGD, accuracy under the attack trained on)."""
+    """Returns whether it alarms after each (PGD accuracy, accuracy under the training attack)."""
     health, alarms = Health(chance), []
     for pgd, trained in history:
         health = health.after(pgd, trained)
@@ -62,7 +63,7 @@ def follow(history, chance=0.1):
 
 
 def recorded(path, pgd, trained):
-    """(PGD, attack trained on) epoch by epoch of a run in results/."""
+    """Returns (PGD, training attack) accuracies of each epoch of a run in results/."""
     return [(row[pgd], row[trained]) for row in json.loads(path.read_text())["history"]]
 
 
@@ -72,9 +73,9 @@ def test_it_alarms_in_the_collapse_that_was_recorded():
 
 
 def test_it_does_not_alarm_in_any_healthy_run_that_was_recorded():
-    """A row holds what is remembered, means of two probes.
+    """A row of the history holds means of two probes.
 
-    Older ones have the mean over an epoch for accuracy under the attack trained on.
+    In older runs the accuracy under the training attack is the mean over an epoch.
     """
     checked = 0
     for path in RESULTS.rglob("*.json"):
@@ -100,8 +101,8 @@ def test_it_tells_recorded_segments_that_collapse_from_those_that_do_not():
     assert alarms == {"cyclic, dense": True, "cyclic, pruned": True, "cosine, pruned": False}
 
 
-def test_losing_ground_under_both_attacks_is_no_alarm():
-    falling = [(0.5, 0.6), (0.5, 0.6), (0.2, 0.3), (0.1, 0.2), (0.1, 0.2)]  # as pruning does it
+def test_falling_accuracy_under_both_attacks_is_no_alarm():
+    falling = [(0.5, 0.6), (0.5, 0.6), (0.2, 0.3), (0.1, 0.2), (0.1, 0.2)]  # as during pruning
     cheating = [(0.5, 0.6), (0.5, 0.6), (0.2, 0.7), (0.1, 0.8)]
     once = [(0.5, 0.6), (0.5, 0.6), (0.2, 0.7), (0.5, 0.6)]
     near_chance = [(0.1, 0.12), (0.11, 0.13), (0.0, 0.15), (0.0, 0.2)]
@@ -112,7 +113,7 @@ def test_losing_ground_under_both_attacks_is_no_alarm():
 
 @pytest.mark.parametrize("segments", [4, 50])
 def test_a_growing_radius_is_no_alarm_and_hides_no_collapse(segments):
-    """As the radius grows both accuracies fall; then the attack trained on is fooled."""
+    """Both accuracies fall as the radius grows. Then only PGD accuracy collapses."""
     health = Health(0.1)
     for n in range(segments):
         done = n / segments
@@ -135,8 +136,8 @@ def test_a_collapse_however_slow_is_noticed(level, duration):
     assert health.alarming
 
 
-def test_what_is_doubtful_for_long_is_gone_on_from():
-    """Or a run whose PGD accuracy stays at six tenths would never be saved."""
+def test_a_state_that_is_doubtful_for_long_counts_as_sound():
+    """Otherwise a run whose PGD accuracy stays at 60 % of the other would never be saved."""
     doubtful = Health(0.1, 0.3, 0.5)
     assert doubtful.suspicious and not doubtful.alarming
 
@@ -151,20 +152,20 @@ def test_what_is_doubtful_for_long_is_gone_on_from():
     assert not guard.is_sound(run_at(2, well, CALM.after(4.0)), at[1])  # loss 1.7 above guessing
 
 
-def test_cheating_from_the_start_is_an_alarm():
-    """As it was at a radius of 0.3 (results/guard): PGD accuracy never keeps up."""
+def test_overfitting_from_the_start_is_an_alarm():
+    """PGD accuracy stays near zero, as in a run with radius 0.3 (results/guard)."""
     assert any(follow([(0.0, 0.1), (0.0, 0.3), (0.02, 0.4), (0.0, 0.5), (0.1, 0.6)]))
 
 
-def test_a_start_that_catches_up_is_no_cheating():
-    """As residual networks start on digits, or PGD training does, or training with two classes."""
+def test_a_slow_start_is_no_alarm():
+    """Residual networks on digits, PGD training and two-class training start like this."""
     assert not any(follow([(0.0, 0.1), (0.17, 0.4), (0.3, 0.5), (0.4, 0.5)]))
     assert not any(follow([(0.0, 0.11), (0.03, 0.14), (0.02, 0.2), (0.05, 0.25)]))
     assert not any(follow([(0.3, 0.5), (0.2, 0.55), (0.2, 0.6), (0.1, 0.6)], chance=0.5))
     assert any(follow([(0.3, 0.8), (0.2, 0.8), (0.2, 0.9)], chance=0.5))
 
 
-def test_a_second_look_confirms_a_collapse_and_forgets_bad_luck():
+def test_a_second_check_confirms_a_collapse_or_clears_the_alarm():
     alarming = Health(0.1)
     for pgd, trained in [(0.4, 0.5), (0.4, 0.5), (0.1, 0.6), (0.1, 0.6)]:
         alarming = alarming.after(pgd, trained)
@@ -172,7 +173,7 @@ def test_a_second_look_confirms_a_collapse_and_forgets_bad_luck():
     assert alarming.after_second_look(0.05, 0.6).alarming
     unlucky = alarming.after_second_look(0.5, 0.6)
     assert not unlucky.alarming and not unlucky.suspicious
-    # One more unlucky probe is no alarm, a collapse is.
+    # One more bad probe is no alarm, but a collapse is.
     assert not unlucky.after(0.16, 0.6).alarming
     assert unlucky.after(0.02, 0.6).after(0.02, 0.6).alarming
 
@@ -185,7 +186,7 @@ def test_it_is_suspicious_before_it_alarms():
 
 
 @pytest.mark.parametrize("name", sorted(DEFENSES))
-def test_there_is_an_end_to_getting_stronger(name):
+def test_the_list_of_stronger_defenses_ends(name):
     rungs, rung = [], Choice(name, 10)
     while (rung := rung.stronger) is not None:
         assert rung not in rungs
@@ -218,16 +219,16 @@ TINY = dataclasses.replace(
 
 
 class Killed(Silent):
-    """Stops the run at its first rollback."""
+    """A reporter that stops the run at its first roll back."""
 
     def back_to(self, done):
         raise KeyboardInterrupt
 
 
-def test_a_run_that_alarms_climbs_the_ladder_and_resumes_to_the_same(
+def test_a_run_that_alarms_gets_stronger_defenses_and_resumes_to_the_same(
     tmp_path, monkeypatch, quick_compile
 ):
-    """With a verdict that counts probes, every guarded defense is given up at the second."""
+    """The verdict is replaced by one that alarms at the second probe of every guarded defense."""
     count = lambda self, pgd, trained: self._replace(chance=self.chance + 1)  # noqa: E731
     monkeypatch.setattr(Health, "after", count)
     monkeypatch.setattr(Health, "after_second_look", lambda self, pgd, trained: self)
@@ -246,7 +247,7 @@ def test_a_run_that_alarms_climbs_the_ladder_and_resumes_to_the_same(
     kept = [(row["epoch"], row["defense"]) for row in results["history"]]
     assert kept == [(1, "fgsm"), (2, "pgd"), (3, "pgd")]
     assert results["defense"] == "pgd"
-    # Epoch 1, epoch 2 twice in vain, then two epochs of eleven passes each.
+    # Epoch 1, two failed attempts at epoch 2, then two epochs of eleven passes each.
     assert results["passes_per_image"] == pytest.approx(2 + 2 + 4 + 22)
     with pytest.raises(KeyboardInterrupt):
         experiment.run(killed, Killed(), "test")
@@ -262,7 +263,7 @@ def test_a_run_that_alarms_climbs_the_ladder_and_resumes_to_the_same(
 @pytest.mark.parametrize("confirmed", [True, False])
 @pytest.mark.parametrize("alarmed_at", [2, 3, 5, 7, None])
 def test_an_epoch_is_cut_short_by_a_confirmed_alarm_and_by_nothing_else(alarmed_at, confirmed):
-    """Segments that stop being healthy: the alarm stands, whatever the last one shows."""
+    """A confirmed alarm stays, even if a later segment looks healthy."""
     sent, looks = [], []
 
     def look(state, health):
@@ -285,7 +286,7 @@ def test_an_epoch_is_cut_short_by_a_confirmed_alarm_and_by_nothing_else(alarmed_
     trained = loop._epoch(send, 0, health, batches, None, Silent(), look)
     stopped = alarmed_at is not None and confirmed
     assert trained.health.alarming == stopped
-    # Two bad probes, and the segment that was under way when the second was looked at.
+    # Two bad probes, and the segment that was running when the second one was checked.
     assert len(sent) == (min(alarmed_at + 2, 8) if stopped else 8)
     assert looks[:1] == ([min(alarmed_at + 2, 8)] if alarmed_at else [])
     assert len(looks) == 1 if stopped else len(looks) <= 4
@@ -294,7 +295,7 @@ def test_an_epoch_is_cut_short_by_a_confirmed_alarm_and_by_nothing_else(alarmed_
 
 @pytest.mark.parametrize(("logits_fn", "collapsed"), [(hollow, True), (steady, False)])
 def test_a_second_look_attacks_by_both(logits_fn, collapsed):
-    """What FGSM does not see and PGD does."""
+    """FGSM does not find the collapse, and PGD does."""
 
     def network(weights, batch_stats, images, train, key):
         return logits_fn(images), batch_stats
@@ -310,7 +311,7 @@ def test_a_second_look_attacks_by_both(logits_fn, collapsed):
 
 @pytest.mark.parametrize("name", sorted(DEFENSES))
 def test_the_probe_attacks_the_network_as_it_trains(name, quick_compile):
-    """By the statistics of its batch, whatever the running ones say by now."""
+    """The probe uses the statistics of its batch, not the running statistics."""
     state = progress.start(make_setup(dataclasses.replace(CONFIG, defense=name))).state
     weights, indices = state.params["weights"], jnp.arange(len(IMAGES))
     logits, _ = NETWORK(weights, state.batch_stats, IMAGES, train=True)

@@ -1,4 +1,4 @@
-"""Networks that users bring, as objects and in files: taken as they are, or refused."""
+"""Networks of users, as objects and in files: used unmodified, or refused."""
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,7 @@ SHAPE = (8, 8, 2)
 
 
 class Own(nn.Module):
-    """Somebody's network, with one thing that the masked layers of old did not take."""
+    """A user's network with one unusual feature: a reused layer, an even kernel or a plain sum."""
 
     what: str
 

@@ -21,7 +21,7 @@ from irp_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
-# A training step with what runs have: donated state, a scan, a sum between devices.
+# A training step like that of runs: donated state, a scan and a sum over devices.
 STEP = """
 import hashlib, json, jax, jax.numpy as jnp, numpy as np
 from irp_jax import parallel
@@ -69,7 +69,7 @@ def test_compiled_programs_are_kept_and_change_no_bit(tmp_path: Path) -> None:
     stored = entries[0].read_bytes()
     assert run_step(tmp_path) == (count, cold)
     assert entries[0].read_bytes() == stored
-    entries[0].write_bytes(stored[: len(stored) // 2])  # as a kill in the middle of writing leaves
+    entries[0].write_bytes(stored[: len(stored) // 2])  # as after a kill during writing
     assert run_step(tmp_path) == (count, cold)
 
 
@@ -77,8 +77,8 @@ def test_compiled_programs_are_kept_and_change_no_bit(tmp_path: Path) -> None:
     "variables",
     [{"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}, {"JAX_NUM_CPU_DEVICES": "3"}],
 )
-def test_the_users_own_device_count_stands(tmp_path: Path, variables: dict[str, str]) -> None:
-    # An odd count divides no batch of 8, so only the count is asked for.
+def test_the_users_own_device_count_is_kept(tmp_path: Path, variables: dict[str, str]) -> None:
+    # An odd number of devices cannot share a batch of 8, so only the number is checked.
     code = "import jax; from irp_jax import parallel; parallel.configure()"
     output = subprocess.check_output(
         [sys.executable, "-c", code + "; print(jax.device_count())"],

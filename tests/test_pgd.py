@@ -1,4 +1,4 @@
-"""PGD: its guarantees, and foolbox as an independent reference."""
+"""PGD: its guarantees, and a comparison with foolbox."""
 
 import functools
 import warnings
@@ -96,7 +96,7 @@ def test_it_climbs_as_a_loop_over_single_images_does(norm):
                     way = np.sign(way)
                 case "l2":
                     way = way / np.linalg.norm(way)
-                case "l1":  # the largest entries, each as far as the box allows
+                case "l1":  # changes the largest entries, as far as the box allows
                     left, way = 1.0, np.zeros(way.size)
                     for one in np.argsort(-np.abs(np.ravel(gradient))):
                         up = np.ravel(gradient)[one] > 0
@@ -111,7 +111,7 @@ def test_it_climbs_as_a_loop_over_single_images_does(norm):
 
 
 def test_in_l1_a_pixel_at_its_bound_does_not_hold_it_up():
-    # A linear network on black and white images: the best attack fills the pixels that count most.
+    # A linear network on black and white images. The best attack changes the most important pixels.
     weights = jnp.linspace(1.0, 2.0, 64)
     images = jnp.tile(jnp.asarray([1.0, 0.0]), (1, 32)).reshape(1, 8, 8, 1)
 
@@ -128,8 +128,8 @@ def test_in_l1_a_pixel_at_its_bound_does_not_hold_it_up():
     assert float(gained) == pytest.approx(float(raised), rel=0.02)
 
 
-def test_an_image_that_falls_on_the_way_counts_even_if_the_walk_comes_back():
-    # Wrong only in a thin shell that the steps, each the size of the ball, step into and out of.
+def test_an_image_broken_by_an_intermediate_step_counts():
+    # Wrong only in a thin shell. The steps have the size of the ball, so they enter and leave it.
     def shell(images):
         x = images[:, 0, 0, 0]
         wrong = jnp.where((x > 0.52) & (x < 0.56), 1.0, -1.0) + 0.0 * x
@@ -146,7 +146,7 @@ def test_an_image_that_falls_on_the_way_counts_even_if_the_walk_comes_back():
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.1), ("l2", 0.6)])
 def test_robust_accuracy_agrees_with_foolbox(norm, epsilon):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what foolbox's dependencies deprecate is not ours
+        warnings.simplefilter("ignore")  # deprecations in foolbox's dependencies
         import foolbox
     variables, test_x, test_y = trained_on_digits()
     images, labels = jnp.asarray(test_x / np.float32(255), jnp.float32), jnp.asarray(test_y)
@@ -162,6 +162,6 @@ def test_robust_accuracy_agrees_with_foolbox(norm, epsilon):
         model = foolbox.JAXModel(jax.jit(net), bounds=(0, 1))
         _, _, success = attack(model, images, labels, epsilons=[epsilon])
     theirs = 1 - float(np.asarray(success[0]).mean())
-    assert 0.1 < theirs < 0.9  # otherwise the comparison says nothing
+    assert 0.1 < theirs < 0.9  # otherwise the comparison is meaningless
     assert ours <= theirs + 0.01
     assert ours == pytest.approx(theirs, abs=0.03)

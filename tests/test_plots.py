@@ -1,4 +1,4 @@
-"""Pictures show what the results say."""
+"""Plots show the values of the results."""
 
 import copy
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_lines_of_held_out_images_say_so(monkeypatch):
     assert sorted(line.endswith("held out") for line in lines) == [False, True]
 
 
-def test_the_trade_off_has_a_point_for_each_setting_and_joins_those_of_a_defence(monkeypatch):
+def test_the_trade_off_has_a_point_for_each_setting_and_joins_those_of_a_defense(monkeypatch):
     drawn = []
     monkeypatch.setattr(plots, "_save", lambda figure, _: drawn.append(figure))
     runs = [result(0, 0.5), result(1, 0.7)]

@@ -1,4 +1,4 @@
-"""Projection: the budget is met from below, by the highest logits, and no layer is killed."""
+"""Projection meets the budget from below, keeps the highest logits, and empties no layer."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +9,7 @@ from budget_nets import (
     LARGE,
     SMALL,
     TINY,
-    assert_floors,
+    assert_minimum,
     random_scores,
     with_one_more,
 )
@@ -34,20 +34,20 @@ def test_projection_meets_the_budget_from_below(dense, granularity, kind, goal, 
     assert {name: m.shape for name, m in found.items()} == {n: m.shape for n, m in logits.items()}
     assert all(set(np.unique(m)) <= {-1.0, 1.0} for m in found.values())
     kept = kept_units(found)
-    assert_floors(dense, granularity, kept)
+    assert_minimum(dense, granularity, kept)
     spent = getattr(cost.total(dense, kept), kind)
     assert 0.97 * limit <= spent <= limit
     for more in with_one_more(kept, dense, granularity):
         assert getattr(cost.total(dense, more), kind) > limit
     for name, values in logits.items():
-        # Within a mask all units cost the same, so the best stay.
+        # All units of a mask cost the same, so those with the highest logits are kept.
         on, off = values[found[name] > 0], values[found[name] < 0]
         assert not off.size or on.min() >= off.max()
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_projection_prefers_the_higher_logit(granularity):
-    """The units it keeps are those above one threshold, but for floors and the last few."""
+    """Kept units are above one threshold, except for minimum keep counts and the last few."""
     logits = random_scores(SMALL, granularity, 0)
     limit = int(0.3 * cost.total(SMALL).macs)
     found = budget.best_within(SMALL, logits, granularity, "macs", limit)
@@ -75,7 +75,7 @@ def test_projection_depends_on_nothing_but_the_logits():
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
-def test_projection_onto_all_keeps_all_and_below_the_least_keeps_the_floors(granularity):
+def test_projection_onto_all_keeps_all_and_below_the_least_keeps_the_minimum(granularity):
     logits = random_scores(TINY, granularity, 0)
     dense, least = cost.total(TINY), cost.total(TINY, masks.min_keep(TINY, granularity))
     whole = budget.best_within(TINY, logits, granularity, "macs", dense.macs)

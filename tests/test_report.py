@@ -1,4 +1,4 @@
-"""Tables say what the results say."""
+"""Tables show the values of the results."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def test_seeds_are_averaged_and_their_range_is_shown():
 
 
 def words(cells):
-    """What may stand in a line of its own: parts between commas, and ranges in brackets."""
+    """Returns the parts of cells that may be on lines of their own: between commas or brackets."""
     return {part.strip(" ,") for cell in cells for part in re.split(r"\n|, | (?=\()", cell)}
 
 
@@ -57,14 +57,14 @@ def test_tables_fit_their_terminal_with_no_word_broken_and_say_what_they_leave_o
             t for t in fitting.LEAST_WANTED if t in (table.caption or "").split(": ")[-1]
         ]
         assert set(headers) <= whole
-        # In a narrow terminal all settings stand in one cell, `run`.
+        # In a narrow terminal all settings are in one cell, `run`.
         shown_as_such = [title for title in headers if title != "run"]
         cells = [row[titles.index(title)] for title in shown_as_such for row in rows]
         for column in table.columns:
             cells += column.cells if column.header == "run" else []
         assert words(cells) <= words(whole)
     if (folder, width) == ("comparison", 80):
-        assert "epochs" in whole  # else two lines look alike
+        assert "epochs" in whole  # otherwise two rows look alike
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_name_in_square_brackets_is_shown_as_it_is(capsys):
     assert all(name in shown for name in names)
 
 
-def test_settings_too_many_for_a_terminal_stand_in_one_cell():
+def test_settings_too_many_for_a_terminal_are_in_one_cell():
     found = [json.loads(path.read_text()) for path in (RESULTS / "cifar10").glob("*.json")]
     console = Console(file=io.StringIO(), width=80)
     show_results(console, [one for one in found if "config" in one])
@@ -123,7 +123,7 @@ def test_each_data_set_and_model_has_a_table_of_its_own():
     assert second.startswith("| method | masks | budget |") and second.count("\n") == 3
 
 
-def test_the_recipe_names_what_is_not_usual_for_its_data():
+def test_the_recipe_names_settings_that_are_unusual_for_its_data():
     one = result(0, 0.9)
     one["config"] |= {"validation": 0.2, "guard": False, "train_images": 500}
     usual = "cyclic 0.2, batch 128"
@@ -135,7 +135,7 @@ def test_the_recipe_names_what_is_not_usual_for_its_data():
     assert tables.recipe(one) == usual + ", ema 0.999, label smoothing 0.1"
 
 
-def test_a_wider_start_and_an_unusual_ramp_are_named():
+def test_a_wider_start_and_an_unusual_sparsity_schedule_are_named():
     one = result(0, 0.9)
     assert (tables.network(one), tables.method(one)) == ("resnet20", "lagrangian")
     one["config"] |= {"width": 1.5, "prune_start": 0.1, "prune_stop": 0.6}
@@ -149,7 +149,7 @@ def test_a_wider_start_and_an_unusual_ramp_are_named():
     assert first != second
 
 
-def test_what_is_not_usual_of_a_method_stands_with_it_and_of_no_other():
+def test_unusual_settings_of_a_method_are_shown_with_it_alone():
     one, recipe = result(0, 0.9) | {"method": "admm"}, tables.recipe(result(0, 0.9))
     one["config"] |= {"admm_rho": 0.005, "restart_rate": 0.1, "hinge_strength": 10.0}
     assert tables.method(one) == "admm, rho 0.005, restart rate 0.1"
@@ -178,7 +178,7 @@ def test_points_lost_since_the_best_epoch_are_counted():
 
 
 def test_without_images_held_out_nothing_is_said_to_be_lost():
-    """Its epochs are measured on training images then."""
+    """Without held-out images the history is measured on training images."""
     faded = result(0, 0.9)
     faded["history"] = [{"pgd": pgd, "frozen": True} for pgd in (0.4, 0.3)]
     titles, [row] = tables.lines([faded])
@@ -190,7 +190,7 @@ def test_without_images_held_out_nothing_is_said_to_be_lost():
 
 def test_lines_that_nothing_else_tells_apart_are_told_apart_by_commit():
     older = {**result(0, 0.8), "commit": "0123456789+"}
-    older["config"] = {**older["config"], "gone": True}  # a setting of that time
+    older["config"] = {**older["config"], "gone": True}  # a setting that no longer exists
     other = result(0, 0.7, budget=0.5)
     titles, rows = tables.lines([result(0, 0.9) | {"commit": "fedcba9876"}, older, other])
     assert {row[titles.index("commit")] for row in rows} == {"0123456+", "fedcba9", ""}
@@ -205,7 +205,7 @@ def test_figures_of_held_out_images_say_so():
     assert sorted(row[titles.index("data")] for row in rows) == ["digits", "digits, held out"]
 
 
-def test_attacks_that_not_every_run_has_seen_have_a_column_and_say_on_how_many_images():
+def test_attacks_that_some_runs_lack_have_a_column_with_the_number_of_images():
     attacked = result(0, 0.9)
     for name, accuracy, images in (("autoattack", 0.85, 360), ("pgd-50-10", 0.88, 100)):
         attacked["accuracy"][name] = accuracy
@@ -315,7 +315,7 @@ def test_times_of_a_step_become_a_table(tmp_path, capsys):
     with pytest.raises(UserError, match="--plot"):
         command.report([str(RESULTS / "bench_train.json"), f"--plot={tmp_path / 'times.svg'}"])
     (tmp_path / "bad.json").write_text('{"seconds_per_step": {"dense": [1.0]}}')
-    with pytest.raises(UserError, match="no whole file of a benchmark"):
+    with pytest.raises(UserError, match="not a complete benchmark file"):
         command.report([str(tmp_path / "bad.json")])
     with pytest.raises(UserError, match="no file or folder"):
         command.report([str(tmp_path / "none.json")])
@@ -323,7 +323,7 @@ def test_times_of_a_step_become_a_table(tmp_path, capsys):
         command.report([str(RESULTS / "bench_train.json"), "--markdown"])
 
 
-def test_a_run_that_changed_its_defence_says_so():
+def test_a_run_that_changed_its_defense_says_so():
     runs = [json.loads(path.read_text()) for path in (RESULTS / "guard").glob("*.json")]
     for run in runs:
         assert tables.defense(run) == ("fgsm, then pgd-3" if run["config"]["guard"] else "fgsm")

@@ -1,4 +1,4 @@
-"""The runner: what is broken stays broken, no work is wasted, and interruptions leave no trace."""
+"""The runner: broken images are not attacked again, and interruptions change no result."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ run = functools.partial(
 
 @dataclasses.dataclass(frozen=True)
 class Scripted:
-    """An attack that breaks image i in trial i % 7 after i % 5 + 1 steps, and writes it down."""
+    """An attack that breaks image i in trial i % 7 after i % 5 + 1 steps, and records its calls."""
 
     log: tuple = dataclasses.field(default=(), hash=False, compare=False)
     name: str = "scripted"
@@ -39,7 +39,7 @@ class Scripted:
         return 3
 
     def start(self, logits_fn, problem):
-        # The image's number is written in its first pixel.
+        # The first pixel holds the number of the image.
         count = len(problem.label)
         return _State(
             attacks.Attacked(problem.image, jnp.zeros(count, bool), jnp.zeros(count)),
@@ -54,7 +54,7 @@ class Scripted:
 
 
 class _State(tuple):
-    """Named by hand, for the fields that the runner does not know must survive too."""
+    """A state with a field that the runner does not know and must preserve."""
 
     __slots__ = ()
 
@@ -72,12 +72,12 @@ jax.tree_util.register_pytree_node(_State, lambda s: (tuple(s), None), lambda _,
 
 
 def marked(images):
-    """A network that is wrong about images whose second pixel is 0.5."""
+    """A network that misclassifies images whose second pixel is 0.5."""
     return jnp.stack([images[:, 0, 1, 0], jnp.full(len(images), 0.25)], -1)
 
 
 @pytest.mark.parametrize("batch_size", [4, 30])
-def test_runs_follow_one_another_until_one_succeeds(batch_size):
+def test_trials_follow_one_another_until_one_succeeds(batch_size):
     count = 40
     images = np.zeros((count, 2, 2, 1), np.float32)
     images[:, 0, 0, 0] = np.arange(count) / 100
@@ -102,7 +102,7 @@ def test_runs_follow_one_another_until_one_succeeds(batch_size):
 def test_same_result_for_any_batch_size_and_device_count(batch_size):
     want = run(batch_size=16)
     assert 0 < want.is_robust.sum() < N - 3
-    assert len(set(want.broken_by)) >= 4  # natural errors, two attacks and robust ones
+    assert len(set(want.broken_by)) >= 4  # natural errors, two attacks and robust images
     for mesh in (None, parallel.mesh()):
         got = run(batch_size=batch_size, mesh=mesh)
         np.testing.assert_array_equal(got.is_robust, want.is_robust)
@@ -154,7 +154,7 @@ def test_an_accelerator_moves_survivors_for_more_work_only(monkeypatch):
 
 
 def test_a_step_is_compiled_once_an_attack_and_batch_size(monkeypatch, caplog):
-    """State that is whole on all devices, or a radius come back as an array, would be another."""
+    """A state with other sharding, or a radius that became an array, would compile again."""
     monkeypatch.setattr(trials, "SMALLEST", 1)
     monkeypatch.setattr(runner, "WORTHWHILE", 1)
     sizes = []
@@ -175,7 +175,7 @@ def test_a_step_is_compiled_once_an_attack_and_batch_size(monkeypatch, caplog):
     assert compiled.count("Compiling jit(step)") == len(set(sizes)) > len(LIST)
 
 
-def test_what_is_reported_holds():
+def test_reports_are_consistent_with_the_network():
     report = run(batch_size=8)
     again = np.asarray(NET(report.adversarial).argmax(-1))
     fell = (report.broken_by != "") & (report.broken_by != "natural")
@@ -222,12 +222,12 @@ def test_goes_on_after_an_interruption_to_the_identical_result(tmp_path, monkeyp
     np.testing.assert_array_equal(got.adversarial, want.adversarial)
     np.testing.assert_array_equal(got.broken_by, want.broken_by)
     assert got.accuracy == want.accuracy
-    # All is done: the same call only reads.
+    # The evaluation is finished, so the same call only reads the state file.
     done = run(batch_size=4, state_file=file, callbacks=attacks.Callbacks(progress=progress))
     np.testing.assert_array_equal(done.adversarial, want.adversarial)
 
 
-def test_what_a_state_file_is_known_by_is_the_same_in_every_process():
+def test_the_identity_of_a_state_file_is_the_same_in_every_process():
     described = repr([state._facts(setting) for setting in (*LIST, THREAT, 0)])
     assert "0x" not in described and "cross_entropy" in described and "0.03" in described
 
@@ -247,8 +247,8 @@ def test_a_state_file_of_something_else_is_refused(tmp_path):
         )  # fmt: skip
 
 
-def test_a_network_of_the_same_answers_and_other_gradients_is_another(tmp_path):
-    """As the one is whose gradient passes straight through what the other quantises."""
+def test_a_network_with_equal_outputs_and_other_gradients_is_another(tmp_path):
+    """One network quantises. The other does so with a straight-through gradient."""
     file = tmp_path / "state.npz"
 
     def stepped(images):
@@ -264,7 +264,7 @@ def test_a_network_of_the_same_answers_and_other_gradients_is_another(tmp_path):
         attacks.evaluate(straight_through, IMAGES, LABELS, LIST[:1], **settings)
 
 
-def test_a_loss_without_a_name_cannot_be_known_again(tmp_path):
+def test_a_loss_without_a_name_cannot_be_identified(tmp_path):
     nameless = attacks.Pgd(loss=lambda logits, label: -logits[label])
     with pytest.raises(UserError, match="has no name"):
         attacks.evaluate(
@@ -273,7 +273,7 @@ def test_a_loss_without_a_name_cannot_be_known_again(tmp_path):
         )  # fmt: skip
 
 
-def test_a_network_trained_further_is_not_taken_for_what_it_was():
+def test_a_network_trained_further_is_another():
     weights = np.random.default_rng(0).normal(size=(IMAGES[0].size, 3)).astype(np.float32)
 
     def network(images):
@@ -288,7 +288,7 @@ def test_a_network_trained_further_is_not_taken_for_what_it_was():
     assert natural() == 0.0
 
 
-def test_what_fell_in_a_smaller_ball_is_not_attacked_again():
+def test_images_broken_in_a_smaller_ball_are_not_attacked_again():
     small = run(batch_size=8)
     at = []
     callbacks = attacks.Callbacks(begin=lambda name, robust: at.append(robust))
@@ -378,7 +378,7 @@ def test_a_key_of_another_generator_gives_each_image_its_own_start(other_generat
     assert (rows[0][0] != rows[0][1]).any()
 
 
-def test_once_is_one_run_of_each_image():
+def test_once_is_one_trial_of_each_image():
     pgd = attacks.Pgd(gradient_steps=3)
     state = attacks.once(NET, pgd, jnp.asarray(IMAGES), LABELS, THREAT, key=jax.random.key(0))
     wrong = NET(state.worst.image).argmax(-1) != LABELS

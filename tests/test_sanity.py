@@ -1,4 +1,4 @@
-"""Bad input in one line, and signs that a robust accuracy is not to be trusted."""
+"""Errors for invalid input, and warnings that a robust accuracy may be wrong."""
 
 import functools
 
@@ -38,7 +38,7 @@ def warnings_of(logits_fn, chosen=QUICK, images=IMAGES, labels=LABELS):
     return " | ".join(told)
 
 
-def test_an_honest_network_gives_no_warning():
+def test_a_plain_network_gives_no_warning():
     assert warnings_of(NET) == ""
 
 
@@ -83,7 +83,7 @@ def test_layers_that_are_scanned_are_no_loop_over_the_images():
     labels = np.asarray(answer(IMAGES).argmax(-1)).astype(np.int32)
     assert warnings_of(answer, labels=labels) == ""
 
-    def purified(x):  # channels first, and a step size for each step
+    def purified(x):  # channels first, with one step size per step
         moved, _ = jax.lax.scan(
             lambda y, size: (y - size * y, None), jnp.moveaxis(x, -1, 1), jnp.full(3, 0.01)
         )
@@ -92,7 +92,7 @@ def test_layers_that_are_scanned_are_no_loop_over_the_images():
     assert "loops inside" in warnings_of(purified)
 
 
-def test_a_network_that_changes_its_mind_is_refused():
+def test_a_network_with_varying_outputs_is_refused():
     calls = iter(range(1000))
 
     def draw(x):
@@ -184,7 +184,7 @@ def test_arguments_of_another_kind_are_refused_in_one_line(change, message):
     assert "\n" not in str(caught.value)
 
 
-def test_what_calls_back_to_python_can_be_attacked_blindly_and_not_otherwise():
+def test_a_network_that_calls_back_to_python_allows_black_box_attacks_only():
     def calls_back(x):
         shape = jax.ShapeDtypeStruct((len(x), 10), jnp.float32)
         return jax.pure_callback(lambda x: np.asarray(NET(x)), shape, x)
@@ -220,9 +220,9 @@ def test_a_network_that_mixes_its_batch_is_flagged():
     assert "depend on the others" in warnings_of(lambda x: NET(x) - NET(x).mean(0))
 
 
-def test_gradients_that_are_no_numbers_save_no_network():
+def test_nan_gradients_do_not_make_a_network_robust():
     def cornered(x):
-        # The slope of a square root is infinite at zero, and infinity times zero is no number.
+        # The slope of a square root is infinite at zero, and infinity times zero is NaN.
         return NET(x) + jnp.sqrt(jnp.maximum(x - 2.0, 0.0).sum((1, 2, 3)))[:, None]
 
     told = []

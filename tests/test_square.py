@@ -1,4 +1,4 @@
-"""Square Attack: its guarantees, what was published, and a network without gradients."""
+"""Square Attack: its guarantees, the published schedule and pattern, and zero gradients."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from attack_nets import (
-    all_runs,
+    all_trials,
     dense_net,
     drive,
     new_dense_net,
@@ -48,7 +48,7 @@ def test_result_is_allowed_verified_and_no_better_than_the_start(norm, scale, se
     ball, key = attacks.Threat(norm=norm, epsilon=RADII[norm] * scale), jax.random.key(seed)
     found = drive(ATTACK, logits_fn, IMAGES, LABELS, ball, key)
     found = Attacked(*(leaf.reshape(-1, *leaf.shape[2:]) for leaf in found))
-    problem = all_runs(ATTACK, logits_fn, IMAGES, LABELS, ball, key)
+    problem = all_trials(ATTACK, logits_fn, IMAGES, LABELS, ball, key)
     assert found.image.dtype == IMAGES.dtype
     assert float(found.image.min()) >= 0 and float(found.image.max()) <= 1
     length = distances(ball, found.image, problem.image)
@@ -69,7 +69,7 @@ def test_result_is_allowed_verified_and_no_better_than_the_start(norm, scale, se
 )
 def test_the_loss_never_falls_and_some_queries_raise_it(attack, norm):
     ball = attacks.Threat(norm=norm, epsilon=RADII[norm] / 10)
-    problem = all_runs(attack, logits_fn, IMAGES, LABELS, ball, KEY)
+    problem = all_trials(attack, logits_fn, IMAGES, LABELS, ball, KEY)
     state, losses = start(attack, logits_fn, problem), []
     for number in range(30):
         state = step(attack, logits_fn, problem, state, jnp.full((12,), number, jnp.int32))
@@ -82,7 +82,7 @@ def test_the_loss_never_falls_and_some_queries_raise_it(attack, norm):
 
 def test_others_in_the_batch_and_their_progress_have_no_influence():
     ball = attacks.linf(0.02)
-    problem = all_runs(ATTACK, logits_fn, IMAGES, LABELS, ball, KEY)
+    problem = all_trials(ATTACK, logits_fn, IMAGES, LABELS, ball, KEY)
     state = start(ATTACK, logits_fn, problem)
     together = step(ATTACK, logits_fn, problem, state, jnp.full((12,), 5, jnp.int32)).worst
     number = jnp.arange(12, dtype=jnp.int32).at[0].set(5)
@@ -91,7 +91,7 @@ def test_others_in_the_batch_and_their_progress_have_no_influence():
 
 
 def test_sides_are_the_published_ones():
-    # The paper's p, 0.8 halved after so many queries, and round(sqrt(p * 32 * 32)) by hand.
+    # The paper's p is 0.8, halved at given queries. The sides are round(sqrt(p * 32 * 32)) by hand.
     last = [10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000, 9999]
     linf = [29, 20, 14, 10, 7, 5, 4, 3, 2, 1]
     odd = [29, 21, 15, 11, 7, 5, 5, 3, 3, 3]
@@ -105,7 +105,7 @@ def test_sides_are_the_published_ones():
 
 
 def published_bumps(side, exponent, order):
-    """Andriushchenko et al. 2020, section 4.2: one ring after another."""
+    """Returns the pattern of Andriushchenko et al. (2020), section 4.2, built ring by ring."""
 
     def bump(height, width):
         values = np.zeros((height, width))
@@ -129,7 +129,7 @@ def test_the_pattern_is_the_published_one(norm, exponent, order, side):
     pattern, inside = jax.jit(bumps, static_argnums=4), jnp.arange(side)
     found = pattern(ball, inside[:, None], inside, jnp.asarray(side), jnp.float32)
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    # The same in a larger image, and turned.
+    # The same pattern in a larger image, and transposed.
     rows, columns = jnp.arange(10)[:, None] - 2, jnp.arange(11) - 1
     found = pattern(ball, columns, rows, jnp.asarray(side), jnp.float32)
     placed = np.zeros((10, 11))
@@ -139,7 +139,7 @@ def test_the_pattern_is_the_published_one(norm, exponent, order, side):
 
 def test_an_linf_run_starts_with_stripes_at_the_bound_and_changes_one_square_a_query():
     ball = attacks.linf(0.1)
-    problem = all_runs(ATTACK, logits_fn, GREY, LABELS, ball, KEY)
+    problem = all_trials(ATTACK, logits_fn, GREY, LABELS, ball, KEY)
     state = start(ATTACK, logits_fn, problem)
     change = np.asarray(state.worst.image - 0.5)
     np.testing.assert_allclose(np.abs(change), 0.1, atol=1e-6)
@@ -162,7 +162,7 @@ def test_an_linf_run_starts_with_stripes_at_the_bound_and_changes_one_square_a_q
 
 @pytest.mark.parametrize("shape", [(12, 9, 3), (3, 4, 1)])
 @norms
-def test_the_first_image_uses_the_ball_up_and_differs_from_key_to_key(norm, shape):
+def test_the_first_image_is_at_the_bound_and_depends_on_the_key(norm, shape):
     natural = jnp.full(shape, 0.5)
     ball = attacks.Threat(norm=norm, epsilon=0.3)
     draw = jax.jit(jax.vmap(first_image, (None, 0, None)))
@@ -198,6 +198,6 @@ def test_breaks_a_network_that_only_hides_its_gradient():
     [{"steps": 0}, {"restarts": 0}, {"p_init": 0.0}, {"loss": "dlr"}],
     ids=lambda wrong: next(iter(wrong)),
 )
-def test_refuses_what_cannot_be_meant(wrong):
+def test_refuses_invalid_settings(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         Square(**wrong)

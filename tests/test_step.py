@@ -1,4 +1,4 @@
-"""The compiled step: it learns, compiles once, and keeps what is frozen frozen."""
+"""The compiled step: it learns, compiles once, and does not change frozen masks."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ from irp_jax.training.step import Recipe, compile_steps
 
 
 class Net(nn.Module):
-    """A user's own network: two convolutions, three classes."""
+    """A user's network: two convolutions, three classes."""
 
     @nn.compact
     def __call__(self, images, train):
@@ -110,7 +110,7 @@ def frozen(request):
 def test_freezing_meets_the_budget_and_training_goes_on_within_it(frozen):
     config, plan, _, state, kept = frozen
     ratio = cost.total(GRAPH, kept).macs / cost.total(GRAPH).macs
-    assert 0.8 * plan.ratio <= ratio <= plan.ratio  # 16 channels are coarse
+    assert 0.8 * plan.ratio <= ratio <= plan.ratio  # with 16 channels the cost has coarse steps
     run, _ = program(config, plan, frozen=True)
     after, metrics = run(state)
     assert np.isfinite(metrics["loss"]).all()
@@ -122,7 +122,7 @@ def test_freezing_meets_the_budget_and_training_goes_on_within_it(frozen):
             assert np.all(np.asarray(arrays[name])[np.asarray(logits) < 0] == 0)
 
 
-def test_a_small_network_may_start_from_new_weights():
+def test_a_compact_network_may_start_from_new_weights():
     config = dataclasses.replace(CONFIG, reinit=True, ema=0.9)
     plan, state = begin(config)
     run, _ = program(config, plan, frozen=False)

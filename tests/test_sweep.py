@@ -1,4 +1,4 @@
-"""Many runs, attacked, collected and handed on, by the commands that users type."""
+"""Sweeps: many runs are trained, attacked, collected and published by the commands."""
 
 import dataclasses
 import fcntl
@@ -38,7 +38,7 @@ configs = [
 
 
 def start(folder, *flags):
-    command = [sys.executable, "-P", "-m", "irp_jax.cli.sweep"]  # as bin/sweep starts it
+    command = [sys.executable, "-P", "-m", "irp_jax.cli.sweep"]  # as bin/sweep does
     command += ["--config=mine.py", "--results=results", "--jobs=1"]
     return subprocess.Popen(
         [*command, *flags], cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -96,7 +96,7 @@ def test_both_ways_of_counting_are_collected_and_shown(swept, capsys):
     report.report([f"--results={folder / 'results'}", "--markdown"])
     table = capsys.readouterr().out
     assert "| PGD-10 last % |" in table and "| pgd-3-2 last % |" in table
-    with pytest.raises(UserError, match="counted both ways"):
+    with pytest.raises(UserError, match="are always measured"):
         sweep_command.sweep([f"--config={folder / 'mine.py'}", "--attacks=pgd-last"])
 
 
@@ -127,7 +127,7 @@ def test_a_sweep_that_is_terminated_takes_its_runs_along(swept, tmp_path):
         finally:
             process.kill()
     assert process.returncode == 130 and "the same command goes on" in error
-    (lock,) = tmp_path.glob("runs/*/.lock")  # the second run was not begun
+    (lock,) = tmp_path.glob("runs/*/.lock")  # the second run was not started
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -138,7 +138,7 @@ THE_NETWORKS = ("network_sha256", "epochs", "cost")
 
 @pytest.fixture
 def ran(tmp_path, monkeypatch):
-    """Stands in for the commands a sweep runs, and lists them; each finds other figures."""
+    """Replaces the commands of a sweep, and lists them. Each gives other accuracies."""
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(f"from irp_jax.config import Config\nconfig = {MINE!r}\n")
     ran = []
@@ -175,7 +175,7 @@ def collected():
     return path, found["accuracy"], images
 
 
-def test_fewer_images_replace_no_better_figure(ran):
+def test_fewer_images_do_not_replace_results_on_more_images(ran):
     flags = ["--config=mine.py", "--results=results"]
     sweep_command.sweep([*flags, "--attacks=square,fgsm", "--images=50"])
     sweep_command.sweep([*flags, "--attacks=square"])
@@ -195,7 +195,7 @@ def test_figures_of_another_network_are_not_taken_for_those_of_a_new_one(ran):
     (run,) = Path("runs").iterdir()
     path, before, _ = collected()
     path.unlink()
-    (run / "results.json").unlink()  # trained anew, perhaps on another machine
+    (run / "results.json").unlink()  # as if it was trained again on another machine
     os.utime(run / "square.json", (1, 1))
     sweep_command.sweep(flags)
     assert ran == ["train", "square"] * 2
@@ -228,7 +228,7 @@ def test_results_of_another_run_are_not_written_over(ran, text):
     assert path.read_text() == text and len(ran) == 1
 
 
-def test_a_failure_is_told_in_the_words_of_the_command(ran, monkeypatch):
+def test_a_failure_is_reported_with_the_message_of_the_command(ran, monkeypatch):
     def run(self, command, flags, log, cores):
         raise UserError("no network: give --data-dir")
 
@@ -240,7 +240,7 @@ def test_a_failure_is_told_in_the_words_of_the_command(ran, monkeypatch):
 
 @pytest.mark.parametrize("flag", ["--workdir", "--results"])
 @pytest.mark.parametrize("place", ["file", "file/below"])
-def test_places_are_looked_at_before_anything_is_trained(ran, flag, place):
+def test_output_folders_are_checked_before_training(ran, flag, place):
     Path("file").write_text("")
     with pytest.raises(UserError, match=f"cannot use {place} as a folder .*: choose another"):
         sweep_command.sweep(["--config=mine.py", f"{flag}={place}"])
@@ -301,11 +301,11 @@ def test_few_runs_share_all_cores(ran, monkeypatch, seeds, shares):
 @pytest.mark.parametrize(("cores", "jobs", "shares"), [
     (4, 2, [{0, 1}, {2, 3}]), (4, 3, [{0}, {1}, {2}]), (2, 3, [{0}, {1}, {0}]), (3, 1, [{0, 1, 2}]),
 ])  # fmt: skip
-def test_all_runs_of_a_sweep_get_as_many_cores(cores, jobs, shares):
+def test_all_trials_of_a_sweep_get_as_many_cores(cores, jobs, shares):
     assert sweep_command._shares(list(range(cores)), jobs) == shares
 
 
-def test_a_network_is_handed_on_with_a_card_that_says_what_it_does(swept, monkeypatch, capsys):
+def test_a_network_is_published_with_a_model_card(swept, monkeypatch, capsys):
     folder, _ = swept
     monkeypatch.chdir(folder)
     results = sorted((folder / "results").iterdir())[0]

@@ -1,4 +1,4 @@
-"""Teachers: what they answer, what it costs, and runs that are taught and interrupted."""
+"""Teachers: their targets, the views that they see, and whole runs with a teacher."""
 
 import dataclasses
 import functools
@@ -104,7 +104,7 @@ def test_answers_are_of_the_view_that_is_shown_and_none_is_computed_twice(
 
 @pytest.mark.parametrize("who", ["answers", "average"])
 def test_a_step_descends_towards_the_answers(who, variables, quick_compile):
-    """One step with the answers as the whole target, against the gradient of that loss by hand."""
+    """With the teacher's answers as the only target, one step matches the gradient by hand."""
     setup = make_setup(Config(budget="1.0", epochs=1, batch_size=24, ema=0.9, method="width"))
     optimizer = optimizers.build(setup.config, setup.plan, GRAPH, frozen=False)
     state = initial_state(setup.config, setup.plan, GRAPH, variables)
@@ -159,7 +159,7 @@ def configured(folder, **changes):
 
 
 @pytest.mark.parametrize("method", ["magnitude", "admm"])
-def test_the_parent_of_a_baseline_is_whole(method, quick_runs, tmp_path, monkeypatch):
+def test_the_parent_of_a_baseline_is_dense(method, quick_runs, tmp_path, monkeypatch):
     taken, make = [], loop._with_parent
 
     def spied(*arguments):
@@ -222,11 +222,11 @@ def test_the_parent_is_the_dense_network_and_a_killed_run_ends_alike(quick_runs,
     assert results["passes_per_image"] == pytest.approx(6 + 2 / 3, abs=1e-3)  # two views
     dense = configured(tmp_path / "dense", epochs=2, method="width", budget="1.0", ema=0.9)
     alone = experiment.run(dense, Silent(), "bin/train")
-    # The first stage is a whole run of the dense network, to the end of its learning rate.
+    # The first stage is a whole run of the dense network, with a complete learning rate schedule.
     ours = [row["loss"] for row in results["history"][:2]]
     assert ours == pytest.approx([row["loss"] for row in alone["history"]], rel=1e-4)
 
-    for stop in (3, 6):  # where the parent is taken, and after the cut
+    for stop in (3, 6):  # where the parent is stored, and after compaction
         killed = configured(tmp_path / f"killed{stop}", **taught)
         with pytest.raises(KeyboardInterrupt):
             experiment.run(killed, Stopping(stop=stop), "bin/train")
@@ -236,7 +236,7 @@ def test_the_parent_is_the_dense_network_and_a_killed_run_ends_alike(quick_runs,
         assert again["passes_per_image"] == results["passes_per_image"]
 
 
-def test_a_saved_network_teaches_from_the_start_and_is_part_of_what_a_run_is(quick_runs, tmp_path):
+def test_a_saved_teacher_is_used_from_the_start_and_is_part_of_the_identity(quick_runs, tmp_path):
     first = experiment.run(configured(tmp_path / "a", epochs=1), Silent(), "bin/train")
     config = configured(
         tmp_path / "b", epochs=2, method="width", teacher=str(tmp_path / "a" / "network")
@@ -272,6 +272,6 @@ def test_a_saved_network_teaches_from_the_start_and_is_part_of_what_a_run_is(qui
         ({"spread": 0.5}, "--spread must be 0"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(change, message):
+def test_invalid_settings_are_refused(change, message):
     with pytest.raises(UserError, match=message):
         configs.check(Config(**change))

@@ -1,4 +1,4 @@
-"""The ball and the box: what every attack may rely on."""
+"""Threat models and losses: the guarantees that attacks rely on."""
 
 import functools
 
@@ -20,7 +20,7 @@ seeds = st.integers(0, 2**31 - 1)
 
 
 def images(seed, spread=1.0):
-    """A natural image with pixels on the edge of the box too, and one `spread` away from it."""
+    """Returns natural images with some pixels at 0 or 1, and images `spread` away from them."""
     rng = np.random.default_rng(seed)
     natural = np.clip(rng.uniform(-0.3, 1.3, SHAPE), 0, 1).astype(np.float32)
     return jnp.asarray(natural), jnp.asarray(
@@ -69,7 +69,7 @@ def test_random_start_fills_the_ball_uniformly():
         return jax.vmap(attacks.distance, (None, 0, None))(threat, starts, natural)
 
     for threat in (attacks.linf(0.25), attacks.l2(0.25), attacks.l1(0.25)):
-        # In two dimensions the half radius encloses a quarter of any ball.
+        # In two dimensions a ball of half the radius has a quarter of the area.
         assert float(jnp.mean(distances(threat) < 0.125)) == pytest.approx(0.25, abs=0.03)
 
 
@@ -78,9 +78,9 @@ def test_no_allowed_image_is_nearer_than_the_l1_projection(epsilon, seed, spread
     natural, far = images(seed, spread)
     nearest = np.asarray(attacks.project(attacks.l1(epsilon), far, natural), float).ravel()
     natural, far = (np.asarray(image, float).ravel() for image in (natural, far))
-    # A point of a convex set is the nearest one if and only if no other lies ahead of it on the way
-    # out. The image furthest ahead spends the radius on the pixels that get furthest, as far as the
-    # box lets them.
+    # A point p of a convex set is nearest to q if and only if (x - p) * (q - p) <= 0 for all x in
+    # the set. The x with the largest product spends the radius on the pixels with the largest
+    # entries of q - p, as far as the box allows.
     ahead = far - nearest
     room = np.where(ahead > 0, 1 - natural, natural)
     best_first = np.argsort(-np.abs(ahead))
@@ -108,7 +108,7 @@ def test_steepest_has_unit_length_however_small_the_gradient(norm, seed, size):
 
 
 @pytest.mark.parametrize("norm", sorted(THREATS))
-def test_steepest_stands_still_without_a_gradient(norm):
+def test_steepest_is_zero_without_a_gradient(norm):
     assert not attacks.steepest(THREATS[norm](0.1), jnp.zeros(SHAPE)).any()
 
 

@@ -1,4 +1,4 @@
-"""Finds that do not hold up when shown once more: not counted, and told, interrupted or not."""
+"""Adversarial images that fail verification are not counted, and a warning reports them."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ class Killed(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Boast:
-    """An attack that claims to have broken what it was given, in its first step of `steps`."""
+    """An attack that claims in its first of `steps` steps to have broken every image."""
 
     steps: int
     name: str = "boast"
@@ -45,7 +45,7 @@ class _Boasting(NamedTuple):
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_finds_that_do_not_hold_up_are_not_counted_and_told(steps):
+def test_unverified_images_are_not_counted_and_reported(steps):
     told = []
     report = attacks.evaluate(
         NET, IMAGES, LABELS, [Boast(steps)], threat=THREAT, sanity_checks=False,
@@ -56,7 +56,7 @@ def test_finds_that_do_not_hold_up_are_not_counted_and_told(steps):
     assert line.startswith(f"{steps * (N - 3)} finds of boast did not hold up")
 
 
-def test_a_network_known_to_be_random_is_asked_once_more_and_no_further():
+def test_a_random_network_is_verified_only_once():
     told: list[str] = []
     steps = []
     attacks.evaluate(
@@ -67,7 +67,7 @@ def test_a_network_known_to_be_random_is_asked_once_more_and_no_further():
     assert steps[-1] < 2 * N, "a run ends with its first find"
 
 
-def test_what_did_not_hold_up_before_an_interruption_is_told_after_it(tmp_path, monkeypatch):
+def test_unverified_images_before_an_interruption_are_reported_after_it(tmp_path, monkeypatch):
     monkeypatch.setattr(runner, "SAVE_EVERY", 0.0)
     told: list[str] = []
     allowed = 0
@@ -78,7 +78,7 @@ def test_what_did_not_hold_up_before_an_interruption_is_told_after_it(tmp_path, 
         if not allowed:
             raise Killed
 
-    for allowance in (3, 5, 1000):  # killed in the first attack, in the second, not at all
+    for allowance in (3, 5, 1000):  # killed in the first attack, in the second, or not at all
         allowed = allowance
         told.clear()
         with contextlib.suppress(Killed):

@@ -1,4 +1,4 @@
-"""The wheel alone, in an environment that holds the core's packages and nothing else of ours."""
+"""The wheel, in an environment that has only the packages of the core."""
 
 import os
 import re
@@ -15,8 +15,8 @@ import irp_jax
 ROOT = Path(__file__).parents[1]
 ZOO = ROOT / "results" / "zoo" / "resnet20-digits-0.16"
 
-# What the extras bring. An import that fails stands in for an environment without them: nothing is
-# downloaded for a test.
+# Imports of the modules of extras are made to fail, as if the extras were not installed. So the
+# tests need no download.
 ABSENT = """
 import sys
 
@@ -43,7 +43,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def venv(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A new environment with the wheel; its dependencies are those of the tests."""
+    """Returns a new environment with the wheel, with the dependencies of the test environment."""
     folder = tmp_path_factory.mktemp("venv")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     (site,) = folder.glob("lib/python*/site-packages")

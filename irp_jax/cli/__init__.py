@@ -1,14 +1,14 @@
-"""Command lines: flags become a typed object, one call does the work.
+"""The commands: each parses its flags into a typed object and calls one function.
 
 `irp-jax NAME` and, in a checkout, `bin/NAME` run the function NAME of the module NAME.
 """
 
 COMMANDS = {
-    "train": "train, prune and harden a network in one run",
+    "train": "train and prune a robust network in one run",
     "evaluate": "attack a trained network",
-    "sweep": "many runs, each trained, attacked and collected",
-    "report": "tables and pictures from saved results",
-    "describe": "the channels of a network, its layers and their cost",
-    "publish": "a trained network with its model card, to hand on",
-    "bench": "time a training step, beside PyTorch",
+    "sweep": "train and attack many networks and collect the results",
+    "report": "show saved results as tables and plots",
+    "describe": "show the channels, layers and cost of a network",
+    "publish": "export a trained network with a model card",
+    "bench": "time a training step and compare it with PyTorch",
 }

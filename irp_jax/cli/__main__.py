@@ -1,4 +1,4 @@
-"""irp-jax: every command under one name, once the package is installed."""
+"""irp-jax: the entry point of all commands of the installed package."""
 
 import importlib
 import sys
@@ -9,7 +9,7 @@ from irp_jax.errors import unknown
 
 
 def main() -> None:
-    """Runs the command that the first argument names on those that follow."""
+    """Runs the command that the first argument names, with the other arguments as its flags."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print("usage: irp-jax COMMAND [FLAGS]; irp-jax COMMAND --help lists its flags\n")
@@ -20,7 +20,7 @@ def main() -> None:
         print(f"error: {unknown('command', name, COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     else:
-        from irp_jax.cli import run  # starts JAX: what is above does not wait for it
+        from irp_jax.cli import run  # imports JAX, which --help need not wait for
 
         del sys.argv[1]
         module = importlib.import_module(f"irp_jax.cli.{name}")

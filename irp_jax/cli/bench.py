@@ -1,10 +1,10 @@
-"""bin/bench train: what a training step takes here, beside the same step in PyTorch.
+"""bin/bench train: the time of a training step here and of the same step in PyTorch.
 
-PyTorch comes with `pip install torch`. On Linux that brings CUDA along; the CPU build in PyTorch's
-own package index offers is a tenth of the size and is all that is needed without a GPU.
+PyTorch is installed with `pip install torch`. On Linux that includes CUDA. Without a GPU the CPU
+build in PyTorch's own package index is enough, and it is a tenth of the size.
 
-Both run on the same device. On a GPU both compute convolutions and products in TF32, as JAX does
-unless told otherwise, and PyTorch is timed as a CUDA graph as well.
+Both run on the same device. On a GPU both compute convolutions and matrix products in TF32, which
+is JAX's default, and PyTorch is also timed as a CUDA graph.
 """
 
 import dataclasses
@@ -27,33 +27,34 @@ from irp_jax.report import timing
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Time one Fast AT step on 32 x 32 x 3 images: dense, masked and compact, and in PyTorch."""
+    """Time one Fast AT step on 32 x 32 x 3 images: dense, masked, compact and in PyTorch."""
 
     model: str = "resnet20"
-    """Any model; PyTorch has a twin of the residual ones."""
+    """Any model of this package. Only residual networks have an equivalent in PyTorch."""
     batch_size: int = 128
-    """Images per step, over all devices."""
+    """Images per step, summed over all devices."""
     budget: str = "0.16"
-    """How small the compact network is, of the dense MACs."""
+    """Size of the compact network, as a fraction of the dense MACs."""
     rounds: int = 7
-    """How often each contender is timed, in turn with the others."""
+    """How often each variant is timed. The variants take turns."""
     steps: int | None = None
-    """Steps per timing. Default: 4 on a CPU, elsewhere 50, as in training."""
+    """Training steps per timing. Default: 4 on a CPU, otherwise 50 as in training."""
     torch: bool = True
-    """Whether PyTorch takes part."""
+    """Also time PyTorch."""
     run: str | None = None
-    """results.json of a whole run that had this machine to itself, to compare with PyTorch too."""
+    """results.json of a whole run, to compare its speed with PyTorch too. The run must have been
+    alone on this machine."""
     out: str = "runs/bench_train.json"
-    """Where the figures go."""
+    """JSON file to write the times to."""
 
 
 def bench(arguments: list[str]) -> None:
-    """`train` is the one benchmark there is."""
+    """Runs a benchmark. `train` is the only one."""
     if not arguments or arguments[0].startswith("-"):
         if {"-h", "--help"} & set(arguments):
             arguments = ["train", "--help"]
         else:
-            raise UserError("say what to time: bin/bench train")
+            raise UserError("name the benchmark: bin/bench train")
     if arguments[0] != "train":
         raise unknown("benchmark", arguments[0], ["train"])
     options = parse(Options, arguments[1:], "bin/bench train")
@@ -82,7 +83,7 @@ def bench(arguments: list[str]) -> None:
 def _measure(
     config: Config, options: Options, device: str | None, console: Console
 ) -> dict[str, Any]:
-    """Times the contenders, PyTorch's on `device` where there is one."""
+    """Times all variants, PyTorch's on `device`; those are left out if `device` is None."""
     from irp_jax.benchmark import step_time
 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -130,13 +131,16 @@ def _measure(
 
 
 def _rival(seconds: dict[str, list[float]]) -> str:
-    """Dense PyTorch at its fastest here."""
+    """Returns the name of the fastest dense PyTorch variant on this machine."""
     ways = [name for name in ("torch", "torch_graph") if name in seconds]
     return min(ways, key=lambda name: statistics.median(seconds[name]))
 
 
 def _speedups(report: dict[str, Any], whole_run: float | None) -> dict[str, float]:
-    """How many times faster than the rival; every entry a median of round-by-round ratios."""
+    """Returns how many times faster than `_rival` each variant is.
+
+    Every entry but "measured_run" is a median of round-by-round ratios.
+    """
     seconds, first = report["seconds_per_step"], report["freeze_fraction"]
     rival = seconds[report["rival"]]
     run = [
@@ -151,7 +155,7 @@ def _speedups(report: dict[str, Any], whole_run: float | None) -> dict[str, floa
 
 
 def _whole_run(path: Path, config: Config) -> float:
-    """Images per second over all of a run's training."""
+    """Returns the images per second over the whole training of a run."""
     results = files.read_json(path)
     try:
         model, batch_size = results["model"], results["config"]["batch_size"]
@@ -167,7 +171,7 @@ def _whole_run(path: Path, config: Config) -> float:
             f"{config.batch_size}: give --model={model} --batch-size={batch_size}"
         )
     if device != (here := parallel.describe()["device"]):
-        raise UserError(f"{path} is of a run on {device}, and this is {here}: give one of here")
+        raise UserError(f"{path} is of a run on {device}, and this is {here}: give a run on it")
     return rate
 
 
@@ -175,14 +179,14 @@ def _prepare_torch() -> str:
     """Returns the device that PyTorch runs on.
 
     Raises:
-        UserError: there is no PyTorch, or it cannot use the device that JAX does.
+        UserError: PyTorch is not installed, or it cannot use the device that JAX uses.
     """
     if util.find_spec("torch") is None:
         raise UserError(
             "PyTorch is not installed: pip install torch (without a GPU the CPU build is enough, "
             "and smaller), or leave it out with --no-torch"
         )
-    # Idle OpenMP threads spin by default, on the cores that JAX is being timed on.
+    # Idle OpenMP threads spin by default and would take cores from JAX while it is timed.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("KMP_BLOCKTIME", "0")
     from irp_jax.benchmark import torch_device

@@ -1,4 +1,4 @@
-"""Commands of this package in processes of their own, several at once, which stop together."""
+"""Commands of this package as child processes: several run at once, and all stop together."""
 
 import contextlib
 import shlex
@@ -14,10 +14,10 @@ from irp_jax.errors import UserError
 
 
 class Commands:
-    """Those under way.
+    """The running commands.
 
     Attributes:
-        stopping: set once no command is to go on; those that begin later stop at once.
+        stopping: set once all commands shall stop; a command that starts later stops at once.
     """
 
     def __init__(self) -> None:
@@ -25,31 +25,31 @@ class Commands:
         self._running: set[subprocess.Popen] = set()
 
     def run(self, command: str, flags: list[str], log: Path, cores: set[int]) -> None:
-        """Runs bin/`command` to its end, in a thread that has no other work: it stays on `cores`.
+        """Runs bin/`command` to its end. The calling thread stays on `cores` from then on.
 
         Args:
             command: for instance "train".
-            flags: what to type after it.
-            log: file that it and what it prints are appended to.
-            cores: the only ones it may use.
+            flags: its flags.
+            log: file to which the command line and all output are appended.
+            cores: the only CPU cores that it may use.
 
         Raises:
-            UserError: it failed; says why in its own words.
+            UserError: the command failed; the message is the last error that it printed.
         """
-        parallel.stay_on(cores)  # a child stays where the thread that begins it is
+        parallel.stay_on(cores)  # a child process inherits the cores of the thread that starts it
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a") as file:
             file.write("$ " + shlex.join([f"bin/{command}", *flags]) + "\n")
             file.flush()
             begin = file.tell()
             child = subprocess.Popen(
-                # -P as in bin/: no file of the user's folder is taken for a module.
+                # -P as in bin/: no module is imported from the working directory.
                 [sys.executable, "-P", "-m", f"irp_jax.cli.{command}", *flags],
                 stdout=file,
                 stderr=file,
             )
         self._running.add(child)
-        if self.stopping.is_set():  # since before it was among them
+        if self.stopping.is_set():  # may have been set before the child was added
             child.terminate()
         try:
             failed = child.wait()
@@ -60,10 +60,11 @@ class Commands:
 
     @contextlib.contextmanager
     def stopped_together(self) -> Iterator[None]:
-        """Who is interrupted or terminated within takes the commands along.
+        """Terminates all commands if this process is interrupted or terminated within the block.
 
-        Left alone they would go on, and hold their folders against the sweep that resumes them.
-        Signals that are ignored, as nohup has it, stay so. For the main thread.
+        Otherwise they would keep running and keep their folders locked, so that the sweep could not
+        be resumed. Signals that are ignored, for instance under nohup, stay ignored. To be called
+        in the main thread.
         """
 
         def stop(*_: object) -> None:
@@ -85,9 +86,10 @@ class Commands:
 
 
 def _error(log: Path, begin: int) -> str | None:
-    """The last error that was written to a log from a byte of it on.
+    """Returns the last error in a log after byte `begin`, or None.
 
-    Another process may write there, too: what an earlier sweep that was killed has left running.
+    Other output may lie there too: a child of an earlier sweep that was killed may still write to
+    the log.
     """
     with open(log, "rb") as file:
         file.seek(begin)

@@ -1,4 +1,4 @@
-"""bin/describe: the channels of a network, its layers and their cost, and what is kept whole."""
+"""bin/describe: shows the channels, layers and cost of a network, and what cannot be pruned."""
 
 import dataclasses
 import re
@@ -12,20 +12,20 @@ from irp_jax.report.terminal import plain_console
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Show what of a network can be pruned, what it costs, and what is kept whole and why."""
+    """Show which channels of a network can be pruned, which cannot and why, and what it costs."""
 
     model: str = "resnet20"
-    """A model's name, or FILE.py:NAME: a network of your own."""
+    """Name of a model of this package, or FILE.py:NAME for a network of your own."""
     image_shape: str = "32,32,3"
-    """Height, width and channels of an image."""
+    """Height, width and channels of an image, separated by commas."""
     classes: int = 10
     """Number of classes."""
     width: float = 1.0
-    """Multiplies every channel count of one of our models."""
+    """Multiplies every channel count of a model of this package."""
 
 
 def describe(arguments: list[str]) -> None:
-    """Prints the tables."""
+    """Prints the tables of a network."""
     options = parse(Options, arguments, "bin/describe", Options())
     if not re.fullmatch(r"[1-9]\d{0,4}(,[1-9]\d{0,4}){2}", options.image_shape):
         raise UserError(

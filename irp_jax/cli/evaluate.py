@@ -1,4 +1,4 @@
-"""bin/evaluate: how accurate a trained network is under attack."""
+"""bin/evaluate: measures the accuracy of a trained network under attack."""
 
 import dataclasses
 import functools
@@ -33,51 +33,52 @@ from irp_jax.report.terminal import (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Attack a trained network on the data it was trained on, images that it did not learn from."""
+    """Attack a trained network on test images of its data set, which it was not trained on."""
 
     checkpoint: str
-    """A run's workdir, such as runs/<name>, one checkpoint in it, or a saved network."""
+    """The workdir of a run (such as runs/<name>), one checkpoint in it, or a saved network."""
     model: str | None = None
-    """FILE.py:NAME of a network of your own. Default: what was saved with it."""
+    """FILE.py:NAME of a network of your own. Default: the saved model or function."""
     attack: AttackName = "pgd"
-    """autoattack, pgd (counted both ways), pgd-last, fgsm, pgd-margin, apgd-ce, apgd-dlr, apgd-t,
-    fab, fab-t, square or none."""
+    """autoattack, pgd, pgd-last, fgsm, pgd-margin, apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square or
+    none. With pgd, an image is broken if any iterate is misclassified, and the accuracy at the last
+    iterate is measured too. With pgd-last, only the last iterate counts."""
     version: str = "standard"
-    """Of autoattack: standard, plus or rand."""
+    """Version of autoattack: standard, plus or rand."""
     norm: Norm = "linf"
-    """linf, l2 or l1."""
+    """Norm of the perturbation: linf, l2 or l1."""
     epsilon: float | None = None
-    """Radius in pixels of [0, 1], e.g. 8/255. Default: what the network was trained for."""
+    """Radius for pixels in [0, 1], e.g. 8/255. Default: the radius of training."""
     epsilons: str | None = None
-    """Several radii, for instance 0,1/255,2/255,4/255,8/255: a robustness curve."""
+    """Several radii for a robustness curve, for instance 0,1/255,2/255,4/255,8/255."""
     steps: int | None = None
-    """Steps of each run. Default: the attack's usual number, 10 for pgd."""
+    """Steps of the attack from each start. Default: the usual number of the attack, 10 for pgd."""
     step_size: float | None = None
-    """Length of a step of pgd and pgd-margin. Default: epsilon / 4."""
+    """Step size of pgd and pgd-margin. Default: epsilon / 4."""
     restarts: int = 1
-    """Random starts for each image; the worst counts."""
+    """Random starts for each image. One that succeeds is enough to break the image."""
     split: Literal["test", "validation"] = "test"
-    """Which images: test, or validation, those that the run held out while settings were chosen."""
+    """Images to attack: test, or validation for the training images that the run held out."""
     images: int | None = None
-    """Only the first so many of them."""
+    """Attack only this many images, the first of the split."""
     batch_size: int | None = None
-    """Images attacked at once. Default: up to 512 a device, on a CPU what a core's cache holds."""
+    """Images attacked at once. Default: up to 512 per device; on a CPU what fits a core's cache."""
     dataset: str | None = None
-    """Another set or PATH.npz to test on. Default: that of the run."""
+    """Another data set or PATH.npz to test on. Default: the data set of the run."""
     data_dir: str | None = None
-    """Where the data set lies. Default: as in the run."""
+    """Folder of the data set. Default: the folder that the run used."""
     seed: int = 0
-    """Of every draw."""
+    """Seed of all random numbers."""
     corruptions: bool = False
     """Also measure accuracy under the 15 common corruptions at 5 severities each."""
     save_adversarial: str | None = None
-    """Write the adversarial images to this .npz file, and a picture of some beside it."""
+    """Write the adversarial images to this .npz file, and a picture of some next to it."""
     out: str | None = None
-    """Also write the figures to this JSON file."""
+    """Also write the results to this JSON file."""
 
 
 def evaluate(arguments: list[str]) -> None:
-    """Prints a table; `--out` writes what it shows."""
+    """Attacks a network and prints a table. `--out` writes the results to a file."""
     options = parse(Options, arguments, "bin/evaluate")
     if options.split not in EVALUATED_ON:
         raise unknown("split", options.split, EVALUATED_ON)
@@ -87,7 +88,7 @@ def evaluate(arguments: list[str]) -> None:
     if saving is not None:
         if Path(saving).suffix != ".npz":
             raise UserError(f"--save-adversarial must name an .npz file, got {saving}")
-        with extra("plots"):  # missed now, not after the attack
+        with extra("plots"):  # a missing extra is reported before the attack
             import irp_jax.report.plots  # noqa: F401
     for place in (options.out, saving):
         if place is not None:
@@ -99,7 +100,7 @@ def evaluate(arguments: list[str]) -> None:
     specs = [_spec(options, radius) for radius in attacked]
     name = options.dataset or net.record["trained"]["dataset"]
     images, labels = _test_set(options, net, name, terminal.warn)
-    if options.corruptions:  # too small ones are refused now, not after the attack
+    if options.corruptions:  # too small images are refused before the attack
         with extra("data"):
             from irp_jax.data import corruptions
         corruptions.corrupt(images[:1], corruptions.CORRUPTIONS[0], 1)
@@ -166,12 +167,12 @@ def evaluate(arguments: list[str]) -> None:
         drawn = f", some drawn in {picture}" if picture else ""
         terminal.note(f"adversarial images written to {options.save_adversarial}{drawn}")
         if apart:
-            terminal.warn(f"{apart} of them look different to the network in batches of this size")
-    for spec in specs:  # all is written: there is nothing left to go on from
+            terminal.warn(f"the prediction for {apart} of them differs in batches of another size")
+    for spec in specs:  # all is written: the states of interrupted attacks are not needed any more
         state_file = _state_file(options, net, spec, images=len(images))
         if state_file is not None:
             same, _, _ = state_file.name.rpartition("-")
-            for other in state_file.parent.glob(f"{same}-*.npz"):  # of the run's earlier networks
+            for other in state_file.parent.glob(f"{same}-*.npz"):  # also of earlier networks
                 other.unlink(missing_ok=True)
     if "curve" in results:
         terminal.console.print(curve_table(results))
@@ -188,12 +189,12 @@ def _announce(spec: AttackSpec, specs: list[AttackSpec], terminal: Terminal) -> 
 
 
 def _split(options: Options) -> dict[str, str]:
-    """Which images, where they are not test images."""
+    """Returns {"split": name} if the images are not test images, else nothing."""
     return {} if options.split == "test" else {"split": options.split}
 
 
 def _radii(options: Options, usual: float) -> list[float]:
-    """The radii to attack with, ascending; 0 stands for the natural images."""
+    """Returns the radii to attack with, ascending. Radius 0 means the natural images."""
     if options.norm not in attacks.NORMS:
         raise unknown("norm", options.norm, attacks.NORMS)
     if options.norm != "linf" and options.epsilon is None and options.epsilons is None:
@@ -228,7 +229,7 @@ def _spec(options: Options, epsilon: float) -> AttackSpec:
 def _test_set(
     options: Options, net: network.Network, name: str, warn: Callable[[str], None]
 ) -> tuple[np.ndarray, np.ndarray]:
-    # On another machine, perhaps: nothing is put there.
+    # This folder may be of another machine. It is used only if it exists, and is never made.
     trained_on = net.record["trained"]["data_dir"]
     if options.dataset is None and name.endswith(".npz") and not Path(name).is_file():
         raise UserError(f"it was trained on {name}, which is not here: give --dataset=PATH")
@@ -238,7 +239,7 @@ def _test_set(
     trained = net.record["trained"]
     if held_out and not trained.get("held_out"):
         raise UserError(
-            f"{options.checkpoint} held out no images, or does not say which: give --split=test"
+            f"{options.checkpoint} held out no images, or did not record which: give --split=test"
         )
     share = trained["validation"] if held_out else 0.0
     dataset = data.load(name, data_dir=options.data_dir or there, validation_fraction=share)
@@ -253,7 +254,7 @@ def _test_set(
             f"{net.image_shape} of {len(net.class_names)} as in training: choose another --dataset"
         )
     net.check_classes(dataset)
-    tested = trained.get("tested")  # older versions did not note it
+    tested = trained.get("tested")  # older versions did not record it
     same_name = Path(name).name == Path(trained["dataset"]).name
     if not held_out and same_name and tested and tested != data.split_digest(dataset.test):
         warn(f"the test images or labels of {name} have changed since the run")
@@ -262,7 +263,7 @@ def _test_set(
 
 
 def _devices(options: Options, images: np.ndarray) -> tuple[Mesh, int]:
-    """The devices used, and how many images they attack at once."""
+    """Returns the mesh of the devices used, and how many images they attack at once."""
     if options.batch_size is not None:
         return parallel.mesh(parallel.usable_devices(options.batch_size)), options.batch_size
     mesh = parallel.mesh(parallel.busy_devices(len(images)))
@@ -278,9 +279,10 @@ def _callbacks(terminal: Terminal) -> attacks.Callbacks:
 def _state_file(
     options: Options, net: network.Network, spec: AttackSpec, *, images: int
 ) -> Path | None:
-    """Where an evaluation that is interrupted goes on from: beside the checkpoint, if possible.
+    """Returns the file with the state of an interrupted attack, in the folder of the checkpoint.
 
-    A file for each network, since a run's newest is another one as training goes on.
+    Each network has its own file, because the newest network of a run changes during training.
+    Returns None if there is no attack or the folder is not writable.
     """
     folder = Path(options.checkpoint)
     if spec.name == "none" or not os.access(folder, os.W_OK):
@@ -291,7 +293,7 @@ def _state_file(
 
 
 def _accuracies(spec: AttackSpec, report: attacks.AttackReport) -> dict[str, float]:
-    """Every attack's accuracy by its name; for a list of them also the whole under its own."""
+    """Returns name of attack -> accuracy. For a list of attacks the name of the list is added."""
     if spec.name == "none":
         return {}
     return {**report.accuracy, spec.name: report.robust}
@@ -308,8 +310,8 @@ def _save_adversarial(
     """Writes PATH.npz, and PATH.png with some adversarial examples.
 
     Returns:
-        How many images the network now sees otherwise than the report has it, and the picture; None
-        where no attack succeeded.
+        The number of images that the network now classifies differently from the report, and the
+        path of the picture, which is None if no attack succeeded.
     """
     chosen = np.flatnonzero((report.broken_by != "") & (report.broken_by != "natural"))[:8]
     predict = functools.partial(
@@ -325,7 +327,7 @@ def _save_adversarial(
     }
     files.write_whole(path, lambda file: np.savez_compressed(file, **arrays))
     picture = path.with_suffix(".png")
-    picture.unlink(missing_ok=True)  # one of an earlier command shows other images
+    picture.unlink(missing_ok=True)  # a picture of an earlier command shows other images
     if len(chosen):
         from irp_jax.report import plots
 

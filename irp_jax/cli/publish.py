@@ -1,4 +1,4 @@
-"""bin/publish: a trained network with its model card, to hand on."""
+"""bin/publish: exports a trained network with a model card."""
 
 import dataclasses
 from pathlib import Path
@@ -10,18 +10,19 @@ from irp_jax.report.terminal import plain_console
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Copy a trained network out of its run, without what training needed, beside a model card."""
+    """Export a trained network from its run, without the training state, with a model card."""
 
     run: str
-    """The finished run's workdir."""
+    """Workdir of the finished run."""
     into: str
-    """The folder to make; its name is the network's."""
+    """Folder to create. Its name becomes the name of the network."""
     results: str | None = None
-    """The run's results, from bin/sweep with more attacks. Default: results.json of the run."""
+    """Results of the run, for instance of bin/sweep with more attacks. Default: results.json of the
+    run."""
 
 
 def publish(arguments: list[str]) -> None:
-    """Writes the folder."""
+    """Writes the folder of the network."""
     options = parse(Options, arguments, "bin/publish")
     console = plain_console()
     run = Path(options.run)

@@ -1,4 +1,4 @@
-"""bin/report: tables and pictures from saved results."""
+"""bin/report: shows saved results as tables and plots."""
 
 import dataclasses
 import sys
@@ -16,35 +16,35 @@ from irp_jax.report.terminal import plain_console, show_results
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Show the results in a folder: a table, and on request Markdown and pictures."""
+    """Show the results in a folder as a table, and on request as Markdown and plots."""
 
     results: str = "results"
-    """A folder of results.json files under any names, one such file, or one of a benchmark."""
+    """Folder of results.json files (under any names), one such file, or one benchmark file."""
     markdown: bool = False
     """Print the table as Markdown."""
     into: str | None = None
-    """Put the Markdown table into this file, between <!-- results --> and <!-- /results -->; of a
-    benchmark of networks, between lines named after its file."""
+    """Insert the Markdown table into this file, between <!-- results --> and <!-- /results -->. For
+    a benchmark of networks the name of the benchmark file takes the place of "results"."""
     plot: str | None = None
-    """Draw to this .svg or .png: accuracy against cost, or, for one file, that run or benchmark."""
+    """Plot to this .svg or .png: accuracy against cost. For one file: that run or benchmark."""
     curves: str | None = None
-    """Draw to this .svg or .png: accuracy over the epochs of training; seeds are one line."""
+    """Plot to this .svg or .png: accuracy over the epochs. Seeds are averaged into one line."""
 
     tradeoff: str | None = None
-    """Draw to this .svg or .png: natural accuracy against accuracy under attack."""
+    """Plot to this .svg or .png: natural accuracy against accuracy under attack."""
 
 
 NEEDED = {
     "model", "dataset", "method", "seed", "budget", "cost", "attack", "epochs", "wall_time_s",
 }  # fmt: skip
-"""What the results of a run have, besides their config and accuracies."""
+"""Keys that the results of a run must have, besides config and accuracy."""
 
 BENCHMARKS = {"costs", "networks", "seconds_per_step"}
-"""What a benchmark's file has, one of them."""
+"""Keys of benchmark files. Each file has one of them."""
 
 
 def report(arguments: list[str]) -> None:
-    """Reads every JSON file that is a run's results, or one file of a benchmark."""
+    """Shows all results of runs in a folder, or one benchmark file."""
     if arguments and not arguments[0].startswith("-"):
         arguments = [f"--results={arguments[0]}", *arguments[1:]]
     options = parse(Options, arguments, "bin/report")
@@ -59,7 +59,7 @@ def report(arguments: list[str]) -> None:
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             what = f"{type(error).__name__}: {error}"
             raise UserError(
-                f"{place} is no whole file of a benchmark ({what}): make it anew"
+                f"{place} is not a complete benchmark file ({what}): run the benchmark again"
             ) from error
         return
     runs = []
@@ -68,20 +68,20 @@ def report(arguments: list[str]) -> None:
             accuracy = set(one["accuracy"]) if isinstance(one["accuracy"], dict) else set()
             lacking = sorted((NEEDED - set(one)) | ({"natural", "pgd"} - accuracy))
             if lacking:
-                raise UserError(f"{path} lacks {', '.join(lacking)}: take it away from there")
+                raise UserError(f"{path} lacks {', '.join(lacking)}: move it out of the folder")
             runs.append(one)
     if not runs:
         raise UserError(f"no results in {place}: give a folder of results.json files")
     if options.plot is not None and len(runs) == 1:
         if not {"history", "layers"} <= set(runs[0]):
-            raise UserError(f"{place} does not have its epochs on record: leave out --plot")
+            raise UserError(f"{place} has no history of its epochs: leave out --plot")
         _plots().run_picture(runs[0], Path(options.plot))
     elif options.plot is not None:
         _plots().budget_picture(runs, Path(options.plot))
     if options.curves is not None:
         traced = [one for one in runs if "history" in one]
         if not traced:
-            raise UserError(f"no run in {place} has its epochs on record: leave out --curves")
+            raise UserError(f"no run in {place} has a history of its epochs: leave out --curves")
         _plots().curves_picture(traced, Path(options.curves))
     if options.tradeoff is not None:
         _plots().tradeoff_picture(runs, Path(options.tradeoff))
@@ -100,17 +100,17 @@ def _plots() -> ModuleType:
 
 
 def _benchmark(options: Options, place: Path, found: dict[str, Any]) -> None:
-    """Shows one benchmark's figures: a picture of costs, or a table of networks or of times."""
+    """Shows one benchmark file: a plot of costs, or a table of networks or of times."""
     if "costs" in found:
         if options.plot is None or options.curves is not None or options.tradeoff is not None:
             raise UserError(f"{place} is a benchmark of costs: give --plot=FILE.svg to draw it")
         _plots().cost_picture(found, Path(options.plot))
         return
     if any(picture is not None for picture in (options.plot, options.curves, options.tradeoff)):
-        raise UserError(f"{place} is a table: leave out --plot, --curves and --tradeoff")
+        raise UserError(f"{place} is shown as a table: leave out --plot, --curves and --tradeoff")
     if "seconds_per_step" in found:
         if options.into is not None or options.markdown:
-            raise UserError(f"{place} is for a terminal: leave out --into and --markdown")
+            raise UserError(f"{place} is only for a terminal: leave out --into and --markdown")
         timing.show(found, plain_console())
         return
     if options.into is not None:

@@ -1,4 +1,4 @@
-"""What every command shares: parsing typed flags, and errors as one line."""
+"""Code that all commands share: parsing of typed flags, and errors as one line."""
 
 import dataclasses
 import itertools
@@ -23,16 +23,17 @@ Parsed = TypeVar("Parsed")
 
 
 def as_typed(text: str) -> str:
-    """Names commands as they are typed here: bin/train in a checkout, irp-jax train elsewhere."""
+    """Replaces bin/NAME by `irp-jax NAME` in a text, unless this is a checkout, which has bin/."""
     if (Path(__file__).parents[2] / "bin" / "train").is_file():
         return text
     return re.sub(rf"\bbin/(?={'|'.join(COMMANDS)})", "irp-jax ", text)
 
 
 class _Refused(Exception):
-    """Carries a word that is no number out of the flag parser, which would frame a ValueError.
+    """Raised for a word that is not a number.
 
-    Its arguments are the word, what it should have been and the type of its flag.
+    It is no ValueError, because the flag parser catches those and prints a framed message. Its
+    arguments are the word, a text that says what is needed, and the type of the flag.
     """
 
 
@@ -43,17 +44,17 @@ def parse(
     default: Parsed | None = None,
     about: str | None = None,
 ) -> Parsed:
-    """Reads flags into a dataclass; every number may be written as a fraction, 8/255.
+    """Parses flags into a dataclass. A float may be written as a fraction, for instance 8/255.
 
     Args:
         kind: the dataclass.
-        arguments: without the program's name.
-        prog: the command as the user typed it.
-        default: values of flags that are not given.
-        about: opens the help text; the dataclass's docstring if not given.
+        arguments: the command line without the program's name.
+        prog: the name of the command.
+        default: the values of flags that are not given.
+        about: the first text of --help; the docstring of the dataclass if None.
 
     Raises:
-        UserError: a flag is unknown, needs a value or takes none, or one that is needed is missing.
+        UserError: a flag is unknown, lacks its value or takes none, or a required flag is missing.
     """
     _check_written(kind, arguments, needed=default is None)
     registry = ConstructorRegistry()
@@ -72,7 +73,7 @@ def parse(
 
     @registry.primitive_rule
     def choice(info: Any) -> PrimitiveConstructorSpec | None:
-        """Any word passes: the check of the whole names what it should have been."""
+        """Accepts any word. The check of the config reports a wrong one, with all choices."""
         if get_origin(info.type) is not Literal:
             return None
         return PrimitiveConstructorSpec(
@@ -100,7 +101,7 @@ def parse(
             )
 
     try:
-        # Without a default tyro must be given none, not None.
+        # Tyro takes None for a default value, so the argument is left out if there is no default.
         given = {} if default is None else {"default": default}
         parsed, unread = tyro.cli(  # type: ignore[call-overload]
             kind, args=arguments, prog=as_typed(prog), description=about, registry=registry,
@@ -128,12 +129,12 @@ def parse(
 
 
 def _flags(kind: Any) -> dict[str, dataclasses.Field]:
-    """The fields of a dataclass by their flags."""
+    """Returns flag -> field of a dataclass."""
     return {"--" + field.name.replace("_", "-"): field for field in dataclasses.fields(kind)}
 
 
 def _given(word: str, arguments: list[str], flags: Collection[str]) -> str:
-    """Which of these flags was given this value."""
+    """Returns the one of some flags that was given this value, for an error message."""
     for before, argument in itertools.pairwise(["", *arguments]):
         name, equals, value = argument.partition("=")
         flag, found = (name, value) if equals else (before, argument)
@@ -143,7 +144,7 @@ def _given(word: str, arguments: list[str], flags: Collection[str]) -> str:
 
 
 def _check_written(kind: Any, arguments: list[str], needed: bool) -> None:
-    """Refuses in one line what the flag parser would frame: see `parse`."""
+    """Raises the errors of `parse` as one line. The flag parser would print framed messages."""
     if {"--help", "-h"} & set(arguments):
         return
     fields, given = _flags(kind), set()
@@ -164,12 +165,13 @@ def _check_written(kind: Any, arguments: list[str], needed: bool) -> None:
 
 
 def take_flag(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
-    """A flag's value, None if it is not given, and the arguments without it.
+    """Returns a flag's value, or None if it is not given, and the arguments without the flag.
 
-    Given several times the last one counts, and none is left; --data_dir is --data-dir.
+    If the flag is given several times, the last value counts and all are removed. --data_dir is
+    read as --data-dir.
 
     Raises:
-        UserError: the flag stands last, without a value.
+        UserError: the flag is the last argument and has no value.
     """
     value, rest, words = None, [], iter(arguments)
     for word in words:
@@ -180,11 +182,11 @@ def take_flag(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
         value = given if equals else next(words, None)
         if value is None:
             raise UserError(f"{flag} needs a value")
-    return value and os.path.expanduser(value), rest  # shells leave the ~ of --flag=~/folder
+    return value and os.path.expanduser(value), rest  # shells do not expand ~ in --flag=~/folder
 
 
 def publishable(command: str, arguments: list[str]) -> str:
-    """The command line as it is written beside a result: without places on this machine."""
+    """Returns the command line to store with a result, without paths of this machine."""
     for flag in ("--workdir", "--data-dir", "--out", "--official", "--save-adversarial"):
         _, arguments = take_flag(arguments, flag)
     for flag in ("--checkpoint", "--checkpoints"):
@@ -200,7 +202,7 @@ def publishable(command: str, arguments: list[str]) -> str:
 
 
 def main(command: Callable[[list[str]], None]) -> None:
-    """Runs a command: what its user can put right is one line on standard error and exit code 2."""
+    """Runs a command. An error that the user can correct is one line on stderr and exit code 2."""
     try:
         parallel.configure()
         checkpoint.quiet()
@@ -219,7 +221,7 @@ def main(command: Callable[[list[str]], None]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         print(
-            "\ninterrupted: the same command goes on from what was saved last, if anything was",
+            "\ninterrupted: the same command goes on from the last saved state, if there is one",
             file=sys.stderr,
         )
         sys.exit(130)

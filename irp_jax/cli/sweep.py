@@ -1,4 +1,4 @@
-"""bin/sweep: many runs, each trained, attacked and collected; given again, it goes on."""
+"""bin/sweep: trains and attacks many networks and collects the results. It can be resumed."""
 
 import dataclasses
 import functools
@@ -24,52 +24,53 @@ from irp_jax.report.terminal import plain_console, show_results
 ATTACK_FACTS = (
     "command", "attack", "accuracy", "wall_time_s", "warnings", "environment", "commit",
 )  # fmt: skip
-"""What is collected of an attack."""
+"""The facts that are collected of each attack."""
 
 Call = Callable[[str, list[str]], None]
-"""Runs a command with flags for one run of the sweep."""
+"""Runs a command: (name, flags)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Every combination of the lists, as runs of bin/train; run again to resume.
+    """Train and attack one network for every combination of the lists, and collect the results.
 
-    A list is written with commas: --seeds=0,1,2. A run whose results are collected already is not
-    run again.
+    Lists are separated by commas: --seeds=0,1,2. Give the same command again to resume. A run whose
+    results are already collected is not repeated.
     """
 
     config: str = "digits"
-    """Config of all runs: a name in configs/ or PATH.py, which may define a list of `configs`."""
+    """Config of all runs: a name in configs/, or PATH.py. The file may define a list `configs`."""
     models: str | None = None
-    """Models. Default: the config's."""
+    """List of models. Default: the model of the config."""
     budgets: str | None = None
-    """Budgets. Default: the config's."""
+    """List of budgets. Default: the budget of the config."""
     seeds: str | None = None
-    """Seeds. Default: the config's."""
+    """List of seeds. Default: the seed of the config."""
     granularities: str | None = None
-    """channel, weight. Default: the config's."""
+    """List of granularities: channel, weight. Default: the granularity of the config."""
     methods: str | None = None
-    """lagrangian, paper, width, magnitude, admm. Default: the config's."""
+    """List of methods: lagrangian, paper, width, magnitude, admm. Default: the method of the
+    config."""
     epochs: int | None = None
-    """Epochs of each run. Default: the config's."""
+    """Epochs of each run. Default: the epochs of the config."""
     attacks: str | None = None
-    """What each trained network is attacked with besides PGD-10: autoattack, pgd-50-10 (50 steps,
-    10 restarts), or another attack of bin/evaluate."""
+    """List of attacks on each trained network besides PGD-10: autoattack, pgd-50-10 (50 steps, 10
+    restarts), or another attack of bin/evaluate."""
     images: int | None = None
-    """Only the first so many test images for those."""
+    """Use only this many test images for --attacks, the first of the test set."""
     data_dir: str | None = None
-    """Where the data set lies."""
+    """Folder of the data set. Default: the folder of the config."""
     workdir: str = "runs"
-    """Each run gets a folder in it."""
+    """Folder of all runs. Each run makes its own folder in it."""
     results: str | None = None
-    """Also collect the runs' results here, one JSON file a run."""
+    """Also collect the results in this folder, one JSON file per run."""
     jobs: int = 0
-    """Runs at a time, on a CPU each on cores of its own. Default: on a CPU as many as there are
-    cores and runs, else one."""
+    """Runs at a time. On a CPU each run has its own cores. Default: on a CPU the number of cores or
+    of runs, whichever is smaller; otherwise 1."""
 
 
 def sweep(arguments: list[str]) -> None:
-    """Runs what is missing, then prints the table of all."""
+    """Does the runs and attacks that are missing, then prints the table of all results."""
     options = parse(Options, arguments, "bin/sweep")
     names = [name.strip() for name in (options.attacks or "").split(",")]
     wanted = {name: _flags(name) for name in names if name}
@@ -83,7 +84,7 @@ def sweep(arguments: list[str]) -> None:
     jobs = options.jobs or (min(parallel.cores(), len(runs)) if on_cpu else 1)
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {options.jobs}")
-    if not on_cpu and jobs > 1:  # else the first run takes most of the device's memory for itself
+    if not on_cpu and jobs > 1:  # otherwise the first run preallocates most of the device's memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     for folder in (options.workdir, options.results):
         if folder is not None:
@@ -91,7 +92,7 @@ def sweep(arguments: list[str]) -> None:
     before = {run.workdir: _collected(run, options) for run in runs}
     commands = Commands()
     shares: Queue[set[int]] = Queue()
-    # A quota may allow fewer cores than there are.
+    # `cores()` respects a CPU quota, which may allow fewer cores than there are.
     cores = parallel.core_numbers()[: parallel.cores()]
     for share in _shares(cores, jobs) if on_cpu else [set(cores)] * jobs:
         shares.put(share)
@@ -109,7 +110,7 @@ def sweep(arguments: list[str]) -> None:
                 call = functools.partial(commands.run, log=log, cores=share)
                 found = _run(run, found, wanted, options, call)
                 word = "done"
-            except (UserError, OSError) as error:  # the others go on
+            except (UserError, OSError) as error:  # the other runs continue
                 found, word, failed[run.workdir] = None, "failed", str(error)
             finally:
                 shares.put(share)
@@ -131,18 +132,21 @@ def sweep(arguments: list[str]) -> None:
 
 
 def _shares(cores: list[int], jobs: int) -> list[set[int]]:
-    """The cores of each job: as many for all, since that moves the figures of a run."""
+    """Returns the cores of each job.
+
+    All jobs have the same number of cores, because it changes the results of a run slightly.
+    """
     each = max(1, len(cores) // jobs)
     firsts = [job * each % len(cores) for job in range(jobs)]
     return [set(cores[first : first + each]) for first in firsts]
 
 
 def _flags(attack: str) -> list[str]:
-    """What to type after bin/evaluate for an attack as it is named here: pgd-50-10, autoattack."""
+    """Returns the flags of bin/evaluate for an attack of --attacks: pgd-50-10, autoattack."""
     if attack in ("pgd", "pgd-last", "none"):
         raise UserError(
-            "PGD-10, counted both ways, and natural accuracy are always measured: give steps and "
-            "restarts, as in --attacks=pgd-50-10, or another attack"
+            "natural accuracy and PGD-10, over all iterates and at the last, are always measured: "
+            "give steps and restarts, as in --attacks=pgd-50-10, or another attack"
         )
     parts = re.fullmatch(r"(pgd|pgd-margin)-(\d+)(?:-(\d+))?", attack)
     if parts is None:
@@ -154,7 +158,7 @@ def _flags(attack: str) -> list[str]:
 
 
 def _runs(options: Options) -> Iterator[Config]:
-    """The configs times the lists, checked."""
+    """Yields a checked config for each config of the file and each combination of the lists."""
 
     def split(text: str | None, fallback: Any) -> list[str]:
         return [part.strip() for part in text.split(",")] if text else [str(fallback)]
@@ -189,13 +193,13 @@ def _run(
     options: Options,
     call: Call,
 ) -> dict[str, Any]:
-    """Trains, attacks and collects what is missing.
+    """Trains and attacks one network, except for what is done already, and collects the results.
 
     Returns:
-        The run's results, with every attack's under `accuracy` and `attacks`.
+        The results of the run, with those of every attack under `accuracy` and `attacks`.
 
     Raises:
-        UserError: that failed.
+        UserError: training or an attack failed.
     """
     call("train", configs.flags(run, configs.suited(run.dataset)))
     results = files.read_json(_finished(run)) | {"attacks": {}}
@@ -225,9 +229,9 @@ def _agree(one: dict[str, Any], other: dict[str, Any], keys: Iterable[str]) -> b
 
 
 def _attack(run: Config, name: str, flags: list[str], options: Options, call: Call) -> None:
-    """Attacks the trained network; the figures are in its folder then."""
+    """Attacks the trained network and leaves the results in its folder."""
     target = _attacked(run, name, options)
-    # Figures that are older than the training are of another network.
+    # Results older than the training belong to another network.
     if target.exists() and target.stat().st_mtime >= _finished(run).stat().st_mtime:
         return
     places = [f"--checkpoint={run.workdir}", f"--out={target}"]
@@ -247,7 +251,7 @@ def _attacked(run: Config, name: str, options: Options) -> Path:
 
 
 def _collected(run: Config, options: Options) -> dict[str, Any] | None:
-    """What an earlier sweep collected of this very run; None if nothing."""
+    """Returns what an earlier sweep collected of the same run, or None."""
     if options.results is None:
         return None
     target = _target(run, options.results)
@@ -269,7 +273,7 @@ def _collected(run: Config, options: Options) -> dict[str, Any] | None:
 def _missing(
     found: dict[str, Any], wanted: dict[str, list[str]], options: Options
 ) -> dict[str, list[str]]:
-    """The attacks that the results lack, or have on fewer images than asked for."""
+    """Returns the attacks that the results lack, or have for fewer images than requested."""
     whole = found["attack"]["images"]
     enough = min(options.images or whole, whole)
     attacks = found.get("attacks", {})

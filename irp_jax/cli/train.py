@@ -1,4 +1,4 @@
-"""bin/train: one run from a config."""
+"""bin/train: trains one network from a config."""
 
 from irp_jax import config as configs
 from irp_jax.cli.run import main, parse, publishable, take_flag
@@ -6,14 +6,17 @@ from irp_jax.config import Config
 from irp_jax.report.terminal import Terminal
 from irp_jax.training import experiment
 
-ABOUT = """Train, prune and harden a network in one run.
+ABOUT = """Train and prune a robust network in one run.
 
---config=NAME or PATH.py takes the defaults from a file, by NAME from configs/.
-Run the same command again to resume it."""
+--config=NAME takes the defaults from configs/NAME.py, --config=PATH.py from a file of your own.
+Give the same command again to resume an interrupted run."""
 
 
 def train(arguments: list[str]) -> None:
-    """Defaults come from `--config`, if given, and suit the data set; other flags override them."""
+    """Trains a network.
+
+    The defaults are those of `--config`, or those for the data set. Other flags override them.
+    """
     path, rest = take_flag(arguments, "--config")
     default = Config() if path is None else configs.load(path)
     dataset, _ = take_flag(rest, "--dataset")

@@ -1,4 +1,4 @@
-"""What people look at: the terminal, tables, plots.
+"""Output for people: terminal output, tables, plots and model cards.
 
-`plots` is imported where something is drawn: matplotlib is an extra of its own.
+`plots` is imported only where something is drawn, because matplotlib is an optional extra.
 """

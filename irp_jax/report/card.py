@@ -1,4 +1,4 @@
-"""What a network that is handed on says of itself."""
+"""The model card of a published network."""
 
 import json
 import shlex
@@ -10,13 +10,13 @@ from irp_jax.report.tables import Results, defense, network, recipe
 
 
 def model_card(found: Results, into: Path, size: int, class_names: list[str]) -> str:
-    """A model card, Markdown: data, recipe, figures and the commands that give them again, limits.
+    """Returns a model card in Markdown: data, recipe, accuracies with their commands, and limits.
 
     Args:
-        found: results of the run.
-        into: where readers find the network.
-        size: of its files, in bytes.
-        class_names: one per logit.
+        found: the results of the run.
+        into: the folder in which readers find the network.
+        size: total size of the network's files in bytes.
+        class_names: one name per logit.
     """
     config, cost = found["config"], found["cost"]
     place = f"--checkpoint={into.name if into.is_absolute() else into}"
@@ -44,21 +44,22 @@ def model_card(found: Results, into: Path, size: int, class_names: list[str]) ->
         for name, share, images, command in measured
     )
     what = (
-        f"{network(found)} for {config['dataset']}, cut to {cost['macs_ratio']:.1%} of its "
+        f"{network(found)} for {config['dataset']}, pruned to {cost['macs_ratio']:.1%} of its "
         f"operations and {cost['params_ratio']:.1%} of its parameters (method {found['method']}) "
         f"and trained with the defense {defense(found)}: {cost['macs']:,} multiply-accumulates "
-        f"per image, {cost['params']:,} parameters, {size / 1000:.0f} kB as it lies here. It tells "
-        f"apart {', '.join(class_names)}."
+        f"per image, {cost['params']:,} parameters, {size / 1000:.0f} kB on disk. Its classes are "
+        f"{', '.join(class_names)}."
     )
     attacks = (
-        f"Attacks are L-inf of radius {radius(config['epsilon'])}. PGD starts at random and steps "
-        f"by a quarter of the radius; an image counts as lost if any iterate is misclassified, or, "
-        f"where it says so, if the last one is, as in most published code."
+        f"The attacks use the L-inf norm and radius {radius(config['epsilon'])}. PGD starts at a "
+        f"random point and uses a step size of a quarter of the radius. An image counts as broken "
+        f"if any iterate is misclassified. In rows called 'last iterate' it counts as broken only "
+        f"if the last iterate is misclassified, as in most published code."
     )
     if any(count < tested for _, _, count, _ in measured):
         attacks += (
-            " Figures of fewer test images are of the first ones: do not compare them with figures "
-            "of all."
+            " Figures on fewer test images use the first images of the test set. Do not compare "
+            "them with figures on all test images."
         )
     training = (
         f"{found['epochs']} epochs ({recipe(found)}), {found['passes_per_image']:g} forward and "
@@ -66,15 +67,15 @@ def model_card(found: Results, into: Path, size: int, class_names: list[str]) ->
         f"{_hardware(found)}, commit {found['commit'] or 'unknown'}."
     )
     limits = (
-        "Robust within this radius and norm only, and only as far as the table says: larger "
-        "perturbations, other norms, rotations, patches and changes of light were not trained "
-        f"against. It knows images of {config['dataset']} alone. Research: not for decisions that "
-        "matter."
+        "The network is robust only within this radius and norm, and only as far as the table "
+        "shows. It was not trained against larger perturbations, other norms, rotations, patches "
+        f"or changes of light. It was trained on images of {config['dataset']} alone. It is for "
+        "research, not for decisions that matter."
     )
     parts = [
         f"# {into.name}",
         _filled(what),
-        f"| under | accuracy % | test images | regenerate with |\n|---|---|---|---|\n{rows}",
+        f"| attack | accuracy % | test images | command |\n|---|---|---|---|\n{rows}",
         _filled(attacks),
         f"## Training\n\n    {found['command']}\n\n{_filled(training)}",
         f"## Limits\n\n{_filled(limits)}",

@@ -1,4 +1,8 @@
-"""Tables of results no wider than a terminal: cells broken, columns left out, settings stacked."""
+"""Tables of results that fit the width of a terminal.
+
+Where a table is too wide, cells are broken into lines, columns are left out, and finally all
+settings of a run are put into one cell.
+"""
 
 from collections.abc import Collection, Iterable
 
@@ -9,27 +13,27 @@ from rich.table import Table
 from irp_jax.report.tables import LAST, Results, sections, told_apart
 
 LEAST_WANTED = ("minutes", "passes", "lost", "MACs left", "params left", LAST, "epochs")
-"""Columns that a narrow terminal goes without, the first of them first."""
+"""Columns left out on a narrow terminal, in this order."""
 
 
 def summary(results: Iterable[Results], width: int) -> list[Table]:
-    """All runs as terminal tables, one for each data set and model, a line per set of seeds.
+    """Returns terminal tables of all runs: one for each data set and model, a row per set of seeds.
 
-    The recipe is wide: it is left out where other columns tell the lines apart.
+    The recipe column is wide. It is left out where the other columns tell the rows apart.
 
     Args:
-        results: of the lines.
-        width: characters a table may take. Where it wants more, the parts of a cell stand below
-            each other; where that is not enough, columns are left out, which a line below says.
+        results: the results of all runs.
+        width: characters a table may take. If a table is wider, each cell is broken into lines. If
+            that is not enough, columns are left out, and a caption below the table names them.
     """
     return [_fitted(name, runs, width) for name, runs in sections(results).items()]
 
 
 def _fitted(name: str, results: list[Results], width: int) -> Table:
-    """Breaks cells into parts, then leaves columns out, then puts all settings into one cell."""
+    """Returns a table that fits: breaks cells, then omits columns, then stacks all settings."""
     for known in (("data", "model", "recipe"), ("data", "model")):
         common, titles, rows = told_apart(results, known)
-        # How many seeds a line has is no name for it.
+        # The number of seeds does not identify a row.
         settings = [n for n in range(titles.index("natural %")) if titles[n] != "runs"]
         names = {tuple(row[n] for n in settings) for row in rows}
         if len(names) == len(rows):
@@ -39,13 +43,13 @@ def _fitted(name: str, results: list[Results], width: int) -> Table:
     if _width(table) > width:
         rows = [[cell.replace(", ", ",\n").replace(" (", "\n(") for cell in row] for row in rows]
         table = _drawn(titles, rows, left_out)
-    # Where settings do not tell the lines apart, epochs do.
+    # Epochs stay if the settings alone do not tell the rows apart.
     spare = [t for t in LEAST_WANTED if t in titles and (t != "epochs" or len(names) == len(rows))]
     for title in spare:
         if _width(table) > width:
             left_out.append(title)
             table = _drawn(titles, rows, left_out)
-    for title in reversed(left_out):  # a narrow one may fit after all
+    for title in reversed(left_out):  # a narrow column may still fit
         fewer = [other for other in left_out if other != title]
         if _width(wider := _drawn(titles, rows, fewer)) <= width:
             left_out, table = fewer, wider
@@ -55,12 +59,12 @@ def _fitted(name: str, results: list[Results], width: int) -> Table:
     table.title = f"{name}{common and f': {common}'}"
     if left_out:
         hidden = ", ".join(left_out)
-        table.caption = f"not shown for want of width: {hidden}; bin/report --markdown has them"
+        table.caption = f"left out, for lack of width: {hidden}; bin/report --markdown has them"
     return table
 
 
 def _stacked(titles: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """What a run is in one cell, part below part."""
+    """Puts all settings of a run into one cell, one setting a line."""
     what = titles.index("natural %")
 
     def run(row: list[str]) -> str:
@@ -81,6 +85,6 @@ def _drawn(titles: list[str], rows: list[list[str]], left_out: Collection[str]) 
 
 
 def _width(table: Table) -> int:
-    """Characters it wants."""
+    """Returns the characters that a table takes if it is not broken."""
     console = Console(width=10_000, markup=False)
     return Measurement.get(console, console.options, table).maximum

@@ -1,4 +1,4 @@
-"""A channel graph as tables."""
+"""Tables of a channel graph."""
 
 import math
 
@@ -9,7 +9,7 @@ from irp_jax.pruning import cost, masks
 
 
 def layer_table(graph: ChannelGraph) -> Table:
-    """Layer by layer: its channels, the groups that it reads and writes, its cost."""
+    """Returns a table of the layers: channels, the groups that each reads and writes, and cost."""
     table = Table(title="layers")
     for title in ("layer", "kind", "reads", "writes", "MACs", "params"):
         table.add_column(
@@ -28,7 +28,7 @@ def layer_table(graph: ChannelGraph) -> Table:
 
 
 def _groups(graph: ChannelGraph, axes: tuple[int, ...], extents: tuple[Extent, ...]) -> str:
-    """Groups by their numbers in `group_table`."""
+    """Returns the groups of some axes, as numbers of `group_table`."""
     numbers = {name: number for number, name in enumerate(graph.groups, start=1)}
     found = sorted({numbers[group] for axis in axes for group in extents[axis].groups})
     if len(found) > 4:
@@ -37,7 +37,7 @@ def _groups(graph: ChannelGraph, axes: tuple[int, ...], extents: tuple[Extent, .
 
 
 def group_table(graph: ChannelGraph) -> Table:
-    """The groups of channels that live and die together."""
+    """Returns a table of the channel groups. The channels of a group are pruned together."""
     table = Table(title="channel groups, named after the first layer that writes them")
     for title in ("number", "group", "channels", "written by", "read by"):
         table.add_column(
@@ -65,7 +65,7 @@ def _few(names: list[str]) -> str:
 
 
 def whole_table(graph: ChannelGraph) -> Table:
-    """What is kept whole, and why."""
+    """Returns a table of the layers that are not pruned, with the reasons."""
     table = Table(title="kept whole")
     table.add_column("layer", overflow="fold")
     table.add_column("channels", justify="right")
@@ -76,16 +76,17 @@ def whole_table(graph: ChannelGraph) -> Table:
 
 
 def _up(share: float) -> str:
-    """A share that is enough, in four digits."""
+    """Rounds a share up to four decimals, so that it is still large enough."""
     return f"{math.ceil(share * 1e4) / 1e4:g}"
 
 
 def summary(graph: ChannelGraph, apart: float) -> list[str]:
-    """The cost as a whole, and how little of it may be left.
+    """Returns lines with the dense cost and the smallest budget that the network allows.
 
     Args:
-        graph: of the network.
-        apart: largest difference between masked and cut network, see `compaction.check`.
+        graph: the channel graph of the network.
+        apart: largest difference between the outputs of the masked and of the compact network, see
+            `compaction.check`.
     """
     dense = cost.total(graph)
     least = cost.total(graph, masks.min_keep(graph, "channel"))
@@ -100,5 +101,5 @@ def summary(graph: ChannelGraph, apart: float) -> list[str]:
         f"channel groups; {1 - one.params / dense.params:.1%} of the parameters can be pruned",
         f"smallest budget: {_up(least.macs / dense.macs)} of the MACs, "
         f"{_up(least.params / dense.params)} of the parameters",
-        f"masked and cut network differ by {apart:.1e} of the largest logit",
+        f"masked and compact network differ by {apart:.1e} of the largest logit",
     ]

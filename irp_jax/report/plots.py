@@ -1,6 +1,6 @@
-"""Plots of results; the only file that draws.
+"""Plots of results. All drawing is in this file.
 
-It draws on figures of its own, without pyplot: the backend that a notebook has chosen stays.
+It does not use pyplot, so that the backend of a notebook is not changed.
 """
 
 from collections import Counter, defaultdict
@@ -28,13 +28,13 @@ from irp_jax.report.tables import (
 )
 
 COLORS = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
-"""Of lines, in turn."""
+"""Colours of lines, used in this order."""
 
 KEY_WITHIN, LINES_AT_MOST = 6, 20
-"""Lines whose key leaves room for them, and lines that can be told apart."""
+"""Most lines with the legend inside the plot, and most lines that can be told apart."""
 
 MARKERS = "os"
-"""Of lines: the next once all colours were used."""
+"""Markers of lines: the second one once all colours were used."""
 
 INK = {
     "dense": "#c9ced6",
@@ -46,10 +46,10 @@ INK = {
 
 
 def run_picture(results: Results, path: Path) -> None:
-    """One run at a glance: cost and accuracy over the epochs, channels left layer by layer.
+    """Draws one run: cost and accuracy over the epochs, and the channels left in each layer.
 
     Args:
-        results: of a run with channel granularity; must hold `history` and `layers`.
+        results: the results of a run with channel granularity; must hold `history` and `layers`.
         path: .svg or .png to write.
     """
     history, layers = results["history"], results["layers"]
@@ -67,7 +67,7 @@ def run_picture(results: Results, path: Path) -> None:
     frozen = next((row["epoch"] for row in history if row["frozen"]), None)
     if frozen is not None:
         left.axvline(frozen - 1, color=INK["cost"], linewidth=0.8)
-        left.annotate(" masks frozen,\n network cut small", (frozen - 1, 2), fontsize=8)
+        left.annotate(" masks frozen,\n network compacted", (frozen - 1, 2), fontsize=8)
     left.set(xlabel="epoch", ylabel="%", ylim=(0, 103), title=_headline(results))
     left.legend(frameon=False, fontsize=8)
     positions = range(len(layers))
@@ -85,16 +85,16 @@ def run_picture(results: Results, path: Path) -> None:
 
 
 def _headline(results: Results) -> str:
-    """What the run did, in a few words."""
+    """Returns a short title for the method of a run."""
     words = {"lagrangian": "learned together, within the budget", "hinge": "as published"}
     return words.get(results["method"], f"baseline: {results['method']}")
 
 
 def budget_picture(results: Sequence[Results], path: Path) -> None:
-    """Accuracy against what is left of the network, a line for whatever differs but the budget.
+    """Draws accuracy against the cost left. Runs that differ in the budget alone form one line.
 
     Args:
-        results: the runs; seeds are averaged, their range is drawn as a bar.
+        results: the runs; seeds are averaged, and their range is drawn as an error bar.
         path: .svg or .png to write.
 
     Raises:
@@ -141,17 +141,18 @@ def budget_picture(results: Sequence[Results], path: Path) -> None:
 
 
 def tradeoff_picture(results: Sequence[Results], path: Path) -> None:
-    """Natural accuracy against accuracy under attack: a point for whatever differs but the seed.
+    """Draws natural accuracy against accuracy under attack: one point for each set of seeds.
 
-    Points of one defense are joined in the order of their natural accuracy, and named by what they
-    do not share. PGD-10 is a full mark, AutoAttack, where it was measured, a hollow one below it.
+    Points of one defense are joined in the order of their natural accuracy. Each is labelled with
+    the settings that the points do not share. PGD-10 accuracy has a filled marker. AutoAttack
+    accuracy, where it was measured, has a hollow marker.
 
     Args:
         results: the runs, of one data set, network and budget; seeds are averaged.
         path: .svg or .png to write.
 
     Raises:
-        UserError: they are of several, which no line may join.
+        UserError: the runs are of several data sets, networks or budgets.
     """
     if len({_row(one) for one in results}) > 1:
         raise UserError(
@@ -186,7 +187,7 @@ def tradeoff_picture(results: Sequence[Results], path: Path) -> None:
                 axis.annotate(
                     name, (natural, robust), fontsize=7, xytext=(3, 4), textcoords="offset points"
                 )
-    axis.margins(x=0.15)  # room for names
+    axis.margins(x=0.15)  # room for labels
     axis.set(xlabel="natural accuracy, %", ylabel="accuracy under attack, %")
     data, net, budget, kind = _row(results[0])
     axis.set_title(f"{net}, {data}, budget {budget:,} {kind}", fontsize=10)
@@ -195,7 +196,7 @@ def tradeoff_picture(results: Sequence[Results], path: Path) -> None:
 
 
 def _autoattack(results: Sequence[Results]) -> str:
-    """AutoAttack, and of how many images where that is not all of them."""
+    """Returns the label of AutoAttack, with the number of images if it is not all of them."""
     counts = {
         one["attacks"]["autoattack"]["attack"]["images"]
         for one in results
@@ -210,21 +211,21 @@ def _mean(runs: Sequence[Results], key: str) -> float:
 
 
 def curves_picture(results: Sequence[Results], path: Path) -> None:
-    """Accuracy over the epochs of training: a row a data set, network and budget.
+    """Draws accuracy over the epochs of training: a row of plots per data set, network and budget.
 
-    Not over minutes, which differ with the machine and with what runs beside.
+    The x axis is not time, because time depends on the machine and its load.
 
-    Runs that differ in the seed alone are one line, their mean, in a band from the worst to the
-    best of them. A method has its colour, and each of its lines a kind. The key names what the
-    lines of a row do not share.
+    Runs that differ in the seed alone form one line, their mean, with a band from the worst to the
+    best of them. Each method has its own colour, and each line of a method its own line style. The
+    legend names the settings that the lines of a row do not share.
 
     Args:
-        results: runs that hold `history`; the accuracies of a data set are of the same few held-out
-            images, so that lines wander by some points.
+        results: runs that hold `history`. Its accuracies are of a few held-out images, so that they
+            vary by some percentage points from epoch to epoch.
         path: .svg or .png to write.
 
     Raises:
-        UserError: a method has more lines of a budget than there are kinds of them.
+        UserError: a method has more lines of one budget than there are line styles.
     """
     styles = ("-", "--", ":", "-.")
     methods = sorted({one["method"] for one in results})
@@ -265,12 +266,12 @@ def curves_picture(results: Sequence[Results], path: Path) -> None:
 
 
 def _row(one: Results) -> tuple[str, str, float, str]:
-    """What the curves of a row have in common."""
+    """Returns what all curves of a row share: data set, network, budget and kind of cost."""
     return measured_on(one), network(one), one["budget"]["target"], one["budget"]["kind"]
 
 
 def _curve(axis: Any, runs: list[Results], key: str, style: dict[str, Any]) -> None:
-    """The mean of seeds over the epochs, and a band for their range."""
+    """Draws the mean over the seeds for each epoch, with a band for their range."""
     values: dict[int, list[float]] = defaultdict(list)
     for run in runs:
         for row in run["history"]:
@@ -288,13 +289,13 @@ def _curve_name(runs: list[Results]) -> tuple[str, list[str]]:
 
 
 def _setting(one: Results) -> list[str]:
-    """What a line may be named by besides its method."""
+    """Returns the settings that may name a line besides its method."""
     masks, eps = f"{one['config']['granularity']} masks", f"eps {radius(one['attack']['epsilon'])}"
     return [masks, eps, defense(one), *recipe(one).split(", ")]
 
 
 def _names(lines: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
-    """Names of lines: each with those of its particulars that not all of them share."""
+    """Returns the names of lines: each with those of its settings that not all lines share."""
     shared = set[str].intersection(*(set(rest) for _, rest in lines))
     return [", ".join([name, *(p for p in rest if p not in shared)]) for name, rest in lines]
 
@@ -308,7 +309,7 @@ def _save(figure: Any, path: Path) -> None:
         if path.suffix not in (".svg", ".png"):
             raise ValueError("a picture of another kind")
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Names within an .svg would be random: the same results make the same file.
+        # A fixed salt makes the ids within an .svg, and so the whole file, reproducible.
         with matplotlib.rc_context({"svg.hashsalt": "irp_jax"}):
             dated = {"Date": None} if path.suffix == ".svg" else None
             figure.savefig(path, dpi=150, metadata=dated)
@@ -317,10 +318,10 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def cost_picture(report: Results, path: Path) -> None:
-    """What an attack costs: seconds against one setting at a time, a line for each library.
+    """Draws the cost of an attack: seconds against one setting per plot, a line for each library.
 
     Args:
-        report: of `python -m benchmarks.pgd --costs`.
+        report: the output of `python -m benchmarks.pgd --costs`.
         path: .svg or .png to write.
     """
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
@@ -355,7 +356,7 @@ def adversarial_picture(
     after: Sequence[str],
     path: Path,
 ) -> None:
-    """A grid of images: natural, adversarial, and what was changed, with what the network sees.
+    """Draws a grid of images: natural, adversarial and their difference, with the predictions.
 
     Args:
         natural: (N, H, W, C) in [0, 1], C 1 or 3.

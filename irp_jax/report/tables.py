@@ -1,4 +1,4 @@
-"""What the lines of a table of results say, and tables in Markdown for the README."""
+"""The rows of a table of results, and tables in Markdown for the README."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ def groups(results: Iterable[Results]) -> list[list[Results]]:
 
 
 def _what(one: Results) -> tuple:
-    """What it is in, first what a reader would hold fixed to compare the rest."""
+    """Returns the sort key of a run, without the seed. Data set, model and radius come first."""
     config = {key: value for key, value in one["config"].items() if key != "seed"}
     return (
         one["dataset"], network(one), one["attack"]["epsilon"], one["budget"]["kind"],
@@ -45,22 +45,22 @@ def _what(one: Results) -> tuple:
 
 
 def measured_on(one: Results) -> str:
-    """The data set, and whether the accuracies are of its held-out images, not of test images."""
+    """Returns the data set, with a note if the accuracies are of held-out, not of test images."""
     held_out = one["config"]["evaluate_on"] == "validation"
     return f"{one['dataset']}, held out" if held_out else one["dataset"]
 
 
 def network(one: Results) -> str:
-    """The model, how much wider than usual it began, and an activation that is not usual."""
+    """Returns the model, with its initial width and its activation where they are not default."""
     width, activation = one["config"]["width"], one["config"]["activation"]
     wider = "" if width == 1.0 else f" x {width:g}"
     return one["model"] + wider + ("" if activation == "relu" else f", {activation}")
 
 
 def method(one: Results) -> str:
-    """The method and those of its own settings that are not usual.
+    """Returns the method and those of its own settings that are not the defaults.
 
-    Of `lagrangian` from and until what of training it pruned.
+    For `lagrangian` these include the fractions of training at which pruning starts and stops.
     """
     config, usual = one["config"], suited(one["dataset"])
     if one["method"] == "lagrangian":
@@ -77,9 +77,9 @@ def method(one: Results) -> str:
 
 
 def defense(one: Results) -> str:
-    """The defense of a run, and the one it ended with if the guard took a stronger one.
+    """Returns the defense of a run, and the last one if the guard switched to a stronger one.
 
-    With its steps where it takes several.
+    The number of attack steps follows the name where the defense takes several.
     """
     config = one["config"]
     changes = [event for event in one["rollbacks"] if "from" in event]
@@ -91,10 +91,10 @@ def defense(one: Results) -> str:
 
 
 STEPS = "attack_steps"
-"""The setting that is written behind the name of a defense."""
+"""The setting that is appended to the name of a defense."""
 
 RARE = ("ema", "weight_decay", "label_smoothing", "cutout")
-"""Settings named in a recipe where they are not the usual ones."""
+"""Settings named in a recipe where they differ from the defaults of the data set."""
 
 
 def _rare(one: Results, names: Iterable[str]) -> str:
@@ -111,7 +111,7 @@ def _with_steps(name: str, steps: int) -> str:
 
 
 def recipe(one: Results) -> str:
-    """Learning rate, batch size, warm-up of the radius, and what is not usual."""
+    """Returns learning rate, batch size, warm-up of the radius and non-default settings."""
     config = one["config"]
     rate = f"{config['schedule']} {config['learning_rate']:g}"
     warm_up = config["epsilon_warmup"]
@@ -122,14 +122,14 @@ def recipe(one: Results) -> str:
     guard = "" if config["guard"] else ", no guard"
     clip = f", clip {config['clip']:g}" if config["clip"] else ""
     for event in one["rollbacks"]:
-        if "clip" in event:  # from where it diverged
+        if "clip" in event:  # clipping began where the run diverged
             clip = f", then clip {event['clip']:g}"
     batch = f"batch {config['batch_size']}"
     return f"{rate}, {batch}{grown}{some}{held_out}{guard}{clip}{_rare(one, RARE)}{_taught(one)}"
 
 
 def _taught(one: Results) -> str:
-    """Who taught a run, if anybody did, and with how much weight."""
+    """Returns the teacher of a run, if it had one, with its weight and number of views."""
     config = one["config"]
     if not (teacher := config.get("teacher")):
         return ""
@@ -140,7 +140,7 @@ def _taught(one: Results) -> str:
 
 
 def _spread(values: Iterable[float], digits: int, scale: float = 1.0) -> str:
-    """The mean, with the range where there is one that these digits show."""
+    """Returns the mean as text, with the range if it is visible at this number of digits."""
     scaled = [value * scale for value in values]
     text = f"{mean(scaled):.{digits}f}"
     low, high = (f"{end(scaled):.{digits}f}" for end in (min, max))
@@ -150,7 +150,7 @@ def _spread(values: Iterable[float], digits: int, scale: float = 1.0) -> str:
 
 
 def _under(attack: str, runs: list[Results]) -> str:
-    """Accuracy under an attack, of how many images and runs where that is not all of them."""
+    """Returns accuracy under an attack, with the number of images and runs if it is not all."""
     found = [r for r in runs if attack in r.get("attacks", {})]
     if not found:
         return ""
@@ -163,13 +163,13 @@ def _under(attack: str, runs: list[Results]) -> str:
 
 
 LAST = "PGD-10 last %"
-"""Title of accuracy under PGD-10 where the last iterate alone counts."""
+"""Title of the accuracy under PGD-10 for which only the last iterate counts."""
 
 
 def _last_iterate(runs: list[Results], attack: str) -> str:
-    """Accuracy under an attack of which the last iterate alone counts, as in most published code.
+    """Returns accuracy under an attack if only the last iterate counts, as in most published code.
 
-    With the number of runs where some were not evaluated so.
+    The number of runs is added if some were not evaluated this way.
     """
     found = [r["accuracy"][f"{attack}-last"] for r in runs if f"{attack}-last" in r["accuracy"]]
     some = f", {len(found)} of {len(runs)} runs" if len(found) < len(runs) else ""
@@ -177,10 +177,10 @@ def _last_iterate(runs: list[Results], attack: str) -> str:
 
 
 def _lost(runs: list[Results]) -> str:
-    """How far PGD accuracy of the last epoch is below the best epoch's, in points.
+    """Returns how far PGD accuracy of the last epoch is below that of the best epoch, in points.
 
-    Of the epochs since masks were frozen, for what falls before that falls by being pruned. Of runs
-    with images held out, for without them it would be of training images.
+    Only epochs after the masks were frozen count, because before that pruning lowers the accuracy.
+    Only runs with held-out images count, because the history of others is of training images.
     """
     runs = [run for run in runs if run["config"]["validation"]]
     traced = [[row["pgd"] for row in r.get("history", ()) if row["frozen"]] for r in runs]
@@ -210,15 +210,15 @@ COLUMNS: dict[str, Callable[[list[Results]], str]] = {
     "passes": lambda runs: _spread([r["passes_per_image"] for r in runs], 0),
     "minutes": lambda runs: _spread([r["wall_time_s"] for r in runs], 1, 1 / 60),
 }
-"""Title -> what it shows of runs that differ in the seed alone."""
+"""Column title -> function of a set of runs that differ in the seed alone, returning the cell."""
 
 
 NAMING = ("data", "model", "method", "masks", "budget", "eps", "defense", "recipe", "epochs")
-"""Titles that tell lines apart."""
+"""Titles of the columns that tell rows apart."""
 
 
 def lines(results: Iterable[Results]) -> tuple[list[str], list[list[str]]]:
-    """Titles, and a line of cells for each set of seeds; a column for every attack."""
+    """Returns the titles, and a row of cells for each set of seeds. Each attack has a column."""
     grouped = groups(results)
     attacks = list(
         dict.fromkeys(name for runs in grouped for r in runs for name in r.get("attacks", {}))
@@ -230,12 +230,12 @@ def lines(results: Iterable[Results]) -> tuple[list[str], list[list[str]]]:
             for name in attacks:
                 columns[f"{name} %"] = [_under(name, runs) for runs in grouped]
                 columns[f"{name} last %"] = [_last_iterate(runs, name) for runs in grouped]
-    # Only what some line has: not every run was evaluated by the last iterate alone.
+    # Empty columns are dropped: some runs have no accuracy for the last iterate.
     columns = {t: cells for t, cells in columns.items() if "last %" not in t or any(cells)}
     titles = list(columns)
     names = list(zip(*(columns[title] for title in NAMING), strict=True))
     alike = [names.count(name) > 1 for name in names]
-    if any(alike):  # the same command at several commits, say: figures move with the code
+    if any(alike):  # for instance the same command at several commits
         columns["commit"] = [
             commits(runs) if a else "" for runs, a in zip(grouped, alike, strict=True)
         ]
@@ -244,13 +244,13 @@ def lines(results: Iterable[Results]) -> tuple[list[str], list[list[str]]]:
 
 
 def commits(runs: list[Results]) -> str:
-    """Short, with the plus sign of a changed tree."""
+    """Returns the short commits of some runs, with a plus sign where the tree had changes."""
     found = dict.fromkeys(run.get("commit") or "unknown" for run in runs)
     return ", ".join(commit[:7] + "+" * commit.endswith("+") for commit in found)
 
 
 def sections(results: Iterable[Results]) -> dict[str, list[Results]]:
-    """What goes into one table: runs of each model and data set, by both their names."""
+    """Groups runs by model and data set: "model, data set" -> the runs of one table."""
     found: dict[tuple[str, str], list[Results]] = defaultdict(list)
     for one in results:
         found[measured_on(one), network(one)].append(one)
@@ -258,7 +258,7 @@ def sections(results: Iterable[Results]) -> dict[str, list[Results]]:
 
 
 def markdown(results: Iterable[Results]) -> str:
-    """The same in Markdown."""
+    """Returns the tables of all runs in Markdown, one for each model and data set."""
     found = sections(results)
     if len(found) == 1:
         return "".join(_table(runs) for runs in found.values())
@@ -268,10 +268,10 @@ def markdown(results: Iterable[Results]) -> str:
 
 
 def _table(results: Iterable[Results], known: Collection[str] = ()) -> str:
-    """One table in Markdown; what is true of every line of several is said once, above them.
+    """Returns one table in Markdown. Cells that all rows share are stated once, above the table.
 
     Args:
-        results: of its lines.
+        results: the results of all runs.
         known: titles of columns to leave out.
     """
     common, titles, rows = told_apart(results, known)
@@ -285,10 +285,12 @@ def _table(results: Iterable[Results], known: Collection[str] = ()) -> str:
 def told_apart(
     results: Iterable[Results], known: Collection[str]
 ) -> tuple[str, list[str], list[list[str]]]:
-    """What is true of every line, where there are several; and titles and cells of the rest.
+    """Returns the cells that all rows share, as text, and the titles and rows of the other columns.
+
+    The text is empty if there is only one row.
 
     Args:
-        results: of the lines.
+        results: the results of all runs.
         known: titles of columns to leave out.
     """
     titles, rows = lines(results)
@@ -300,10 +302,12 @@ def told_apart(
 
 
 def beside(report: Results) -> str:
-    """Networks attacked here and by others, in Markdown: a line for each network and side.
+    """Returns a Markdown table of networks attacked by several libraries.
+
+    It has a row for each network and library.
 
     Args:
-        report: of `python -m benchmarks.autoattack` or `python -m benchmarks.pgd`.
+        report: the output of `python -m benchmarks.autoattack` or `python -m benchmarks.pgd`.
     """
     networks = report["networks"]
     attacks = list(networks[0]["irp_jax"]["accuracy"])

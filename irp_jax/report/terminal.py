@@ -1,4 +1,4 @@
-"""A run as seen in a terminal: live on a screen, plain lines in a file."""
+"""Terminal output of a run: a live progress bar on a screen, plain lines in a file."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -32,14 +32,17 @@ COLUMNS = (
 )
 
 
-SLIM_AT_BEST = 0.4
-"""Time of a compact step over a dense one, at least: few channels keep a processor less busy."""
+COMPACT_AT_BEST = 0.4
+"""Smallest ratio of the times of a compact and a dense step that the forecast assumes.
+
+The time falls less than the MACs, because few channels use a processor less efficiently.
+"""
 
 
 def plain_console() -> Console:
-    """A console without colouring of numbers, wide enough for every table when not on a screen.
+    """Returns a console that does not colour numbers. Off a screen it is 1000 characters wide.
 
-    Without markup: a name like my[red].npz is a name, no colour.
+    Markup is off, so that a name such as my[red].npz is printed as it is.
     """
     console = Console(highlight=False, soft_wrap=True, markup=False)
     if console.is_terminal:
@@ -48,23 +51,23 @@ def plain_console() -> Console:
 
 
 def show_results(console: Console, results: Iterable[dict[str, Any]]) -> None:
-    """The tables of runs, as wide as the console."""
+    """Prints the tables of runs, fitted to the width of the console."""
     for table in summary(results, console.width):
         console.print(table, soft_wrap=False)
 
 
 class Terminal:
-    """The `Reporter` for a person or a log file.
+    """The `Reporter` that prints for a person or a log file.
 
     Attributes:
-        console: where lines go; its `is_terminal` decides between a live bar and plain lines.
+        console: prints the lines; its `is_terminal` decides between a live bar and plain lines.
     """
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
-        """Opens nothing yet.
+        """Makes a reporter without starting a progress bar.
 
         Args:
-            console: where lines go; standard output if None.
+            console: prints the lines; standard output if None.
             quiet: whether nothing is shown at all.
         """
         self.console = Console(quiet=True) if quiet else console or plain_console()
@@ -77,15 +80,15 @@ class Terminal:
         self._done = 0
 
     def note(self, message: str) -> None:
-        """One line."""
+        """Prints one line."""
         self.console.print(message, markup=False, highlight=False)
 
     def warn(self, message: str) -> None:
-        """One line that is not to be missed."""
+        """Prints one line as a warning, in yellow."""
         self.console.print("warning: " + message, markup=False, highlight=False, style="yellow")
 
     def begin(self, config: Config, plan: Plan, done: int) -> None:
-        """Training starts, or goes on after `done` steps."""
+        """Announces that training starts, or resumes after `done` steps."""
         self._config, self._plan, self._done = config, plan, done
         self.note(
             f"{config.model} on {config.dataset}: {plan.epochs} epoch{'s' * (plan.epochs > 1)} "
@@ -98,7 +101,7 @@ class Terminal:
         self._open("training", plan.steps, done)
 
     def progress(self, steps: int, images_per_s: float, metrics: dict[str, float]) -> None:
-        """Some steps are done."""
+        """Updates the bar after `steps` more training steps."""
         self._done += steps
         self._segments += 1
         assert self._plan is not None
@@ -112,49 +115,52 @@ class Terminal:
             self._bar.update(self._task, completed=self._done, facts=text)
 
     def back_to(self, done: int) -> None:
-        """The run has gone back to where `done` steps were done."""
+        """Resets the bar after a roll back to step `done`."""
         self._done, self._segments = done, 0
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done)
 
     def _forecast(self, images_per_s: float) -> None:
-        """Says what the run will take; a compact network is taken to cost its ratio, but no less
-        than `SLIM_AT_BEST`."""
+        """Prints the estimated remaining time.
+
+        A step of the compact network is assumed to take the budget's share of a dense step, but at
+        least `COMPACT_AT_BEST` of it.
+        """
         assert self._plan is not None and self._config is not None
         plan = self._plan
         dense = max(0, plan.freeze_epoch * plan.steps_per_epoch - self._done)
         rest = plan.steps - self._done - dense
         if dense and self._config.granularity == "channel":
-            rest = round(rest * max(plan.ratio, SLIM_AT_BEST))
+            rest = round(rest * max(plan.ratio, COMPACT_AT_BEST))
         seconds = (dense + rest) * self._config.batch_size / images_per_s
         if seconds > 60:
             self.note(f"{images_per_s:.0f} images/s: about {seconds / 60:.0f} minutes to go")
 
     def epoch(self, row: dict[str, Any]) -> None:
-        """An epoch is done: one aligned line."""
+        """Prints one aligned line for a finished epoch."""
         self._probed = f"natural {row['natural']:.1%} PGD {row['pgd']:.1%} "
         cells = (pattern.format(row[key]) for _, key, pattern in COLUMNS)
         self.note(" ".join(f"{cell:>8}" for cell in cells) + (" frozen" if row["frozen"] else ""))
 
     def attacking(self, name: str, robust: int) -> None:
-        """An attack begins."""
+        """Announces an attack and opens its bar."""
         self.note(f"{name}: {robust} images to attack")
         self._open(name, max(1, robust), 0)
 
     def evaluating(self, done: int, total: int, robust: int) -> None:
-        """Some steps of the attack are done."""
+        """Updates the bar of the attack."""
         if self._bar is not None and self._task is not None:
             facts = f"{robust} images still robust"
             self._bar.update(self._task, completed=done, total=total, facts=facts)
 
     def end(self, results: dict[str, Any]) -> None:
-        """All is done: the closing tables."""
+        """Prints the final tables of a run."""
         self.close()
         self.console.print(cost_table(results["layers"]))
         self.console.print(result_table(results))
 
     def close(self) -> None:
-        """Takes the live bar off the screen."""
+        """Removes the live bar from the screen."""
         if self._bar is not None:
             self._bar.stop()
         self._bar = self._task = None
@@ -173,21 +179,25 @@ class Terminal:
 
 
 def _cut_when(plan: Plan) -> str:
-    """When the network becomes a small one, in a few words."""
+    """Returns a short text that says when the network is compacted."""
     if plan.freeze_epoch == 0:
-        return "cut small from the start"
+        return "compact from the start"
     return f"masks frozen after epoch {plan.freeze_epoch}"
 
 
 def _grown_when(plan: Plan) -> str:
-    """When the radius trained against is the full one, if it is not at once."""
+    """Returns a short text on the warm-up of the radius; empty if there is none."""
     if not plan.epsilon_steps:
         return ""
     return f", the radius grows for {plan.epsilon_steps / plan.steps_per_epoch:.2g} epochs"
 
 
 def cost_table(rows: list[dict[str, Any]]) -> Table:
-    """Channels, MACs and parameters left, layer by layer; rows as of `cost.table`."""
+    """Returns a table of the channels, MACs and parameters left in each layer.
+
+    Args:
+        rows: as returned by `cost.table`.
+    """
     table = Table(title="what is left of each layer")
     for title in ("layer", "in", "out", "MACs", "of dense", "params"):
         table.add_column(title, justify="left" if title == "layer" else "right")
@@ -204,7 +214,7 @@ def cost_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _attack_title(attack: dict[str, Any]) -> str:
-    """For instance "PGD-50-10, linf 0.03137": steps, restarts where there are several, the ball."""
+    """Returns name, steps, restarts if several, norm and radius: "PGD-50-10, linf 0.03137"."""
     parts = [attack["name"].upper()]
     if "steps" in attack:
         parts.append(str(attack["steps"]))
@@ -214,7 +224,7 @@ def _attack_title(attack: dict[str, Any]) -> str:
 
 
 def attack_table(results: dict[str, Any]) -> Table:
-    """How many images were robust after each attack of a list, and the time it took."""
+    """Returns a table of the accuracy after each attack of a list, and the time of each attack."""
     attack = results["attack"]
     table = Table(title=f"{_attack_title(attack)}, {attack['images']} images")
     for title in ("after", "accuracy", "seconds"):
@@ -227,7 +237,7 @@ def attack_table(results: dict[str, Any]) -> Table:
 
 
 def curve_table(results: dict[str, Any]) -> Table:
-    """Accuracy for each radius."""
+    """Returns a table of the accuracy at each radius."""
     attack, curve = results["attack"], results["curve"]
     table = Table(title=f"{attack['name']}, {attack['norm']}, {attack['images']} images")
     for title in ("epsilon", "x 255", "accuracy"):
@@ -238,7 +248,7 @@ def curve_table(results: dict[str, Any]) -> Table:
 
 
 def corruption_table(results: dict[str, Any]) -> Table:
-    """Accuracy under each common corruption, severity by severity."""
+    """Returns a table of the accuracy under each common corruption at each severity."""
     table = Table(title="common corruptions, accuracy by severity")
     for title in ("corruption", "1", "2", "3", "4", "5", "mean"):
         table.add_column(title, justify="left" if title == "corruption" else "right")
@@ -249,7 +259,11 @@ def corruption_table(results: dict[str, Any]) -> Table:
 
 
 def result_table(results: dict[str, Any]) -> Table:
-    """The closing table; results as of results.json. What `attack_table` has is left out."""
+    """Returns the final table of a run, without the rows that `attack_table` has.
+
+    Args:
+        results: the content of results.json.
+    """
     cost, attack = results["cost"], results["attack"]
     table = Table(
         title=f"{results['model']} on {measured_on(results)}, seed {results['seed']}",

@@ -1,4 +1,4 @@
-"""What a training step takes, beside others: the table of bin/bench train."""
+"""The table of bin/bench train: the time of a training step here and in PyTorch."""
 
 import statistics
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ TITLES = {
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """The median of round-by-round ratios: what the machine did meanwhile fell on both."""
+    """Returns the median of round-by-round ratios. Other load in a round affects both times."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 def show(report: dict[str, Any], console: Console) -> None:
-    """The table, and what follows from it."""
+    """Prints the table, the overhead of masks and the speedup of whole runs."""
     environment, batch = report["environment"], report["batch_size"]
     on_cpu = environment["platform"] == "cpu"
     where = f"{environment['cpu_count']} cores" if on_cpu else environment["device"]
