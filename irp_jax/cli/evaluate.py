@@ -16,12 +16,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from irp_jax import attacks, checkpoint, data, evaluation, files, network, parallel
+from irp_jax import attacks, checkpoint, data, evaluation, files, parallel
+from irp_jax import network as networks
 from irp_jax.attacks import AttackName, AttackSpec, Norm
 from irp_jax.cli.run import main, parse, publishable
 from irp_jax.config import EVALUATED_ON, fraction
 from irp_jax.data.augment import to_float
 from irp_jax.errors import UserError, extra, unknown
+from irp_jax.network import Network
 from irp_jax.report.terminal import (
     Terminal,
     attack_table,
@@ -77,9 +79,57 @@ class Options:
     """Also write the results to this JSON file."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What was attacked, and what was found.
+
+    Attributes:
+        network: the network.
+        dataset: name of the data set.
+        images, labels: the images of it that were attacked.
+        radii: ascending; radius 0 means the natural images.
+        specs: the attack at each positive radius.
+        reports: what each attack found.
+        last: what PGD finds if only the last iterate counts; None for other attacks and curves.
+        corruptions: corruption -> accuracy at each severity; None if not measured.
+        seconds: wall time of the attacks.
+        mesh: devices that were used.
+    """
+
+    network: Network
+    dataset: str
+    images: np.ndarray
+    labels: np.ndarray
+    radii: list[float]
+    specs: list[AttackSpec]
+    reports: list[attacks.AttackReport]
+    last: attacks.AttackReport | None
+    corruptions: dict[str, list[float]] | None
+    seconds: float
+    mesh: Mesh
+
+
 def evaluate(arguments: list[str]) -> None:
     """Attacks a network and prints a table. `--out` writes the results to a file."""
     options = parse(Options, arguments, "bin/evaluate")
+    _check(options)
+    terminal = Terminal()
+    net = networks.load(options.checkpoint, terminal.note, model=options.model)
+    try:
+        found = _measure(options, net, terminal)
+    finally:
+        terminal.close()
+    results = _results(options, found, publishable("bin/evaluate", arguments))
+    if options.out is not None:
+        files.write_json(Path(options.out), results)
+    if options.save_adversarial is not None:
+        _save_adversarial(Path(options.save_adversarial), found, terminal)
+    _forget_states(options, found)
+    _show(options, results, terminal)
+
+
+def _check(options: Options) -> None:
+    """Reports what is wrong with the options or cannot be written, before anything is loaded."""
     if options.split not in EVALUATED_ON:
         raise unknown("split", options.split, EVALUATED_ON)
     if options.images is not None and options.images < 1:
@@ -93,87 +143,88 @@ def evaluate(arguments: list[str]) -> None:
     for place in (options.out, saving):
         if place is not None:
             files.check_place(Path(place))
-    terminal = Terminal()
-    net = network.load(options.checkpoint, terminal.note, model=options.model)
+
+
+def _measure(options: Options, net: Network, terminal: Terminal) -> Measured:
+    """Runs the attacks that the options ask for."""
     radii = _radii(options, net.epsilon)
     attacked = [radius for radius in radii if radius > 0] if options.epsilons else radii
     specs = [_spec(options, radius) for radius in attacked]
-    name = options.dataset or net.record["trained"]["dataset"]
-    images, labels = _test_set(options, net, name, terminal.warn)
+    dataset = options.dataset or net.record["trained"]["dataset"]
+    images, labels = _test_set(options, net, dataset, terminal.warn)
     if options.corruptions:  # too small images are refused before the attack
         with extra("data"):
             from irp_jax.data import corruptions
         corruptions.corrupt(images[:1], corruptions.CORRUPTIONS[0], 1)
     mesh, batch_size = _devices(options, images)
+    subject = (net.apply, net.variables, images, labels)
     how: dict[str, Any] = {
         "batch_size": batch_size, "mesh": mesh, "callbacks": _callbacks(terminal),
     }  # fmt: skip
-    began = time.perf_counter()
-    last = None
-    try:
-        reports = evaluation.curve(
-            net.apply, net.variables, images, labels, specs,
-            begin=lambda spec: _announce(spec, specs, terminal),
-            state_file=functools.partial(_state_file, options, net, images=len(images)), **how,
-        )  # fmt: skip
-        if options.attack == "pgd" and options.epsilons is None:
-            last = evaluation.last_iterate(
-                net.apply, net.variables, images, labels, specs[-1], reports[-1], **how
-            )
-    finally:
-        terminal.close()
+    began, last, table = time.perf_counter(), None, None
+    reports = evaluation.curve(
+        *subject, specs, begin=lambda spec: _announce(spec, specs, terminal),
+        state_file=functools.partial(_state_file, options, net, images=len(images)), **how,
+    )  # fmt: skip
+    if options.attack == "pgd" and options.epsilons is None:
+        last = evaluation.last_iterate(*subject, specs[-1], reports[-1], **how)
+    seconds = time.perf_counter() - began
+    if options.corruptions:
+        table = evaluation.corrupted(*subject, seed=options.seed, **how)
+    return Measured(
+        network=net, dataset=dataset, images=images, labels=labels, radii=radii, specs=specs,
+        reports=reports, last=last, corruptions=table, seconds=seconds, mesh=mesh,
+    )  # fmt: skip
+
+
+def _results(options: Options, found: Measured, command: str) -> dict[str, Any]:
+    """Returns what `--out` writes."""
+    net, spec, report = found.network, found.specs[-1], found.reports[-1]
     results: dict[str, Any] = {
         "model": net.name,
-        "dataset": name,
+        "dataset": found.dataset,
         "method": net.record["trained"]["method"],
         "seed": net.record["trained"]["seed"],
         "cost": net.cost,
-        "accuracy": {"natural": reports[-1].natural},
-        "attack": specs[-1].describe() | {"images": len(images)} | _split(options),
+        "accuracy": {"natural": report.natural},
+        "attack": spec.describe() | {"images": len(found.images)} | _split(options),
         "epochs": net.epoch,
         "network_sha256": checkpoint.digest(net.variables),
-        "wall_time_s": round(time.perf_counter() - began, 1),
+        "wall_time_s": round(found.seconds, 1),
         "environment": parallel.describe(),
-        "command": publishable("bin/evaluate", arguments),
+        "command": command,
         "commit": files.commit(),
     }
     if options.epsilons is not None:
-        robust = {spec.epsilon: report.robust for spec, report in zip(specs, reports, strict=True)}
+        pairs = zip(found.specs, found.reports, strict=True)
+        robust = {each.epsilon: one.robust for each, one in pairs}
         results["curve"] = {
-            "epsilon": list(radii),
-            "accuracy": [robust.get(radius, reports[-1].natural) for radius in radii],
+            "epsilon": found.radii,
+            "accuracy": [robust.get(radius, report.natural) for radius in found.radii],
         }
     else:
-        results["accuracy"] |= _accuracies(specs[-1], reports[-1])
-        if last is not None:
-            results["accuracy"]["pgd-last"] = last.robust
-        results["seconds"] = {k: round(v, 1) for k, v in reports[-1].seconds.items()}
-    if options.corruptions:
-        try:
-            table = evaluation.corrupted(
-                net.apply, net.variables, images, labels, seed=options.seed, **how
-            )
-        finally:
-            terminal.close()
-        results["corruptions"] = table
-        results["accuracy"]["corrupted"] = float(np.mean(list(table.values())))
-    results["warnings"] = sorted({line for report in reports for line in report.warnings})
-    if options.out is not None:
-        files.write_json(Path(options.out), results)
-    if options.save_adversarial is not None:
-        apart, picture = _save_adversarial(
-            Path(options.save_adversarial), net, images, labels, reports[-1], mesh
-        )
-        drawn = f", some drawn in {picture}" if picture else ""
-        terminal.note(f"adversarial images written to {options.save_adversarial}{drawn}")
-        if apart:
-            terminal.warn(f"the prediction for {apart} of them differs in batches of another size")
-    for spec in specs:  # all is written: the states of interrupted attacks are not needed any more
-        state_file = _state_file(options, net, spec, images=len(images))
+        results["accuracy"] |= _accuracies(spec, report)
+        if found.last is not None:
+            results["accuracy"]["pgd-last"] = found.last.robust
+        results["seconds"] = {k: round(v, 1) for k, v in report.seconds.items()}
+    if found.corruptions is not None:
+        results["corruptions"] = found.corruptions
+        results["accuracy"]["corrupted"] = float(np.mean(list(found.corruptions.values())))
+    warnings = {line for one in found.reports for line in one.warnings}
+    return results | {"warnings": sorted(warnings)}
+
+
+def _forget_states(options: Options, found: Measured) -> None:
+    """Removes the states of interrupted attacks, now that all results are written."""
+    for spec in found.specs:
+        state_file = _state_file(options, found.network, spec, images=len(found.images))
         if state_file is not None:
             same, _, _ = state_file.name.rpartition("-")
             for other in state_file.parent.glob(f"{same}-*.npz"):  # also of earlier networks
                 other.unlink(missing_ok=True)
+
+
+def _show(options: Options, results: dict[str, Any], terminal: Terminal) -> None:
     if "curve" in results:
         terminal.console.print(curve_table(results))
     elif options.attack == "autoattack":
@@ -227,7 +278,7 @@ def _spec(options: Options, epsilon: float) -> AttackSpec:
 
 
 def _test_set(
-    options: Options, net: network.Network, name: str, warn: Callable[[str], None]
+    options: Options, net: Network, name: str, warn: Callable[[str], None]
 ) -> tuple[np.ndarray, np.ndarray]:
     # This folder may be of another machine. It is used only if it exists, and is never made.
     trained_on = net.record["trained"]["data_dir"]
@@ -276,9 +327,7 @@ def _callbacks(terminal: Terminal) -> attacks.Callbacks:
     )
 
 
-def _state_file(
-    options: Options, net: network.Network, spec: AttackSpec, *, images: int
-) -> Path | None:
+def _state_file(options: Options, net: Network, spec: AttackSpec, *, images: int) -> Path | None:
     """Returns the file with the state of an interrupted attack, in the folder of the checkpoint.
 
     Each network has its own file, because the newest network of a run changes during training.
@@ -299,28 +348,20 @@ def _accuracies(spec: AttackSpec, report: attacks.AttackReport) -> dict[str, flo
     return {**report.accuracy, spec.name: report.robust}
 
 
-def _save_adversarial(
-    path: Path,
-    net: network.Network,
-    images: np.ndarray,
-    labels: np.ndarray,
-    report: attacks.AttackReport,
-    mesh: Mesh,
-) -> tuple[int, Path | None]:
-    """Writes PATH.npz, and PATH.png with some adversarial examples.
-
-    Returns:
-        The number of images that the network now classifies differently from the report, and the
-        path of the picture, which is None if no attack succeeded.
-    """
+def _save_adversarial(path: Path, found: Measured, terminal: Terminal) -> None:
+    """Writes PATH.npz, and PATH.png with some adversarial examples if there are any."""
+    net, report = found.network, found.reports[-1]
     chosen = np.flatnonzero((report.broken_by != "") & (report.broken_by != "natural"))[:8]
     predict = functools.partial(
-        attacks.predict, Partial(net.apply, net.variables), batch_size=mesh.size * 64, mesh=mesh
+        attacks.predict,
+        Partial(net.apply, net.variables),
+        batch_size=found.mesh.size * 64,
+        mesh=found.mesh,
     )
     guess = predict(report.adversarial).argmax(-1)
     arrays = {
         "images": report.adversarial,
-        "labels": labels,
+        "labels": found.labels,
         "predictions": guess,
         "is_robust": report.is_robust,
         "broken_by": report.broken_by,
@@ -328,20 +369,24 @@ def _save_adversarial(
     files.write_whole(path, lambda file: np.savez_compressed(file, **arrays))
     picture = path.with_suffix(".png")
     picture.unlink(missing_ok=True)  # a picture of an earlier command shows other images
+    drawn = ""
     if len(chosen):
         from irp_jax.report import plots
 
-        names = net.class_names
-        natural = predict(np.asarray(to_float(jnp.asarray(images[chosen])))).argmax(-1)
+        names, images = net.class_names, found.images[chosen]
+        natural = predict(np.asarray(to_float(jnp.asarray(images)))).argmax(-1)
         plots.adversarial_picture(
-            images[chosen] / 255,
+            images / 255,
             report.adversarial[chosen],
             [names[k] for k in natural],
             [names[k] for k in guess[chosen]],
             picture,
         )
-    apart = int(((guess == labels) != report.is_robust).sum())
-    return apart, picture if len(chosen) else None
+        drawn = f", some drawn in {picture}"
+    terminal.note(f"adversarial images written to {path}{drawn}")
+    apart = int(((guess == found.labels) != report.is_robust).sum())
+    if apart:
+        terminal.warn(f"the prediction for {apart} of them differs in batches of another size")
 
 
 if __name__ == "__main__":
