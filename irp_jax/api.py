@@ -31,7 +31,7 @@ def load_data(
 
     Args:
         name: "digits" (embedded), "cifar10", "cifar100", "svhn_cropped", "mnist", "fashion_mnist",
-            or the path of an .npz file (see README, "Data").
+            or the path of an .npz file (see docs/own_data.md).
         data_dir: folder of downloaded sets, or to download to.
         validation: fraction of the training images to hold out; None for the default of the data
             set.
