@@ -128,8 +128,8 @@ def test_schedules_at_known_steps():
     ("change", "message"),
     [
         ({"defense": "trade"}, "trades"),
-        ({"attack_steps": 0}, r"--attack-steps must be in \[1, 1000000\], got 0"),
-        ({"attack_steps": 3 * 10**9}, "--attack-steps must be in .*, got 3000000000"),
+        ({"attack_steps": 0}, r"--attack-steps must be in \[1, 1,000,000\], got 0"),
+        ({"attack_steps": 3 * 10**9}, "--attack-steps must be in .*, got 3,000,000,000"),
         ({"ema": 1.0}, r"--ema must be in \[0, 1\)"),
         ({"clip": -1.0}, "--clip must be at least 0"),
         ({"schedule": "cosin"}, "cosine"),

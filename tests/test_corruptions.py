@@ -338,12 +338,12 @@ def test_jpeg_is_pillows_round_trip(images):
 
 
 def test_elastic_is_affine_at_first_and_rough_at_last():
-    sparsity_schedule = (8 + 7 * np.arange(33)).astype(np.uint8)
-    ramps = np.tile(sparsity_schedule[:, None, None], (60, 1, 33, 1))
+    slope = (8 + 7 * np.arange(33)).astype(np.uint8)
+    ramps = np.tile(slope[:, None, None], (60, 1, 33, 1))
     roughness = []
     for severity in SEVERITIES:
         middle = corrupt(ramps, "elastic_transform", severity)[:, 9:-9, 9:-9, 0].astype(float)
         roughness.append(np.abs(np.diff(middle, 2, axis=2)).mean())
-        assert middle.mean() == pytest.approx(sparsity_schedule[9:-9].mean(), rel=0.05)
+        assert middle.mean() == pytest.approx(slope[9:-9].mean(), rel=0.05)
     assert roughness[0] < 0.6  # only rounding errors
     assert roughness[4] > 1.5 * roughness[3] > 1.5 * 1.5 * roughness[0]

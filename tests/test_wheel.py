@@ -1,28 +1,31 @@
 """The wheel, in an environment that has only the packages of the core."""
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import irp_jax
 
 ROOT = Path(__file__).parents[1]
 ZOO = ROOT / "results" / "zoo" / "resnet20-digits-0.16"
 
-# Imports of the modules of extras are made to fail, as if the extras were not installed. So the
-# tests need no download.
+# Imports of all modules that the core does not install are made to fail. So the tests need no
+# download.
 ABSENT = """
 import sys
 
 class Absent:
-    names = {"PIL", "array_record", "matplotlib", "mkdocs", "orbax", "requests", "sklearn",
-             "tensorflow_datasets", "torch"}
+    names = NAMES
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in self.names:
@@ -30,6 +33,29 @@ class Absent:
 
 sys.meta_path.insert(0, Absent())
 """
+
+
+def not_of_the_core() -> set[str]:
+    """Returns the installed modules that neither the core nor its dependencies contain."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted, core = list(project["dependencies"]), set[str]()
+    while wanted:
+        requirement = Requirement(wanted.pop())
+        name = canonicalize_name(requirement.name)
+        applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        if applies and name not in core:
+            core.add(name)
+            with contextlib.suppress(metadata.PackageNotFoundError):  # for another platform
+                wanted += metadata.requires(name) or []
+    installed = metadata.packages_distributions().items()
+    others = {m for m, names in installed if not core & {canonicalize_name(n) for n in names}}
+    return others - {"irp_jax"}
+
+
+def test_the_core_is_less_than_all() -> None:
+    others = not_of_the_core()
+    assert {"orbax", "matplotlib", "sklearn", "tensorflow_datasets", "equinox"} <= others
+    assert not {"jax", "flax", "optax", "chex", "numpy", "rich", "tyro"} & others
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +76,7 @@ def venv(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     install = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python"), "install"]
     subprocess.run([*install, "-q", "--no-deps", "--no-index", str(wheel)], check=True)
     (site / "dependencies.pth").write_text("\n".join(p for p in sys.path if "-packages" in p))
-    (site / "sitecustomize.py").write_text(ABSENT)
+    (site / "sitecustomize.py").write_text(ABSENT.replace("NAMES", repr(not_of_the_core())))
     return folder
 
 

@@ -26,7 +26,7 @@ def as_typed(text: str) -> str:
     """Replaces bin/NAME by `irp-jax NAME` in a text, unless this is a checkout, which has bin/."""
     if (Path(__file__).parents[2] / "bin" / "train").is_file():
         return text
-    return re.sub(rf"\bbin/(?={'|'.join(COMMANDS)})", "irp-jax ", text)
+    return re.sub(rf"(?<![\w/.])bin/(?=(?:{'|'.join(COMMANDS)})\b(?![/.]))", "irp-jax ", text)
 
 
 class _Refused(Exception):

@@ -29,13 +29,14 @@ class Interval:
 
     def __str__(self) -> str:
         if self.high == math.inf:
-            return "positive" if self.open_low and not self.low else f"at least {_said(self.low)}"
+            least = "positive" if self.open_low and not self.low else f"at least {_said(self.low)}"
+            return f"{least} and finite"
         left, right = "[("[self.open_low], "])"[self.open_high]
         return f"in {left}{_said(self.low)}, {_said(self.high)}{right}"
 
 
 def _said(number: float) -> str:
-    return str(number) if isinstance(number, int) else f"{number:g}"
+    return f"{number:g}" if isinstance(number, float) and number < 1e5 else f"{number:,.0f}"
 
 
 def positive(default: Any, most: float = math.inf) -> Any:

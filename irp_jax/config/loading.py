@@ -32,8 +32,8 @@ def load_all(path: str) -> list[Config]:
     """
     package = Path(__file__).parents[1]
     # In a checkout configs/ is beside the package, in a wheel inside it.
-    folder = next(p for p in (package / "configs", package.parent / "configs") if p.is_dir())
-    options = {p.stem: p for p in sorted(folder.glob("*.py"))}
+    folders = (package / "configs", package.parent / "configs")
+    options = {p.stem: p for folder in folders for p in sorted(folder.glob("*.py"))}
     file = Path(path) if path.endswith(".py") else options.get(path)
     if file is None:
         raise unknown("config", path, [*options, "PATH.py"])

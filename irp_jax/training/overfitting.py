@@ -114,10 +114,10 @@ def probe(
         return jnp.sum(jax.vmap(cross_entropy)(logits, labels)), logits.argmax(-1) == labels
 
     def ascend(_: jax.Array, so_far: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        current, standing = so_far
+        current, robust = so_far
         gradient, right = jax.grad(look, has_aux=True)(current)
-        return step(threat, current, images, gradient, LENGTH), standing & right
+        return step(threat, current, images, gradient, LENGTH), robust & right
 
     begin = starts(threat, key, images), jnp.ones(labels.shape, bool)
-    last, standing = jax.lax.fori_loop(0, STEPS, ascend, begin)
-    return jnp.mean(standing & look(last)[1], dtype=jnp.float32)
+    last, robust = jax.lax.fori_loop(0, STEPS, ascend, begin)
+    return jnp.mean(robust & look(last)[1], dtype=jnp.float32)
