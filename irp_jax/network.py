@@ -245,6 +245,78 @@ class Network:
         """
         save(self, Path(folder), function=function)
 
+    def export(
+        self,
+        path: str | Path,
+        format: str = "onnx",
+        *,
+        layout: str = "NHWC",
+        multiple: int = 4,
+        model: Any = None,
+    ) -> None:
+        """Writes the network as one file for other runtimes: see docs/deploy.md.
+
+        The file is checked before it is there: it computes what the network does.
+
+        Args:
+            path: of the file; one that is there is replaced. StableHLO gets its facts in a JSON
+                file beside it.
+            format: "onnx" or "stablehlo".
+            layout: of the images in an ONNX file, "NHWC" or "NCHW".
+            multiple: zero channels are added to an ONNX file up to multiples of this, for speed in
+                onnxruntime; 1 adds none.
+            model: as for `load`; without it a network that is none of ours gets no such channels.
+
+        Raises:
+            UserError: the format or layout is unknown, the extra `onnx` is not installed, the file
+                cannot be written, or an operation of the network has no counterpart in ONNX.
+        """
+        from irp_jax.export.file import write
+
+        write(self, path, format, layout=layout, multiple=multiple, model=model)
+
+    def graph(self, model: Any = None) -> ChannelGraph | None:
+        """The channel graph of the dense network. None where the model is none of ours and not
+        given.
+
+        Args:
+            model: as for `load`.
+
+        Raises:
+            UserError: the network was made with another model.
+        """
+        if model is None and not layout.is_ours(self.record["model"]):
+            return None
+        return _traced(self.record, model).graph
+
+    def dense(self, model: Any = None) -> "Network | None":
+        """A network of this model that is not pruned, of random weights: to compare its size and
+        speed. None where the model is none of ours and not given.
+
+        Args:
+            model: as for `load`.
+
+        Raises:
+            UserError: the network was made with another model.
+        """
+        if model is None and not layout.is_ours(self.record["model"]):
+            return None
+        known = _traced(self.record, model)
+        random = np.random.default_rng(0)
+
+        def drawn(leaf: Any) -> np.ndarray:
+            """Of a size that neither grows nor dies out from layer to layer."""
+            if len(leaf.shape) < 2:
+                return np.ones(leaf.shape, leaf.dtype)
+            scale = np.prod(leaf.shape[:-1]) ** -0.5
+            return (scale * random.normal(size=leaf.shape)).astype(leaf.dtype)
+
+        shapes = jax.eval_shape(known.init, jax.random.key(0))
+        params, state = jax.tree.map(drawn, shapes)
+        record = described(self.record, known.graph, dict(known.graph.groups), 0)
+        variables = {"params": params, "batch_stats": state}
+        return Network(apply=inference(known.network), variables=variables, record=record)
+
     def __repr__(self) -> str:
         cost = self.cost
         return (
@@ -420,13 +492,14 @@ def _exported(network: Network) -> bytes:
     """Returns (variables, any number of images) -> logits and its gradient as StableHLO."""
     from jax import export
 
+    from irp_jax.export import stablehlo
+
     (count,) = export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((count, *network.image_shape), jnp.float32)
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), network.variables
     )
-    function = export.export(jax.jit(network.apply), platforms=("cpu", "cuda", "tpu"))
-    return bytes(function(shapes, images).serialize(vjp_order=1))
+    return stablehlo.serialized(network.apply, shapes, images)
 
 
 def _load_saved(folder: Path, model: Any, log: checkpoint.Log) -> Network:

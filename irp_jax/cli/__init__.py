@@ -10,5 +10,6 @@ COMMANDS = {
     "report": "show saved results as tables and plots",
     "describe": "show the channels, layers and cost of a network",
     "publish": "export a trained network with a model card",
+    "export": "write a trained network as one file (ONNX, StableHLO), and verify such a file",
     "bench": "time a training step and compare it with PyTorch",
 }

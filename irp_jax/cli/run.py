@@ -194,7 +194,7 @@ def publishable(command: str, arguments: list[str]) -> str:
         if where is not None:
             named = (f"runs/{Path(w).name}" if os.path.isabs(w) else w for w in where.split(","))
             arguments = [f"{flag}={','.join(named)}", *rest]
-    for flag in ("--dataset", "--config", "--run", "--model", "--teacher"):
+    for flag in ("--artifact", "--dataset", "--config", "--run", "--model", "--teacher"):
         where, rest = take_flag(arguments, flag)
         if where is not None and os.path.isabs(where):
             arguments = [f"{flag}={Path(where).name}", *rest]

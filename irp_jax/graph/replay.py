@@ -111,7 +111,9 @@ class _Replay:
             return values[atom] if isinstance(atom, int) else atom.val
 
         for equation in program.equations:
-            results = self.evaluate(equation, [read(atom) for atom in equation.inputs])
+            # Whoever traces the replay, to export it for instance, finds the layers by name.
+            with jax.named_scope(equation.module):
+                results = self.evaluate(equation, [read(atom) for atom in equation.inputs])
             values.update(zip(equation.outputs, results, strict=True))
         return [read(atom) for atom in program.outputs]
 
