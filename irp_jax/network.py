@@ -400,15 +400,41 @@ def load(path: str | Path, log: checkpoint.Log = print, *, model: Any = None) ->
     saved = checkpoint.restore(checkpoints, None, log)
     if saved is None:
         raise UserError(f"no checkpoint in {path}: give a run's workdir, such as runs/<name>")
-    if model is None and not layout.is_ours(saved.record["network"]["model"]):
+    spec = _of_this_version(saved.record, path, named=model is None)
+    if model is None and not layout.is_ours(spec):
         if layout.is_saved(folder / "network"):
             return _load_saved(folder / "network", None, log)
-        name = saved.record["network"]["model"].get("file", "FILE.py:NAME")
+        name = spec.get("file", "FILE.py:NAME")
         raise UserError(
             f"{path} is a checkpoint of a network from outside this package: give its model, for "
             f"instance --model={name}, or the workdir of a finished run"
         )
     return of(saved, model)
+
+
+NEEDED = {"model", "class_names", "image_shape", "groups", "keep_counts", "trained"}
+"""Keys that the record of a network in a checkpoint must have."""
+
+
+def _of_this_version(record: dict[str, Any], path: str | Path, *, named: bool) -> dict[str, Any]:
+    """Returns the description of the model in a checkpoint's record.
+
+    Args:
+        record: of the checkpoint.
+        path: of the checkpoint, for the error.
+        named: whether the model is to be built from its name in the record.
+
+    Raises:
+        UserError: the checkpoint is of another version of this package.
+    """
+    network = record.get("network", {})
+    spec = network.get("model", {})
+    if NEEDED - set(network) or (named and "name" in spec and not layout.is_ours(spec)):
+        raise UserError(
+            f"{path} holds a checkpoint of another version of irp_jax: use the version that wrote "
+            f"it, or train again with another --workdir"
+        )
+    return spec
 
 
 def of(saved: checkpoint.Saved, model: Any = None) -> Network:

@@ -7,6 +7,7 @@ from pathlib import Path
 from irp_jax import checkpoint, files, network
 from irp_jax.errors import UserError
 from irp_jax.report.card import model_card
+from irp_jax.results import NEEDED
 
 
 def publish(run: Path, results: Path, into: Path, log: checkpoint.Log) -> None:
@@ -32,7 +33,7 @@ def publish(run: Path, results: Path, into: Path, log: checkpoint.Log) -> None:
             f"bin/sweep collected"
         )
     needed = {"config", "identity", "defense", "passes_per_image", "epochs", "network_sha256"}
-    if not isinstance(found, dict) or not needed <= set(found):
+    if not isinstance(found, dict) or not needed | NEEDED <= set(found):
         raise UserError(
             f"{results} does not hold results of a run of this version: give its results.json, or "
             f"remove that file and give the run's command again, which evaluates it again"

@@ -23,7 +23,7 @@ def result(seed, pgd, budget=0.16):
         "accuracy": {"natural": 0.99, "pgd": pgd}, "epochs": 4,
         "attack": {"name": "pgd", "norm": "linf", "epsilon": 0.1, "steps": 10, "restarts": 1,
                    "images": 360},
-        "wall_time_s": 120.0, "passes_per_image": 8.0, "rollbacks": [], "identity": {},
+        "wall_time_s": 120.0, "passes_per_image": 8.0, "rollbacks": [], "identity": {}, "keep_counts": {"stem": 4},
         "defense": CONFIG.defense,
         "config": configs.settings(CONFIG) | {"budget": str(budget), "seed": seed},
         "history": [ROW, {**ROW, "epoch": 2}], "layers": [LAYER],

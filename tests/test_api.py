@@ -405,7 +405,7 @@ def test_no_file_that_a_checkpoint_names_is_ever_run(finished, tmp_path):
     record = {**saved.record, "network": {**saved.record["network"]}}
     record["network"]["model"] = {"name": f"{tmp_path / 'evil.py'}:Net", "width": 1.0}
     checkpoint.save(tmp_path / "checkpoints", 3, saved.network, None, record)
-    with pytest.raises(irp.UserError, match="from outside this package"):
+    with pytest.raises(irp.UserError, match="of another version of irp_jax"):
         irp.load(tmp_path)
     assert not (tmp_path / "ran").exists()
 

@@ -8,6 +8,7 @@ import pytest
 from defense_nets import CONFIG, make_setup
 from silent import Silent
 
+from irp_jax import checkpoint
 from irp_jax.errors import UserError
 from irp_jax.pruning import cost
 from irp_jax.training import loop, progress
@@ -20,6 +21,21 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path, monkeypatch):
     progress.save(setup, dataclasses.replace(progress.start(setup), epoch=1), tmp_path)
     with pytest.raises(UserError, match="another version: choose another --workdir"):
         progress.resume(setup, tmp_path, print)
+
+
+def test_a_checkpoint_of_the_version_before_is_refused_and_kept(tmp_path, monkeypatch):
+    setup, written = make_setup(CONFIG), checkpoint.save
+
+    def save(folder, epoch, network, training, record):
+        record["kept"], record["retreats"] = record.pop("keep_counts"), record.pop("rollbacks")
+        written(folder, epoch, network, training, record)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    progress.save(setup, dataclasses.replace(progress.start(setup), epoch=1), tmp_path)
+    told = []
+    with pytest.raises(UserError, match="another version: choose another --workdir"):
+        progress.resume(setup, tmp_path, told.append)
+    assert not told and (tmp_path / "checkpoints" / "1").exists()
 
 
 def test_a_cut_that_leaves_more_than_the_budget_says_so():

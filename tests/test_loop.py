@@ -204,10 +204,28 @@ def test_a_finished_run_is_shown_not_repeated(finished):
     path.write_text(json.dumps({"accuracy": {"natural": 1.0}}))  # as of bin/evaluate --out
     with pytest.raises(UserError, match=r"results\.json is not of this run"):
         experiment.run(finished[0], again, "bin/train")
+    older = json.loads(own)
+    older["kept"], older["retreats"] = older.pop("keep_counts"), older.pop("rollbacks")
+    path.write_text(json.dumps(older | {"method": "priced"}))
+    with pytest.raises(UserError, match=r"results\.json is of another version .* --workdir"):
+        experiment.run(finished[0], again, "bin/train")
     path.write_text(own)
     results = experiment.run(finished[0], again, "bin/train")
     assert again.rows == []
     assert results["accuracy"] == finished[1]["accuracy"]
+
+
+def test_a_checkpoint_of_another_version_is_called_so(finished, tmp_path):
+    saved = checkpoint.restore(Path(finished[0].workdir) / "checkpoints", None, print)
+    network.of(saved)
+    for number, missing in enumerate(("keep_counts", "groups", "activation")):
+        record = json.loads(json.dumps(saved.record))
+        place = record["network"] if missing in record["network"] else record["network"]["model"]
+        place["older name"] = place.pop(missing)
+        folder = tmp_path / str(number)
+        checkpoint.save(folder / "checkpoints", 4, saved.network, None, record)
+        with pytest.raises(UserError, match="holds a checkpoint of another version of irp_jax"):
+            network.load(folder, print)
 
 
 def test_weight_masks_leave_zeros_that_are_counted(tmp_path, small):

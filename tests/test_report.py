@@ -1,8 +1,11 @@
 """Tables show the values of the results."""
 
+import copy
+import dataclasses
 import io
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from rich.console import Console
 from run_results import ROW, result
 
 from irp_jax.cli import report as command
+from irp_jax.cli.run import main
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.report import fitting, tables, terminal, timing
@@ -279,9 +283,49 @@ def test_results_that_lack_something_are_named(tmp_path):
     (tmp_path / "one.json").write_text(json.dumps(unrecorded))
     with pytest.raises(UserError, match="leave out --plot"):
         command.report([str(tmp_path / "one.json"), f"--plot={tmp_path / 'one.svg'}"])
-    (tmp_path / "one.json").write_text(json.dumps(result(0, 0.9) | {"accuracy": {"natural": 1.0}}))
-    with pytest.raises(UserError, match="lacks pgd"):
-        command.report([str(tmp_path)])
+
+
+def of_an_older_version():
+    older = result(1, 0.5)
+    older["kept"], older["retreats"] = older.pop("keep_counts"), older.pop("rollbacks")
+    older["config"]["regularity"] = older["config"].pop("granularity")
+    return older | {"method": "priced"}
+
+
+@pytest.mark.parametrize(
+    "unreadable",
+    [
+        of_an_older_version(),
+        result(0, 0.9) | {"accuracy": {"natural": 1.0}},
+        result(0, 0.9) | {"accuracy": None},
+        result(0, 0.9) | {"budget": 0.16},
+    ],
+)
+def test_files_of_other_versions_are_left_out(tmp_path, capsys, monkeypatch, unreadable):
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(unreadable))
+    monkeypatch.setattr(sys, "argv", ["bin/report", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        main(command.report)
+    assert stopped.value.code == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"{other} is of another version") and second.startswith("error: ")
+    (tmp_path / "this.json").write_text(json.dumps(result(0, 0.9)))
+    command.report([str(tmp_path), "--markdown"])
+    shown, told = capsys.readouterr()
+    assert shown == tables.markdown([result(0, 0.9)])
+    assert told.splitlines() == [first]
+
+
+def test_settings_that_later_versions_add_have_their_defaults():
+    one = result(0, 0.9)
+    one["config"] |= dataclasses.asdict(Config())
+    before = tables.markdown([one])
+    for name in one["config"]:
+        older = copy.deepcopy(one)
+        del older["config"][name]
+        assert tables.markdown([older]) == before
+        assert len(tables.groups([older, {**one, "seed": 1}])) == 1, name
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])

@@ -346,7 +346,12 @@ def test_a_state_file_knows_what_was_known_before(tmp_path):
 
     first = again(small)
     np.testing.assert_array_equal(again(small).broken_by, first.broken_by)
-    for other in (None, dataclasses.replace(small, broken_by=small.broken_by[::-1])):
+    others = (
+        None,
+        dataclasses.replace(small, broken_by=small.broken_by[::-1]),
+        dataclasses.replace(small, adversarial=np.array(IMAGES, np.float32)),
+    )
+    for other in others:
         with pytest.raises(UserError, match="belongs to an evaluation with other images"):
             again(other)
 

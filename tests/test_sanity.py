@@ -90,6 +90,61 @@ def test_layers_that_are_scanned_are_no_loop_over_the_images():
         return NET(jnp.moveaxis(moved, 1, -1))
 
     assert "loops inside" in warnings_of(purified)
+    stacked = 0.1 * jax.random.normal(jax.random.key(0), (3, 64, 64))
+
+    @jax.checkpoint
+    def layer(x, kernel):
+        return jax.nn.relu(x @ kernel), None
+
+    def plain(x):
+        return NET(jax.lax.scan(layer, x.reshape(len(x), -1), stacked)[0].reshape(x.shape))
+
+    assert "loops inside" not in warnings_of(plain)
+
+
+def descend(loss, start, scanned=None):
+    def step(point, noise):
+        moved = point - 0.01 * jax.grad(loss)(point)
+        return (moved if noise is None else moved + noise), None
+
+    return jax.lax.scan(step, start, scanned, length=3)[0]
+
+
+def purify(x):
+    return NET(descend(lambda y: NET(y).max(), x))
+
+
+def purify_with_noise(x):
+    noise = 0.01 * jax.random.normal(jax.random.key(0), (3, *x.shape))
+    return NET(descend(lambda y: NET(y).max(), x, noise))
+
+
+def search_a_latent(x):
+    basis = jax.random.normal(jax.random.key(0), (5, 64))
+    flat = x.reshape(len(x), -1)
+    latent = descend(lambda z: ((z @ basis - flat) ** 2).sum(), jnp.zeros((len(x), 5)))
+    return NET((latent @ basis).reshape(x.shape))
+
+
+def purify_one_by_one(x):
+    return jax.lax.map(lambda image: purify(image[None])[0], x)
+
+
+@pytest.mark.parametrize("network", [purify, purify_with_noise, search_a_latent, purify_one_by_one])
+def test_optimisation_at_test_time_is_flagged(network):
+    assert "loops inside" in warnings_of(network)
+
+
+def test_loops_that_change_no_input_are_not_flagged():
+    def one_by_one(x):
+        return jax.lax.map(lambda image: NET(image[None])[0], x)
+
+    def with_a_norm_of_weights(x):
+        kernel = jnp.eye(64)
+        power = jax.lax.scan(lambda u, _: (kernel @ u / 2, None), jnp.ones(64), None, length=3)[0]
+        return NET(x) * (1 + power.sum())
+
+    assert "loops inside" not in warnings_of(one_by_one) + warnings_of(with_a_norm_of_weights)
 
 
 def test_a_network_with_varying_outputs_is_refused():

@@ -158,6 +158,7 @@ def ran(tmp_path, monkeypatch):
             folder.mkdir(parents=True, exist_ok=True)
             config = dataclasses.replace(MINE, seed=int(given.get("seed", 0)))
             found = {"config": configs.settings(config), "wall_time_s": 1.0}
+            found |= {"keep_counts": {}, "rollbacks": []}
             found["identity"] = configs.identity(config)
             found |= {"attack": {"images": 360}, "accuracy": {"natural": figure}}
             found["network_sha256"] = f"of training {len(ran)}"
@@ -202,18 +203,17 @@ def test_figures_of_another_network_are_not_taken_for_those_of_a_new_one(ran):
     assert collected()[1]["square"] != before["square"]
 
 
-def test_nor_are_those_of_runs_from_before_there_were_digests(ran):
+def test_nor_are_collected_figures_without_a_digest(ran):
     flags = ["--config=mine.py", "--results=results"]
     sweep_command.sweep([*flags, "--attacks=square"])
     (run,) = Path("runs").iterdir()
     path, before, _ = collected()
-    for place, seconds in ((path, 1.0), (run / "results.json", 2.0)):
-        found = json.loads(place.read_text()) | {"wall_time_s": seconds, "epochs": 60, "cost": {}}
-        del found["network_sha256"]
-        place.write_text(json.dumps(found))
+    found = json.loads(path.read_text())
+    del found["network_sha256"]
+    path.write_text(json.dumps(found))
     os.utime(run / "square.json", (1, 1))
     sweep_command.sweep([*flags, "--attacks=square,fgsm"])
-    assert ran == ["train", "square", "train", "square", "fgsm"], "the same run, another training"
+    assert ran == ["train", "square", "train", "square", "fgsm"]
     assert collected()[1]["square"] != before["square"]
 
 
@@ -226,6 +226,18 @@ def test_results_of_another_run_are_not_written_over(ran, text):
     with pytest.raises(UserError, match="does not hold results of this run"):
         sweep_command.sweep(flags)
     assert path.read_text() == text and len(ran) == 1
+
+
+def test_results_of_another_version_are_refused_and_kept(ran):
+    flags = ["--config=mine.py", "--results=results"]
+    sweep_command.sweep(flags)
+    path, _, _ = collected()
+    found = json.loads(path.read_text())
+    found["kept"], found["retreats"] = found.pop("keep_counts"), found.pop("rollbacks")
+    path.write_text(json.dumps(found))
+    with pytest.raises(UserError, match=r"is of another version .* another --results"):
+        sweep_command.sweep(flags)
+    assert json.loads(path.read_text()) == found and len(ran) == 1
 
 
 def test_a_failure_is_reported_with_the_message_of_the_command(ran, monkeypatch):

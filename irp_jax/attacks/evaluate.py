@@ -1,6 +1,7 @@
 """Attacks a network and reports how robust it is."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def evaluate(
     if state_file is not None:
         path = Path(state_file)
         without = () if known_robust is None else (np.flatnonzero(known_robust).tolist(),)
-        before = () if known is None else ("known", known.broken_by.tolist())
+        before = () if known is None else ("known", *_digests(known))
         settings = (*attacks, threat, seed, *without, *before)
         name = state.identity(images, labels, settings)
         answers = state.Answers(logits, _slopes(network, images, labels))
@@ -181,6 +182,12 @@ def _slopes(network: Partial, images: np.ndarray, labels: np.ndarray) -> np.ndar
         return np.asarray(sanity.gradient(network, margin, images[:KNOWN_BY], labels[:KNOWN_BY]))
     except (ValueError, TypeError, NotImplementedError):  # for Python callbacks
         return np.zeros((0, *images.shape[1:]), np.float32)
+
+
+def _digests(known: AttackReport) -> tuple[str, str]:
+    """Returns the SHA-256 of what an evaluation takes from a report for a smaller ball."""
+    broken_by = hashlib.sha256(repr(known.broken_by.tolist()).encode())
+    return broken_by.hexdigest(), hashlib.sha256(known.adversarial.tobytes()).hexdigest()
 
 
 def _forget(at: EvaluationState) -> None:

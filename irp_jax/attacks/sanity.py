@@ -59,15 +59,15 @@ def before(
             f"logits_fn is not deterministic, its logits of two passes differ by {apart:.3g}: "
             'make it deterministic, or use version="rand"'
         )
-    equations = list(_equations(jax.make_jaxpr(ask)(network, images).jaxpr))
-    primitives = {equation.primitive.name for equation in equations}
+    program = jax.make_jaxpr(ask)(network, images).jaxpr
+    primitives = {equation.primitive.name for equation in _equations(program)}
     drawn = primitives.intersection(RANDOM)
     if drawn and not averaged:
         warn(
             "the network draws random numbers, here the same ones in every call: attack the mean "
             "of its logits over many draws instead"
         )
-    if any(_may_optimise(equation, images.size) for equation in equations):
+    if _may_optimise(program):
         warn(
             "the network loops inside: if it optimises its input at test time, gradients through "
             "the loop may vanish; attack it without that, or with a loss adapted to it"
@@ -151,25 +151,111 @@ def _without_gradient(
     return ~(jnp.abs(slopes).sum(axis=(1, 2, 3)) > 0)
 
 
-def _may_optimise(equation: Any, pixels: int) -> bool:
-    """Returns whether an operation is a loop that may change the images iteratively.
+Marks = frozenset[str]
+"""The sources that a value of a program depends on."""
 
-    A scan does not if all arrays that it carries differ in size from the images, as for layers that
-    `nn.scan` repeats.
+PRODUCTS = ("dot_general", "conv_general_dilated")
+
+
+def _may_optimise(program: Any) -> bool:
+    """Returns whether a program has a loop that may change its last input iteratively.
+
+    Args:
+        program: the jaxpr of (network, images) -> logits.
     """
-    if equation.primitive.name == "scan":
-        handed_on = equation.outvars[: equation.params["num_carry"]]
-        return any(variable.aval.size == pixels for variable in handed_on)
-    return equation.primitive.name == "while"
+    found = []
+
+    def visit(equation: Any, operands: list[Marks]) -> None:
+        if any("images" in marks for marks in operands):
+            found.append(_is_iteration(equation))
+
+    before = len(program.invars) - 1
+    _follow(program, [*[Marks()] * before, Marks({"images"})], visit)
+    return any(found)
 
 
-def _equations(jaxpr: Any) -> Iterator[Any]:
+def _is_iteration(equation: Any) -> bool:
+    """Returns whether an operation is a loop that hands floats on, other than a scan of layers."""
+    if equation.primitive.name != "scan":
+        return equation.primitive.name == "while"
+    carried = equation.outvars[: equation.params["num_carry"]]
+    floats = any(jnp.issubdtype(variable.aval.dtype, jnp.floating) for variable in carried)
+    return floats and not _is_layers(equation)
+
+
+def _is_layers(scan: Any) -> bool:
+    """Returns whether a scan multiplies what it carries by other weights in each iteration.
+
+    Layers that `nn.scan` repeats do. An optimisation uses the same weights in each iteration.
+    """
+    body, factors = scan.params["jaxpr"].jaxpr, set[Marks]()
+
+    def visit(equation: Any, operands: list[Marks]) -> None:
+        if equation.primitive.name in PRODUCTS and any("carried" in marks for marks in operands):
+            factors.update(operands)
+
+    same, carried = scan.params["num_consts"], scan.params["num_carry"]
+    marks = [Marks()] * same + [Marks({"carried"})] * carried
+    marks += [Marks({"scanned"})] * (len(body.invars) - len(marks))
+    _follow(body, marks, visit)
+    return Marks({"scanned"}) in factors and Marks() not in factors
+
+
+def _follow(
+    program: Any, marks: list[Marks], visit: Callable[[Any, list[Marks]], None]
+) -> list[Marks]:
+    """Follows the marks of a program's inputs through all its operations.
+
+    Args:
+        program: a jaxpr.
+        marks: of each input.
+        visit: called with each operation, those of inner programs included, and its operands'
+            marks.
+
+    Returns:
+        The marks of each output.
+    """
+    known = dict(zip(program.invars, marks, strict=True))
+
+    def of(value: Any) -> Marks:
+        return Marks() if hasattr(value, "val") else known.get(value, Marks())
+
+    for equation in program.eqns:
+        operands = [of(value) for value in equation.invars]
+        visit(equation, operands)
+        together = Marks().union(*operands)
+        results = [together] * len(equation.outvars)
+        is_loop = equation.primitive.name in ("scan", "while")
+        for number, inner in enumerate(_inner(equation)):
+            count = len(inner.invars)
+            # The first operand of `cond` is not given to its branches.
+            given = operands[len(operands) - count :] if count <= len(operands) else []
+            if equation.primitive.name == "scan":
+                same, carried = (equation.params[f"num_{kind}"] for kind in ("consts", "carry"))
+                given[same : same + carried] = [together] * carried
+            elif is_loop or not given:
+                given = [together] * count
+            outputs = _follow(inner, given, visit)
+            if not is_loop and len(outputs) == len(results):
+                earlier = results if number else [Marks()] * len(results)
+                results = [one | other for one, other in zip(earlier, outputs, strict=True)]
+        known.update(zip(equation.outvars, results, strict=True))
+    return [of(value) for value in program.outvars]
+
+
+def _inner(equation: Any) -> Iterator[Any]:
+    """Yields the inner programs of an operation, such as the body of a loop."""
+    for value in jax.tree.leaves(
+        list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
+    ):
+        inner = getattr(value, "jaxpr", value)
+        if hasattr(inner, "eqns"):
+            yield inner
+
+
+def _equations(program: Any) -> Iterator[Any]:
     """Yields every operation of a traced program, including those of inner programs."""
-    for equation in jaxpr.eqns:
+    for equation in program.eqns:
         yield equation
-        for value in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
-        ):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from _equations(inner)
+        for inner in _inner(equation):
+            yield from _equations(inner)

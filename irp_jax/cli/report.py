@@ -10,7 +10,7 @@ from irp_jax import files
 from irp_jax.cli.run import main, parse
 from irp_jax.errors import UserError, extra
 from irp_jax.report import timing
-from irp_jax.report.tables import beside, markdown
+from irp_jax.report.tables import beside, is_readable, markdown
 from irp_jax.report.terminal import plain_console, show_results
 
 
@@ -33,11 +33,6 @@ class Options:
     tradeoff: str | None = None
     """Plot to this .svg or .png: natural accuracy against accuracy under attack."""
 
-
-NEEDED = {
-    "model", "dataset", "method", "seed", "budget", "cost", "attack", "epochs", "wall_time_s",
-}  # fmt: skip
-"""Keys that the results of a run must have, besides config and accuracy."""
 
 BENCHMARKS = {"costs", "networks", "seconds_per_step"}
 """Keys of benchmark files. Each file has one of them."""
@@ -62,14 +57,21 @@ def report(arguments: list[str]) -> None:
                 f"{place} is not a complete benchmark file ({what}): run the benchmark again"
             ) from error
         return
-    runs = []
+    runs: list[dict[str, Any]] = []
+    others: list[Path] = []
     for path, one in zip(paths, found, strict=True):
         if isinstance(one, dict) and {"config", "accuracy"} <= set(one):
-            accuracy = set(one["accuracy"]) if isinstance(one["accuracy"], dict) else set()
-            lacking = sorted((NEEDED - set(one)) | ({"natural", "pgd"} - accuracy))
-            if lacking:
-                raise UserError(f"{path} lacks {', '.join(lacking)}: move it out of the folder")
-            runs.append(one)
+            if is_readable(one):
+                runs.append(one)
+            else:
+                others.append(path)
+    for path in others:
+        print(f"{path} is of another version of irp_jax: left out", file=sys.stderr)
+    if others and not runs:
+        raise UserError(
+            f"all results in {place} are of another version of irp_jax: use that version, or give "
+            f"another folder"
+        )
     if not runs:
         raise UserError(f"no results in {place}: give a folder of results.json files")
     if options.plot is not None and len(runs) == 1:

@@ -6,7 +6,7 @@ import itertools
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
@@ -20,6 +20,7 @@ from irp_jax.cli.run import main, parse
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.report.terminal import plain_console, show_results
+from irp_jax.results import check_version
 
 ATTACK_FACTS = (
     "command", "attack", "accuracy", "wall_time_s", "warnings", "environment", "commit",
@@ -203,14 +204,12 @@ def _run(
     """
     call("train", configs.flags(run, configs.suited(run.dataset)))
     results = files.read_json(_finished(run)) | {"attacks": {}}
-    # Runs of older versions have no digest.
-    digest = {"network_sha256"} & set(results)
-    if before is not None and _agree(before, results, digest or {"wall_time_s"}):
+    if before is not None and _same_network(before, results):
         results |= {"attacks": before.get("attacks", {}), "accuracy": before["accuracy"]}
     for name, flags in _missing(results, wanted, options).items():
         _attack(run, name, flags, options, call)
         found = files.read_json(_attacked(run, name, options))
-        if not _agree(found, results, digest or {"epochs", "cost"}):
+        if not _same_network(found, results):
             raise UserError(
                 f"the last checkpoint in {run.workdir} cannot be read, so {name} attacked the one "
                 f"before it: remove the folder to train anew"
@@ -224,8 +223,8 @@ def _run(
     return results
 
 
-def _agree(one: dict[str, Any], other: dict[str, Any], keys: Iterable[str]) -> bool:
-    return all(one.get(key) == other[key] for key in keys)
+def _same_network(one: dict[str, Any], trained: dict[str, Any]) -> bool:
+    return one.get("network_sha256", "") == trained.get("network_sha256")
 
 
 def _attack(run: Config, name: str, flags: list[str], options: Options, call: Call) -> None:
@@ -267,6 +266,7 @@ def _collected(run: Config, options: Options) -> dict[str, Any] | None:
         raise UserError(
             f"{target} does not hold results of this run: move it away, or give another --results"
         )
+    check_version(found, target, "--results")
     return found
 
 

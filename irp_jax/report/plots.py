@@ -25,6 +25,7 @@ from irp_jax.report.tables import (
     method,
     network,
     recipe,
+    settings,
 )
 
 COLORS = matplotlib.rcParams["axes.prop_cycle"].by_key()["color"]
@@ -290,7 +291,7 @@ def _curve_name(runs: list[Results]) -> tuple[str, list[str]]:
 
 def _setting(one: Results) -> list[str]:
     """Returns the settings that may name a line besides its method."""
-    masks, eps = f"{one['config']['granularity']} masks", f"eps {radius(one['attack']['epsilon'])}"
+    masks, eps = f"{settings(one)['granularity']} masks", f"eps {radius(one['attack']['epsilon'])}"
     return [masks, eps, defense(one), *recipe(one).split(", ")]
 
 

@@ -1,5 +1,6 @@
 """The rows of a table of results, and tables in Markdown for the README."""
 
+import dataclasses
 import hashlib
 import json
 from collections import defaultdict
@@ -7,7 +8,8 @@ from collections.abc import Callable, Collection, Iterable
 from statistics import mean
 from typing import Any
 
-from irp_jax.config import AVERAGE, PARENT, SETTINGS_OF, parse_budget, radius, suited
+from irp_jax.config import AVERAGE, PARENT, SETTINGS_OF, Config, parse_budget, radius, suited
+from irp_jax.results import NEEDED
 from irp_jax.training.defenses import MANY_STEPS
 
 Results = dict[str, Any]
@@ -36,7 +38,7 @@ def groups(results: Iterable[Results]) -> list[list[Results]]:
 
 def _what(one: Results) -> tuple:
     """Returns the sort key of a run, without the seed. Data set, model and radius come first."""
-    config = {key: value for key, value in one["config"].items() if key != "seed"}
+    config = {key: value for key, value in settings(one).items() if key != "seed"}
     return (
         one["dataset"], network(one), one["attack"]["epsilon"], one["budget"]["kind"],
         parse_budget(config["budget"]), method(one), config["granularity"], defense(one),
@@ -44,15 +46,33 @@ def _what(one: Results) -> tuple:
     )  # fmt: skip
 
 
+USUAL = dataclasses.asdict(Config())
+"""Values of settings that are not in the results: a later version added them, or they are empty."""
+
+
+def settings(one: Results) -> dict[str, Any]:
+    """Returns all settings of a run."""
+    return USUAL | one["config"]
+
+
+def is_readable(one: Results) -> bool:
+    """Returns whether the results of a run have all that the tables show."""
+    try:
+        lines([one])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return False
+    return not NEEDED - set(one)
+
+
 def measured_on(one: Results) -> str:
     """Returns the data set, with a note if the accuracies are of held-out, not of test images."""
-    held_out = one["config"]["evaluate_on"] == "validation"
+    held_out = settings(one)["evaluate_on"] == "validation"
     return f"{one['dataset']}, held out" if held_out else one["dataset"]
 
 
 def network(one: Results) -> str:
     """Returns the model, with its initial width and its activation where they are not default."""
-    width, activation = one["config"]["width"], one["config"]["activation"]
+    width, activation = settings(one)["width"], settings(one)["activation"]
     wider = "" if width == 1.0 else f" x {width:g}"
     return one["model"] + wider + ("" if activation == "relu" else f", {activation}")
 
@@ -62,15 +82,15 @@ def method(one: Results) -> str:
 
     For `lagrangian` these include the fractions of training at which pruning starts and stops.
     """
-    config, usual = one["config"], suited(one["dataset"])
+    config, usual = settings(one), suited(one["dataset"])
     if one["method"] == "lagrangian":
         when = (config["prune_start"], config["prune_stop"])
         moved = when != (usual.prune_start, usual.prune_stop)
         schedule = f", {when[0]:.0%} to {when[1]:.0%}" if moved else ""
         anew = ", new weights" if config["reinit"] else ""
-        own = ("spread", "restart_rate") if config.get("teacher") == PARENT else ("spread",)
+        own = ("spread", "restart_rate") if config["teacher"] == PARENT else ("spread",)
         return one["method"] + schedule + _rare(one, own) + anew
-    if channels := config.get("channels"):
+    if channels := config["channels"]:
         digest = hashlib.sha256(channels.encode()).hexdigest()[:4]
         return f"{one['method']}, given channels ({digest})"
     return one["method"] + _rare(one, SETTINGS_OF["method"].get(one["method"], ()))
@@ -81,10 +101,10 @@ def defense(one: Results) -> str:
 
     The number of attack steps follows the name where the defense takes several.
     """
-    config = one["config"]
+    config = settings(one)
     changes = [event for event in one["rollbacks"] if "from" in event]
-    settings = SETTINGS_OF["defense"].get(config["defense"], ())
-    own = _rare(one, (name for name in settings if name != STEPS))
+    names = SETTINGS_OF["defense"].get(config["defense"], ())
+    own = _rare(one, (name for name in names if name != STEPS))
     if changes:
         return f"{_with_steps(*changes[0]['from'])}{own}, then {_with_steps(*changes[-1]['to'])}"
     return _with_steps(one["defense"], config[STEPS]) + own
@@ -100,9 +120,9 @@ RARE = ("ema", "weight_decay", "label_smoothing", "cutout")
 def _rare(one: Results, names: Iterable[str]) -> str:
     usual = suited(one["dataset"])
     return "".join(
-        f", {name.removeprefix('admm_').replace('_', ' ')} {one['config'][name]:g}"
+        f", {name.removeprefix('admm_').replace('_', ' ')} {settings(one)[name]:g}"
         for name in names
-        if one["config"][name] != getattr(usual, name)
+        if settings(one)[name] != getattr(usual, name)
     )
 
 
@@ -112,7 +132,7 @@ def _with_steps(name: str, steps: int) -> str:
 
 def recipe(one: Results) -> str:
     """Returns learning rate, batch size, warm-up of the radius and non-default settings."""
-    config = one["config"]
+    config = settings(one)
     rate = f"{config['schedule']} {config['learning_rate']:g}"
     warm_up = config["epsilon_warmup"]
     grown = f", radius over {warm_up:.0%}" if warm_up else ""
@@ -130,10 +150,10 @@ def recipe(one: Results) -> str:
 
 def _taught(one: Results) -> str:
     """Returns the teacher of a run, if it had one, with its weight and number of views."""
-    config = one["config"]
-    if not (teacher := config.get("teacher")):
+    config = settings(one)
+    if not (teacher := config["teacher"]):
         return ""
-    digest = one["identity"].get("teacher_sha256", "")[:4]
+    digest = one.get("identity", {}).get("teacher_sha256", "")[:4]
     who = teacher if teacher in (PARENT, AVERAGE) else f"a saved network ({digest})"
     views = f", {config['teacher_views']} views" if teacher != AVERAGE else ""
     return f", taught by {who} ({config['teacher_weight']:g}{views})"
@@ -182,7 +202,7 @@ def _lost(runs: list[Results]) -> str:
     Only epochs after the masks were frozen count, because before that pruning lowers the accuracy.
     Only runs with held-out images count, because the history of others is of training images.
     """
-    runs = [run for run in runs if run["config"]["validation"]]
+    runs = [run for run in runs if settings(run)["validation"]]
     traced = [[row["pgd"] for row in r.get("history", ()) if row["frozen"]] for r in runs]
     traced = [pgd for pgd in traced if len(pgd) > 1]
     return _spread([max(pgd) - pgd[-1] for pgd in traced], 1, 100) if traced else ""
@@ -192,9 +212,9 @@ COLUMNS: dict[str, Callable[[list[Results]], str]] = {
     "data": lambda runs: measured_on(runs[0]),
     "model": lambda runs: network(runs[0]),
     "method": lambda runs: method(runs[0]),
-    "masks": lambda runs: runs[0]["config"]["granularity"],
+    "masks": lambda runs: settings(runs[0])["granularity"],
     "budget": lambda runs: (
-        runs[0]["config"]["budget"] + (" params" if runs[0]["budget"]["kind"] == "params" else "")
+        settings(runs[0])["budget"] + (" params" if runs[0]["budget"]["kind"] == "params" else "")
     ),
     "eps": lambda runs: radius(runs[0]["attack"]["epsilon"]),
     "defense": lambda runs: defense(runs[0]),

@@ -14,6 +14,7 @@ from irp_jax.data import Dataset
 from irp_jax.errors import UserError
 from irp_jax.network import Network, cost_report, deployed, inference
 from irp_jax.pruning import cost
+from irp_jax.results import check_version
 from irp_jax.training import loop, teacher
 from irp_jax.training.methods import METHODS
 from irp_jax.training.plan import Plan, make_plan
@@ -107,6 +108,7 @@ def run(
                     f"{workdir / 'results.json'} is not of this run: move it away, or choose "
                     f"another --workdir"
                 )
+            check_version(finished, workdir / "results.json", "--workdir")
             reporter.note(f"{workdir} is finished: showing its results")
             reporter.end(finished)
             return finished

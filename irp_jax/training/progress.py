@@ -144,6 +144,13 @@ def start(setup: Setup) -> Progress:
     )
 
 
+ENTRIES = {
+    "identity", "network", "keep_counts", "seconds", "defense", "passes", "images", "rollbacks",
+    "health", "clip", "descent", "parent",
+}  # fmt: skip
+"""Keys of the record that `save` writes."""
+
+
 def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
     """Restores the newest good checkpoint in `workdir`. Returns None if there is none.
 
@@ -154,20 +161,20 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
     """
 
     def make_training(network: dict[str, Any], record: dict[str, Any]) -> Any:
-        if record["identity"] != setup.identity:
-            raise UserError(f"{workdir} holds checkpoints of another run: choose another --workdir")
         of_now = {"health": set(Health._fields), "descent": set(Descent._fields)}
-        if any(set(record.get(name, ())) != fields for name, fields in of_now.items()):
+        if ENTRIES - set(record) or any(set(record[k]) != of_now[k] for k in of_now):
             raise UserError(
                 f"{workdir} holds checkpoints of another version: choose another --workdir"
             )
+        if record["identity"] != setup.identity:
+            raise UserError(f"{workdir} holds checkpoints of another run: choose another --workdir")
         if record["network"]["groups"] != dict(setup.graph.groups):
             raise UserError(
                 f"{workdir} holds checkpoints of a network with other layers: choose another "
                 f"--workdir"
             )
         frozen, dense = bool(record["keep_counts"]), None
-        if record.get("parent"):
+        if record["parent"]:
             dense = _example_parent(setup)
         network = network_params(setup.graph, network) | {"batch_stats": network["batch_stats"]}
         state = example_state(setup.config, setup.plan, setup.graph, network, frozen)
@@ -234,7 +241,7 @@ def save(setup: Setup, progress: Progress, workdir: Path) -> None:
 
 
 def network_record(setup: Setup, keep_counts: dict[str, int]) -> dict[str, Any]:
-    """Returns the record that is needed to use the network: see `network.RECORD`."""
+    """Returns the record that is needed to use the network."""
     config = setup.config
     return {
         "model": setup.model.spec,
