@@ -9,23 +9,35 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import mean
+from unittest.mock import MagicMock
 
 import jax
 import pytest
 
-from irp_jax import config
+from irp_jax import config, layout
 from irp_jax.cli import bench, describe, evaluate, publish, report, sweep
 from irp_jax.config import Config
+from irp_jax.report.card import model_card
+from irp_jax.training.progress import network_record
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 GUIDE = sorted((ROOT / "docs").glob("*.md"))
-PAGES = [README, ROOT / "results" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RESULTS = ROOT / "results"
+PAGES = [
+    README, RESULTS / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]  # fmt: skip
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def named(paths):
     return [pytest.param(path, id=str(path.relative_to(ROOT))) for path in paths]
+
+
+def text_of(page):
+    """Returns the text of a page without its tables of old names."""
+    return re.sub("<!-- old names -->.*?<!-- /old names -->", "", page.read_text(), flags=re.S)
 
 
 def python_blocks(page):
@@ -94,10 +106,10 @@ def commands(page):
 
     They are in blocks, or in backticks, where they may be broken over two lines.
     """
-    text = page.read_text()
+    text = text_of(page)
     blocks = re.sub(r"\\\n", " ", text)
     lines = [line for line in blocks.splitlines() if re.match(r"    (?:\$ )?bin/", line)]
-    for line in [*lines, *re.findall(r"`(bin/\w[^`]*)`", text)]:
+    for line in [*lines, *re.findall(r"`(bin/[a-z][^`]*)`", text)]:
         name = re.search(r"bin/(\w+)", line)
         yield name.group(1), re.findall(r"(?<=\s)--([\w-]+)(?:=(\S+))?", line.split("  # ")[0])
 
@@ -119,14 +131,14 @@ def test_commands_have_the_flags_that_the_page_gives_them(page):
 def test_settings_that_a_page_names_are_settings(page):
     """Checks flags that stand alone in backticks. They may belong to any command or benchmark."""
     fields = {f.name for kind in OPTIONS.values() for f in dataclasses.fields(kind)}
-    known = {field.replace("_", "-") for field in fields} | {"help", "config", "costs"}
-    for flag in re.findall(r"`--([a-z][\w-]*)", page.read_text()):
+    known = {field.replace("_", "-") for field in fields} | {"help", "config", "costs", "upgrade"}
+    for flag in re.findall(r"`--([a-z][\w-]*)", text_of(page)):
         assert flag.removeprefix("no-") in known, f"--{flag}"
 
 
 @pytest.mark.parametrize("page", named(PAGES))
 def test_values_of_methods_and_defenses_exist(page):
-    text = page.read_text()
+    text = text_of(page)
     for method in re.findall(r"--method=(\w+)", text):
         assert method in config.METHODS
     for defense in re.findall(r"--defense=([a-z][\w-]*)", text):
@@ -143,6 +155,94 @@ def test_links_and_files_that_a_page_names_exist(page):
             assert (page.parent / target).exists(), target
     for path in re.findall(r"`((?:results|configs|docs)/[\w./-]+)`", text):
         assert (ROOT / path).exists(), path
+    for path in re.findall(r"`((?:irp_jax|tests|benchmarks)/[\w./]+\.py)`", text):
+        assert "NAME" in path or (ROOT / path).exists(), path
+
+
+def recorded_commands():
+    """Yields the commands in all results, also those of evaluations."""
+    found = [json.loads(path.read_text()) for path in sorted(RESULTS.rglob("*.json"))]
+    while found:
+        one = found.pop()
+        if isinstance(one, dict):
+            if isinstance(command := one.get("command"), str):
+                yield command
+            found += one.values()
+        elif isinstance(one, list):
+            found += one
+
+
+def test_flags_of_recorded_commands_are_of_today_or_in_the_table_of_old_ones():
+    tables = [
+        re.search("<!-- old names -->\n(.*?)<!-- /old names -->", page.read_text(), re.S).group(1)
+        for page in (RESULTS / "README.md", ROOT / "docs" / "results.md")
+    ]
+    assert tables[0] == tables[1]
+    today = {}
+    for old, new in re.findall(r"^\| (`--.*) \| (`--.*) \|$", tables[0], re.M):
+        names = [re.findall(r"`--([^`]+)`", cell) for cell in (old, new)]
+        place = "train" if "`bin/train`" in old else "evaluate" if "`bin/evaluate`" in old else ""
+        today |= {(place, a): b for a, b in zip(*names, strict=True)}
+    used = set()
+    for command in recorded_commands():
+        if (name := re.match(r"bin/(\w+)", command)) is None:
+            continue
+        name = name.group(1)
+        fields = {f.name.replace("_", "-") for f in dataclasses.fields(OPTIONS[name])} | {"config"}
+        for given in re.findall(r"(?<=\s)--([\w-]+(?:=\S+)?)", command):
+            for old in ((name, given), ("", given), ("", given.partition("=")[0])):
+                if old in today:
+                    used.add(old)
+                    given = today[old]
+            flag, _, value = given.partition("=")
+            assert flag.removeprefix("no-") in fields, command
+            if name == "train" and flag in ("method", "defense") and value != "METHOD":
+                assert value in {"method": config.METHODS, "defense": config.DEFENSES}[flag]
+    assert len(used) >= 6
+    assert {new.partition("=")[0] for new in today.values()} <= {
+        f.name.replace("_", "-") for kind in OPTIONS.values() for f in dataclasses.fields(kind)
+    }
+
+
+RUN_OF = {
+    "resnet20-cifar10-0.04M": "tables/resnet20-cifar10-0.04M-params-seed0-d74a5d.json",
+    "resnet20-cifar10-0.16": "cifar10/resnet20-0.16-seed0-8epochs.json",
+    "resnet20-cifar10-0.16M": "tables/resnet20-cifar10-0.16M-params-seed0-d39775.json",
+    "resnet20-digits-0.16": "quickstart/resnet20-digits-0.16-seed0.json",
+}
+"""Network in results/zoo -> results of its run."""
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (RESULTS / "zoo").iterdir()))
+def test_a_model_card_is_what_publish_writes_of_the_results(name):
+    folder = RESULTS / "zoo" / name
+    found = json.loads((RESULTS / RUN_OF[name]).read_text())
+    record = json.loads((folder / "network.json").read_text())
+    for key in ("cost", "epochs", "keep_counts"):
+        assert found[key] == record[key]
+    size = sum(path.stat().st_size for path in folder.iterdir() if path.name != "README.md")
+    card = model_card(found, folder.relative_to(ROOT), size, record["class_names"])
+    assert (folder / "README.md").read_text() == card
+
+
+def test_the_page_on_saved_networks_lists_the_format_and_all_keys():
+    page = (ROOT / "docs" / "saved_networks.md").read_text()
+    assert f"| `format` | {layout.FORMAT};" in page
+    rows = re.findall(r"^\| (`[^|]*`) \| (.*) \|$", page.partition("`network.json` holds")[2], re.M)
+    listed = {key: what for keys, what in rows for key in re.findall(r"`(\w+)`", keys)}
+
+    example = json.loads((RESULTS / "zoo" / "resnet20-digits-0.16" / "network.json").read_text())
+    required = {}
+    while lacking := re.fullmatch(r"it has no (\w+)", layout._fault(required) or ""):
+        required[lacking.group(1)] = example[lacking.group(1)]
+    assert layout._fault(required) is None
+    written = network_record(MagicMock(), {})
+    assert set(listed) == {*required, *written, *written["trained"], "history"}
+    optional = {key for key, what in listed.items() if what.startswith("optional")}
+    assert optional == set(listed) - set(required) - layout.TRAINED
+    for key in example["model"]:
+        assert f'"{key}"' in listed["model"]
+        assert not layout.is_ours({k: v for k, v in example["model"].items() if k != key})
 
 
 def test_readme_is_short_and_has_the_two_commands():
@@ -196,7 +296,7 @@ def test_summary_of_readme_is_that_on_record():
 
 
 def test_everything_that_was_measured_is_in_the_list_of_it():
-    page = (ROOT / "results" / "README.md").read_text()
+    page = text_of(RESULTS / "README.md")
     cells = re.findall(r"^\| ((?:`[^`]+`(?:, )?)+) \|", page.partition("\n## ")[0], re.M)
     listed = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
     there = [path.name for path in (ROOT / "results").iterdir() if path.name != "README.md"]

@@ -93,8 +93,8 @@ class Config:
     """Activation of a built-in model: relu, or one of the smooth silu, softplus and gelu."""
     channels: str = ""
     """Keep counts of all channel groups, as GROUP=COUNT,GROUP=COUNT (width). They must fit into the
-    budget. The `keep_counts` in the results.json of a run have this form. Empty: all groups are
-    narrowed by one factor."""
+    budget. `irp_jax.config.channels_of` reads them from the results.json of a run. Empty: all
+    groups are narrowed by one factor."""
     epsilon: float = 8 / 255
     """L-inf radius of the attacks, in pixel units of [0, 1]. It is in (0, 1] and may be written as
     8/255."""

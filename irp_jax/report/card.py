@@ -53,9 +53,13 @@ def model_card(found: Results, into: Path, size: int, class_names: list[str]) ->
     attacks = (
         f"The attacks use the L-inf norm and radius {radius(config['epsilon'])}. PGD starts at a "
         f"random point and uses a step size of a quarter of the radius. An image counts as broken "
-        f"if any iterate is misclassified. In rows called 'last iterate' it counts as broken only "
-        f"if the last iterate is misclassified, as in most published code."
+        f"if any iterate is misclassified."
     )
+    if any(name.endswith("last iterate") for name, *_ in measured):
+        attacks += (
+            " In rows called 'last iterate' it counts as broken only if the last iterate is "
+            "misclassified, as in most published code."
+        )
     if any(count < tested for _, _, count, _ in measured):
         attacks += (
             " Figures on fewer test images use the first images of the test set. Do not compare "
@@ -64,7 +68,8 @@ def model_card(found: Results, into: Path, size: int, class_names: list[str]) ->
     training = (
         f"{found['epochs']} epochs ({recipe(found)}), {found['passes_per_image']:g} forward and "
         f"backward passes per training image, {_minutes(found['wall_time_s'])} on "
-        f"{_hardware(found)}, commit {found['commit'] or 'unknown'}."
+        f"{_hardware(found)}, commit {found['commit'] or 'unknown'}. The command is for that "
+        f"commit. The settings below have the names of the version that wrote this card."
     )
     limits = (
         "The network is robust only within this radius and norm, and only as far as the table "
