@@ -320,6 +320,8 @@ def _save_adversarial(
     guess = predict(report.adversarial).argmax(-1)
     arrays = {
         "images": report.adversarial,
+        "natural": images,
+        "class_names": np.array(net.class_names),
         "labels": labels,
         "predictions": guess,
         "is_robust": report.is_robust,
