@@ -108,7 +108,8 @@ def browser():
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         flags = [
             "--headless", "--remote-debugging-pipe", "--no-sandbox", "--disable-gpu",
-            "--no-first-run", "--disable-dev-shm-usage", "--hide-scrollbars", f"--user-data-dir={profile}",
+            "--no-first-run", "--disable-dev-shm-usage", "--hide-scrollbars",
+            f"--user-data-dir={profile}",
         ]  # fmt: skip
         process = subprocess.Popen(
             # The browser reads from descriptor 3 and writes to 4.

@@ -95,12 +95,12 @@ def accuracy_by_cost(points: Sequence[Point], key: str, kind: str) -> Figure:
         mine = [(link, one) for link, one in points if one["method"] == method]
         if not mine:
             continue
-        color, marker = LOOKS.get(method, ("ink", "x"))
+        color, marker = LOOKS.get(method, ("ink", "P"))
         drawn = axis.scatter(
             [one["cost"][kind] for _, one in mine],
             [100 * one["accuracy"][key] for _, one in mine],
             s=34, marker=marker, facecolor=COLORS[color], edgecolor=COLORS["paper"],
-            linewidth=1.0 if marker == "x" else 0.5, label=method,
+            linewidth=0.5, label=method,
         )  # fmt: skip
         drawn.set_urls([f"#{link}" for link, _ in mine])
     rows = [row for row in published(points) if kind == "params" and key in row.accuracy]

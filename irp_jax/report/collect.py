@@ -131,7 +131,7 @@ def collect(places: Iterable[str | Path | Results]) -> Found:
                     notes.append(f"{path}: {problem}")
                 else:
                     runs.append((_name(path), path, found))
-            elif {"accuracy", "attack", "network_sha256"} <= set(found) and _is_evaluation(found):
+            elif _is_evaluation(found):
                 others.append((path, found))
             elif not _of_a_workdir(path):
                 unlike.append(path.name)
@@ -161,8 +161,7 @@ def _assembled(
         results, older = _completed(results)
         if older:
             notes.append(f"{name} is of another version: {older}")
-        digest = results.get("network_sha256")
-        mine = [place for place, one in others if digest and one["network_sha256"] == digest]
+        mine = [place for place, one in others if _same_network(one, results)]
         shown = [place for place, _ in examples if path and _belongs(place, path, runs)]
         used |= {*mine, *shown}
         ready.append(Run(
@@ -202,7 +201,8 @@ def _problem(found: Mapping[str, Any]) -> str:
 
 
 def _is_evaluation(found: Mapping[str, Any]) -> bool:
-    attack, accuracy = found["attack"], found["accuracy"]
+    """Returns whether this is the output of `bin/evaluate --out`, with what is shown of it."""
+    attack, accuracy = found.get("attack"), found.get("accuracy")
     curve = found.get("curve", {"epsilon": [], "accuracy": []})
     return (
         isinstance(attack, dict)
@@ -213,6 +213,16 @@ def _is_evaluation(found: Mapping[str, Any]) -> bool:
         and {"epsilon", "accuracy"} <= set(curve)
         and len(curve["epsilon"]) == len(curve["accuracy"])
     )
+
+
+def _same_network(evaluation: Results, run: Results) -> bool:
+    """Returns whether an evaluation is of a run's network. Older results have no digest of it."""
+    key = "network_sha256"
+    if key not in evaluation or key not in run:
+        keys: tuple[str, ...] = ("model", "dataset", "method", "seed", "cost", "epochs")
+    else:
+        keys = (key,)
+    return all(evaluation.get(key) == run.get(key) for key in keys)
 
 
 def _completed(found: Results) -> tuple[Results, str]:

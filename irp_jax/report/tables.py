@@ -46,7 +46,8 @@ def _what(one: Results) -> tuple:
 
 def measured_on(one: Results) -> str:
     """Returns the data set, with a note if the accuracies are of held-out, not of test images."""
-    held_out = one["config"]["evaluate_on"] == "validation"
+    # An evaluation has no config, and names its split if it is not the test split.
+    held_out = one["attack"].get("split", one.get("config", {}).get("evaluate_on")) == "validation"
     return f"{one['dataset']}, held out" if held_out else one["dataset"]
 
 
