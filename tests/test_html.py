@@ -80,7 +80,8 @@ def test_every_number_is_that_of_the_json(written):
     numbers = Numbers(path.read_text()).found
     assert {link for link, *_ in numbers} == {f"run-{n + 1}" for n in range(len(found.runs))}
     for link, keys, scale, text in numbers:
-        value = found.runs[int(link.removeprefix("run-")) - 1].results
+        run = found.runs[int(link.removeprefix("run-")) - 1]
+        value = {**run.results, "evaluations": list(run.evaluations)}
         for key in keys.split("."):
             value = value[int(key)] if isinstance(value, list) else value[key]
         shown = re.match(r"[\d.,]+", text)[0].replace(",", "")
@@ -88,6 +89,7 @@ def test_every_number_is_that_of_the_json(written):
         assert float(shown) == pytest.approx(value * scale, abs=0.5000001 * 10**-digits), keys
     shown = {keys for _, keys, *_ in numbers}
     assert {"accuracy.natural", "accuracy.autoattack", "cost.macs", "layers.0.params"} <= shown
+    assert {"evaluations.0.curve.accuracy.2", "evaluations.0.accuracy.pgd"} <= shown
     assert {f"history.59.{key}" for key in ("natural", "pgd", "cost_ratio", "loss")} <= shown
 
 

@@ -21,8 +21,8 @@ ABSENT = """
 import sys
 
 class Absent:
-    names = {"PIL", "array_record", "matplotlib", "mkdocs", "orbax", "requests", "sklearn",
-             "tensorflow_datasets", "torch"}
+    names = {"PIL", "array_record", "jinja2", "matplotlib", "mkdocs", "orbax", "requests",
+             "sklearn", "tensorflow_datasets", "torch"}
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in self.names:
@@ -67,8 +67,9 @@ def test_the_wheel_holds_the_package_and_the_configs(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(ROOT)) for path in ROOT.glob("irp_jax/**/*.py")}
     configs = {f"irp_jax/configs/{path.name}" for path in ROOT.glob("configs/*.py")}
+    page = {f"irp_jax/report/page.{kind}" for kind in ("html.jinja", "css", "js")}
     rest = {name for name in names if ".dist-info/" not in name}
-    assert rest == modules | configs | {"irp_jax/py.typed"}
+    assert rest == modules | configs | page | {"irp_jax/py.typed"}
     assert wheel.name.startswith(f"irp_jax-{irp_jax.__version__}-")
 
 

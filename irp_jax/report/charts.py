@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 
 from irp_jax.config import PARENT, Config
 from irp_jax.pruning import budget
@@ -85,7 +85,7 @@ def accuracy_by_cost(points: Sequence[Point], key: str, kind: str) -> Figure:
     """Draws accuracy against what is left of the network. Each point is a link to its run.
 
     Args:
-        points: runs that have this accuracy, of one data set.
+        points: runs that have this accuracy, of one network and data set.
         key: natural, pgd or the name of another attack.
         kind: params or macs.
     """
@@ -112,14 +112,17 @@ def accuracy_by_cost(points: Sequence[Point], key: str, kind: str) -> Figure:
         for row in rows:
             axis.annotate(
                 row.name.rpartition(" ")[2], (row.params, 100 * row.accuracy[key]), fontsize=8,
-                xytext=(0, -7), textcoords="offset points", ha="center", va="top",
+                xytext=(0, 6), textcoords="offset points", ha="center", va="bottom",
                 color=COLORS["muted"],
             )  # fmt: skip
     axis.set_xscale("log")
     axis.set_xlabel("parameters left" if kind == "params" else "MACs per image left")
-    axis.margins(x=0.12, y=0.1)
+    axis.margins(x=0.12, y=0.14)
     low, high = axis.get_xlim()
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 60 else (1,)))
+    locator: Locator = LogLocator(subs=(1, 2, 5) if high / low < 60 else (1,))
+    if sum(low <= tick <= high for tick in locator.tick_values(low, high)) < 2:
+        locator = MaxNLocator(4)
+    axis.xaxis.set_major_locator(locator)
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
     figure.legend(loc="lower center", borderaxespad=0, ncols=3, handletextpad=0.2, columnspacing=1)
@@ -127,9 +130,10 @@ def accuracy_by_cost(points: Sequence[Point], key: str, kind: str) -> Figure:
 
 
 def published(points: Sequence[Point]) -> tuple[Published, ...]:
-    """Returns the published rows if the runs are of the same data set and radius."""
+    """Returns the published rows if the runs are of the same network, data set and radius."""
     same = any(
-        one["dataset"] == "cifar10" and abs(one["attack"]["epsilon"] - 8 / 255) < 1e-4
+        (one["model"], one["dataset"]) == ("resnet20", "cifar10")
+        and abs(one["attack"]["epsilon"] - 8 / 255) < 1e-4
         for _, one in points
     )
     return PUBLISHED if same else ()

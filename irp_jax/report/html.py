@@ -231,11 +231,12 @@ def _filters(titles: list[str], rows: list[list[Cell]]) -> list[tuple[str, list[
 
 
 def _panels(runs: tuple[Run, ...], links: list[str]) -> list[dict[str, Any]]:
-    """Returns the charts of accuracy against cost: a row for each data set and radius."""
+    """Returns the charts of accuracy against cost, for each network, data set and radius."""
     sets: dict[str, list[charts.Point]] = {}
     for run, link in zip(runs, links, strict=True):
         one = run.results
-        what = f"{_said(tables.measured_on, one)}, eps {radius(one['attack']['epsilon'])}"
+        where = f"{_said(tables.network, one)}, {_said(tables.measured_on, one)}"
+        what = f"{where}, eps {radius(one['attack']['epsilon'])}"
         sets.setdefault(what, []).append((link, one))
     names = {"natural": "Natural", "pgd": "PGD-10", "autoattack": "AutoAttack"}
     panels = []
@@ -290,11 +291,12 @@ def _details(run: Run, link: str) -> dict[str, Any]:
         label = f"What is kept of {len(one['layers'])} layers. A table below has the numbers."
         figure = charts.layers(one)
         drawn.append(("What is kept of each layer", Markup(inline(figure, f"{link}-net", label))))
-    curves = [evaluation for evaluation in run.evaluations if evaluation.get("curve")]
-    for number_, evaluation in enumerate(curves, start=1):
+    curves = [place for place, later in enumerate(run.evaluations) if later.get("curve")]
+    for place in curves:
+        evaluation = run.evaluations[place]
         attack = evaluation["attack"]
         title = f"Robustness over eps: {attack['name']}, {attack['images']:,} images"
-        text = inline(charts.robustness(evaluation), f"{link}-curve{number_}", title)
+        text = inline(charts.robustness(evaluation), f"{link}-curve{place}", title)
         drawn.append((title, Markup(text)))
     return {
         "link": link,
@@ -308,7 +310,7 @@ def _details(run: Run, link: str) -> dict[str, Any]:
         "costs": _costs(one),
         "layers": _layers(one),
         "history": _history(one),
-        "curves": [_curve(evaluation) for evaluation in curves],
+        "curves": [_curve(run, place) for place in curves],
         "examples": [_images(examples) for examples in run.examples],
         "settings": _settings(one),
         "environment": _facts(one.get("environment")),
@@ -325,13 +327,17 @@ def _accuracies(run: Run) -> list[tuple[str, Cell, str]]:
             attack = one["attack"] if name in ("natural", "pgd", "pgd-last") else other
             shown = {"pgd": "PGD-10", "pgd-last": "PGD-10, last iterate"}.get(name, name)
             found.append((shown, share(one, f"accuracy.{name}"), _attack(name, attack)))
-    for evaluation in run.evaluations:
-        for name, value in evaluation["accuracy"].items():
+    for place, evaluation in enumerate(run.evaluations):
+        for name in evaluation["accuracy"]:
             if name != "natural" and not evaluation.get("curve"):
-                attack = evaluation["attack"]
-                cell = Cell(f"{100 * value:.2f}", key=100 * value)
-                found.append((f"{name}, measured later", cell, _attack(name, attack)))
+                cell = share(_later(run), f"evaluations.{place}.accuracy.{name}")
+                found.append((f"{name}, later", cell, _attack(name, evaluation["attack"])))
     return found
+
+
+def _later(run: Run) -> dict[str, Any]:
+    """Returns the evaluations of a run in the form that `number` reads."""
+    return {"evaluations": list(run.evaluations)}
 
 
 def _attack(name: str, attack: Mapping[str, Any]) -> str:
@@ -372,9 +378,13 @@ def _history(one: Results) -> list[list[Cell]]:
     ]
 
 
-def _curve(evaluation: Results) -> dict[str, Any]:
-    pairs = zip(evaluation["curve"]["epsilon"], evaluation["curve"]["accuracy"], strict=True)
-    rows = [(radius(epsilon), f"{100 * accuracy:.2f}") for epsilon, accuracy in pairs]
+def _curve(run: Run, place: int) -> dict[str, Any]:
+    """Returns name and rows of the curve of one of the evaluations of a run."""
+    evaluation = run.evaluations[place]
+    rows = [
+        (radius(epsilon), share(_later(run), f"evaluations.{place}.curve.accuracy.{number_}"))
+        for number_, epsilon in enumerate(evaluation["curve"]["epsilon"])
+    ]
     return {"name": evaluation["attack"]["name"], "rows": rows}
 
 

@@ -33,6 +33,8 @@ for (const table of $("table.sortable"))
 
 // ---- filtering ----
 const form = document.getElementById("filters"), rows = $("#table tbody tr");
+const points = new Map(rows.map((row) => [`#${row.dataset.run}`, []]));
+for (const point of $("#points .chart a")) points.get(point.getAttribute("xlink:href")).push(point);
 function filter() {
   const words = document.getElementById("words").value.toLowerCase().split(/\s+/).filter(Boolean);
   const chosen = $("select", form).filter((select) => select.value);
@@ -44,8 +46,7 @@ function filter() {
     row.hidden = !shown;
     document.getElementById(row.dataset.run).hidden = !shown;
     // A point is hidden with its run.
-    for (const point of $(`.chart a[*|href="#${row.dataset.run}"]`))
-      point.style.display = shown ? "" : "none";
+    for (const point of points.get(`#${row.dataset.run}`)) point.style.display = shown ? "" : "none";
   }
   const count = rows.filter((row) => !row.hidden).length;
   document.getElementById("count").textContent = `${count} of ${rows.length} runs`;
@@ -62,13 +63,14 @@ kind.addEventListener("input", show);
 show();
 
 // ---- details ----
-// The table has the same links, so points are no stops of the tab key.
-for (const link of $(".chart a")) link.setAttribute("tabindex", "-1");
-for (const link of $(".chart a")) {
-  const row = rows.find((one) => `#${one.dataset.run}` === link.getAttribute("xlink:href"));
-  const title = document.createElementNS("http://www.w3.org/2000/svg", "title");
-  title.textContent = document.getElementById(row.dataset.run).querySelector("summary").textContent;
-  link.prepend(title);
+for (const [link, mine] of points) {
+  const text = document.querySelector(`${link} > summary`).textContent;
+  for (const point of mine) {
+    point.setAttribute("tabindex", "-1"); // the table has the same links
+    const title = document.createElementNS("http://www.w3.org/2000/svg", "title");
+    title.textContent = text;
+    point.prepend(title);
+  }
 }
 function open() {
   const run = /^#run-\d+$/.test(location.hash) && document.getElementById(location.hash.slice(1));

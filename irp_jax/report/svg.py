@@ -29,7 +29,8 @@ STYLE: dict[Any, Any] = {
     "xtick.color": COLORS["muted"], "ytick.color": COLORS["muted"],
     "xtick.labelcolor": COLORS["ink"], "ytick.labelcolor": COLORS["ink"],
     "text.color": COLORS["ink"], "legend.frameon": False, "legend.fontsize": 9,
-    "figure.facecolor": "none", "axes.facecolor": "none",
+    "xtick.bottom": False, "ytick.left": False, "figure.facecolor": "none",
+    "axes.facecolor": "none",
 }  # fmt: skip
 """Settings of matplotlib for figures on a page."""
 
@@ -66,7 +67,10 @@ def inline(figure: Figure, name: str, label: str) -> str:
     text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\d+\.\d)\d+", r"\1", tag[0]), text)
     for variable, code in COLORS.items():
         text = text.replace(code, f"var(--{variable})")
-    text = re.sub(r"'(?:DejaVu Sans|sans-serif)'[^;\"]*", "var(--font)", text)
+    # The style sheet of the page says how text looks, and matplotlib repeats it for each word.
+    text = re.sub(r" font-family: [^;\"]*;?", "", text)
+    text = text.replace("; fill: var(--ink)", "")
+    text = re.sub(r' transform="rotate\(-?0 [^"]*"', "", text)
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r">\s+<", "><", text)
     return re.sub(r"\s*\n\s*", " ", text).strip()
