@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import html
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -324,6 +325,37 @@ class Network:
             f"{cost['macs'] / 1e6:.2f}M MACs ({cost['macs_ratio']:.1%}), {cost['params']:,} "
             f"parameters ({cost['params_ratio']:.1%}))"
         )
+
+    def _repr_html_(self) -> str:
+        """Returns small tables for notebooks: cost, accuracy if known, and what was kept."""
+        cost, dense = self.cost, self.record["groups"]
+        costs = [
+            (name, f"{cost[key]:,}", f"{cost[f'dense_{key}']:,}", f"{cost[f'{key}_ratio']:.1%}")
+            for key, name in (("macs", "MACs per image"), ("params", "parameters"))
+        ]
+        accuracy = (self.results or {}).get("accuracy", {})
+        kept = [
+            (name, f"{count:,}", f"{dense[name]:,}" if name in dense else "")
+            for name, count in self.groups.items()
+        ]
+        title = f"{self.name}: {len(self.class_names)} classes, images {self.image_shape}"
+        parts = [
+            f"<p><b>{html.escape(title)}</b></p>",
+            _html_table(("cost", "left", "dense", "share"), costs),
+            _html_table(("accuracy", "%"), [(k, f"{100 * v:.2f}") for k, v in accuracy.items()]),
+            f"<details><summary>{len(kept)} groups</summary>"
+            f"{_html_table(('group', 'kept', 'dense'), kept)}</details>",
+        ]
+        return f"<div>{''.join(parts)}</div>"
+
+
+def _html_table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """Returns a table with escaped cells; nothing if it has no rows."""
+    head = "".join(f"<th scope='col'>{html.escape(title)}</th>" for title in titles)
+    body = "".join(
+        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows
+    )
+    return body and f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def cost_report(graph: ChannelGraph, keep_counts: Mapping[str, int]) -> dict[str, Any]:

@@ -120,6 +120,7 @@ def test_commands_have_the_flags_that_the_page_gives_them(page):
         assert (ROOT / "bin" / name).exists(), name
         fields = {f.name for f in dataclasses.fields(OPTIONS[name])} if name in OPTIONS else set()
         allowed = {field.replace("_", "-") for field in fields} | {"help"}
+        allowed |= {"dry-run", "list"} if name == "train" else set()
         for flag, value in flags:
             if name in ("train", "sweep") and flag == "config":
                 assert (ROOT / "configs" / f"{value}.py").exists(), value

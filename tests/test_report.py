@@ -328,6 +328,14 @@ def test_settings_that_later_versions_add_have_their_defaults():
         assert len(tables.groups([older, {**one, "seed": 1}])) == 1, name
 
 
+def test_an_evaluation_names_its_split():
+    """An evaluation has no config."""
+    one = {key: value for key, value in result(0, 0.9).items() if key != "config"}
+    assert terminal.result_table(one).title == "resnet20 on digits, seed 0"
+    held_out = {**one, "attack": {**one["attack"], "split": "validation"}}
+    assert terminal.result_table(held_out).title == "resnet20 on digits, held out, seed 0"
+
+
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_the_closing_table_fits_its_terminal_and_has_every_figure_once(width):
     autoattack = ("apgd-ce", "apgd-t", "fab-t", "square")

@@ -361,6 +361,8 @@ def _save_adversarial(path: Path, found: Measured, terminal: Terminal) -> None:
     guess = predict(report.adversarial).argmax(-1)
     arrays = {
         "images": report.adversarial,
+        "natural": found.images,
+        "class_names": np.array(net.class_names),
         "labels": found.labels,
         "predictions": guess,
         "is_robust": report.is_robust,

@@ -1,6 +1,8 @@
-"""bin/report: shows saved results as tables and plots."""
+"""bin/report: shows saved results as tables, plots and an HTML page."""
 
 import dataclasses
+import itertools
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -16,10 +18,17 @@ from irp_jax.report.terminal import plain_console, show_results
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Show the results in a folder as a table, and on request as Markdown and plots."""
+    """Show the results in folders as a table, and on request as Markdown, plots and a page.
+
+    The folders or files are the first arguments: bin/report RUN_OR_FOLDER... --html=report.html
+    """
 
     results: str = "results"
-    """Folder of results.json files (under any names), one such file, or one benchmark file."""
+    """Folder of results.json files (under any names), one such file, or one benchmark file. Several
+    are given without this flag, as the first arguments."""
+    html: str | None = None
+    """Write one .html page with charts, tables and the details of each run. It needs no network. A
+    file that cannot be read is named and left out."""
     markdown: bool = False
     """Print the table as Markdown."""
     into: str | None = None
@@ -39,51 +48,58 @@ BENCHMARKS = {"costs", "networks", "seconds_per_step"}
 
 
 def report(arguments: list[str]) -> None:
-    """Shows all results of runs in a folder, or one benchmark file."""
-    if arguments and not arguments[0].startswith("-"):
-        arguments = [f"--results={arguments[0]}", *arguments[1:]]
-    options = parse(Options, arguments, "bin/report")
-    place = Path(options.results)
-    if not place.exists():
-        raise UserError(f"no file or folder {place}: give a folder of results.json files")
-    paths = [place] if place.is_file() else sorted(place.rglob("*.json"))
-    found = [files.read_json(path) for path in paths]
-    if place.is_file() and isinstance(found[0], dict) and BENCHMARKS & set(found[0]):
-        try:
-            _benchmark(options, place, found[0])
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
-            what = f"{type(error).__name__}: {error}"
-            raise UserError(
-                f"{place} is not a complete benchmark file ({what}): run the benchmark again"
-            ) from error
-        return
+    """Shows all results of runs in some folders, or one benchmark file."""
+    given = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+    options = parse(Options, arguments[len(given) :], "bin/report")
+    places = [Path(os.path.expanduser(name)) for name in given or [options.results]]
+    if options.html is not None:
+        _page(places, Path(options.html))
+        others = (options.plot, options.curves, options.tradeoff, options.into)
+        if not options.markdown and all(other is None for other in others):
+            return
     runs: list[dict[str, Any]] = []
     others: list[Path] = []
-    for path, one in zip(paths, found, strict=True):
-        if isinstance(one, dict) and {"config", "accuracy"} <= set(one):
-            if is_readable(one):
-                runs.append(one)
-            else:
-                others.append(path)
+    for place in places:
+        if not place.exists():
+            raise UserError(f"no file or folder {place}: give a folder of results.json files")
+        paths = [place] if place.is_file() else sorted(place.rglob("*.json"))
+        found = [files.read_json(path) for path in paths]
+        alone = place.is_file() and len(places) == 1
+        if alone and isinstance(found[0], dict) and BENCHMARKS & set(found[0]):
+            try:
+                _benchmark(options, place, found[0])
+            except (KeyError, TypeError, IndexError, AttributeError) as error:
+                what = f"{type(error).__name__}: {error}"
+                raise UserError(
+                    f"{place} is not a complete benchmark file ({what}): run the benchmark again"
+                ) from error
+            return
+        for path, one in zip(paths, found, strict=True):
+            if isinstance(one, dict) and {"config", "accuracy"} <= set(one):
+                if is_readable(one):
+                    runs.append(one)
+                else:
+                    others.append(path)
     for path in others:
         print(f"{path} is of another version of irp_jax: left out", file=sys.stderr)
+    where = ", ".join(map(str, places))
     if others and not runs:
         raise UserError(
-            f"all results in {place} are of another version of irp_jax: use that version, or give "
+            f"all results in {where} are of another version of irp_jax: use that version, or give "
             f"another folder"
         )
     if not runs:
-        raise UserError(f"no results in {place}: give a folder of results.json files")
+        raise UserError(f"no results in {where}: give a folder of results.json files")
     if options.plot is not None and len(runs) == 1:
         if not {"history", "layers"} <= set(runs[0]):
-            raise UserError(f"{place} has no history of its epochs: leave out --plot")
+            raise UserError(f"{where} has no history of its epochs: leave out --plot")
         _plots().run_picture(runs[0], Path(options.plot))
     elif options.plot is not None:
         _plots().budget_picture(runs, Path(options.plot))
     if options.curves is not None:
         traced = [one for one in runs if "history" in one]
         if not traced:
-            raise UserError(f"no run in {place} has a history of its epochs: leave out --curves")
+            raise UserError(f"no run in {where} has a history of its epochs: leave out --curves")
         _plots().curves_picture(traced, Path(options.curves))
     if options.tradeoff is not None:
         _plots().tradeoff_picture(runs, Path(options.tradeoff))
@@ -93,6 +109,18 @@ def report(arguments: list[str]) -> None:
         sys.stdout.write(markdown(runs))
     else:
         show_results(plain_console(), runs)
+
+
+def _page(places: list[Path], path: Path) -> None:
+    """Writes the page, and names what is not on it."""
+    with extra("plots"):
+        from irp_jax.report import html
+    found = html.page(places, path)
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    size = path.stat().st_size / 1e6
+    runs = f"{len(found.runs)} run{'s' if len(found.runs) != 1 else ''}"
+    print(f"{path}: {runs}, {size:.1f} MB")
 
 
 def _plots() -> ModuleType:

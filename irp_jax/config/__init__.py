@@ -15,13 +15,13 @@ from irp_jax.config.config import (
     Config,
     suited,
 )
-from irp_jax.config.loading import channels_of, load, load_all
+from irp_jax.config.loading import available, channels_of, load, load_all
 from irp_jax.config.naming import BY_RUN, identity, normalised, run_name, settings, workdir
 from irp_jax.config.unused import unused
 
 __all__ = [
     "AVERAGE", "BASELINES", "BY_RUN", "DEFENSES", "EVALUATED_ON", "METHODS", "PARENT", "SCHEDULES",
-    "SETTINGS_OF", "Config", "channels_of", "check", "flags", "fraction", "identity", "load",
-    "load_all", "normalised", "parse_budget", "parse_channels", "radius", "run_name",
+    "SETTINGS_OF", "Config", "available", "channels_of", "check", "flags", "fraction", "identity",
+    "load", "load_all", "normalised", "parse_budget", "parse_channels", "radius", "run_name",
     "settings", "suited", "unused", "workdir",
 ]  # fmt: skip

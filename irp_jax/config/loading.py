@@ -24,16 +24,21 @@ def load(path: str) -> Config:
     return found[0]
 
 
+def available() -> dict[str, Path]:
+    """Returns name -> file of the configs that are part of the package."""
+    package = Path(__file__).parents[1]
+    # In a checkout configs/ is beside the package, in a wheel inside it.
+    folders = (package / "configs", package.parent / "configs")
+    return {p.stem: p for folder in folders for p in sorted(folder.glob("*.py"))}
+
+
 def load_all(path: str) -> list[Config]:
     """Loads the `config` of a Python file, or its list `configs`. The path is as for `load`.
 
     Raises:
         UserError: there is no such file, or it defines neither.
     """
-    package = Path(__file__).parents[1]
-    # In a checkout configs/ is beside the package, in a wheel inside it.
-    folders = (package / "configs", package.parent / "configs")
-    options = {p.stem: p for folder in folders for p in sorted(folder.glob("*.py"))}
+    options = available()
     file = Path(path) if path.endswith(".py") else options.get(path)
     if file is None:
         raise unknown("config", path, [*options, "PATH.py"])

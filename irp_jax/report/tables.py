@@ -66,7 +66,9 @@ def is_readable(one: Results) -> bool:
 
 def measured_on(one: Results) -> str:
     """Returns the data set, with a note if the accuracies are of held-out, not of test images."""
-    held_out = settings(one)["evaluate_on"] == "validation"
+    # An evaluation has no config. It names its split if that is not the test split.
+    split = one["attack"].get("split", (USUAL | one.get("config", {}))["evaluate_on"])
+    held_out = split == "validation"
     return f"{one['dataset']}, held out" if held_out else one["dataset"]
 
 

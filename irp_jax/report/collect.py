@@ -1,0 +1,306 @@
+"""Finds the results of runs in files and folders, and what belongs to each run.
+
+Nothing here stops at a bad file. A file that cannot be used becomes a note of one line.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from irp_jax.config import Config, settings
+from irp_jax.report.tables import Results, lines
+
+NEEDED = {
+    "model", "dataset", "method", "seed", "budget", "cost", "attack", "epochs", "wall_time_s",
+}  # fmt: skip
+"""Keys that the results of a run must have, besides config and accuracy."""
+
+NUMBERS = (
+    ("accuracy", "natural"), ("accuracy", "pgd"), ("cost", "macs"), ("cost", "params"),
+    ("cost", "macs_ratio"), ("cost", "params_ratio"), ("budget", "target"), ("attack", "epsilon"),
+    ("attack", "images"), ("epochs",), ("wall_time_s",),
+)  # fmt: skip
+"""Values of a run's results that must be numbers."""
+
+ROW = ("epoch", "natural", "pgd", "cost_ratio", "frozen")
+LAYER = ("layer", "channels_out", "dense_channels_out", "macs", "dense_macs", "params",
+         "dense_params")  # fmt: skip
+"""Keys of a row of the history, and of a layer."""
+
+FEW = 8
+"""Adversarial images that are shown of a run."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Examples:
+    """Some adversarial images of an evaluation.
+
+    Attributes:
+        name: of the file.
+        adversarial: (N, H, W, C), in [0, 1].
+        natural: the same images without the perturbation; None if the file lacks them.
+        labels: N names of the true classes.
+        predictions: N names of the predicted classes.
+    """
+
+    name: str
+    adversarial: np.ndarray
+    natural: np.ndarray | None
+    labels: tuple[str, ...]
+    predictions: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """A run and the evaluations of its network.
+
+    Attributes:
+        name: differs from the names of the other runs.
+        results: the content of results.json. Settings that an older version did not have are added.
+        evaluations: outputs of `bin/evaluate --out` for the same network.
+        examples: adversarial images that were saved in the folder of the run.
+    """
+
+    name: str
+    results: Results
+    evaluations: tuple[Results, ...] = ()
+    examples: tuple[Examples, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Found:
+    """What was found.
+
+    Attributes:
+        runs: in the order of the places and their files.
+        notes: a line for each thing that could not be used.
+    """
+
+    runs: tuple[Run, ...]
+    notes: tuple[str, ...]
+
+
+def lacking(results: Mapping[str, Any]) -> list[str]:
+    """Returns the names of needed entries that the results of a run do not have."""
+    given = results.get("accuracy")
+    accuracy = set(given) if isinstance(given, dict) else set()
+    return sorted((NEEDED - set(results)) | ({"natural", "pgd"} - accuracy))
+
+
+def collect(places: Iterable[str | Path | Results]) -> Found:
+    """Finds all runs.
+
+    Args:
+        places: for each, the folder of a run, a folder of results, one JSON file, or the content of
+            a results.json.
+    """
+    runs: list[tuple[str, Path | None, Results]] = []
+    others: list[tuple[Path, Results]] = []
+    examples: list[tuple[Path, Examples]] = []
+    notes: list[str] = []
+    unlike: list[str] = []
+    for number, place in enumerate(places, start=1):
+        if isinstance(place, Mapping):
+            problem = _problem(place)
+            if problem:
+                notes.append(f"results {number}: {problem}")
+            else:
+                runs.append((f"{place['model']}-{place['dataset']}", None, dict(place)))
+            continue
+        place = Path(place)
+        if not place.exists():
+            notes.append(f"no file or folder {place}")
+            continue
+        before = len(runs), len(others), len(notes), len(unlike)
+        for path in [place] if place.is_file() else sorted(place.rglob("*.json")):
+            try:
+                found = json.loads(path.read_text())
+            except (OSError, ValueError) as error:
+                notes.append(f"{path} cannot be read: {str(error).splitlines()[0]}")
+                continue
+            if not isinstance(found, dict):
+                unlike.append(path.name)
+            elif {"config", "accuracy"} <= set(found):
+                problem = _problem(found)
+                if problem:
+                    notes.append(f"{path}: {problem}")
+                else:
+                    runs.append((_name(path), path, found))
+            elif _is_evaluation(found):
+                others.append((path, found))
+            elif not _of_a_workdir(path):
+                unlike.append(path.name)
+        if place.is_dir():
+            examples += _all_examples(place, notes)
+            notes += _unfinished(place)
+        if (len(runs), len(others), len(notes), len(unlike)) == before:
+            notes.append(f"no results in {place}")
+    if unlike:
+        more = f" and {len(unlike) - 3} more" if unlike[3:] else ""
+        notes.append(f"not results of a run, left out: {', '.join(unlike[:3])}{more}")
+    return _assembled(runs, others, examples, notes)
+
+
+def _assembled(
+    runs: list[tuple[str, Path | None, Results]],
+    others: list[tuple[Path, Results]],
+    examples: list[tuple[Path, Examples]],
+    notes: list[str],
+) -> Found:
+    """Gives each run its evaluations and images, and a name of its own."""
+    names = [name for name, _, _ in runs]
+    ready, used = [], set()
+    for number, (name, path, results) in enumerate(runs):
+        if names.count(name) > 1:
+            name = f"{name} ({names[:number].count(name) + 1})"
+        results, older = _completed(results)
+        if older:
+            notes.append(f"{name} is of another version: {older}")
+        mine = [place for place, one in others if _same_network(one, results)]
+        shown = [place for place, _ in examples if path and _belongs(place, path, runs)]
+        used |= {*mine, *shown}
+        ready.append(Run(
+            name=name, results=results,
+            evaluations=tuple(one for place, one in others if place in mine),
+            examples=tuple(one for place, one in examples if place in shown),
+        ))  # fmt: skip
+    for place in [place for place, _ in [*others, *examples] if place not in used]:
+        notes.append(f"{place}: the run of this evaluation is not here")
+    return Found(runs=tuple(ready), notes=tuple(notes))
+
+
+def _name(path: Path) -> str:
+    return path.resolve().parent.name if path.name == "results.json" else path.stem
+
+
+def _of_a_workdir(path: Path) -> bool:
+    """Returns whether a file is one of those beside results.json, which need no note."""
+    return path.name in ("config.json", "network.json") or "checkpoints" in path.parts
+
+
+def _problem(found: Mapping[str, Any]) -> str:
+    """Returns why results cannot be shown; empty if they can."""
+    if missing := lacking(found):
+        return f"lacks {', '.join(missing)}"
+    if not isinstance(found.get("config"), dict):
+        return "config is not a table of settings"
+    for keys in NUMBERS:
+        value: Any = found
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return f"{'.'.join(keys)} must be a number, got {str(value)[:40]!r}"
+    if found["budget"].get("kind") not in ("macs", "params"):
+        return f"budget.kind must be macs or params, got {str(found['budget'].get('kind'))[:40]!r}"
+    return ""
+
+
+def _is_evaluation(found: Mapping[str, Any]) -> bool:
+    """Returns whether this is the output of `bin/evaluate --out`, with what is shown of it."""
+    attack, accuracy = found.get("attack"), found.get("accuracy")
+    curve = found.get("curve", {"epsilon": [], "accuracy": []})
+    return (
+        isinstance(attack, dict)
+        and {"name", "epsilon", "images"} <= set(attack)
+        and isinstance(accuracy, dict)
+        and all(isinstance(value, int | float) for value in accuracy.values())
+        and isinstance(curve, dict)
+        and {"epsilon", "accuracy"} <= set(curve)
+        and len(curve["epsilon"]) == len(curve["accuracy"])
+    )
+
+
+def _same_network(evaluation: Results, run: Results) -> bool:
+    """Returns whether an evaluation is of a run's network. Older results have no digest of it."""
+    key = "network_sha256"
+    if key not in evaluation or key not in run:
+        keys: tuple[str, ...] = ("model", "dataset", "method", "seed", "cost", "epochs")
+    else:
+        keys = (key,)
+    return all(evaluation.get(key) == run.get(key) for key in keys)
+
+
+def _completed(found: Results) -> tuple[Results, str]:
+    """Returns results with what an older version did not record, and a text on what was added.
+
+    A setting that a later version adds has its default in older runs, as in `config.identity`.
+    """
+    usual = {name: value for name, value in settings(Config()).items() if value is not None}
+    added = sorted(set(usual) - set(found["config"]))
+    said = [f"it has no setting {', '.join(added[:3])}" if added else ""]
+    results = {
+        **found,
+        "config": {**usual, **found["config"]},
+        "rollbacks": found.get("rollbacks", []),
+        "identity": found.get("identity", {}),
+        "defense": found.get("defense", found["config"].get("defense", "unknown")),
+        "passes_per_image": found.get("passes_per_image", 0.0),
+    }
+    for key, needed in (("history", ROW), ("layers", LAYER)):
+        rows = found.get(key, [])
+        whole = isinstance(rows, list) and all(
+            isinstance(row, dict) and set(needed) <= set(row) for row in rows
+        )
+        if not whole:
+            said.append(f"its {key} is not as expected")
+        results[key] = rows if whole else []
+    try:
+        lines([results])
+    except Exception as error:  # any field may be of another type
+        said.append(f"its settings cannot be read ({type(error).__name__}: {error})")
+    return results, "; ".join(part for part in said if part)
+
+
+def _unfinished(place: Path) -> list[str]:
+    """Returns a note for each run that has a log but no results."""
+    logs = sorted(place.rglob("metrics.jsonl"))
+    return [
+        f"{log.parent} is not finished: {len(log.read_text().splitlines())} epochs so far"
+        for log in logs
+        if not (log.parent / "results.json").exists()
+    ]
+
+
+def _belongs(images: Path, results: Path, runs: list[tuple[str, Path | None, Results]]) -> bool:
+    """Returns whether images are of a run: in its folder if it has one, else of the same name."""
+    if results.name == "results.json":
+        return results.parent in images.parents
+    alone = sum(path is not None and path.parent == results.parent for _, path, _ in runs) == 1
+    return images.parent == results.parent and (alone or images.stem == results.stem)
+
+
+def _all_examples(place: Path, notes: list[str]) -> list[tuple[Path, Examples]]:
+    found = []
+    for path in sorted(place.rglob("*.npz")):
+        try:
+            if one := _examples(path):
+                found.append((path, one))
+        except (OSError, ValueError, KeyError, IndexError, EOFError, BadZipFile) as error:
+            notes.append(f"{path} cannot be read: {error}")
+    return found
+
+
+def _examples(path: Path) -> Examples | None:
+    """Reads the first images that an attack broke; None if the file has none."""
+    with np.load(path) as file:
+        if not {"images", "labels", "predictions", "broken_by"} <= set(file.files):
+            return None
+        how = file["broken_by"]
+        chosen = np.flatnonzero((how != "") & (how != "natural"))[:FEW]
+        if not len(chosen):
+            return None
+        names = file["class_names"] if "class_names" in file.files else None
+        natural = file["natural"][chosen] / 255 if "natural" in file.files else None
+
+        def called(key: str) -> tuple[str, ...]:
+            return tuple(str(k if names is None else names[k]) for k in file[key][chosen])
+
+        return Examples(
+            name=path.name, adversarial=file["images"][chosen], natural=natural,
+            labels=called("labels"), predictions=called("predictions"),
+        )  # fmt: skip
