@@ -54,8 +54,8 @@ def report(arguments: list[str]) -> None:
     places = [Path(os.path.expanduser(name)) for name in given or [options.results]]
     if options.html is not None:
         _page(places, Path(options.html))
-        others = (options.plot, options.curves, options.tradeoff, options.into)
-        if not options.markdown and all(other is None for other in others):
+        asked = (options.plot, options.curves, options.tradeoff, options.into)
+        if not options.markdown and all(one is None for one in asked):
             return
     runs: list[dict[str, Any]] = []
     others: list[Path] = []

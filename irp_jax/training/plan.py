@@ -167,8 +167,8 @@ def threat_at(threat: Threat, step: jax.Array | np.ndarray | int, epsilon_steps:
 
     At the full radius, training on attacks of one step can overfit to that step within the first
     epoch (docs/accuracy.md). A warm-up of the radius is from Qin et al. 2019 ("Adversarial
-    robustness through local linearization"). For training on attacks of many steps Pang et al. 2021 ("Bag of
-    tricks for adversarial training") found that it makes no difference.
+    robustness through local linearization"). For training on attacks of many steps Pang et al.
+    2021 ("Bag of tricks for adversarial training") found that it makes no difference.
 
     Args:
         threat: the ball after the warm-up.
