@@ -1,4 +1,5 @@
-"""Output for people: terminal output, tables, plots and model cards.
+"""Output for people: terminal output, tables, plots, model cards and the HTML page.
 
-`plots` is imported only where something is drawn, because matplotlib is an optional extra.
+`plots` and `html` are imported only where something is drawn, because matplotlib and jinja2 belong
+to an optional extra.
 """
