@@ -107,6 +107,8 @@ def test_the_page_needs_no_network_and_has_curves_and_images_of_a_run(written):
     assert text.count("data:image/png") == 6 and "&lt;cat&gt; &rarr; dog" in text
     ids = re.findall(r' id="([^"]+)"', text)
     assert len(ids) == len(set(ids))
+    for published in ("70.73", "39.31", "79.67", "43.22"):
+        assert f">{published}<" in text
     assert "#1e57" not in text, "a colour that the page does not choose"
 
 

@@ -92,6 +92,7 @@ def render(found: Found) -> str:
         notes=found.notes,
         sets=_counts(_said(tables.measured_on, run.results) for run in found.runs),
         panels=_panels(found.runs, links),
+        published=charts.PUBLISHED,
         same=same,
         titles=titles,
         numeric=[any(row[place].path for row in rows) for place in range(len(titles))],
