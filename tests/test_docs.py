@@ -12,10 +12,13 @@ from statistics import mean
 from unittest.mock import MagicMock
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
+import irp_jax
 from irp_jax import config, layout
-from irp_jax.cli import bench, describe, evaluate, publish, report, sweep
+from irp_jax.cli import bench, describe, evaluate, export, publish, report, sweep
 from irp_jax.config import Config
 from irp_jax.report.card import model_card
 from irp_jax.training.progress import network_record
@@ -70,8 +73,11 @@ def examples(page):
     return [pytest.param(b, id=f"{relative}-{n}") for n, b in enumerate(python_blocks(page))]
 
 
+APART = ("attacks.md", "deploy.md")
+"""Pages whose examples are not about training a network: they have tests of their own."""
+
 EXAMPLES = [
-    example for page in (README, *GUIDE) if page.name != "attacks.md" for example in examples(page)
+    example for page in (README, *GUIDE) if page.name not in APART for example in examples(page)
 ]
 
 
@@ -90,15 +96,36 @@ def test_examples_on_networks_print_what_they_say(code, tmp_path, monkeypatch, c
     assert said is not None and capsys.readouterr().out.splitlines()[-1] == said.group(1)
 
 
+def test_examples_of_exported_files_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    network = irp_jax.load(ROOT / "results" / "zoo" / "resnet20-cifar10-0.04M")
+    for name in ("onnx", "stablehlo"):
+        network.export(f"model.{name}", format=name)
+    Image.fromarray(np.full((32, 32, 3), 128, np.uint8)).save("photo.png")
+    blocks = python_blocks(ROOT / "docs" / "deploy.md")
+    assert len(blocks) == 2
+    for code in blocks:
+        images = np.zeros((2, 32, 32, 3), np.float32)
+        exec(compile(code, "example", "exec"), {"__name__": "example", "images": images})
+    assert capsys.readouterr().out.split()[0] in network.class_names
+
+
 OPTIONS = {
     "train": Config,
     "evaluate": evaluate.Options,
     "sweep": sweep.Options,
     "report": report.Options,
     "describe": describe.Options,
+    "export": export.Options,
+    "export verify": export.VerifyOptions,
     "publish": publish.Options,
     "bench": bench.Options,
 }
+
+
+def command_in(line):
+    """Returns the command of a line, with its subcommand if it has one."""
+    return re.search(r"bin/(export verify|\w+)", line).group(1)
 
 
 def commands(page):
@@ -110,14 +137,13 @@ def commands(page):
     blocks = re.sub(r"\\\n", " ", text)
     lines = [line for line in blocks.splitlines() if re.match(r"    (?:\$ )?bin/", line)]
     for line in [*lines, *re.findall(r"`(bin/[a-z][^`]*)`", text)]:
-        name = re.search(r"bin/(\w+)", line)
-        yield name.group(1), re.findall(r"(?<=\s)--([\w-]+)(?:=(\S+))?", line.split("  # ")[0])
+        yield command_in(line), re.findall(r"(?<=\s)--([\w-]+)(?:=(\S+))?", line.split("  # ")[0])
 
 
 @pytest.mark.parametrize("page", named(PAGES))
 def test_commands_have_the_flags_that_the_page_gives_them(page):
     for name, flags in commands(page):
-        assert (ROOT / "bin" / name).exists(), name
+        assert (ROOT / "bin" / name.split()[0]).exists(), name
         fields = {f.name for f in dataclasses.fields(OPTIONS[name])} if name in OPTIONS else set()
         allowed = {field.replace("_", "-") for field in fields} | {"help"}
         allowed |= {"dry-run", "list"} if name == "train" else set()
@@ -186,9 +212,9 @@ def test_flags_of_recorded_commands_are_of_today_or_in_the_table_of_old_ones():
         today |= {(place, a): b for a, b in zip(*names, strict=True)}
     used = set()
     for command in recorded_commands():
-        if (name := re.match(r"bin/(\w+)", command)) is None:
+        if not command.startswith("bin/"):
             continue
-        name = name.group(1)
+        name = command_in(command)
         fields = {f.name.replace("_", "-") for f in dataclasses.fields(OPTIONS[name])} | {"config"}
         for given in re.findall(r"(?<=\s)--([\w-]+(?:=\S+)?)", command):
             for old in ((name, given), ("", given), ("", given.partition("=")[0])):
