@@ -15,7 +15,7 @@ import jax
 import pytest
 
 from irp_jax import config, layout
-from irp_jax.cli import bench, describe, evaluate, publish, report, sweep
+from irp_jax.cli import bench, describe, evaluate, export, publish, report, sweep
 from irp_jax.config import Config
 from irp_jax.report.card import model_card
 from irp_jax.training.progress import network_record
@@ -98,6 +98,8 @@ OPTIONS = {
     "describe": describe.Options,
     "publish": publish.Options,
     "bench": bench.Options,
+    "export": export.Options,
+    "export verify": export.VerifyOptions,
 }
 
 
@@ -110,14 +112,14 @@ def commands(page):
     blocks = re.sub(r"\\\n", " ", text)
     lines = [line for line in blocks.splitlines() if re.match(r"    (?:\$ )?bin/", line)]
     for line in [*lines, *re.findall(r"`(bin/[a-z][^`]*)`", text)]:
-        name = re.search(r"bin/(\w+)", line)
+        name = re.search(r"bin/(\w+(?: verify)?)", line)
         yield name.group(1), re.findall(r"(?<=\s)--([\w-]+)(?:=(\S+))?", line.split("  # ")[0])
 
 
 @pytest.mark.parametrize("page", named(PAGES))
 def test_commands_have_the_flags_that_the_page_gives_them(page):
     for name, flags in commands(page):
-        assert (ROOT / "bin" / name).exists(), name
+        assert (ROOT / "bin" / name.split()[0]).exists(), name
         fields = {f.name for f in dataclasses.fields(OPTIONS[name])} if name in OPTIONS else set()
         allowed = {field.replace("_", "-") for field in fields} | {"help"}
         allowed |= {"dry-run", "list"} if name == "train" else set()
@@ -186,7 +188,7 @@ def test_flags_of_recorded_commands_are_of_today_or_in_the_table_of_old_ones():
         today |= {(place, a): b for a, b in zip(*names, strict=True)}
     used = set()
     for command in recorded_commands():
-        if (name := re.match(r"bin/(\w+)", command)) is None:
+        if (name := re.match(r"bin/(\w+(?: verify)?)", command)) is None:
             continue
         name = name.group(1)
         fields = {f.name.replace("_", "-") for f in dataclasses.fields(OPTIONS[name])} | {"config"}
