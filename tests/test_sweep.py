@@ -327,7 +327,7 @@ def test_a_network_is_published_with_a_model_card(swept, monkeypatch, capsys):
     found = json.loads(results.read_text())
     assert f"{100 * found['accuracy']['pgd-3-2']:.2f} | 40 | `bin/evaluate" in card
     assert "--checkpoint=zoo/small --dataset=data.npz --attack=pgd --steps=3" in card
-    assert f"{found['cost']['params']:,} parameters" in card
+    assert f"{found['cost']['params']:,} parameters" in " ".join(card.split())
     published = b"".join(p.read_bytes() for p in Path("zoo").rglob("*") if p.is_file())
     assert str(folder).encode() not in published, "no place on this machine"
     (command,) = [
