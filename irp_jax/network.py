@@ -112,8 +112,12 @@ class Network:
         Raises:
             UserError: the classes have other names or another order.
         """
-        if data.class_names == self.class_names:
-            return
+        both = (data.class_names, self.class_names)
+        unnamed = tuple(map(str, range(len(self.class_names))))
+        permuted = both[0] != both[1] and sorted(both[0]) == sorted(both[1])
+        alike = len(both[0]) == len(both[1]) and not permuted
+        if both[0] == both[1] or (alike and unnamed in both):
+            return  # classes without names match by position
         there = f"the {len(data.class_names)} classes of {data.name}"
         here = f"the {len(self.class_names)} of the network"
         pairs = enumerate(zip(data.class_names, self.class_names, strict=False))

@@ -482,7 +482,7 @@ def test_a_network_is_pruned_that_was_trained_before():
     rows = np.asarray(whole.variables["params"]["classifier/kernel"])
     nearest = np.abs(kept[:, None] - rows[None]).max(-1).min(1)
     assert (nearest < 1e-3).all(), "its channels are some of those it began with"
-    with pytest.raises(irp.UserError, match="not pruned"):
+    with pytest.raises(irp.UserError, match="unpruned"):
         train(Net(), variables=small)
 
 

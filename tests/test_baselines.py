@@ -224,7 +224,7 @@ def test_the_learning_rate_starts_anew_with_each_stage():
         ({"method": "admm", "pretraining": 0.7}, "below 1"),
         ({"method": "magnitude", "pretraining": 1.0}, "below 1"),
         ({"admm_rho": 0.0}, "positive"),
-        ({"admm_updates": 0}, "at least 1"),
+        ({"admm_updates": 0}, r"in \[1, 1,000,000\], got 0"),
         ({"restart_rate": -1.0}, "positive"),
     ],
 )

@@ -51,15 +51,15 @@ def refusal(capsys, monkeypatch, command, *arguments):
         (["--config"], "--config needs a value"),
         (["--modle=resnet20"], "unknown flag '--modle': did you mean '--model'?"),
         (["resnet20"], "'resnet20' belongs to no flag"),
-        (["--seed=4294967296"], "below 2^32"),
+        (["--seed=4294967296"], "in [0, 4,294,967,295]"),
         (["--epochs"], "--epochs needs a value"),
         (["--epochs", "--seed=1"], "--epochs needs a value"),
         (["--workdir="], "--workdir needs a value"),
         (["--guard=false"], "give --guard or --no-guard"),
         (["--no-guard=1"], "give --guard or --no-guard"),
-        (["--cutout=3000000000"], "at most 4096"),
+        (["--cutout=3000000000"], "in [0, 4,096]"),
         (["--dataset=digits", "--epochs=400000000"], "too many to count"),
-        (["--width=1e30"], "at most 64"),
+        (["--width=1e30"], "in (0, 64]"),
     ],
 )
 def test_bin_train_refuses_in_one_line_and_leaves_nothing(
@@ -102,7 +102,7 @@ def test_what_cannot_be_written_is_refused_before_the_attack(capsys, monkeypatch
 def test_results_that_lack_something_are_named(capsys, monkeypatch, tmp_path):
     (tmp_path / "one.json").write_text('{"config": {}, "accuracy": {}, "model": "resnet20"}')
     said = refusal(capsys, monkeypatch, report.report, str(tmp_path))
-    assert "one.json lacks attack, budget, cost" in said
+    assert "one.json" in said and "another version" in said
 
 
 def test_bad_arrays_are_refused(capsys, monkeypatch, tmp_path):

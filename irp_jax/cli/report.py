@@ -80,14 +80,15 @@ def report(arguments: list[str]) -> None:
                     runs.append(one)
                 else:
                     others.append(path)
-    for path in others:
-        print(f"{path} is of another version of irp_jax: left out", file=sys.stderr)
     where = ", ".join(map(str, places))
     if others and not runs:
+        more = f" and {len(others) - 1} more" if others[1:] else ""
         raise UserError(
-            f"all results in {where} are of another version of irp_jax: use that version, or give "
+            f"{others[0]}{more} are of another version of irp_jax: use that version, or give "
             f"another folder"
         )
+    for path in others:
+        print(f"{path} is of another version of irp_jax: left out", file=sys.stderr)
     if not runs:
         raise UserError(f"no results in {where}: give a folder of results.json files")
     if options.plot is not None and len(runs) == 1:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import jax.numpy as jnp
 import optax
 
 from irp_jax.config import Config
@@ -56,7 +57,12 @@ def one_cycle(peak: float, steps: int, warm_up: float = 0.4) -> optax.Schedule:
 
 def cosine(peak: float, steps: int) -> optax.Schedule:
     """Returns a half cosine from `peak` to 0 (Loshchilov & Hutter 2017, equation 5)."""
-    return optax.cosine_decay_schedule(peak, steps)
+
+    # The schedule of optax divides an integer by a float, which strict type promotion forbids.
+    def rate(step):
+        return 0.5 * peak * (1.0 + jnp.cos(jnp.pi * jnp.minimum(step / steps, 1.0)))
+
+    return rate
 
 
 def piecewise(peak: float, steps: int) -> optax.Schedule:
