@@ -133,8 +133,10 @@ def test_an_evaluation_goes_on_with_its_own_network_only(finished, tmp_path):
     options = command.Options(checkpoint=config.workdir, attack="fgsm")
     spec = command._spec(options, config.epsilon)
     moved = jax.tree.map(lambda leaf: leaf + 1, net.variables)
-    earlier = command._state_file(options, dataclasses.replace(net, variables=moved), spec, 60)
-    assert earlier != command._state_file(options, net, spec, 60)
+    earlier = command._state_file(
+        options, dataclasses.replace(net, variables=moved), spec, images=60
+    )
+    assert earlier != command._state_file(options, net, spec, images=60)
     earlier.write_bytes(b"what another network left")
     evaluate(config, tmp_path, "--attack=fgsm")
     assert not earlier.exists()
