@@ -35,16 +35,21 @@ def run(module, extras=()):
 
 
 def test():
-    """Runs linter, formatter, type checker and tests; with arguments, only pytest with them."""
+    """Runs linter, formatter, type checker and tests; with arguments, only pytest with them.
+
+    `--all` adds the tests that are marked as slow.
+    """
     python = find_python(["test"])
-    arguments = sys.argv[1:]
+    whole = sys.argv[1:] == ["--all"]
+    arguments = [] if whole else sys.argv[1:]
     if not any(os.path.exists(argument.split("::")[0]) for argument in arguments):
         os.chdir(ROOT)
     if arguments:
         execute(python, ["-m", "pytest", *arguments])
     checks = [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"]]
     # One process per file: its tests share compiled programs and whole runs.
-    checks.append(["pytest", "-n", str(min(os.cpu_count() or 1, 8)), "--dist=loadfile"])
+    chosen = [] if whole else ["-m", "not slow"]
+    checks.append(["pytest", "-n", str(min(os.cpu_count() or 1, 8)), "--dist=loadfile", *chosen])
     failed = []
     for check in checks:
         print("$ " + " ".join(check), flush=True)

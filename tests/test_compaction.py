@@ -31,9 +31,13 @@ from irp_jax.pruning import compaction, cost, masks
 DEEP = {"resnet32", "resnet44", "resnet56", "resnet110"}
 NAMES = sorted(set(models.MODELS) - DEEP)
 NARROW = {"resnet18", "vgg16", "wrn28_4", "mobilenet_v2"}
+LARGE = NARROW | {"densenet"}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in NAMES],
+)
 def test_compact_equals_masked(name):
     shape = (8, 8, 3)
     model = named(name, 0.25 if name in NARROW else 1.0, shape, 10)

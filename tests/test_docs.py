@@ -85,6 +85,7 @@ def test_there_are_examples():
     assert len(EXAMPLES) >= 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", EXAMPLES)
 def test_examples_on_networks_print_what_they_say(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -96,6 +97,7 @@ def test_examples_on_networks_print_what_they_say(code, tmp_path, monkeypatch, c
     assert said is not None and capsys.readouterr().out.splitlines()[-1] == said.group(1)
 
 
+@pytest.mark.slow
 def test_examples_of_exported_files_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     network = irp_jax.load(ROOT / "results" / "zoo" / "resnet20-cifar10-0.04M")
@@ -146,7 +148,7 @@ def test_commands_have_the_flags_that_the_page_gives_them(page):
         assert (ROOT / "bin" / name.split()[0]).exists(), name
         fields = {f.name for f in dataclasses.fields(OPTIONS[name])} if name in OPTIONS else set()
         allowed = {field.replace("_", "-") for field in fields} | {"help"}
-        allowed |= {"dry-run", "list"} if name == "train" else set()
+        allowed |= {"train": {"dry-run", "list"}, "test": {"all"}}.get(name, set())
         for flag, value in flags:
             if name in ("train", "sweep") and flag == "config":
                 assert (ROOT / "configs" / f"{value}.py").exists(), value

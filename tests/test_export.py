@@ -74,6 +74,7 @@ def assert_same(content, apply, shape=SHAPE, layout=(0, 1, 2, 3)):
         assert (found.argmax(-1) == logits[:number].argmax(-1)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("granularity", ["channel", "weight"])
 def test_our_networks_compute_the_same_in_onnxruntime(family, granularity, monkeypatch):
@@ -110,6 +111,7 @@ def traced_family(family, cache={}):  # noqa: B006
 
 
 # What these have in common: each computes in a way that no model of ours does.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -129,6 +131,7 @@ def test_networks_that_were_not_written_here(name):
     assert_same(exporting.serialized(apply, SHAPE), apply)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["channels_first", "vmapped"])
 def test_plain_functions_of_arrays(name):
     function, arrays = graph_nets.CASES[name].model
@@ -139,6 +142,7 @@ def test_plain_functions_of_arrays(name):
     assert_same(exporting.serialized(apply, SHAPE), apply)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vision_transformer", "two_views", "branches"])
 def test_the_number_of_images_may_be_used_in_a_traced_network(name):
     known = traced.trace(graph_nets.CASES[name].model, SHAPE)
@@ -150,6 +154,7 @@ def test_the_number_of_images_may_be_used_in_a_traced_network(name):
     assert_same(exporting.serialized(apply, SHAPE), apply)
 
 
+@pytest.mark.slow
 def test_networks_of_nnx_and_equinox():
     import equinox as eqx
     from flax import nnx
@@ -263,6 +268,7 @@ def small(channels=4):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["onnx", "stablehlo"])
 def test_verify_finds_file_and_network_alike(format, tmp_path):
     network = small()
@@ -281,6 +287,7 @@ def test_verify_finds_file_and_network_alike(format, tmp_path):
         verify(path, small(5), given)
 
 
+@pytest.mark.slow
 def test_others_can_attack_a_stablehlo_file(tmp_path):
     network = small()
     network.export(tmp_path / "model.stablehlo", "stablehlo")
@@ -306,6 +313,7 @@ def refused(capsys, monkeypatch, *arguments):
     return said
 
 
+@pytest.mark.slow
 def test_the_command_writes_and_verifies(tmp_path, monkeypatch, capsys):
     given = images(8, (6, 6, 1)), np.arange(8) % 3
     found = irp_jax.from_arrays(*given, *given, class_names=("a", "b", "c"))

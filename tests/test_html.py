@@ -93,6 +93,7 @@ def test_every_number_is_that_of_the_json(written):
     assert {f"history.59.{key}" for key in ("natural", "pgd", "cost_ratio", "loss")} <= shown
 
 
+@pytest.mark.slow
 def test_the_page_needs_no_network_and_has_curves_and_images_of_a_run(written):
     path, found = written
     assert not found.notes
@@ -122,6 +123,7 @@ def test_the_planned_cost_is_the_one_that_the_runs_followed():
     assert charts.target(other).tolist() == pytest.approx([1.0, 0.16])
 
 
+@pytest.mark.slow
 def test_what_can_be_shown_is_shown_and_the_rest_named(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     page = tmp_path / "page.html"
@@ -161,6 +163,7 @@ def test_what_can_be_shown_is_shown_and_the_rest_named(tmp_path, capsys):
     assert text.count('<details class="run"') == 2
 
 
+@pytest.mark.slow
 def test_runs_of_one_name_and_results_from_python_are_told_apart():
     found = collect([result(0, 0.9), result(1, 0.8)])
     assert [run.name for run in found.runs] == ["resnet20-digits (1)", "resnet20-digits (2)"]
@@ -227,6 +230,7 @@ USED = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(browser.found() is None, reason="no Chromium")
 def test_the_page_in_a_browser(written):
     path, found = written

@@ -31,6 +31,7 @@ def test_a_dry_run_shows_everything_and_writes_nothing(tmp_path, monkeypatch, ca
         command.train(["--model=resnet8", "--dataset=mnist", "--budget=2", "--dry-run"])
 
 
+@pytest.mark.slow
 def test_the_memory_is_of_the_images_the_state_and_the_activations():
     one = preview(Config(model="resnet8", train_images=1000, batch_size=64))
     two = preview(Config(model="resnet8", method="width", train_images=1000, batch_size=128))
