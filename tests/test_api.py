@@ -360,6 +360,7 @@ def test_a_folder_of_something_else_is_not_written_to(finished, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.slow
 def test_one_of_ours_is_saved_without_a_function(tmp_path):
     network = train("resnet8", epochs=1, width=0.25, defense="none", budget=0.9)
     network.save(tmp_path / "ours")

@@ -65,6 +65,7 @@ def test_given_channels_are_kept_and_initialised_as_a_network_of_that_size():
         assert stats.ks_2samp(ours, theirs).pvalue > 0.05
 
 
+@pytest.mark.slow
 def test_a_finished_run_of_given_channels_is_not_shown_for_uniform_ones(tmp_path, monkeypatch):
     monkeypatch.setitem(models.MODELS, "resnet8", lambda scale, classes, act: Net(8, 8, classes))
     config = configs.suited("digits", Config(model="resnet8", method="width", epochs=1))

@@ -247,6 +247,7 @@ def digest(tmp_path):
     return of
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_at_once_ends_as_if_clipped_from_the_start(run, digest, monkeypatch):
     clipped = run("clipped", clip=0.01)
     assert clipped["rollbacks"] == []
@@ -265,6 +266,7 @@ def test_a_run_that_diverges_at_once_ends_as_if_clipped_from_the_start(run, dige
     assert digest("clipped") == digest("guarded")
 
 
+@pytest.mark.slow
 def test_a_run_killed_on_either_side_of_an_alarm_ends_the_same(run, digest, monkeypatch):
     """The verdict is replaced: it says that the third epoch has diverged."""
     monkeypatch.setattr(Descent, "after", lambda self, loss: self._replace(lowest=self.lowest + 1))
@@ -285,6 +287,7 @@ def test_a_run_killed_on_either_side_of_an_alarm_ends_the_same(run, digest, monk
         assert digest(name) == digest("whole")
 
 
+@pytest.mark.slow
 def test_a_state_can_be_rolled_back_to_twice(run, monkeypatch):
     """Also if the state is doubtful. Training donates its arrays, so a copy is needed."""
     monkeypatch.setattr(Descent, "suspicious", property(lambda self: True))

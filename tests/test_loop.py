@@ -69,6 +69,7 @@ def last(config):
     return saved.epoch, checkpoint.digest(saved.network)
 
 
+@pytest.mark.slow
 def test_a_run_does_not_depend_on_the_usual_generator(quick_runs, tmp_path):
     def network_of(generator):
         jax.config.update("jax_default_prng_impl", generator)
@@ -248,6 +249,7 @@ def test_the_published_method_runs_in_the_same_loop(tmp_path, small):
     assert 0 < results["cost"]["macs_ratio"] <= 1
 
 
+@pytest.mark.slow
 def test_settings_can_be_chosen_without_a_look_at_the_test_images(tmp_path, small):
     config = dataclasses.replace(
         TINY, epochs=1, validation=0.2, evaluate_on="validation", workdir=str(tmp_path / "run")
