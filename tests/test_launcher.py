@@ -223,7 +223,6 @@ def test_an_old_python_gets_one_line(
     assert launch.find_python([]) == launch.PYTHON
 
 
-@pytest.mark.slow
 def test_a_real_set_up_by_two_commands_at_once(tmp_path: Path) -> None:
     """A clone with one dependency, a wheel made here, is set up without a network."""
     clone = tmp_path / "a clone"

@@ -100,7 +100,6 @@ def test_both_ways_of_counting_are_collected_and_shown(swept, capsys):
         sweep_command.sweep([f"--config={folder / 'mine.py'}", "--attacks=pgd-last"])
 
 
-@pytest.mark.slow
 def test_what_is_collected_is_not_run_again_and_what_is_missing_is(swept):
     folder, _ = swept
     shutil.move(folder / "runs", folder / "elsewhere")

@@ -209,7 +209,6 @@ def test_a_teacher_of_the_same_classes_in_another_order_is_refused():
     assert notes == []
 
 
-@pytest.mark.slow
 def test_the_parent_is_the_dense_network_and_a_killed_run_ends_alike(quick_runs, tmp_path):
     taught = {
         "teacher": "parent", "teacher_views": 2, "prune_start": 0.3, "prune_stop": 0.6, "ema": 0.9,
