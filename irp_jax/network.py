@@ -17,6 +17,7 @@ from irp_jax.data import load as load_data
 from irp_jax.errors import UserError
 from irp_jax.graph import ChannelGraph
 from irp_jax.pruning import cost, masks, sparse
+from irp_jax.quantization import Quantization, calibrate, emulated
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,6 +106,11 @@ class Network:
     def groups(self) -> dict[str, int]:
         """Keep counts: channel group -> channels kept, or kernel -> weights kept."""
         return self.record["keep_counts"]
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """The ranges of the activations of an 8-bit network; None for a network in float32."""
+        return _quantization(self.record)
 
     def check_classes(self, data: Dataset) -> None:
         """Checks that the labels of a data set mean the same classes as the network's logits.
@@ -280,6 +286,55 @@ class Network:
 
         write(self, path, format, layout=layout, multiple=multiple, model=model)
 
+    def quantize(self, images: Any, *, model: Any = None) -> "Network":
+        """Returns this network in 8-bit integers (post-training quantization).
+
+        It is emulated in float32 with straight-through gradients, so that it can be evaluated and
+        attacked like any network. `export` writes it as an 8-bit ONNX file.
+
+        Args:
+            images: (N, H, W, C) uint8, or float in [0, 1], that show which values activations
+                take: about 512 training images.
+            model: as for `load`.
+
+        Raises:
+            UserError: the images have another shape, the model of a network that is not of this
+                package is missing or another, or it has no layer to quantize.
+        """
+        images = np.asarray(images)
+        self._check_images(images)
+        images = images / np.float32(255) if images.dtype == np.uint8 else images
+        known = self._model(model, "quantize it")
+        found = calibrate(known.network, self.variables, images.astype(np.float32))
+        return dataclasses.replace(
+            self, apply=inference(known.network, found), results=None, history=[],
+            record={**self.record, "quantization": found.record()},
+        )  # fmt: skip
+
+    def quantized(self, quantization: Quantization | None, *, model: Any = None) -> "Network":
+        """Returns this network with given ranges of activations, or in float32 for None.
+
+        Raises:
+            UserError: the model of a network that is not of this package is missing or another.
+        """
+        if quantization == self.quantization:
+            return self
+        known = self._model(model, "round it")
+        record = {key: value for key, value in self.record.items() if key != "quantization"}
+        if quantization is not None:
+            record["quantization"] = quantization.record()
+        return dataclasses.replace(
+            self, apply=inference(known.network, quantization), record=record, results=None
+        )
+
+    def _model(self, model: Any, purpose: str) -> traced.TracedModel:
+        if model is None and not layout.is_ours(self.record["model"]):
+            raise UserError(
+                f"the network is from outside this package: give its model, "
+                f"{_stored_name(self.record)}, to {purpose}"
+            )
+        return _traced(self.record, model)
+
     def graph(self, model: Any = None) -> ChannelGraph | None:
         """The channel graph of the dense network. None where the model is none of ours and not
         given.
@@ -319,6 +374,7 @@ class Network:
         shapes = jax.eval_shape(known.init, jax.random.key(0))
         params, state = jax.tree.map(drawn, shapes)
         record = described(self.record, known.graph, dict(known.graph.groups), 0)
+        record.pop("quantization", None)
         variables = {"params": params, "batch_stats": state}
         return Network(apply=inference(known.network), variables=variables, record=record)
 
@@ -375,15 +431,22 @@ def cost_report(graph: ChannelGraph, keep_counts: Mapping[str, int]) -> dict[str
     }
 
 
-def inference(network: Callable) -> Callable[[Any, jax.Array], jax.Array]:
+def inference(
+    network: Callable, quantization: Quantization | None = None
+) -> Callable[[Any, jax.Array], jax.Array]:
     """Returns the network in inference mode: (variables, images) -> logits.
 
     It and its gradients are computed in full float32 precision on every device, as ensured by
     `graph.network`.
+
+    Args:
+        network: see `graph.network`.
+        quantization: rounds weights and activations; None for none.
     """
+    computed = emulated(network, quantization)
 
     def apply(variables: Any, images: jax.Array) -> jax.Array:
-        return network(variables["params"], variables["batch_stats"], images, train=False)[0]
+        return computed(variables["params"], variables["batch_stats"], images, train=False)[0]
 
     return apply
 
@@ -483,10 +546,16 @@ def of(saved: checkpoint.Saved, model: Any = None) -> Network:
     }
     variables = jax.device_get(deployed(known.graph, params, saved.network["batch_stats"]))
     return Network(
-        apply=inference(known.network),
+        apply=inference(known.network, _quantization(record)),
         variables=variables,
         record=described(record, known.graph, keep_counts, saved.epoch),
     )
+
+
+def _quantization(record: Mapping[str, Any]) -> Quantization | None:
+    """Returns the ranges in a network's record; None for a network in float32."""
+    found = record.get("quantization")
+    return Quantization.of(found) if found else None
 
 
 def described(
@@ -575,7 +644,7 @@ def _load_saved(folder: Path, model: Any, log: checkpoint.Log) -> Network:
                 f"{known.name} may not be the model that {folder} was made with: its trace has "
                 f"other operations (which another version of JAX may cause, too)"
             )
-        apply = inference(known.network)
+        apply = inference(known.network, _quantization(record))
     elif function is not None:
         apply = _imported(folder, record, function, variables)
     else:

@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from irp_jax import checkpoint, data, files, network, parallel
 from irp_jax import export as exporting
 from irp_jax.cli.run import main, parse, publishable
@@ -28,6 +30,13 @@ class Options:
     """How images lie in an ONNX file: channels last, or channels first."""
     multiple: int = 4
     """Zero channels are added up to multiples of this, for speed in onnxruntime; 1 adds none."""
+    quantize: Literal["none", "int8"] = "none"
+    """int8: an ONNX file that computes in 8-bit integers. Ranges are measured on training images,
+    unless the run was trained with --quantize=int8."""
+    calibration_images: int = 512
+    """Training images that the ranges are measured on."""
+    data_dir: str | None = None
+    """Folder of the data set of the run, for --quantize. Default: as in the run."""
     model: str | None = None
     """FILE.py:NAME of a network of your own. Default: what was saved with it."""
 
@@ -70,15 +79,35 @@ def export(arguments: list[str]) -> None:
         return _verify(arguments[1:])
     options = parse(Options, arguments, "bin/export")
     exporting.check_asked(Path(options.out), options.format, options.layout)
+    if options.quantize == "int8" and options.format != "onnx":
+        raise UserError("--quantize=int8 is for --format=onnx: leave out one of them")
+    if options.calibration_images < 1:
+        raise UserError(
+            f"--calibration-images must be at least 1, got {options.calibration_images}"
+        )
     console = plain_console()
     net = _with_results(network.load(options.checkpoint, console.print, model=options.model),
                         Path(options.checkpoint))  # fmt: skip
+    if options.quantize == "int8" and net.quantization is None:
+        net = net.quantize(_training_images(net, options), model=options.model)
     content = exporting.write(
         net, options.out, options.format, layout=options.layout, multiple=options.multiple,
         model=options.model,
     )  # fmt: skip
     console.print(f"written to {options.out}: {len(content):,} bytes, images {options.layout}")
     return None
+
+
+def _training_images(net: network.Network, options: Options) -> np.ndarray:
+    """Returns some images of the training split of the run, evenly spaced."""
+    trained = net.record["trained"]
+    found = data.load(
+        trained["dataset"], data_dir=options.data_dir or trained["data_dir"],
+        validation_fraction=trained.get("validation", 0.1),
+    )  # fmt: skip
+    images = found.train.images
+    count = min(options.calibration_images, len(images))
+    return images[np.linspace(0, len(images) - 1, count).astype(int)]
 
 
 def _with_results(net: network.Network, run: Path) -> network.Network:

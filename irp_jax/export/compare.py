@@ -1,6 +1,7 @@
 """A file beside the network that it was exported from, on the same images."""
 
 import functools
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from irp_jax.export import artifact as artifacts
 from irp_jax.export.artifact import Artifact
 from irp_jax.export.file import serialized
 from irp_jax.export.latency import measured
+from irp_jax.quantization import Quantization
 
 if TYPE_CHECKING:
     from irp_jax.network import Network
@@ -43,7 +45,8 @@ def verify(
     """Compares an exported file with its network: accuracy, attacks, size and latency.
 
     PGD attacks the network by its gradients, and the file is shown what it found. Square attacks
-    the file itself in its own runtime, without gradients.
+    the file itself in its own runtime, without gradients. For an 8-bit file PGD also attacks its
+    emulation in JAX, which has gradients.
 
     Args:
         artifact: the file.
@@ -61,7 +64,8 @@ def verify(
     Returns:
         `artifact`, what is known of the file; `natural` and `pgd`, accuracies of `network` and
         `file`; `square`, accuracy of the file; `agreement`, the share of images of one prediction;
-        `max_difference` of logits; `latency`, see `latency.measured`.
+        `max_difference` of logits; `latency`, see `latency.measured`. For an 8-bit file also
+        `emulation`: the same figures of the emulation and the file, PGD by its gradients.
 
     Raises:
         UserError: the file cannot be read, is of another network, or the images are not its.
@@ -79,6 +83,7 @@ def verify(
     here = attacks.predict(apply, images, batch_size=min(BATCH, len(images)))
     there = predict(file, images)
     found = _pgd(apply, images, labels, threat, steps, seed)
+    rounded = file_network(file, network, model)
     report: dict[str, Any] = {
         "artifact": {
             "format": file.format, "bytes": file.size, "nodes": file.nodes,
@@ -97,12 +102,19 @@ def verify(
             "file": _accuracy(predict(file, found), labels),
         },
     }  # fmt: skip
+    if rounded is not None:
+        report["emulation"] = _emulation(rounded, file, images, labels, there, threat, steps, seed)
     if queries:
         report["square"] = {
             "queries": queries, "file": square(file, images, labels, threat, queries, seed)
         }  # fmt: skip
     if rounds:
         compared = {"compact": file}
+        if rounded is not None:
+            content = serialized(network.quantized(None, model=model), file.format,
+                                 layout=file.layout)  # fmt: skip
+            compared["float32"] = artifacts.of(content, file.format, file.facts, threads=threads)
+            report["artifact"]["float32_bytes"] = len(content)
         dense = network.dense(model)
         if dense is not None:
             content = serialized(dense, file.format, layout=file.layout)
@@ -112,6 +124,41 @@ def verify(
         # JAX computes with what it finds.
         report["threads"] = threads if file.format == "onnx" else parallel.cores()
     return report
+
+
+def file_network(file: Artifact, network: "Network", model: Any = None) -> "Network | None":
+    """Returns the network that computes in JAX as an 8-bit file does; None for other files."""
+    stored = file.facts.get("quantization")
+    if stored is None:
+        return None
+    return network.quantized(Quantization.of(json.loads(stored)), model=model)
+
+
+def _emulation(
+    rounded: "Network",
+    file: Artifact,
+    images: np.ndarray,
+    labels: np.ndarray,
+    there: np.ndarray,
+    threat: attacks.Threat,
+    steps: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Compares an 8-bit file with its emulation. `there` are the file's logits."""
+    apply = Partial(rounded.apply, jax.device_put(rounded.variables))
+    batch_size = min(BATCH, len(images))
+    here = attacks.predict(apply, images, batch_size=batch_size)
+    found = _pgd(apply, images, labels, threat, steps, seed)
+    return {
+        "natural": _accuracy(here, labels),
+        "agreement": float((here.argmax(-1) == there.argmax(-1)).mean()),
+        "max_difference": float(np.abs(here - there).max()),
+        "pgd": {
+            "steps": steps,
+            "emulation": _accuracy(attacks.predict(apply, found, batch_size=batch_size), labels),
+            "file": _accuracy(predict(file, found), labels),
+        },
+    }
 
 
 def check_network(file: Artifact, network: "Network", path: str | Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.extend import core as jex
 
 from irp_jax.errors import UserError, extra, unknown
-from irp_jax.export import rules
+from irp_jax.export import int8, rules
 from irp_jax.export.simplify import Program as Simplified
 from irp_jax.export.simplify import simplified
 from irp_jax.export.tensors import IMAGES, LOGITS, Tensors, Value, known
@@ -63,7 +63,9 @@ def serialized(
     if layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)
     tensors, logits = written(_traced(function, tuple(image_shape)), LAYOUTS[layout])
-    model = _model(simplified(tensors, logits), name)
+    program = simplified(tensors, logits)
+    int8.integer_weights(program)
+    model = _model(program, name)
     onnx.helper.set_model_props(model, dict(metadata or {}))
     onnx.checker.check_model(model, full_check=True)
     return model.SerializeToString()
@@ -166,6 +168,8 @@ class _Writer:
             computed = _computed(equation, inputs)
             if computed is not None:
                 return computed
+        if equation.name == "fake_quantize":
+            return int8.fake_quantize(self.tensors, operation, inputs)
         if equation.name not in rules.RULES:
             raise self.tensors.refusal(f"{equation.name}, which has no counterpart there")
         for dtype in operation.dtypes:

@@ -1,8 +1,13 @@
 """The channel graph of any JAX network, derived from its jaxpr. Depends on JAX, not on Flax."""
 
+from irp_jax.graph.analysis import Analysis
 from irp_jax.graph.build import build
 from irp_jax.graph.channels import ChannelGraph, Layer, Whole
 from irp_jax.graph.extent import Extent
-from irp_jax.graph.replay import Apply, network
+from irp_jax.graph.program import Equation, Program
+from irp_jax.graph.replay import Apply, Operands, network
 
-__all__ = ["Apply", "ChannelGraph", "Extent", "Layer", "Whole", "build", "network"]
+__all__ = [
+    "Analysis", "Apply", "ChannelGraph", "Equation", "Extent", "Layer", "Operands", "Program",
+    "Whole", "build", "network",
+]  # fmt: skip

@@ -24,7 +24,11 @@ from irp_jax.graph.program import Atom, Equation, Program, evaluate_alone
 from irp_jax.graph.rules import taken_whole
 
 Apply = Callable[..., tuple[Any, Arrays]]
-"""(params, state, images, train, key) -> (logits (N, K), state), for arrays of any width."""
+"""(params, state, images, train, key, operands) -> (logits (N, K), state), for arrays of any width.
+The last two are optional."""
+
+Operands = Callable[[Equation, list[Any]], list[Any]]
+"""(equation, its operands) -> the operands to evaluate it with, of the same shapes and dtypes."""
 
 
 def network(
@@ -48,6 +52,9 @@ def network(
         A pure function of arrays. The sizes of groups follow from the arrays' shapes. Logits of
         fewer than 32 bits are converted to float32. In training the network is traced once for
         every number of images. In inference one trace serves all, unless the network mixes images.
+
+        Its argument `operands`, (analysis) -> `Operands`, changes operands, to round them for
+        instance. It is not asked about the inside of functions with a derivative rule of their own.
     """
 
     params_shapes, state_shapes = shapes_of(params), shapes_of(state)
@@ -64,7 +71,12 @@ def network(
         return analysed(program, graph)
 
     def apply(
-        params: Arrays, state: Arrays, images: jax.Array, train: bool, key: Any = None
+        params: Arrays,
+        state: Arrays,
+        images: jax.Array,
+        train: bool,
+        key: Any = None,
+        operands: Callable[[Analysis], Operands] | None = None,
     ) -> tuple[Any, Arrays]:
         batch = images.shape[0]
         analysis = at(2 if graph.any_batch and not train else batch, train)
@@ -72,7 +84,8 @@ def network(
         inputs = [params[name] for name in sorted(graph.params)]
         inputs += [state[name] for name in sorted(graph.state)]
         inputs += [images, draws.key(0) if key is None else key]
-        logits, *new = _Replay(analysis, sizes, fast).run(analysis.program, inputs)
+        changed = operands(analysis) if operands else None
+        logits, *new = _Replay(analysis, sizes, fast, changed).run(analysis.program, inputs)
         if logits.dtype.itemsize < 4:  # losses and attacks need float32
             logits = logits.astype(jnp.float32)
         return logits, dict(zip(sorted(graph.state), new, strict=True)) if train else state
@@ -83,8 +96,10 @@ def network(
 class _Replay:
     """One evaluation, with given sizes of the groups."""
 
-    def __init__(self, analysis: Analysis, sizes: Mapping[str, Any], fast: bool) -> None:
-        self.analysis, self.sizes, self.fast = analysis, sizes, fast
+    def __init__(
+        self, analysis: Analysis, sizes: Mapping[str, Any], fast: bool, operands: Operands | None
+    ) -> None:
+        self.analysis, self.sizes, self.fast, self.operands = analysis, sizes, fast, operands
 
     def size(self, axis: Axis) -> Any:
         axis = root(axis)
@@ -113,7 +128,10 @@ class _Replay:
         for equation in program.equations:
             # Whoever traces the replay, to export it for instance, finds the layers by name.
             with jax.named_scope(equation.module):
-                results = self.evaluate(equation, [read(atom) for atom in equation.inputs])
+                given = [read(atom) for atom in equation.inputs]
+                if self.operands is not None:
+                    given = self.operands(equation, given)
+                results = self.evaluate(equation, given)
             values.update(zip(equation.outputs, results, strict=True))
         return [read(atom) for atom in program.outputs]
 
@@ -156,6 +174,8 @@ class _Replay:
     def call(self, equation: Equation, inputs: list[Any]) -> list[Any]:
         assert equation.call is not None
         body, jvp = equation.call.body, equation.call.jvp
+        if jvp is None and self.operands is not None:
+            return self.run(body, inputs)  # what `operands` sees can then leave the function
         if jvp is None:
             policy = equation.params.get("policy")
             prevent = bool(equation.params.get("prevent_cse", True))

@@ -25,19 +25,34 @@ def verify_table(results: dict[str, Any]) -> Table:
         both(f"Square-{results['square']['queries']}, on the file", results["square"])
     table.add_row("same predictions", "", f"{results['agreement']:.2%}")
     table.add_row("largest difference of logits", "", f"{results['max_difference']:.1e}")
+    if "emulation" in results:
+        emulation = results["emulation"]
+        pgd = emulation["pgd"]
+        table.add_section()
+        table.add_row("", "emulation", "file")
+        table.add_row("natural accuracy", f"{emulation['natural']:.2%}", "")
+        table.add_row(
+            f"PGD-{pgd['steps']}, made on the emulation", f"{pgd['emulation']:.2%}",
+            f"{pgd['file']:.2%}",
+        )  # fmt: skip
+        table.add_row("same predictions", "", f"{emulation['agreement']:.2%}")
     if "latency" not in results:
         table.add_row("size", "", _size(artifact["bytes"]))
         return table
     table.add_section()
-    table.add_row("", "dense", "compact")
+    table.add_row("", "dense", "file")
     dense = artifact.get("dense_bytes")
     table.add_row("size", _size(dense) if dense else "", _size(artifact["bytes"]))
+    if "float32_bytes" in artifact:
+        table.add_row("size in float32", "", _size(artifact["float32_bytes"]))
     rows = {(row["network"], row["batch"]): row for row in results["latency"]}
     threads = results["threads"]
     for batch in dict.fromkeys(batch for _, batch in rows):
         times = [_time(rows.get((name, batch))) for name in ("dense", "compact")]
         title = f"latency of {batch}, {threads} thread{'s' * (threads != 1)}, ms (quartiles)"
         table.add_row(title, *times)
+        if ("float32", batch) in rows:
+            table.add_row(f"latency of {batch} in float32", "", _time(rows["float32", batch]))
     return table
 
 

@@ -1,0 +1,139 @@
+"""A network that computes as its 8-bit file does, in JAX, with gradients."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from irp_jax.errors import UserError
+from irp_jax.graph import Analysis, Apply, Equation
+from irp_jax.quantization import fake, sites
+
+SCHEMES = ("int8",)
+"""Names of quantization schemes."""
+
+BATCH = 64
+"""Calibration images that are evaluated at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantization:
+    """The ranges of a network's activations. Hashable.
+
+    Attributes:
+        ranges: (name of a site, low, high) of each activation that is rounded.
+    """
+
+    ranges: tuple[tuple[str, float, float], ...]
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Quantization":
+        """Reads what `record` returned.
+
+        Raises:
+            UserError: it is of another version of this package.
+        """
+        found = record.get("ranges")
+        if record.get("scheme") not in SCHEMES or not isinstance(found, Mapping):
+            raise UserError(
+                f"quantization {record.get('scheme')!r} is not known to this version of irp_jax: "
+                f"use the version that made the network"
+            )
+        return cls(tuple((name, float(low), float(high)) for name, (low, high) in found.items()))
+
+    def record(self) -> dict[str, Any]:
+        """Returns the ranges as JSON: {"scheme", "ranges": site -> [low, high]}."""
+        return {"scheme": "int8", "ranges": {name: [low, high] for name, low, high in self.ranges}}
+
+
+@functools.lru_cache(maxsize=32)
+def emulated(network: Apply, quantization: Quantization | None) -> Apply:
+    """Returns the network with rounded weights and activations.
+
+    Args:
+        network: (params, state, images, train, key) -> (logits, state), from `graph.network`.
+        quantization: of this network; None returns the network unchanged.
+
+    Returns:
+        A function with the same arguments. Its gradients pass through the rounding. Equal arguments
+        return the same object, so that it is compiled once.
+    """
+    if quantization is None:
+        return network
+    ranges = {name: (low, high) for name, low, high in quantization.ranges}
+
+    def rounding(analysis: Analysis) -> Callable[[Equation, list[Any]], list[Any]]:
+        found = sites.find(analysis)
+
+        def operands(equation: Equation, inputs: list[Any]) -> list[Any]:
+            inputs = list(inputs)
+            for site in found.get(equation, ()):
+                value = inputs[site.position]
+                if not site.name:
+                    inputs[site.position] = fake.weights(value, site.channels)
+                elif site.name in ranges:
+                    inputs[site.position] = fake.activations(value, *ranges[site.name])
+                else:
+                    raise UserError(
+                        f"the network has no range for the input of {site.name}: it was quantized "
+                        f"with other code of the model"
+                    )
+            return inputs
+
+        return operands
+
+    return functools.partial(network, operands=rounding)
+
+
+def calibrate(
+    network: Apply, variables: Mapping[str, Any], images: np.ndarray | jax.Array
+) -> Quantization:
+    """Measures the ranges of activations: their smallest and largest values.
+
+    Args:
+        network: see `emulated`.
+        variables: {"params", "batch_stats"}, each name -> array.
+        images: (N, H, W, C) float32 in [0, 1], at least one, such as 512 training images.
+
+    Raises:
+        UserError: the network has no layer to quantize, or an activation is not finite.
+    """
+
+    @jax.jit
+    def extremes(variables: Any, images: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
+        seen: dict[str, tuple[jax.Array, jax.Array]] = {}
+
+        def looking(analysis: Analysis) -> Callable[[Equation, list[Any]], list[Any]]:
+            found = sites.find(analysis)
+
+            def operands(equation: Equation, inputs: list[Any]) -> list[Any]:
+                for site in found.get(equation, ()):
+                    if site.name and site.name not in seen:
+                        value = inputs[site.position]
+                        seen[site.name] = (jnp.min(value), jnp.max(value))
+                return inputs
+
+            return operands
+
+        network(
+            variables["params"], variables["batch_stats"], images, train=False, operands=looking
+        )
+        return seen
+
+    total: dict[str, tuple[float, float]] = {}
+    batch = min(BATCH, len(images))
+    for start in range(0, len(images), batch):
+        part = images[min(start, len(images) - batch) :][:batch]  # one shape for all
+        for name, (low, high) in jax.device_get(extremes(variables, part)).items():
+            before = total.get(name, (np.inf, -np.inf))
+            total[name] = (min(before[0], float(low)), max(before[1], float(high)))
+    if not total:
+        raise UserError("the network has no layer to quantize")
+    for name, pair in total.items():
+        if not np.isfinite(pair).all():
+            raise UserError(f"the input of {name} is not finite: the network cannot be quantized")
+    return Quantization(tuple((name, *total[name]) for name in sorted(total)))
