@@ -12,12 +12,12 @@ from irp_jax import checkpoint
 from irp_jax.errors import UserError
 from irp_jax.pruning import cost
 from irp_jax.training import loop, progress
-from irp_jax.training.overfitting import Health
+from irp_jax.training.overfitting import AccuracyRecord
 
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path, monkeypatch):
     setup = make_setup(CONFIG)
-    monkeypatch.setattr(Health, "_asdict", lambda self: list(self))
+    monkeypatch.setattr(AccuracyRecord, "_asdict", lambda self: list(self))
     progress.save(setup, dataclasses.replace(progress.start(setup), epoch=1), tmp_path)
     with pytest.raises(UserError, match="another version: choose another --workdir"):
         progress.resume(setup, tmp_path, print)

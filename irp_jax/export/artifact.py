@@ -39,9 +39,9 @@ class Artifact:
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
         """Returns the logits (N, K) of images (N, H, W, C) float32 in [0, 1]."""
-        return self.run(self.arranged(images))
+        return self.run(self.in_layout(images))
 
-    def arranged(self, images: np.ndarray) -> np.ndarray:
+    def in_layout(self, images: np.ndarray) -> np.ndarray:
         """Returns images (N, H, W, C) in the axis order of the file."""
         return np.ascontiguousarray(images.transpose(LAYOUTS[self.layout]))
 
@@ -51,7 +51,7 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def facts_of(path: Path) -> Path:
+def metadata_path(path: Path) -> Path:
     """Returns the path of the JSON file with the metadata of a StableHLO file."""
     return path.with_name(path.name + ".json")
 
@@ -73,15 +73,15 @@ def load(path: str | Path, *, threads: int = 0) -> Artifact:
     if not path.is_file():
         raise UserError(f"there is no file {path}: bin/export writes one")
     content = path.read_bytes()
-    beside = files.read_json(facts_of(path))
+    beside = files.read_json(metadata_path(path))
     if path.suffix != ".stablehlo" and beside is None:
-        return of(content, "onnx", threads=threads)
+        return from_bytes(content, "onnx", threads=threads)
     if not isinstance(beside, dict) or beside.pop("sha256", None) != digest(content):
-        raise UserError(f"{facts_of(path)} is missing or is not of {path}: export again")
-    return of(content, "stablehlo", beside)
+        raise UserError(f"{metadata_path(path)} is missing or is not of {path}: export again")
+    return from_bytes(content, "stablehlo", beside)
 
 
-def of(
+def from_bytes(
     content: bytes, format: str, facts: Mapping[str, str] | None = None, *, threads: int = 0
 ) -> Artifact:
     """Returns the artifact of a file's content.

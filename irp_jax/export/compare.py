@@ -113,7 +113,9 @@ def verify(
         dense = network.dense(model)
         if dense is not None:
             content = serialized(dense, file.format, layout=file.layout)
-            compared["dense"] = artifacts.of(content, file.format, file.facts, threads=threads)
+            compared["dense"] = artifacts.from_bytes(
+                content, file.format, file.facts, threads=threads
+            )
             report["artifact"]["dense_bytes"] = len(content)
         report["latency"] = measured(compared, images[:64], rounds=rounds)
         # JAX uses all cores.

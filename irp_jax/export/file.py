@@ -54,9 +54,11 @@ def write(
         written = _padded(network, multiple, model)
     about = metadata(network, layout)
     content = serialized(written, format, layout=layout, about=about)
-    check(network, artifact.of(content, format, about))
+    check(network, artifact.from_bytes(content, format, about))
     if format == "stablehlo":  # it cannot contain metadata
-        files.write_json(artifact.facts_of(path), {**about, "sha256": artifact.digest(content)})
+        files.write_json(
+            artifact.metadata_path(path), {**about, "sha256": artifact.digest(content)}
+        )
     files.write_whole(path, lambda file: file.write(content))
     return content
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from irp_jax.export.artifact import Artifact
 
-WARM = 3
+WARM_UP = 3
 """Number of rounds before the first one that is timed."""
 
 
@@ -35,12 +35,12 @@ def measured(
         `low_ms` and `high_ms`, in milliseconds for a batch.
     """
     runs = {
-        (name, batch): (each, each.arranged(images[np.arange(batch) % len(images)]))
+        (name, batch): (each, each.in_layout(images[np.arange(batch) % len(images)]))
         for batch in batches
         for name, each in artifacts.items()
     }
     taken: dict[tuple[str, int], list[float]] = {key: [] for key in runs}
-    for number in range(-WARM, rounds):
+    for number in range(-WARM_UP, rounds):
         for key, (each, given) in runs.items():
             each.run(given)  # untimed: the caches still hold data of the previous file
             began = time.perf_counter()

@@ -73,7 +73,7 @@ COMPARISONS = {
 
 LOGIC = {"and": "And", "or": "Or", "xor": "Xor"}
 
-NOTHING = (
+IDENTITY = (
     "copy", "copy_p", "name", "optimization_barrier", "sharding_constraint", "stop_gradient",
 )  # fmt: skip
 """Primitives that do not change values. They are for the compiler or for gradients."""
@@ -103,7 +103,7 @@ def negation(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
     return [t.apply("Not", *inputs)]
 
 
-def nothing(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
+def identity(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
     return inputs
 
 
@@ -262,7 +262,7 @@ def _without(t: Tensors, x: Value, axes: Sequence[int]) -> Value:
     if not held:
         return x
     order = tuple(axis for axis in x.order if axis not in held)
-    stands = [x.stand(axis) for axis in held]
+    stands = [x.position(axis) for axis in held]
     if x.data is not None:
         return dataclasses.replace(x, order=order, data=x.data.squeeze(tuple(stands)))
     places = t.constant(np.array(stands, np.int64))
@@ -333,7 +333,7 @@ def _sliced(
         return dataclasses.replace(x, shape=tuple(shape))
     begin = t.sizes([starts[axis] for axis in cut])
     end = t.sizes([limits[axis] for axis in cut])
-    where = t.constant(np.array([x.stand(axis) for axis in cut], np.int64))
+    where = t.constant(np.array([x.position(axis) for axis in cut], np.int64))
     steps = t.constant(np.array([strides[axis] for axis in cut], np.int64))
     return t.stored("Slice", [t.tensor(x), begin, end, where, steps], shape, x.dtype, x.order)
 
@@ -344,7 +344,7 @@ def rev(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
     if not turned:
         return [x]
     least = np.iinfo(np.int64).min
-    columns = [[-1, least, x.stand(axis), -1] for axis in turned]
+    columns = [[-1, least, x.position(axis), -1] for axis in turned]
     begin, end, where, steps = (
         t.constant(np.array(c, np.int64)) for c in zip(*columns, strict=True)
     )
@@ -477,8 +477,8 @@ def gather(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
         place |= {axis: [others[j]] for j, axis in enumerate(along)}
     # From the last axis of the tensor to the first, so that positions of earlier axes stay valid.
     name, shape = t.tensor(x), list(x.stored)
-    for axis, line in sorted(zip(along, lists, strict=True), key=lambda pair: -x.stand(pair[0])):
-        stand = x.stand(axis)
+    for axis, line in sorted(zip(along, lists, strict=True), key=lambda pair: -x.position(pair[0])):
+        stand = x.position(axis)
         shape[stand : stand + 1] = line.shape
         names = [name, t.constant(line)]
         name = t.add("Gather", names, shape=shape, dtype=x.dtype, axis=stand)
@@ -528,7 +528,7 @@ def reduction(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
 def _reduced(t: Tensors, name: str, x: Value, axes: Sequence[int], shape: tuple[int, ...]) -> Value:
     left = [axis for axis in range(len(x.shape)) if axis not in axes]
     order = tuple(left.index(axis) for axis in x.order if axis in left)
-    held = sorted(x.stand(axis) for axis in axes if axis in x.order)
+    held = sorted(x.position(axis) for axis in axes if axis in x.order)
     if not held:
         return dataclasses.replace(x, shape=shape, order=order)
     if name == "ReduceSum":
@@ -547,14 +547,14 @@ def argument(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
     order = [left.index(i) for i in x.order if i != axis]
     found = t.stored(
         ARGUMENTS[op.name], [t.tensor(x)], op.shape, np.int64, order,
-        axis=x.stand(axis), keepdims=0,
+        axis=x.position(axis), keepdims=0,
     )  # fmt: skip
     return [_cast(t, found, op.dtype)]
 
 
 def cumulative_sum(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
     x = t.whole(inputs[0])
-    axis = t.constant(np.array(x.stand(op.params["axis"]), np.int64))
+    axis = t.constant(np.array(x.position(op.params["axis"]), np.int64))
     backwards = int(op.params["reverse"])
     return [
         t.stored("CumSum", [t.tensor(x), axis], x.shape, x.dtype, x.order, reverse=backwards)
@@ -570,7 +570,7 @@ def sort(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
     names = [t.tensor(x), count]
     return [
         t.stored(
-            "TopK", names, x.shape, x.dtype, x.order, axis=x.stand(axis), largest=0, sorted=1,
+            "TopK", names, x.shape, x.dtype, x.order, axis=x.position(axis), largest=0, sorted=1,
             outputs=2,
         )
     ]  # fmt: skip
@@ -697,7 +697,7 @@ def contraction(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
 
 
 FREE: dict[str, Rule] = {
-    **dict.fromkeys(NOTHING, nothing),
+    **dict.fromkeys(IDENTITY, identity),
     "broadcast_in_dim": broadcast,
     "expand_dims": expand_dims,
     "iota": iota,

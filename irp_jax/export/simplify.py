@@ -34,9 +34,9 @@ class Program:
     def __init__(self, tensors: Tensors, output: str) -> None:
         self.tensors, self.output = tensors, output
         self.nodes = list(tensors.nodes)
-        self.look()
+        self.update()
 
-    def look(self) -> None:
+    def update(self) -> None:
         """Removes nodes that are not used, and updates `makers` and `reads`."""
         needed, kept = {self.output}, []
         for node in reversed(self.nodes):
@@ -93,7 +93,7 @@ def simplified(tensors: Tensors, output: str) -> Program:
             found = rewrite(program, node)
             if found is not None:
                 program.nodes[place : place + 1] = found
-                program.look()
+                program.update()
                 place = -1  # start again: earlier nodes may be simplified further
                 break
         place += 1

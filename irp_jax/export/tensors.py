@@ -21,7 +21,7 @@ BATCH = 1_000_003
 
 IMAGES, LOGITS = "images", "logits"
 
-FURTHEST = 10_000
+MAX_REMAINDER = 10_000
 """Largest |b| of an axis of size a * N + b, where N is the number of images."""
 
 
@@ -49,7 +49,7 @@ class Value:
         """The shape of the ONNX tensor."""
         return tuple(self.shape[axis] for axis in self.order)
 
-    def stand(self, axis: int) -> int:
+    def position(self, axis: int) -> int:
         """Returns the position of an axis in the ONNX tensor."""
         return self.order.index(axis)
 
@@ -173,7 +173,7 @@ class Tensors:
         times, more = divmod(size, BATCH)
         if more > BATCH // 2:
             times, more = times + 1, more - BATCH
-        if abs(more) > FURTHEST:
+        if abs(more) > MAX_REMAINDER:
             raise self.refusal("an axis whose size is not a multiple of the number of images")
         return times, more
 
@@ -199,7 +199,7 @@ class Tensors:
         own = [axis for axis in order if axis in value.order]
         begin = order.index(own[0]) if own else len(order)
         rest = order[begin:]
-        turn = [value.stand(axis) for axis in own]
+        turn = [value.position(axis) for axis in own]
         if value.data is not None:
             sizes = [value.shape[axis] if axis in own else 1 for axis in rest]
             return self.constant(value.data.transpose(turn).reshape(sizes))
@@ -310,7 +310,7 @@ def reshaped(value: Value, shape: Sequence[int]) -> tuple[list[int], list[int]] 
             return None
         if not set(held) <= set(value.order):
             return None
-        place = value.stand(held[0])
+        place = value.position(held[0])
         lying = [axis for axis in value.order[place:] if value.shape[axis] != 1][: len(held)]
         if lying != held:
             return None

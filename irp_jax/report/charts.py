@@ -19,7 +19,7 @@ from irp_jax.report.svg import COLORS, STYLE
 from irp_jax.report.tables import Results
 from irp_jax.training.methods import METHODS
 
-LOOKS = {
+METHOD_STYLES = {
     "lagrangian": ("c0", "o"), "hinge": ("c1", "s"), "width": ("c2", "^"),
     "magnitude": ("c3", "D"), "admm": ("c4", "v"),
 }  # fmt: skip
@@ -100,13 +100,13 @@ def accuracy_by_cost(points: Sequence[Point], key: str, kind: str) -> Figure:
         key: "natural", "pgd" or the name of another attack.
         kind: "params" or "macs".
     """
-    methods = dict.fromkeys([*LOOKS, *(str(one["method"]) for _, one in points)])
+    methods = dict.fromkeys([*METHOD_STYLES, *(str(one["method"]) for _, one in points)])
     figure, (axis,) = _panel(3.4, legend=1 + (len({one["method"] for _, one in points}) > 3))
     for method in methods:
         mine = [(link, one) for link, one in points if one["method"] == method]
         if not mine:
             continue
-        color, marker = LOOKS.get(method, ("ink", "P"))
+        color, marker = METHOD_STYLES.get(method, ("ink", "P"))
         drawn = axis.scatter(
             [one["cost"][kind] for _, one in mine],
             [100 * one["accuracy"][key] for _, one in mine],

@@ -91,7 +91,7 @@ def render(found: Found) -> str:
         css=_asset("page.css"),
         js=_asset("page.js"),
         notes=found.notes,
-        sets=_counts(_said(tables.measured_on, run.results) for run in found.runs),
+        sets=_counts(_text_of(tables.measured_on, run.results) for run in found.runs),
         panels=_panels(found.runs, links),
         published=charts.PUBLISHED,
         same=same,
@@ -113,7 +113,7 @@ def _counts(words: Iterable[str]) -> list[tuple[str, int]]:
     return list(Counter(words).items())
 
 
-def _said(of: Any, results: Results) -> str:
+def _text_of(of: Any, results: Results) -> str:
     """Returns the text that a function of `tables` gives for a run; a dash if it fails."""
     try:
         return str(of(results))
@@ -167,7 +167,7 @@ def table(runs: Iterable[Run]) -> tuple[dict[str, str], list[str], list[list[Cel
     ))  # fmt: skip
     columns = {
         "run": [Cell(run.name) for run in runs],
-        "method": [Cell(_said(tables.method, run.results)) for run in runs],
+        "method": [Cell(_text_of(tables.method, run.results)) for run in runs],
         "budget": [_budget(run.results) for run in runs],
         "natural %": [share(run.results, "accuracy.natural") for run in runs],
         "PGD-10 %": [share(run.results, "accuracy.pgd") for run in runs],
@@ -177,18 +177,18 @@ def table(runs: Iterable[Run]) -> tuple[dict[str, str], list[str], list[list[Cel
         "params left %": [share(run.results, "cost.params_ratio") for run in runs],
         "MACs": [number(run.results, "cost.macs") for run in runs],
         "MACs left %": [share(run.results, "cost.macs_ratio") for run in runs],
-        "data": [Cell(_said(tables.measured_on, run.results)) for run in runs],
-        "model": [Cell(_said(tables.network, run.results)) for run in runs],
+        "data": [Cell(_text_of(tables.measured_on, run.results)) for run in runs],
+        "model": [Cell(_text_of(tables.network, run.results)) for run in runs],
         "granularity": [Cell(str(run.results["config"].get("granularity", ""))) for run in runs],
         "eps": [
             Cell(radius(run.results["attack"]["epsilon"]), key=run.results["attack"]["epsilon"])
             for run in runs
         ],
-        "defense": [Cell(_said(tables.defense, run.results)) for run in runs],
+        "defense": [Cell(_text_of(tables.defense, run.results)) for run in runs],
         "seed": [number(run.results, "seed") for run in runs],
         "epochs": [number(run.results, "epochs") for run in runs],
         "minutes": [number(run.results, "wall_time_s", 1, 1 / 60) for run in runs],
-        "recipe": [Cell(_said(tables.recipe, run.results)) for run in runs],
+        "recipe": [Cell(_text_of(tables.recipe, run.results)) for run in runs],
     }
     columns = {title: cells for title, cells in columns.items() if any(c.text for c in cells)}
     same = {
@@ -237,7 +237,7 @@ def _panels(runs: tuple[Run, ...], links: list[str]) -> list[dict[str, Any]]:
     sets: dict[str, list[charts.Point]] = {}
     for run, link in zip(runs, links, strict=True):
         one = run.results
-        where = f"{_said(tables.network, one)}, {_said(tables.measured_on, one)}"
+        where = f"{_text_of(tables.network, one)}, {_text_of(tables.measured_on, one)}"
         what = f"{where}, eps {radius(one['attack']['epsilon'])}"
         sets.setdefault(what, []).append((link, one))
     names = {"natural": "Natural", "pgd": "PGD-10", "autoattack": "AutoAttack"}
