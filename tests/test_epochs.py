@@ -56,7 +56,7 @@ def test_epochs_measured_on_training_images_are_told(monkeypatch):
     assert len(loop._probe_set(setup, reporter)[0]) == len(setup.dataset.train)
     told = "are held out: the accuracies of epochs are of training images"
     assert reporter.notes == [f"no images {told}"]
-    monkeypatch.setattr(loop, "some", lambda setup, split: split)
+    monkeypatch.setattr(loop, "sample_images", lambda setup, split: split)
     setup = dataclasses.replace(setup, mesh=types.SimpleNamespace(size=8))
     setup.dataset.validation = setup.dataset.train.take(np.arange(4))
     assert loop._probe_set(setup, reporter) is setup.dataset.train
