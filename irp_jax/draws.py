@@ -19,7 +19,7 @@ def key(seed: int | jax.Array) -> jax.Array:
     return jax.random.key(seed, impl=GENERATOR)
 
 
-def steady(given: jax.Array) -> jax.Array:
+def converted(given: jax.Array) -> jax.Array:
     """Returns a caller's key. If it has another generator, returns a key drawn from it.
 
     Args:

@@ -265,18 +265,19 @@ class Network:
         multiple: int = 4,
         model: Any = None,
     ) -> None:
-        """Writes the network as one file for other runtimes: see docs/deploy.md.
+        """Writes the network to one file for other runtimes: see docs/deploy.md.
 
-        The file is checked before it is there: it computes what the network does.
+        The file is checked before it is written: its logits equal those of the network.
 
         Args:
-            path: of the file; one that is there is replaced. StableHLO gets its facts in a JSON
-                file beside it.
+            path: the file to write. An existing file is replaced. The metadata of a StableHLO file
+                are written to `path` + ".json".
             format: "onnx" or "stablehlo".
-            layout: of the images in an ONNX file, "NHWC" or "NCHW".
-            multiple: zero channels are added to an ONNX file up to multiples of this, for speed in
-                onnxruntime; 1 adds none.
-            model: as for `load`; without it a network that is none of ours gets no such channels.
+            layout: axis order of the images in an ONNX file, "NHWC" or "NCHW".
+            multiple: channels of an ONNX file are padded with zeros to multiples of this, for speed
+                in onnxruntime; 1 adds none.
+            model: as for `load`. A network whose model is not of this package is padded only if its
+                model is given.
 
         Raises:
             UserError: the format or layout is unknown, the extra `onnx` is not installed, the file
@@ -336,8 +337,9 @@ class Network:
         return _traced(self.record, model)
 
     def graph(self, model: Any = None) -> ChannelGraph | None:
-        """The channel graph of the dense network. None where the model is none of ours and not
-        given.
+        """Returns the channel graph of the dense network.
+
+        Returns None if the model is not of this package and not given.
 
         Args:
             model: as for `load`.
@@ -350,8 +352,9 @@ class Network:
         return _traced(self.record, model).graph
 
     def dense(self, model: Any = None) -> "Network | None":
-        """A network of this model that is not pruned, of random weights: to compare its size and
-        speed. None where the model is none of ours and not given.
+        """Returns a dense network of this model with random weights, to compare size and speed.
+
+        Returns None if the model is not of this package and not given.
 
         Args:
             model: as for `load`.
@@ -365,7 +368,7 @@ class Network:
         random = np.random.default_rng(0)
 
         def drawn(leaf: Any) -> np.ndarray:
-            """Of a size that neither grows nor dies out from layer to layer."""
+            """Draws an array at a scale that keeps activations of similar size in all layers."""
             if len(leaf.shape) < 2:
                 return np.ones(leaf.shape, leaf.dtype)
             scale = np.prod(leaf.shape[:-1]) ** -0.5

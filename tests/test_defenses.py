@@ -33,8 +33,8 @@ from irp_jax.training import losses, progress
 from irp_jax.training import optimizer as optimizers
 from irp_jax.training.defenses import DEFENSES, Batch, Choice, Fast, build
 from irp_jax.training.defenses.gradalign import misalignment
-from irp_jax.training.divergence import Descent
-from irp_jax.training.overfitting import Health
+from irp_jax.training.divergence import LossRecord
+from irp_jax.training.overfitting import AccuracyRecord
 from irp_jax.training.state import initial_state
 from irp_jax.training.step import compile_steps
 
@@ -367,8 +367,9 @@ def test_training_compiles_once_repeats_itself_and_resumes(
     so_far = progress.Progress(
         epoch=1, keep_counts={}, seconds=1.0, state=first, defense=Choice(name, 10), passes=2.0,
         images=8,
-        rollbacks=({"epoch": 1, "to": [name, 10]},), health=Health().after(0.25, 0.5), clip=0.5,
-        descent=Descent.begin(np.arange(10), 10).after(1.5),
+        rollbacks=({"epoch": 1, "to": [name, 10]},), clip=0.5,
+        accuracy_record=AccuracyRecord().after(0.25, 0.5),
+        loss_record=LossRecord.begin(np.arange(10), 10).after(1.5),
     )  # fmt: skip
     progress.save(fixed, so_far, tmp_path)
     resumed = progress.resume(fixed, tmp_path, print)

@@ -17,8 +17,8 @@ from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.training import divergence, experiment, guard, loop
-from irp_jax.training.divergence import Descent, steadier
-from irp_jax.training.overfitting import Health
+from irp_jax.training.divergence import LossRecord, stronger_clipping
+from irp_jax.training.overfitting import AccuracyRecord
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -35,12 +35,12 @@ TINY = dataclasses.replace(
 
 
 def follow(losses, frozen=None, classes=10, labels=None):
-    """Returns the Descent after each epoch. `frozen` lists whether masks are frozen in each."""
+    """Returns the LossRecord after each epoch. `frozen` lists whether masks are frozen in each."""
     labels = np.arange(classes) if labels is None else labels
-    descent, followed, before = Descent.begin(labels, classes), [], False
+    loss_record, followed, before = LossRecord.begin(labels, classes), [], False
     for loss, now in zip(losses, frozen or [False] * len(losses), strict=True):
-        descent = (descent.of_cut if now != before else descent).after(loss)
-        followed.append(descent)
+        loss_record = (loss_record.after_compaction if now != before else loss_record).after(loss)
+        followed.append(loss_record)
         before = now
     return followed
 
@@ -58,13 +58,13 @@ DIVERGED = sorted((RESULTS / "diverged").glob("*.json"))
 def test_it_rolls_back_to_before_the_loss_rose():
     (path,) = [path for path in DIVERGED if path.name.startswith("resnet56-digits-0.7-seed0")]
     followed = recorded(path)
-    assert [n + 1 for n, descent in enumerate(followed) if descent.alarming] == [21, 22]
+    assert [n + 1 for n, loss_record in enumerate(followed) if loss_record.alarming] == [21, 22]
     assert followed[19].suspicious and not followed[18].suspicious
 
 
 @pytest.mark.parametrize("path", DIVERGED, ids=lambda path: path.stem)
 def test_it_alarms_where_a_recorded_run_diverged(path):
-    assert any(descent.alarming for descent in recorded(path))
+    assert any(loss_record.alarming for loss_record in recorded(path))
 
 
 def test_it_does_not_alarm_in_any_other_run_that_was_recorded():
@@ -119,9 +119,9 @@ def test_a_network_that_always_predicts_the_most_frequent_class_guesses():
     assert not follow(rest, classes=2)[-1].alarming
     assert not follow([0.5, 0.2, 0.1, 0.12, 0.15, 0.2], classes=2, labels=labels)[-1].alarming
     assert not follow([1.2], classes=2, labels=labels)[-1].alarming  # at the start, below ln 4
-    smoothed = Descent.begin(labels, 2, smoothing=0.2)
+    smoothed = LossRecord.begin(labels, 2, smoothing=0.2)
     assert smoothed.prior == pytest.approx(-0.82 * math.log(0.82) - 0.18 * math.log(0.18))
-    assert Descent.begin(np.zeros(5, int), 2).prior == 0.0
+    assert LossRecord.begin(np.zeros(5, int), 2).prior == 0.0
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,10 @@ def test_a_network_that_always_predicts_the_most_frequent_class_guesses():
 )
 def test_a_network_that_is_about_to_guess_is_not_sound(losses, clip, sound):
     healthy, found = None, []
-    for epoch, descent in enumerate(follow(losses), start=1):
-        now = SimpleNamespace(epoch=epoch, descent=descent, health=Health(0.1), clip=clip)
+    for epoch, loss_record in enumerate(follow(losses), start=1):
+        now = SimpleNamespace(
+            epoch=epoch, loss_record=loss_record, accuracy_record=AccuracyRecord(0.1), clip=clip
+        )
         if guard.is_sound(now, healthy):
             healthy = now
             found.append(epoch)
@@ -144,14 +146,14 @@ def test_a_network_that_is_about_to_guess_is_not_sound(losses, clip, sound):
 
 
 def grow(losses, grows, freeze=99):
-    """Returns the Descent after each epoch of ten steps. The radius grows for `grows` steps."""
+    """Returns the LossRecord after each epoch of ten steps. The radius grows for `grows` steps."""
     plan = SimpleNamespace(
         epsilon_steps=grows, steps_per_epoch=10, freeze_epoch=freeze, stages=(0,), reinit=False
     )
-    followed = [Descent.begin(np.arange(10), 10)]
+    followed = [LossRecord.begin(np.arange(10), 10)]
     for epoch, loss in enumerate(losses):
-        now = SimpleNamespace(epoch=epoch, descent=followed[-1])
-        followed.append(guard.descent_before(plan, now).after(loss))
+        now = SimpleNamespace(epoch=epoch, loss_record=followed[-1])
+        followed.append(guard.loss_record_before(plan, now).after(loss))
     return followed[1:]
 
 
@@ -159,23 +161,23 @@ RISING = [0.4, 0.9, 1.4, 1.9, 2.25, 2.1]
 
 
 def test_loss_that_rises_with_the_radius_is_no_alarm():
-    assert not any(descent.suspicious for descent in grow(RISING, 45))
-    assert any(descent.suspicious for descent in grow(RISING, 0))
+    assert not any(loss_record.suspicious for loss_record in grow(RISING, 45))
+    assert any(loss_record.suspicious for loss_record in grow(RISING, 0))
     assert grow([*RISING, 4.5], 45)[-1].alarming
     after = grow(RISING, 25)  # full radius from the middle of the third epoch on
-    assert [descent.lowest for descent in after] == [0.4, 0.4, 0.9, 1.4, 1.4, 1.4]
-    assert [descent.lowest for descent in grow(RISING, 25, freeze=3)][3:] == [1.9, 1.9, 1.9]
+    assert [loss_record.lowest for loss_record in after] == [0.4, 0.4, 0.9, 1.4, 1.4, 1.4]
+    assert [loss_record.lowest for loss_record in grow(RISING, 25, freeze=3)][3:] == [1.9, 1.9, 1.9]
 
 
 def test_divergence_while_the_radius_grows_is_an_alarm():
     dead = grow([1.9, 1.6, 1.4, 2.303, 2.303, 2.303], 60)
-    assert [descent.stuck for descent in dead] == [0, 0, 0, 1, 2, 3] and dead[-1].alarming
+    assert [loss_record.stuck for loss_record in dead] == [0, 0, 0, 1, 2, 3] and dead[-1].alarming
 
 
 @pytest.mark.parametrize("cut", [3, 4])
 def test_divergence_right_before_compaction_is_an_alarm(cut):
     dead = grow([1.9, 1.6, 2.303, 2.303, 2.303], 0, freeze=cut)
-    assert [descent.stuck for descent in dead] == [0, 0, 1, 2, 3] and dead[-1].alarming
+    assert [loss_record.stuck for loss_record in dead] == [0, 0, 1, 2, 3] and dead[-1].alarming
 
 
 def test_loss_may_rise_to_guessing_at_compaction():
@@ -192,7 +194,7 @@ def test_what_an_epoch_ends_with_counts(monkeypatch):
 
     def loss(losses, state, whole=1.0):
         metrics = {"cross_entropy": losses, "loss": whole * losses}
-        return loop._cross_entropy(loop._Trained(state, metrics, health=None), steps=10)
+        return loop._cross_entropy(loop._Trained(state, metrics, record=None), steps=10)
 
     assert loss(losses, state) == 9.0
     assert loss(losses[:40], state) == pytest.approx(1.45)  # the mean is above the last loss
@@ -204,7 +206,7 @@ def test_what_an_epoch_ends_with_counts(monkeypatch):
 
 
 def test_gradients_are_cut_shorter_or_not_at_all():
-    assert [steadier(clip) for clip in (0.0, 5.0, 1.0, 0.5)] == [1.0, 1.0, None, None]
+    assert [stronger_clipping(clip) for clip in (0.0, 5.0, 1.0, 0.5)] == [1.0, 1.0, None, None]
 
 
 class Killed(Silent):
@@ -252,7 +254,7 @@ def test_a_run_that_diverges_at_once_ends_as_if_clipped_from_the_start(run, dige
     clipped = run("clipped", clip=0.01)
     assert clipped["rollbacks"] == []
     # From here on any loss counts as diverged.
-    monkeypatch.setattr(Descent, "begin", classmethod(lambda cls, *_: cls(1.0, 1.0, -3.0, -3.0)))
+    monkeypatch.setattr(LossRecord, "begin", classmethod(lambda cls, *_: cls(1.0, 1.0, -3.0, -3.0)))
     reporter = Silent()
     results = run("guarded", reporter)
     (event,) = results["rollbacks"]
@@ -268,8 +270,10 @@ def test_a_run_that_diverges_at_once_ends_as_if_clipped_from_the_start(run, dige
 
 def test_a_run_killed_on_either_side_of_an_alarm_ends_the_same(run, digest, monkeypatch):
     """The verdict is replaced: it says that the third epoch has diverged."""
-    monkeypatch.setattr(Descent, "after", lambda self, loss: self._replace(lowest=self.lowest + 1))
-    monkeypatch.setattr(Descent, "alarming", property(lambda self: self.lowest > 5))
+    monkeypatch.setattr(
+        LossRecord, "after", lambda self, loss: self._replace(lowest=self.lowest + 1)
+    )
+    monkeypatch.setattr(LossRecord, "alarming", property(lambda self: self.lowest > 5))
     results = run("whole", epochs=5)
     (event,) = results["rollbacks"]
     assert (event["epoch"], event["back_to"]) == (3, 2)
@@ -289,9 +293,11 @@ def test_a_run_killed_on_either_side_of_an_alarm_ends_the_same(run, digest, monk
 @pytest.mark.slow
 def test_a_state_can_be_rolled_back_to_twice(run, monkeypatch):
     """Also if the state is doubtful. Training donates its arrays, so a copy is needed."""
-    monkeypatch.setattr(Descent, "suspicious", property(lambda self: True))
-    monkeypatch.setattr(Health, "after_second_look", lambda self, pgd, trained: self)
-    monkeypatch.setattr(Health, "alarming", property(lambda self: self.last_pgd is not None))
+    monkeypatch.setattr(LossRecord, "suspicious", property(lambda self: True))
+    monkeypatch.setattr(AccuracyRecord, "after_check", lambda self, pgd, trained: self)
+    monkeypatch.setattr(
+        AccuracyRecord, "alarming", property(lambda self: self.last_pgd is not None)
+    )
     results = run("twice", epochs=1, defense="fgsm")
     assert [event["to"] for event in results["rollbacks"]] == [["pgd", 3], ["pgd", 10]]
     assert {event["back_to"] for event in results["rollbacks"]} == {0}

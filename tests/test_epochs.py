@@ -12,12 +12,12 @@ from irp_jax import checkpoint
 from irp_jax.errors import UserError
 from irp_jax.pruning import cost
 from irp_jax.training import loop, progress
-from irp_jax.training.overfitting import Health
+from irp_jax.training.overfitting import AccuracyRecord
 
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path, monkeypatch):
     setup = make_setup(CONFIG)
-    monkeypatch.setattr(Health, "_asdict", lambda self: list(self))
+    monkeypatch.setattr(AccuracyRecord, "_asdict", lambda self: list(self))
     progress.save(setup, dataclasses.replace(progress.start(setup), epoch=1), tmp_path)
     with pytest.raises(UserError, match="another version: choose another --workdir"):
         progress.resume(setup, tmp_path, print)
@@ -56,7 +56,7 @@ def test_epochs_measured_on_training_images_are_told(monkeypatch):
     assert len(loop._probe_set(setup, reporter)[0]) == len(setup.dataset.train)
     told = "are held out: the accuracies of epochs are of training images"
     assert reporter.notes == [f"no images {told}"]
-    monkeypatch.setattr(loop, "some", lambda setup, split: split)
+    monkeypatch.setattr(loop, "sample_images", lambda setup, split: split)
     setup = dataclasses.replace(setup, mesh=types.SimpleNamespace(size=8))
     setup.dataset.validation = setup.dataset.train.take(np.arange(4))
     assert loop._probe_set(setup, reporter) is setup.dataset.train

@@ -18,14 +18,14 @@ from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.training import experiment, guard, loop, overfitting, progress
 from irp_jax.training.defenses import DEFENSES, Batch, Choice, PgdTraining
-from irp_jax.training.divergence import Descent
-from irp_jax.training.overfitting import Health
+from irp_jax.training.divergence import LossRecord
+from irp_jax.training.overfitting import AccuracyRecord
 from irp_jax.training.step import probe_state
 
 RESULTS = Path(__file__).parent.parent / "results"
 
 THREAT = attacks.linf(0.1)
-CALM = Descent.begin(np.arange(10), 10)
+CALM = LossRecord.begin(np.arange(10), 10)
 GREY = jnp.full((32, 4, 4, 1), 0.5)
 ZEROS = jnp.zeros(32, jnp.int32)
 
@@ -55,10 +55,10 @@ def test_the_probe_finds_what_one_step_skips():
 
 def follow(history, chance=0.1):
     """Returns whether it alarms after each (PGD accuracy, accuracy under the training attack)."""
-    health, alarms = Health(chance), []
+    accuracy_record, alarms = AccuracyRecord(chance), []
     for pgd, trained in history:
-        health = health.after(pgd, trained)
-        alarms.append(health.alarming)
+        accuracy_record = accuracy_record.after(pgd, trained)
+        alarms.append(accuracy_record.alarming)
     return alarms
 
 
@@ -85,7 +85,7 @@ def test_it_does_not_alarm_in_any_healthy_run_that_was_recorded():
         trained = "probe_trained" if "probe_trained" in run["history"][0] else "train_accuracy"
         before = -1.0
         for pgd, of in recorded(path, "probe_pgd", trained):
-            assert not Health(0.1, pgd, of, rising=pgd > before).alarming, path
+            assert not AccuracyRecord(0.1, pgd, of, rising=pgd > before).alarming, path
             before = pgd
         checked += 1
     assert checked > 20
@@ -114,40 +114,42 @@ def test_falling_accuracy_under_both_attacks_is_no_alarm():
 @pytest.mark.parametrize("segments", [4, 50])
 def test_a_growing_radius_is_no_alarm_and_hides_no_collapse(segments):
     """Both accuracies fall as the radius grows. Then only PGD accuracy collapses."""
-    health = Health(0.1)
+    accuracy_record = AccuracyRecord(0.1)
     for n in range(segments):
         done = n / segments
-        health = health.after(0.5 - 0.25 * done, 0.6 - 0.3 * done)
-        assert not health.suspicious
+        accuracy_record = accuracy_record.after(0.5 - 0.25 * done, 0.6 - 0.3 * done)
+        assert not accuracy_record.suspicious
     for _ in range(3):
-        health = health.after(0.02, 0.42)
-    assert health.alarming
+        accuracy_record = accuracy_record.after(0.02, 0.42)
+    assert accuracy_record.alarming
 
 
 @pytest.mark.parametrize("duration", [1, 5, 20])
 @pytest.mark.parametrize("level", [0.2, 0.3, 0.5])
 def test_a_collapse_however_slow_is_noticed(level, duration):
-    health = Health(0.1)
+    accuracy_record = AccuracyRecord(0.1)
     for _ in range(10):
-        health = health.after(level, 1.2 * level)
+        accuracy_record = accuracy_record.after(level, 1.2 * level)
     for n in range(duration + 4):
         left = max(0.0, 1 - (n + 1) / duration)
-        health = health.after(level * left, (1.8 - 0.6 * left) * level)
-    assert health.alarming
+        accuracy_record = accuracy_record.after(level * left, (1.8 - 0.6 * left) * level)
+    assert accuracy_record.alarming
 
 
 def test_a_state_that_is_doubtful_for_long_counts_as_sound():
     """Otherwise a run whose PGD accuracy stays at 60 % of the other would never be saved."""
-    doubtful = Health(0.1, 0.3, 0.5)
+    doubtful = AccuracyRecord(0.1, 0.3, 0.5)
     assert doubtful.suspicious and not doubtful.alarming
 
-    def run_at(epoch, health=doubtful, descent=CALM):
-        return types.SimpleNamespace(epoch=epoch, health=health, descent=descent, clip=0.0)
+    def run_at(epoch, accuracy_record=doubtful, loss_record=CALM):
+        return types.SimpleNamespace(
+            epoch=epoch, accuracy_record=accuracy_record, loss_record=loss_record, clip=0.0
+        )
 
     at = [run_at(n) for n in range(6)]
     assert guard.is_sound(at[1], None)
     assert [guard.is_sound(now, at[1]) for now in at[2:]] == [False, False, True, True]
-    well = Health(0.1, 0.5, 0.5)
+    well = AccuracyRecord(0.1, 0.5, 0.5)
     assert guard.is_sound(run_at(2, well), at[1])
     assert not guard.is_sound(run_at(2, well, CALM.after(4.0)), at[1])  # loss 1.7 above guessing
 
@@ -166,12 +168,12 @@ def test_a_slow_start_is_no_alarm():
 
 
 def test_a_second_check_confirms_a_collapse_or_clears_the_alarm():
-    alarming = Health(0.1)
+    alarming = AccuracyRecord(0.1)
     for pgd, trained in [(0.4, 0.5), (0.4, 0.5), (0.1, 0.6), (0.1, 0.6)]:
         alarming = alarming.after(pgd, trained)
     assert alarming.alarming
-    assert alarming.after_second_look(0.05, 0.6).alarming
-    unlucky = alarming.after_second_look(0.5, 0.6)
+    assert alarming.after_check(0.05, 0.6).alarming
+    unlucky = alarming.after_check(0.5, 0.6)
     assert not unlucky.alarming and not unlucky.suspicious
     # One more bad probe is no alarm, but a collapse is.
     assert not unlucky.after(0.16, 0.6).alarming
@@ -179,10 +181,10 @@ def test_a_second_check_confirms_a_collapse_or_clears_the_alarm():
 
 
 def test_it_is_suspicious_before_it_alarms():
-    health = Health()
+    accuracy_record = AccuracyRecord()
     for pgd, trained in [(0.5, 0.6), (0.5, 0.6), (0.2, 0.7)]:
-        health = health.after(pgd, trained)
-    assert health.suspicious and not health.alarming
+        accuracy_record = accuracy_record.after(pgd, trained)
+    assert accuracy_record.suspicious and not accuracy_record.alarming
 
 
 @pytest.mark.parametrize("name", sorted(DEFENSES))
@@ -207,7 +209,7 @@ def test_few_steps_reach_as_far_as_many():
 
 @pytest.mark.parametrize(("batch", "devices"), [(128, 1), (128, 2), (96, 96), (7, 7), (9, 3)])
 def test_the_images_probed_split_evenly(batch, devices):
-    count = overfitting.images_of(batch, devices)
+    count = overfitting.probe_size(batch, devices)
     assert 0 < count <= batch
     assert count % devices == 0
 
@@ -230,9 +232,9 @@ def test_a_run_that_alarms_gets_stronger_defenses_and_resumes_to_the_same(
 ):
     """The verdict is replaced by one that alarms at the second probe of every guarded defense."""
     count = lambda self, pgd, trained: self._replace(chance=self.chance + 1)  # noqa: E731
-    monkeypatch.setattr(Health, "after", count)
-    monkeypatch.setattr(Health, "after_second_look", lambda self, pgd, trained: self)
-    monkeypatch.setattr(Health, "alarming", property(lambda self: self.chance > 2))
+    monkeypatch.setattr(AccuracyRecord, "after", count)
+    monkeypatch.setattr(AccuracyRecord, "after_check", lambda self, pgd, trained: self)
+    monkeypatch.setattr(AccuracyRecord, "alarming", property(lambda self: self.chance > 2))
     monkeypatch.setitem(models.MODELS, "resnet8", lambda scale, classes, act: Small(8, 8, classes))
     reporter, killed = Silent(), dataclasses.replace(TINY, workdir=str(tmp_path / "killed"))
     results = experiment.run(
@@ -266,9 +268,9 @@ def test_an_epoch_is_cut_short_by_a_confirmed_alarm_and_by_nothing_else(alarmed_
     """A confirmed alarm stays, even if a later segment looks healthy."""
     sent, looks = [], []
 
-    def look(state, health):
+    def check_alarm(state, accuracy_record):
         looks.append(state)
-        return health if confirmed else health.after_second_look(0.5, 0.6)
+        return accuracy_record if confirmed else accuracy_record.after_check(0.5, 0.6)
 
     def send(state, batches):
         good = alarmed_at is None or len(sent) + 1 < alarmed_at
@@ -282,10 +284,10 @@ def test_an_epoch_is_cut_short_by_a_confirmed_alarm_and_by_nothing_else(alarmed_
         return state + 1, metrics
 
     batches = np.zeros((8, 4, 2), np.int32)
-    health = Health().after(0.5, 0.6).after(0.5, 0.6)
-    trained = loop._epoch(send, 0, health, batches, None, Silent(), look)
+    accuracy_record = AccuracyRecord().after(0.5, 0.6).after(0.5, 0.6)
+    trained = loop._epoch(send, 0, accuracy_record, batches, None, Silent(), check_alarm)
     stopped = alarmed_at is not None and confirmed
-    assert trained.health.alarming == stopped
+    assert trained.record.alarming == stopped
     # Two bad probes, and the segment that was running when the second one was checked.
     assert len(sent) == (min(alarmed_at + 2, 8) if stopped else 8)
     assert looks[:1] == ([min(alarmed_at + 2, 8)] if alarmed_at else [])
@@ -294,7 +296,7 @@ def test_an_epoch_is_cut_short_by_a_confirmed_alarm_and_by_nothing_else(alarmed_
 
 
 @pytest.mark.parametrize(("logits_fn", "collapsed"), [(hollow, True), (steady, False)])
-def test_a_second_look_attacks_by_both(logits_fn, collapsed):
+def test_the_check_of_an_alarm_attacks_by_both(logits_fn, collapsed):
     """FGSM does not find the collapse, and PGD does."""
 
     def network(weights, batch_stats, images, train, key):
@@ -303,9 +305,9 @@ def test_a_second_look_attacks_by_both(logits_fn, collapsed):
     state = progress.start(make_setup(CONFIG)).state
     how = dataclasses.replace(recipe("fgsm"), threat=THREAT)
     seen = jnp.full(GREY.shape, 127, jnp.uint8), ZEROS, jnp.arange(len(ZEROS))
-    alarming, reporter = Health(pgd=0.1, trained=0.6, rising=False), Silent()
-    health = guard.second_look(how, network, KEY, seen, reporter, state, alarming)
-    assert health.trained > 0.9 and health.alarming == collapsed
+    alarming, reporter = AccuracyRecord(pgd=0.1, trained=0.6, rising=False), Silent()
+    accuracy_record = guard.check_alarm(how, network, KEY, seen, reporter, state, alarming)
+    assert accuracy_record.trained > 0.9 and accuracy_record.alarming == collapsed
     assert len(reporter.notes) == (0 if collapsed else 1)
 
 

@@ -242,7 +242,7 @@ def test_a_state_file_of_something_else_is_refused(tmp_path):
         run(batch_size=8, state_file=file)
     with pytest.raises(UserError, match="cannot write"):
         state.write(
-            tmp_path / "state.npz" / "x", state.at_first(IMAGES, LABELS > 0), "",
+            tmp_path / "state.npz" / "x", state.initial(IMAGES, LABELS > 0), "",
             state.Answers(LABELS, IMAGES),
         )  # fmt: skip
 

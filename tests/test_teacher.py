@@ -87,24 +87,26 @@ def test_answers_are_of_the_view_that_is_shown_and_none_is_computed_twice(
         apply, variables, augmentation=POLICY, key=key, images=images, mesh=mesh, views=views,
         first=3, epochs=7,
     )  # fmt: skip
-    lessons = [teacher.lesson(epoch) for epoch in (3, 4, 5, 6)]
-    assert [lesson.view for lesson in lessons] == [3, 4, *((3, 4) if views else (5, 6))]
-    paid = [lesson.passes > 0 for lesson in lessons]
+    outputs = [teacher.outputs(epoch) for epoch in (3, 4, 5, 6)]
+    assert [output.view for output in outputs] == [3, 4, *((3, 4) if views else (5, 6))]
+    paid = [output.passes > 0 for output in outputs]
     assert paid == ([True, True, False, False] if views else [True] * 4)
-    same = [lesson.answers is lessons[n % 2].answers for n, lesson in enumerate(lessons)]
+    same = [
+        output.probabilities is outputs[n % 2].probabilities for n, output in enumerate(outputs)
+    ]
     assert same == ([True] * 4 if views else [True, True, False, False])
     assert not teacher._known, "nothing is kept that no epoch will want"
-    for lesson in lessons:
+    for output in outputs:
         rows = np.arange(24, dtype=np.int32)
-        seen = to_float(augment_each(view_keys(KEY, lesson.view, rows), PIXELS, POLICY))
+        seen = to_float(augment_each(view_keys(KEY, output.view, rows), PIXELS, POLICY))
         np.testing.assert_allclose(
-            lesson.answers, jax.nn.softmax(apply(variables, seen)), rtol=1e-4, atol=1e-6
+            output.probabilities, jax.nn.softmax(apply(variables, seen)), rtol=1e-4, atol=1e-6
         )
 
 
-@pytest.mark.parametrize("who", ["answers", "average"])
+@pytest.mark.parametrize("who", ["probabilities", "average"])
 def test_a_step_descends_towards_the_answers(who, variables, quick_compile):
-    """With the teacher's answers as the only target, one step matches the gradient by hand."""
+    """With the teacher's outputs as the only target, one step matches the gradient by hand."""
     setup = make_setup(Config(budget="1.0", epochs=1, batch_size=24, ema=0.9, method="width"))
     optimizer = optimizers.build(setup.config, setup.plan, GRAPH, frozen=False)
     state = initial_state(setup.config, setup.plan, GRAPH, variables)
@@ -116,8 +118,8 @@ def test_a_step_descends_towards_the_answers(who, variables, quick_compile):
     )  # fmt: skip
     pixels = jnp.asarray(PIXELS)
     averaged = {"params": moved, "batch_stats": state.average["batch_stats"]}
-    answers = jax.nn.softmax(inference(NETWORK)(averaged, to_float(pixels)))
-    taught = answers if who == "answers" else None
+    probabilities = jax.nn.softmax(inference(NETWORK)(averaged, to_float(pixels)))
+    taught = probabilities if who == "probabilities" else None
     step = quick_jit(functools.partial(train_step, how, NETWORK, optimizer))
     after, metrics = step(KEY, state, pixels, LABELS, np.arange(24), 0, taught)
 
@@ -125,7 +127,7 @@ def test_a_step_descends_towards_the_answers(who, variables, quick_compile):
     @jax.value_and_grad
     def loss(weights):
         logits, _ = NETWORK(weights, state.batch_stats, to_float(pixels), train=True)
-        return mean_cross_entropy(logits, answers)
+        return mean_cross_entropy(logits, probabilities)
 
     value, gradient = loss(state.params["weights"])
     assert float(metrics["loss"]) == pytest.approx(float(value), rel=1e-5)

@@ -14,10 +14,9 @@ inside the network. Example:
 
 from irp_jax.attacks.apgd import Apgd
 from irp_jax.attacks.attack import Attack, Attacked, Problem
-from irp_jax.attacks.autoattack import VERSIONS, autoattack, published
-from irp_jax.attacks.evaluate import AttackReport, evaluate, predict
+from irp_jax.attacks.ensemble import VERSIONS, autoattack, published
+from irp_jax.attacks.evaluation import AttackReport, evaluate, predict
 from irp_jax.attacks.fab import Fab
-from irp_jax.attacks.fgsm import FAST_ATTACKS, FastAttack, fgsm
 from irp_jax.attacks.losses import (
     LogitsFn,
     Loss,
@@ -29,6 +28,7 @@ from irp_jax.attacks.losses import (
 )
 from irp_jax.attacks.pgd import STEP_RATIO, Pgd
 from irp_jax.attacks.runner import Callbacks
+from irp_jax.attacks.single_step import FAST_ATTACKS, FastAttack, fgsm
 from irp_jax.attacks.spec import ATTACKS, AttackName, AttackSpec
 from irp_jax.attacks.square import Square
 from irp_jax.attacks.threat import (

@@ -195,7 +195,7 @@ class Apgd:
         nothing = Attacked(
             problem.image, jnp.zeros_like(found.is_adversarial), jnp.full_like(found.loss, -jnp.inf)
         )
-        return _afresh(problem, ball, found, gradient, where(allowed, found, nothing))
+        return _restarted(problem, ball, found, gradient, where(allowed, found, nothing))
 
     def step(
         self, logits_fn: LogitsFn, problem: Problem, state: ApgdState, number: jax.Array
@@ -222,10 +222,10 @@ class Apgd:
         if isinstance(state.memory, Halving):
             rises = state.memory.rises + (found.loss > state.loss).astype(jnp.int32)
             memory = state.memory._replace(rises=rises)
-            looked = _look_at_rises(moved, memory, self.rho * window.astype(jnp.float32))
+            looked = _check_progress(moved, memory, self.rho * window.astype(jnp.float32))
             return where(window > 0, looked, moved._replace(memory=memory))
-        looked = where(window > 0, _look_at_sparsity(moved, state.memory, problem, ball), moved)
-        return where(shrinks, _afresh(problem, ball, found, gradient, worst), looked)
+        looked = where(window > 0, _check_sparsity(moved, state.memory, problem, ball), moved)
+        return where(shrinks, _restarted(problem, ball, found, gradient, worst), looked)
 
     def _at(
         self, problem: Problem, number: jax.Array
@@ -273,7 +273,7 @@ def _start_image(ball: Threat, key: jax.Array, natural: jax.Array) -> jax.Array:
     return project(ball, natural + noise, natural)
 
 
-def _afresh(
+def _restarted(
     problem: Problem, ball: Threat, found: Attacked, gradient: jax.Array, worst: Attacked
 ) -> ApgdState:
     """Returns the state of trials that have judged only the first image of a ball."""
@@ -323,7 +323,7 @@ def _sparse_direction(gradient: jax.Array, entries: jax.Array) -> jax.Array:
     return signs / jnp.maximum(jnp.sum(jnp.abs(signs)), 1.0)
 
 
-def _look_at_rises(state: ApgdState, memory: Halving, wanted: jax.Array) -> ApgdState:
+def _check_progress(state: ApgdState, memory: Halving, wanted: jax.Array) -> ApgdState:
     """Halves the step size of trials that overshoot or are stuck, and returns them to their best.
 
     A trial overshoots if at most `wanted` (B,) steps raised its loss since the last check. It is
@@ -339,7 +339,7 @@ def _look_at_rises(state: ApgdState, memory: Halving, wanted: jax.Array) -> Apgd
     )
 
 
-def _look_at_sparsity(
+def _check_sparsity(
     state: ApgdState, memory: Sparsity, problem: Problem, ball: Threat
 ) -> ApgdState:
     """Adapts the step sizes of L1 trials.

@@ -28,7 +28,9 @@ def starts(threat: Threat, key: jax.Array, images: jax.Array, scale: float = 1.0
     Returns:
         (N, H, W, C) float32 in [0, 1].
     """
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(draws.steady(key), jnp.arange(images.shape[0]))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(
+        draws.converted(key), jnp.arange(images.shape[0])
+    )
     return jax.vmap(random_start, (None, 0, 0, None))(threat, keys, images, scale)
 
 

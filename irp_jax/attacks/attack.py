@@ -134,7 +134,7 @@ def finite(gradient: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(gradient), gradient, jnp.zeros_like(gradient))
 
 
-def look(
+def judge_forward(
     logits_fn: LogitsFn,
     images: jax.Array,
     problem: Problem,

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from irp_jax.attacks.attack import Attacked, Problem, finite, look, where, worse
+from irp_jax.attacks.attack import Attacked, Problem, finite, judge_forward, where, worse
 from irp_jax.attacks.losses import LogitsFn, is_correct, margin
 from irp_jax.attacks.threat import (
     Norm,
@@ -126,7 +126,7 @@ class Fab:
             boundary_step, problem.threat, alpha_max=self.alpha_max, eta=self.eta
         )
         moved = jax.vmap(step)(problem.image, state.current, leads, gradients)
-        there = look(logits_fn, moved, problem, margin)
+        there = judge_forward(logits_fn, moved, problem, margin)
         back = problem.image + self.beta * (moved - problem.image)
         worst = _worst_within(problem, _worst_within(problem, state.worst, here), there)
         return FabState(where(there.is_adversarial, back, moved), worst)

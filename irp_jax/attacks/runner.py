@@ -142,7 +142,7 @@ def _one_attack(
     began = saved = time.perf_counter()
     done, chunk = 0, 1
     while progress.waiting or (held != FREE).any():
-        filled = _to_fill(held, len(progress.waiting))
+        filled = _slots_to_fill(held, len(progress.waiting))
         if len(filled):
             held[filled] = [progress.waiting.popleft() for _ in filled]
             batch = slots.fill(network, attack, batch, held, filled, progress.survived)
@@ -155,8 +155,8 @@ def _one_attack(
         over = (held != FREE) & ~np.asarray(batch.running)
         if over.sum() >= max(1, (held != FREE).sum() // REFILL):
             found = jax.device_get(trials.outcome(network, batch))
-            batch = _settle(attack, batch, held, np.flatnonzero(over), found, progress)
-            batch, held = _moved(batch, held, found.steps, progress, slots)
+            batch = _record_outcomes(attack, batch, held, np.flatnonzero(over), found, progress)
+            batch, held = _shrink_batch(batch, held, found.steps, progress, slots)
         callbacks.progress(done, done + progress.steps_left, int(progress.is_robust.sum()))
         now = time.perf_counter()
         if now - saved > SAVE_EVERY:
@@ -166,13 +166,13 @@ def _one_attack(
     return progress.state()
 
 
-def _to_fill(held: np.ndarray, waiting: int) -> np.ndarray:
+def _slots_to_fill(held: np.ndarray, waiting: int) -> np.ndarray:
     """Returns the free slots in which to start trials now; none while few slots are free."""
     free = np.flatnonzero(held == FREE)[:waiting]
     return free if len(free) >= min(waiting, len(held) // REFILL) else free[:0]
 
 
-def _settle(
+def _record_outcomes(
     attack: Attack,
     batch: trials.Trials,
     held: np.ndarray,
@@ -192,7 +192,7 @@ def _settle(
     return trials.with_threat(trials.go_on(attack, batch, doubtful), batch.problem.threat)
 
 
-def _moved(
+def _shrink_batch(
     batch: trials.Trials,
     held: np.ndarray,
     taken: np.ndarray,

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 from irp_jax.attacks.apgd import Apgd
 from irp_jax.attacks.attack import Attack
-from irp_jax.attacks.autoattack import published
+from irp_jax.attacks.ensemble import published
 from irp_jax.attacks.fab import Fab
 from irp_jax.attacks.losses import margin
 from irp_jax.attacks.pgd import STEP_RATIO, Pgd

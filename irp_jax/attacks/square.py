@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from irp_jax.attacks.attack import Attacked, Problem, look, where, worse
+from irp_jax.attacks.attack import Attacked, Problem, judge_forward, where, worse
 from irp_jax.attacks.losses import LogitsFn, Loss, cross_entropy, margin
 from irp_jax.attacks.threat import Threat, project
 from irp_jax.errors import UserError, unknown
@@ -108,7 +108,9 @@ class Square:
         )
         proposals = jax.vmap(propose)(keys, problem.image, best, sides)
         tried = where(number == 0, best, proposals)
-        return SquareState(worse(state.worst, look(logits_fn, tried, problem, LOSSES[self.loss])))
+        return SquareState(
+            worse(state.worst, judge_forward(logits_fn, tried, problem, LOSSES[self.loss]))
+        )
 
 
 def side_of_square(

@@ -70,7 +70,7 @@ class EvaluationState:
     unverified: tuple[int, ...] = ()
 
 
-def at_first(images: np.ndarray, is_robust: np.ndarray) -> EvaluationState:
+def initial(images: np.ndarray, is_robust: np.ndarray) -> EvaluationState:
     """Returns the state before the first attack.
 
     Args:

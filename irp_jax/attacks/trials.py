@@ -189,7 +189,7 @@ def begin(
 ) -> Trials:
     logits = network(images).at[jnp.arange(len(labels)), labels].set(jnp.inf)
     order = jnp.argsort(-logits, axis=-1, stable=True).astype(jnp.int32)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(draws.steady(key), jnp.arange(len(labels)))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(draws.converted(key), jnp.arange(len(labels)))
     problem = Problem(images, labels, order, jnp.zeros_like(labels), keys, threat)
     return start(network, attack, problem)
 

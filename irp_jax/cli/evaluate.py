@@ -124,7 +124,7 @@ def evaluate(arguments: list[str]) -> None:
         files.write_json(Path(options.out), results)
     if options.save_adversarial is not None:
         _save_adversarial(Path(options.save_adversarial), found, terminal)
-    _forget_states(options, found)
+    _remove_states(options, found)
     _show(options, results, terminal)
 
 
@@ -214,7 +214,7 @@ def _results(options: Options, found: Measured, command: str) -> dict[str, Any]:
     return results | {"warnings": sorted(warnings)}
 
 
-def _forget_states(options: Options, found: Measured) -> None:
+def _remove_states(options: Options, found: Measured) -> None:
     """Removes the states of interrupted attacks, now that all results are written."""
     for spec in found.specs:
         state_file = _state_file(options, found.network, spec, images=len(found.images))

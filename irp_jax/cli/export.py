@@ -1,4 +1,4 @@
-"""bin/export: a trained network as one file for other runtimes; and the file beside its network."""
+"""bin/export: writes a trained network to a file for other runtimes, or verifies such a file."""
 
 import dataclasses
 import time
@@ -18,18 +18,18 @@ from irp_jax.report.terminal import plain_console
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Write a trained network as one file. `bin/export verify` compares the file with it."""
+    """Write a trained network to one file. `bin/export verify` compares file and network."""
 
     checkpoint: str
-    """A run's workdir, such as runs/<name>, one checkpoint in it, or a saved network."""
+    """The folder of a run, such as runs/<name>, a checkpoint in it, or a saved network."""
     out: str
-    """The file to write, for instance model.onnx."""
+    """The file to write, for example model.onnx."""
     format: Literal["onnx", "stablehlo"] = "onnx"
     """onnx, for onnxruntime and others, or stablehlo, for JAX."""
     layout: Literal["NHWC", "NCHW"] = "NHWC"
-    """How images lie in an ONNX file: channels last, or channels first."""
+    """Axis order of the images in an ONNX file: channels last (NHWC) or first (NCHW)."""
     multiple: int = 4
-    """Zero channels are added up to multiples of this, for speed in onnxruntime; 1 adds none."""
+    """Pad channels with zeros to multiples of this, for speed in onnxruntime. 1 adds none."""
     quantize: Literal["none", "int8"] = "none"
     """int8: an ONNX file that computes in 8-bit integers. Ranges are measured on training images,
     unless the run was trained with --quantize=int8."""
@@ -48,33 +48,33 @@ class VerifyOptions:
     artifact: str
     """The file that bin/export wrote."""
     checkpoint: str
-    """The network that it was exported from: a run's workdir, a checkpoint, or a saved network."""
+    """The network that it was exported from: folder of a run, checkpoint, or saved network."""
     model: str | None = None
     """FILE.py:NAME of a network of your own. Default: what was saved with it."""
     dataset: str | None = None
-    """Another set or PATH.npz to test on. Default: that of the run."""
+    """Data set or PATH.npz to test on. Default: that of the run."""
     data_dir: str | None = None
-    """Where the data set lies. Default: as in the run."""
+    """Folder of the data set. Default: as in the run."""
     images: int | None = None
-    """Only the first so many test images."""
+    """Number of test images, from the first on. Default: all."""
     epsilon: float | None = None
-    """Radius of the attacks in pixels of [0, 1], e.g. 8/255. Default: that of training."""
+    """L-infinity radius of the attacks in pixels of [0, 1], e.g. 8/255. Default: as in training."""
     steps: int = 10
-    """Of PGD on the network."""
+    """Number of steps of PGD, which attacks the network."""
     queries: int = 200
-    """Of Square on the file; 0 leaves it out."""
+    """Number of queries of Square, which attacks the file. 0 leaves it out."""
     rounds: int = 50
-    """Times that each file is run for its latency; 0 leaves it out."""
+    """Number of timed runs of each file. 0 leaves latency out."""
     threads: int = 1
-    """That onnxruntime computes with."""
+    """Number of threads of onnxruntime."""
     seed: int = 0
-    """Of every draw."""
+    """Random seed of the attacks."""
     out: str | None = None
     """Also write the figures to this JSON file."""
 
 
 def export(arguments: list[str]) -> None:
-    """Writes a file; or, if the first argument is "verify", prints a table."""
+    """Writes a file. If the first argument is "verify", compares a file and prints a table."""
     if arguments[:1] == ["verify"]:
         return _verify(arguments[1:])
     options = parse(Options, arguments, "bin/export")
@@ -111,7 +111,7 @@ def _training_images(net: network.Network, options: Options) -> np.ndarray:
 
 
 def _with_results(net: network.Network, run: Path) -> network.Network:
-    """The network with what its run measured, if that is of the same weights."""
+    """Returns the network with the results of its run, if they are of the same weights."""
     path = run / "results.json"
     results = files.read_json(path) if path.is_file() else None
     if not isinstance(results, dict):
@@ -128,7 +128,7 @@ def _verify(arguments: list[str]) -> None:
     if options.out is not None:
         files.check_place(Path(options.out))
     console = plain_console()
-    file = artifact.load(options.artifact)  # a mistake shows before the images are loaded
+    file = artifact.load(options.artifact)  # errors in it show before the data are loaded
     net = network.load(options.checkpoint, console.print, model=options.model)
     exporting.check_network(file, net, options.artifact)
     trained = net.record["trained"]

@@ -12,7 +12,7 @@ from irp_jax import files
 from irp_jax.cli.run import main, parse
 from irp_jax.errors import UserError, extra
 from irp_jax.report import timing
-from irp_jax.report.tables import beside, is_readable, markdown
+from irp_jax.report.tables import is_readable, library_table, markdown
 from irp_jax.report.terminal import plain_console, show_results
 
 
@@ -145,9 +145,9 @@ def _benchmark(options: Options, place: Path, found: dict[str, Any]) -> None:
         timing.show(found, plain_console())
         return
     if options.into is not None:
-        _insert(Path(options.into), place.stem, beside(found))
+        _insert(Path(options.into), place.stem, library_table(found))
     else:
-        sys.stdout.write(beside(found))
+        sys.stdout.write(library_table(found))
 
 
 def _insert(path: Path, name: str, table: str) -> None:

@@ -29,13 +29,13 @@ class Interval:
 
     def __str__(self) -> str:
         if self.high == math.inf:
-            least = "positive" if self.open_low and not self.low else f"at least {_said(self.low)}"
+            least = "positive" if self.open_low and not self.low else f"at least {_text(self.low)}"
             return f"{least} and finite"
         left, right = "[("[self.open_low], "])"[self.open_high]
-        return f"in {left}{_said(self.low)}, {_said(self.high)}{right}"
+        return f"in {left}{_text(self.low)}, {_text(self.high)}{right}"
 
 
-def _said(number: float) -> str:
+def _text(number: float) -> str:
     return f"{number:g}" if isinstance(number, float) and number < 1e5 else f"{number:,.0f}"
 
 
@@ -75,4 +75,4 @@ def check(config: Any) -> None:
         if options and value not in options:
             raise unknown(flag if field.name == "evaluate_on" else field.name, value, options)
         if interval and value is not None and value not in interval:
-            raise UserError(f"{flag} must be {interval}, got {_said(value)}")
+            raise UserError(f"{flag} must be {interval}, got {_text(value)}")

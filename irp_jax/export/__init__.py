@@ -1,11 +1,11 @@
-"""Trained networks as files that other runtimes read: ONNX and StableHLO.
+"""Exports trained networks to files that other runtimes read: ONNX and StableHLO.
 
     network = irp_jax.load("runs/x")
     network.export("model.onnx")
     figures = verify("model.onnx", network)
 
-`export.onnx` writes operators, `export.stablehlo` what JAX has, `export.artifact` reads either
-again, and `export.compare` puts file and network side by side on the same images.
+`export.onnx` writes an ONNX model, `export.stablehlo` a function that JAX runs. `export.artifact`
+reads both kinds of file. `export.compare` compares a file with its network on the same images.
 """
 
 from irp_jax.export.compare import check_network, verify

@@ -1,4 +1,4 @@
-"""A file that was exported, read again and run by its own runtime."""
+"""Reads an exported file and runs it in its own runtime."""
 
 import dataclasses
 import hashlib
@@ -17,16 +17,16 @@ from irp_jax.export.tensors import IMAGES, LOGITS
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Artifact:
-    """A network in a file.
+    """An exported network.
 
     Attributes:
         format: "onnx" or "stablehlo".
-        facts: what the file says of itself: key -> text, see `file.metadata`.
-        size: bytes.
-        sha256: of the file.
-        nodes: operators, where the format has such.
-        layout: of the images that `run` takes.
-        run: the runtime: images float32 in `layout` -> logits (N, K).
+        facts: metadata of the file, key -> text; see `file.metadata`.
+        size: size of the file in bytes.
+        sha256: SHA-256 of the file.
+        nodes: number of operators; None for StableHLO.
+        layout: axis order of the images that `run` takes: "NHWC" or "NCHW".
+        run: runs the file: images float32 in `layout` -> logits (N, K).
     """
 
     format: str
@@ -38,21 +38,21 @@ class Artifact:
     run: Callable[[np.ndarray], np.ndarray]
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Logits (N, K) of images (N, H, W, C) float32 in [0, 1]."""
-        return self.run(self.arranged(images))
+        """Returns the logits (N, K) of images (N, H, W, C) float32 in [0, 1]."""
+        return self.run(self.in_layout(images))
 
-    def arranged(self, images: np.ndarray) -> np.ndarray:
-        """Images (N, H, W, C) in the layout of the file."""
+    def in_layout(self, images: np.ndarray) -> np.ndarray:
+        """Returns images (N, H, W, C) in the axis order of the file."""
         return np.ascontiguousarray(images.transpose(LAYOUTS[self.layout]))
 
 
 def digest(content: bytes) -> str:
-    """SHA-256 of a file's content."""
+    """Returns the SHA-256 of a file's content."""
     return hashlib.sha256(content).hexdigest()
 
 
-def facts_of(path: Path) -> Path:
-    """Where the facts lie of a file that has no room for them."""
+def metadata_path(path: Path) -> Path:
+    """Returns the path of the JSON file with the metadata of a StableHLO file."""
     return path.with_name(path.name + ".json")
 
 
@@ -60,41 +60,46 @@ def load(path: str | Path, *, threads: int = 0) -> Artifact:
     """Reads an exported file.
 
     Args:
-        path: that `Network.export` wrote. What is named *.stablehlo, or has a JSON file beside it,
-            is StableHLO, all else ONNX.
-        threads: that onnxruntime computes with; its own choice if 0. StableHLO runs as JAX does.
+        path: a file that `Network.export` wrote. It is read as StableHLO if its name ends in
+            .stablehlo or if it has a JSON file of metadata, else as ONNX.
+        threads: number of threads of onnxruntime; 0 lets onnxruntime choose. It has no effect on
+            StableHLO, which JAX runs.
 
     Raises:
-        UserError: there is no such file, it is damaged or none of ours, or the extra is missing.
+        UserError: there is no such file, it is damaged, `Network.export` did not write it, or the
+            extra is not installed.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no file {path}: bin/export writes one")
     content = path.read_bytes()
-    beside = files.read_json(facts_of(path))
+    beside = files.read_json(metadata_path(path))
     if path.suffix != ".stablehlo" and beside is None:
-        return of(content, "onnx", threads=threads)
+        return from_bytes(content, "onnx", threads=threads)
     if not isinstance(beside, dict) or beside.pop("sha256", None) != digest(content):
-        raise UserError(f"{facts_of(path)} is not of {path}, or missing: export the network anew")
-    return of(content, "stablehlo", beside)
+        raise UserError(f"{metadata_path(path)} is missing or is not of {path}: export again")
+    return from_bytes(content, "stablehlo", beside)
 
 
-def of(
+def from_bytes(
     content: bytes, format: str, facts: Mapping[str, str] | None = None, *, threads: int = 0
 ) -> Artifact:
-    """An artifact from a file's content; see `load`.
+    """Returns the artifact of a file's content.
 
     Args:
-        content: of the file.
+        content: the content of the file.
         format: "onnx" or "stablehlo".
-        facts: where the file has no room for them.
+        facts: the metadata of a StableHLO file, which cannot contain them.
         threads: see `load`.
+
+    Raises:
+        UserError: see `load`.
     """
     run, nodes, own = _onnx(content, threads) if format == "onnx" else _stablehlo(content)
     facts = own or facts or {}
     layout = facts.get("input_layout", "NHWC")
     if layout not in LAYOUTS:
-        raise UserError(f"a file whose images lie as {layout!r}: export the network anew")
+        raise UserError(f"the file has the unknown layout {layout!r}: export the network again")
     return Artifact(
         format=format, facts=facts, size=len(content), sha256=digest(content), nodes=nodes,
         layout=layout, run=run,
@@ -111,7 +116,7 @@ def _onnx(content: bytes, threads: int) -> tuple[Callable, int, dict[str, str]]:
     try:
         model = onnx.load_model_from_string(content)
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnx and onnxruntime have errors of many kinds
+    except Exception as error:  # onnx and onnxruntime raise many types
         first = (str(error).splitlines() or [""])[0]
         raise UserError(f"onnxruntime cannot run the file ({type(error).__name__}: {first})") from (
             error
@@ -119,8 +124,8 @@ def _onnx(content: bytes, threads: int) -> tuple[Callable, int, dict[str, str]]:
     names = [each.name for each in (*session.get_inputs(), *session.get_outputs())]
     if names != [IMAGES, LOGITS]:
         raise UserError(
-            f"an ONNX file with {', '.join(names)}, not {IMAGES} and {LOGITS}: give one that "
-            f"bin/export wrote"
+            f"the ONNX file has inputs and outputs {', '.join(names)}, not {IMAGES} and {LOGITS}: "
+            f"give a file that bin/export wrote"
         )
     facts = {each.key: each.value for each in model.metadata_props}
     return lambda images: session.run(None, {IMAGES: images})[0], len(model.graph.node), facts
@@ -132,13 +137,13 @@ def _stablehlo(content: bytes) -> tuple[Callable, None, dict[str, str]]:
 
     try:
         function = jax.jit(export.deserialize(bytearray(content)).call)
-    except Exception as error:  # of another version of JAX, beyond its window
+    except Exception as error:  # JAX reads only files of recent versions
         raise UserError(
-            f"the file is not readable by jax {jax.__version__}: export anew"
+            f"jax {jax.__version__} cannot read the file: export the network again"
         ) from error
     return lambda images: np.asarray(function(images)), None, {}
 
 
 def image_shape(facts: Mapping[str, str]) -> Any:
-    """(H, W, C) of a file's images; None if it does not say."""
+    """Returns (H, W, C) of the images that a file takes; None if its metadata lack it."""
     return json.loads(facts["image_shape"]) if "image_shape" in facts else None

@@ -1,4 +1,4 @@
-"""A file beside the network that it was exported from, on the same images."""
+"""Compares an exported file with its network on the same images."""
 
 import functools
 import json
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from irp_jax.network import Network
 
 BATCH = 256
-"""Images given to file and network at once."""
+"""Batch size for file and network."""
 
 
 def verify(
@@ -44,31 +44,39 @@ def verify(
 ) -> dict[str, Any]:
     """Compares an exported file with its network: accuracy, attacks, size and latency.
 
-    PGD attacks the network by its gradients, and the file is shown what it found. Square attacks
-    the file itself in its own runtime, without gradients. For an 8-bit file PGD also attacks its
-    emulation in JAX, which has gradients.
+    PGD uses the gradients of the network. Both the network and the file classify the images that
+    PGD finds. Square needs no gradients, so it attacks the file directly, in the file's runtime.
+    For an 8-bit file PGD also attacks its emulation in JAX, which has gradients.
 
     Args:
-        artifact: the file.
-        network: what it was exported from.
-        data: a data set or its name, of which the test images are taken; or images (N, H, W, C),
-            uint8 or float in [0, 1], and labels (N,). The set of training if None.
-        model: of a network that is none of ours, for the dense network that it is timed beside.
-        epsilon: radius of both attacks, L-inf; that of training if None.
-        steps: of PGD, one random start, step length epsilon / 4.
-        queries: of Square; 0 leaves it out.
-        rounds: times that each file is run for its latency; 0 leaves it out.
-        threads: that onnxruntime computes with.
-        seed: of every draw.
+        artifact: path of the file.
+        network: the network that the file was exported from.
+        data: a data set or its name, whose test images are used; or a pair of images (N, H, W, C),
+            uint8 or float in [0, 1], and labels (N,). None for the data set of training.
+        model: the model, if it is not one of `irp_jax.models`. Latency is compared with the dense
+            network, which needs it.
+        epsilon: L-inf radius of both attacks in [0, 1]; None for the radius of training.
+        steps: number of PGD steps, from one random start, with step size epsilon / 4.
+        queries: number of queries of Square per image; 0 leaves Square out.
+        rounds: number of timed runs of each file; 0 leaves latency out.
+        threads: number of threads of onnxruntime.
+        seed: seed of the attacks.
 
     Returns:
-        `artifact`, what is known of the file; `natural` and `pgd`, accuracies of `network` and
-        `file`; `square`, accuracy of the file; `agreement`, the share of images of one prediction;
-        `max_difference` of logits; `latency`, see `latency.measured`. For an 8-bit file also
-        `emulation`: the same figures of the emulation and the file, PGD by its gradients.
+        A dictionary with these keys, all accuracies in [0, 1]:
+            `artifact`: format, size in bytes, number of operators, digest and metadata of the file.
+            `images`, `epsilon`: number of images, and the radius.
+            `natural`, `pgd`: accuracies of `network` and `file`.
+            `square`: accuracy of the file.
+            `agreement`: share of images with the same prediction.
+            `max_difference`: largest absolute difference of a logit.
+            `latency`: see `latency.measured`; and `threads`.
+            `emulation`, for an 8-bit file: accuracies, agreement and largest difference of its
+                emulation, with PGD by the emulation's gradients.
 
     Raises:
-        UserError: the file cannot be read, is of another network, or the images are not its.
+        UserError: a number is out of range, the file cannot be read, the file is of another
+            network, or the images do not fit the network.
     """
     for name, value in (("queries", queries), ("rounds", rounds), ("threads", threads)):
         if value < (name == "threads"):
@@ -118,10 +126,12 @@ def verify(
         dense = network.dense(model)
         if dense is not None:
             content = serialized(dense, file.format, layout=file.layout)
-            compared["dense"] = artifacts.of(content, file.format, file.facts, threads=threads)
+            compared["dense"] = artifacts.from_bytes(
+                content, file.format, file.facts, threads=threads
+            )
             report["artifact"]["dense_bytes"] = len(content)
         report["latency"] = measured(compared, images[:64], rounds=rounds)
-        # JAX computes with what it finds.
+        # JAX uses all cores.
         report["threads"] = threads if file.format == "onnx" else parallel.cores()
     return report
 
@@ -162,10 +172,15 @@ def _emulation(
 
 
 def check_network(file: Artifact, network: "Network", path: str | Path) -> None:
-    """Refuses a file of another network.
+    """Checks that a file was exported from a network.
+
+    Args:
+        file: the file.
+        network: the network.
+        path: path of the file, for the message.
 
     Raises:
-        UserError: says what tells them apart.
+        UserError: the file is of another network; the message says how they differ.
     """
     facts = file.facts
     shape = artifacts.image_shape(facts)
@@ -176,13 +191,13 @@ def check_network(file: Artifact, network: "Network", path: str | Path) -> None:
         )
     if facts.get("network_sha256") != checkpoint.digest(network.variables):
         raise UserError(
-            f"{path} is of another network, or of another training of it: give the network that "
-            f"it was exported from, or export this one anew"
+            f"{path} is of another network or of other weights: give the network that it was "
+            f"exported from, or export this one again"
         )
 
 
 def predict(file: Artifact, images: np.ndarray) -> np.ndarray:
-    """The file's logits (N, K) of images (N, H, W, C)."""
+    """Returns the logits (N, K) that a file computes for images (N, H, W, C), float32."""
     parts = [file(images[first : first + BATCH]) for first in range(0, len(images), BATCH)]
     return np.concatenate(parts).astype(np.float32)
 
@@ -195,18 +210,18 @@ def square(
     queries: int,
     seed: int,
 ) -> float:
-    """The file's accuracy under Square, which asks for nothing but logits.
+    """Returns the accuracy of a file under Square, which needs logits but no gradients.
 
-    Each step is run in two halves, and the file in between: its runtime is no part of a program of
-    JAX.
+    The runtime of the file cannot run inside a compiled function of JAX. So each step is compiled
+    in two halves: one returns the images to query, the other takes their logits.
 
     Args:
-        file: what is attacked.
+        file: the file to attack.
         images: (N, H, W, C) float32 in [0, 1].
         labels: (N,) int32.
-        threat: the ball.
-        queries: steps of the attack.
-        seed: of its draws.
+        threat: the ball of allowed perturbations.
+        queries: number of steps of the attack.
+        seed: seed of the attack.
     """
     attack = attacks.Square(steps=queries)
     logits = predict(file, images)
@@ -215,14 +230,14 @@ def square(
     numbers = np.zeros(len(rows), np.int32)
     problem = attacks.Problem(
         image=jnp.asarray(images[rows]), label=jnp.asarray(labels[rows]),
-        order=jnp.zeros((len(rows), 1), jnp.int32),  # it aims at no class
+        order=jnp.zeros((len(rows), 1), jnp.int32),  # Square is untargeted
         number=jnp.asarray(numbers), key=trial_keys(jax.random.key(seed), rows, numbers),
         threat=threat,
     )  # fmt: skip
 
     @jax.jit
     def proposed(state: Any, number: jax.Array) -> jax.Array:
-        """The images that a step asks about."""
+        """Returns the images that a step queries."""
         asked: list[jax.Array] = []
 
         def listen(given: jax.Array) -> jax.Array:
@@ -234,7 +249,7 @@ def square(
 
     @jax.jit
     def answered(state: Any, number: jax.Array, logits: jax.Array) -> Any:
-        """The state after a step that was told these logits."""
+        """Returns the state after a step that received these logits."""
         return attack.step(lambda _: logits, problem, state, number)
 
     if not len(rows):
@@ -256,7 +271,7 @@ def _pgd(
     steps: int,
     seed: int,
 ) -> np.ndarray:
-    """The worst image that PGD visits, for each image: (N, H, W, C) float32."""
+    """Returns the worst iterate of PGD for each image, (N, H, W, C) float32."""
     run = functools.partial(
         attacks.once, apply, attacks.Pgd(gradient_steps=steps), threat=threat,
         key=jax.random.key(seed),
@@ -272,7 +287,7 @@ def _pgd(
 def _images(
     network: "Network", data: Dataset | tuple[Any, Any] | str | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, H, W, C) float32 in [0, 1] and labels (N,) int32."""
+    """Returns the images (N, H, W, C) float32 in [0, 1] and labels (N,) int32 to compare on."""
     if data is None:
         data = network.record["trained"]["dataset"]
     if isinstance(data, str):
@@ -283,10 +298,10 @@ def _images(
     elif isinstance(data, tuple) and len(data) == 2:
         given = data
     else:
-        raise UserError(f"give a data set, or (images, labels), not {type(data).__name__}")
+        raise UserError(f"data must be a data set or (images, labels), got {type(data).__name__}")
     images, labels = check_set(*given)
     if images.shape[1:] != network.image_shape:
-        raise UserError(f"images are {images.shape[1:]}, the network's {network.image_shape}")
+        raise UserError(f"images are {images.shape[1:]}, the network takes {network.image_shape}")
     return images, labels
 
 

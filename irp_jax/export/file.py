@@ -1,4 +1,8 @@
-"""A network to a file, whole or not at all, and only if the file computes what the network does."""
+"""Writes a network to a file.
+
+The file is checked before it is written: its logits must equal those of the network. It is written
+completely or not at all.
+"""
 
 import dataclasses
 import json
@@ -20,8 +24,9 @@ if TYPE_CHECKING:
 FORMATS = ("onnx", "stablehlo")
 
 TOLERANCE = {"float32": 1e-3, "int8": 0.1}
-"""Difference of file and network, relative to the largest logit, that is no rounding. In 8 bits a
-sum that lies between two levels may be rounded either way, and this is passed on."""
+"""Largest allowed difference of a logit between file and network, relative to the largest logit.
+Rounding differences of float32 are far smaller. In 8 bits a value between two levels may be rounded
+either way, and the difference grows from layer to layer."""
 
 
 def write(
@@ -33,10 +38,10 @@ def write(
     multiple: int = channels.MULTIPLE,
     model: Any = None,
 ) -> bytes:
-    """Writes a network as one file; see `Network.export`.
+    """Writes a network to one file; see `Network.export` for the arguments.
 
     Returns:
-        The file's content.
+        The content of the file.
 
     Raises:
         UserError: see `Network.export`.
@@ -50,15 +55,17 @@ def write(
         written = _padded(network, multiple, model)
     about = metadata(network, layout)
     content = serialized(written, format, layout=layout, about=about)
-    check(network, artifact.of(content, format, about))
-    if format == "stablehlo":  # which has no room for facts
-        files.write_json(artifact.facts_of(path), {**about, "sha256": artifact.digest(content)})
+    check(network, artifact.from_bytes(content, format, about))
+    if format == "stablehlo":  # it cannot contain metadata
+        files.write_json(
+            artifact.metadata_path(path), {**about, "sha256": artifact.digest(content)}
+        )
     files.write_whole(path, lambda file: file.write(content))
     return content
 
 
 def check_asked(path: Path, format: str, layout: str) -> None:
-    """Refuses what cannot be written, before the work for it is done.
+    """Checks the arguments of an export before the network is traced.
 
     Raises:
         UserError: see `Network.export`.
@@ -68,15 +75,18 @@ def check_asked(path: Path, format: str, layout: str) -> None:
     if layout not in onnx.LAYOUTS:
         raise unknown("layout", layout, onnx.LAYOUTS)
     if format == "stablehlo" and layout != "NHWC":
-        raise UserError(f"layout {layout} is for onnx: StableHLO takes the images as JAX has them")
+        raise UserError(f"layout {layout} is for onnx only: StableHLO takes images as NHWC")
     if format == "onnx":
         onnx.check_installed()
     files.check_place(path)
 
 
 def _padded(network: "Network", multiple: int, model: Any) -> "Network":
-    """The network with zero channels, where its graph is known and they do no harm: a division by
-    the size of a kernel that is all zero, for instance, has no value."""
+    """Returns the network with zero channels.
+
+    Returns the network unchanged if its channel graph is not known, or if zero channels make its
+    logits infinite or NaN. A division by the norm of a kernel of zeros does that, for example.
+    """
     graph = network.graph(model)
     if graph is None:
         return network
@@ -94,11 +104,14 @@ def serialized(
     layout: str = "NHWC",
     about: Mapping[str, str] | None = None,
 ) -> bytes:
-    """The content of the file.
+    """Returns the content of the file.
 
     Args:
-        network, format, layout: see `Network.export`; so are the errors.
-        about: the facts in it; those of the network if None.
+        network, format, layout: see `Network.export`.
+        about: metadata to store, key -> text; None for `metadata(network, layout)`.
+
+    Raises:
+        UserError: see `Network.export`.
     """
     about = metadata(network, layout) if about is None else about
 
@@ -116,7 +129,7 @@ def serialized(
     images = jax.ShapeDtypeStruct((count, *network.image_shape), jnp.float32)
     try:
         return stablehlo.serialized(function, images)
-    except Exception as error:  # whatever JAX cannot export
+    except Exception as error:  # JAX raises many types here
         raise UserError(
             f"the network cannot be written as StableHLO ({type(error).__name__}: "
             f"{(str(error).splitlines() or [''])[0]})"
@@ -124,10 +137,10 @@ def serialized(
 
 
 def metadata(network: "Network", layout: str) -> dict[str, str]:
-    """What a file says of itself: key -> text.
+    """Returns the metadata of a file, key -> text.
 
-    `natural_accuracy` and `pgd_accuracy`, shares of the test images, are there if the network's
-    results are known.
+    It has `natural_accuracy` and `pgd_accuracy`, in [0, 1] on the test images, if the results of
+    the network are known.
     """
     facts: dict[str, Any] = {
         "model": network.name,
@@ -152,16 +165,16 @@ def metadata(network: "Network", layout: str) -> dict[str, str]:
 
 
 def check(network: "Network", written: "artifact.Artifact") -> None:
-    """Refuses a file that does not compute what the network does.
+    """Checks that a file computes the same logits as its network, on two random images.
 
     Raises:
-        UserError: says how far apart they are.
+        UserError: the logits differ by more than `TOLERANCE`.
     """
     images = np.random.default_rng(0).uniform(size=(2, *network.image_shape)).astype(np.float32)
     here, there = np.asarray(network(images)), written(images)
     apart = np.abs(here - there).max() / max(float(np.abs(here).max()), 1e-6)
     if not apart <= TOLERANCE["float32" if network.quantization is None else "int8"]:
         raise UserError(
-            f"the file would differ from the network by {apart:.1g} of its largest logit: please "
-            f"report it, with the network, as a defect of irp_jax"
+            f"the file would differ from the network by {apart:.1g} of the largest logit: please "
+            f"report this as a bug in irp_jax, with the network"
         )

@@ -1,4 +1,4 @@
-"""How long files take for a batch: several beside each other, in turns."""
+"""Measures the latency of exported files. Several files are timed in turns."""
 
 import time
 from collections.abc import Mapping
@@ -8,8 +8,8 @@ import numpy as np
 
 from irp_jax.export.artifact import Artifact
 
-WARM = 3
-"""Runs before anything is counted."""
+WARM_UP = 3
+"""Number of rounds before the first one that is timed."""
 
 
 def measured(
@@ -19,30 +19,30 @@ def measured(
     batches: tuple[int, ...] = (1, 64),
     rounds: int = 50,
 ) -> list[dict[str, Any]]:
-    """Times files on the same images.
+    """Measures the latency of several files on the same images.
 
-    In every round each file runs at each batch size, once uncounted and once counted, so that
-    what else the machine does slows all of them alike.
+    In each round, every file runs at every batch size: once untimed, then once timed. So other
+    load on the machine slows all files alike.
 
     Args:
         artifacts: name -> file.
-        images: (N, H, W, C) float32 in [0, 1], repeated as needed.
-        batches: images given at once.
-        rounds: times each is run.
+        images: (N, H, W, C) float32 in [0, 1]. They are repeated if a batch needs more.
+        batches: batch sizes.
+        rounds: number of timed rounds.
 
     Returns:
         A row for each file and batch size: `network`, `batch`, `median_ms`, and the quartiles
-        `low_ms` and `high_ms`.
+        `low_ms` and `high_ms`, in milliseconds for a batch.
     """
     runs = {
-        (name, batch): (each, each.arranged(images[np.arange(batch) % len(images)]))
+        (name, batch): (each, each.in_layout(images[np.arange(batch) % len(images)]))
         for batch in batches
         for name, each in artifacts.items()
     }
     taken: dict[tuple[str, int], list[float]] = {key: [] for key in runs}
-    for number in range(-WARM, rounds):
+    for number in range(-WARM_UP, rounds):
         for key, (each, given) in runs.items():
-            each.run(given)  # what ran before has filled the caches with its own
+            each.run(given)  # untimed: the caches still hold data of the previous file
             began = time.perf_counter()
             each.run(given)
             if number >= 0:

@@ -1,8 +1,8 @@
-"""A network as an ONNX file: its traced function, operator by operator.
+"""Writes a network as an ONNX model, one operation of its jaxpr after another.
 
-The function is traced for any number of images, on the arrays as they are deployed: pruned channels
-are gone, pruned weights are zero. What depends on the arrays alone is computed now. So the file
-holds what a runtime has to do for an image and nothing else.
+The network is traced with a symbolic number of images, on its deployed arrays: pruned channels are
+removed, pruned weights are zero. Results that do not depend on the images are computed during the
+export and stored as constants.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ from irp_jax.export.tensors import IMAGES, LOGITS, Tensors, Value, known
 from irp_jax.graph.program import Equation, Program, evaluate_alone, trace
 
 OPSET = 17
-"""Of the standard operators: ONNX 1.12 of 2022, which every runtime in use reads."""
+"""Version of the standard operators, from ONNX 1.12 (2022)."""
 
 IR_VERSION = 8
-"""Of the file: that of ONNX 1.12."""
+"""Version of the file format, from ONNX 1.12."""
 
 LAYOUTS: dict[str, tuple[int, ...]] = {"NHWC": (0, 1, 2, 3), "NCHW": (0, 3, 1, 2)}
-"""Name -> which axis of (N, H, W, C) each of the input's is."""
+"""Layout -> for each axis of the file's input, its place in (N, H, W, C)."""
 
 Function = Callable[[jax.Array], jax.Array]
 
@@ -42,21 +42,23 @@ def serialized(
     metadata: Mapping[str, str] | None = None,
     name: str = "network",
 ) -> bytes:
-    """A function of images as an ONNX model.
+    """Returns an ONNX model of a function of images.
+
+    The model has one input, `images`, and one output, `logits` (N, K).
 
     Args:
         function: images (N, H, W, C) float32, N symbolic -> logits (N, K).
         image_shape: (H, W, C).
-        layout: of the file's input `images`: "NHWC" or "NCHW". Its output is `logits` (N, K).
-        metadata: key -> text, kept in the file.
-        name: of the graph.
+        layout: axis order of `images`: "NHWC" or "NCHW".
+        metadata: key -> text, stored in the model.
+        name: name of the ONNX graph.
 
     Returns:
-        The file's content, checked by ONNX.
+        The serialized model. It has passed `onnx.checker`.
 
     Raises:
         UserError: the extra is not installed, the layout is unknown, or an operation has no
-            counterpart in ONNX: names it and its layer.
+            counterpart in ONNX; the message names the operation and its layer.
     """
     with extra("onnx"):
         import onnx
@@ -80,19 +82,19 @@ def _traced(function: Function, image_shape: tuple[int, ...]) -> Program:
         return trace(lambda images: [function(images)], images)
     except UserError:
         raise
-    except Exception as error:  # whatever JAX or the network has against a symbolic size
+    except Exception as error:  # JAX and networks raise many types here
         raise UserError(
             f"the network cannot be traced for any number of images ({type(error).__name__}: "
-            f"{(str(error).splitlines() or [''])[0]}): keep len() of the images and the like out "
-            f"of it"
+            f"{(str(error).splitlines() or [''])[0]}): its code must not need the number of images "
+            f"as an integer, as in len(images)"
         ) from error
 
 
 def check_installed() -> None:
-    """Refuses to begin without the extra.
+    """Checks that the extra `onnx` is installed.
 
     Raises:
-        UserError: how to install it.
+        UserError: it is not; the message says how to install it.
     """
     with extra("onnx"):
         import onnx  # noqa: F401
@@ -100,7 +102,7 @@ def check_installed() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages of the extra that are installed."""
+    """Returns the versions of the installed packages of the extra, name -> version."""
     found = {}
     for name in ("onnx", "onnxruntime"):
         with contextlib.suppress(packages.PackageNotFoundError):
@@ -112,11 +114,11 @@ def versions() -> dict[str, str]:
 
 
 def written(program: Program, layout: Sequence[int]) -> tuple[Tensors, str]:
-    """The operators of a function, and the name of its logits.
+    """Returns the operators of a traced function, and the name of the tensor of logits.
 
     Args:
-        program: of one input, images.
-        layout: of the input.
+        program: the function, with the images as its only input.
+        layout: axis order of the images: a value of `LAYOUTS`.
     """
     (images,) = program.inputs
     shape = rules.sizes(program.shape(images))
@@ -127,7 +129,7 @@ def written(program: Program, layout: Sequence[int]) -> tuple[Tensors, str]:
 
 
 class _Writer:
-    """Goes through programs and those that they call."""
+    """Writes the equations of a program, and of the programs that it calls."""
 
     def __init__(self, tensors: Tensors) -> None:
         self.tensors = tensors
@@ -171,14 +173,14 @@ class _Writer:
         if equation.name == "fake_quantize":
             return int8.fake_quantize(self.tensors, operation, inputs)
         if equation.name not in rules.RULES:
-            raise self.tensors.refusal(f"{equation.name}, which has no counterpart there")
+            raise self.tensors.refusal(f"{equation.name}, which has no counterpart in ONNX")
         for dtype in operation.dtypes:
             rules.code(self.tensors, dtype)
         return rules.RULES[equation.name](self.tensors, operation, inputs)
 
 
 def _needed(program: Program) -> set[int]:
-    """The variables that the outputs depend on."""
+    """Returns the variables that the outputs depend on."""
     needed = {atom for atom in program.outputs if isinstance(atom, int)}
     for equation in reversed(program.equations):
         if needed & set(equation.outputs):
@@ -189,15 +191,19 @@ def _needed(program: Program) -> set[int]:
 def _dtype(dtype: Any) -> Any:
     try:
         return np.dtype(dtype)
-    except TypeError:  # of random keys
+    except TypeError:  # NumPy has no dtype for random keys
         return dtype
 
 
 def _computed(equation: Equation, inputs: list[Value]) -> list[Value] | None:
-    """What an equation makes of constants; None where that depends on the number of images."""
+    """Evaluates an equation whose inputs are constants.
+
+    Returns:
+        Its outputs; None if they depend on the number of images.
+    """
     evaluate = evaluate_alone(equation.source)
     if equation.name in rules.ELEMENTWISE:
-        # Along axes where all of them repeat, the result does.
+        # An axis that no input stores is not stored in the output either: see `Value.order`.
         shape = max((value.shape for value in inputs), key=len)
         order = sorted({axis for value in inputs for axis in value.order})
         arrays = []
@@ -226,20 +232,20 @@ def _computed(equation: Equation, inputs: list[Value]) -> list[Value] | None:
 
 
 def _body(closed: Any) -> Program:
-    """A function within the function, as a program."""
+    """Traces a closed jaxpr that is a parameter of an equation."""
     shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in closed.in_avals]
     return trace(jex.jaxpr_as_fun(closed), *shapes)
 
 
 def _call(writer: _Writer, equation: Equation, inputs: list[Value]) -> list[Value]:
-    """A function with a derivative rule of its own, which matters to nobody here."""
+    """Writes the body of a function with a custom derivative; the derivative is not needed."""
     held = equation.params
     closed = held.get("call_jaxpr") or held.get("fun_jaxpr") or held["jaxpr"]
     return writer.run(_body(closed), inputs)
 
 
 def _scan(writer: _Writer, equation: Equation, inputs: list[Value]) -> list[Value]:
-    """A loop of known length, step by step."""
+    """Writes a loop as its unrolled steps."""
     params, t = equation.params, writer.tensors
     consts, carried, length = params["num_consts"], params["num_carry"], params["length"]
     body = _body(params["jaxpr"])
@@ -268,7 +274,7 @@ def _split(values: list[Value], at: int) -> tuple[list[Value], list[Value]]:
 
 
 def _rows(t: Tensors, arrays: list[Value], step: int) -> list[Value]:
-    """One row of each array."""
+    """Returns row `step` of each array."""
     out = []
     for array in arrays:
         if array.data is not None:
@@ -283,14 +289,18 @@ def _rows(t: Tensors, arrays: list[Value], step: int) -> list[Value]:
 
 
 def _cond(writer: _Writer, equation: Equation, inputs: list[Value]) -> list[Value]:
-    """Both branches, of which one counts; only the right one where it is known now."""
+    """Writes a branch.
+
+    If the condition is a constant, only the chosen branch is written. Otherwise both are, and a
+    Where selects the result.
+    """
     which, *given = inputs
     branches = equation.params["branches"]
     if which.data is not None:
         chosen = min(max(int(which.data), 0), len(branches) - 1)
         return writer.run(_body(branches[chosen]), given)
     if len(branches) != 2:
-        raise writer.tensors.refusal("a choice among more than two branches")
+        raise writer.tensors.refusal("a conditional with more than two branches")
     no, yes = (writer.run(_body(branch), given) for branch in branches)
     t = writer.tensors
     if which.dtype != bool:
@@ -300,8 +310,8 @@ def _cond(writer: _Writer, equation: Equation, inputs: list[Value]) -> list[Valu
 
 def _exported(writer: _Writer, equation: Equation, inputs: list[Value]) -> list[Value]:
     raise UserError(
-        "of this network only the StableHLO function is known, and ONNX needs its operations: "
-        "give its model, or --format=stablehlo"
+        "the network was loaded from its StableHLO function, and ONNX needs the operations of its "
+        "model: give --model, or --format=stablehlo"
     )
 
 
@@ -319,14 +329,14 @@ CALLS: dict[str, Callable[[_Writer, Equation, list[Value]], list[Value]]] = {
 
 
 def _model(program: Simplified, name: str) -> Any:
-    """The protocol buffer of ONNX."""
+    """Returns the model as a protocol buffer of ONNX."""
     import onnx
     from onnx import helper, numpy_helper
 
     tensors = program.tensors
     names = {program.output: LOGITS}
     if program.output not in program.makers:
-        raise tensors.refusal("logits that do not depend on the images")
+        raise tensors.refusal("a network whose logits do not depend on the images")
     for number, node in enumerate(program.nodes):
         for output in node.outputs:
             names.setdefault(output, f"{node.op.lower()}_{number}")
@@ -365,7 +375,7 @@ def _model(program: Simplified, name: str) -> Any:
 
 
 def _attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """As plain integers and lists of them."""
+    """Returns attributes with all numbers as Python integers or lists of them."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, str):

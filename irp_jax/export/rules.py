@@ -1,7 +1,7 @@
-"""How each JAX operation is written in ONNX: one rule per primitive.
+"""The rules that write JAX operations as ONNX operators, one for each primitive.
 
-A rule gets the tensors so far, the operation and its inputs, and returns its outputs. It writes
-standard operators of opset 17 only. An operation that no rule knows is refused by name.
+A rule takes the tensors written so far, the operation and its inputs. It returns the outputs. It
+writes standard operators of opset 17 only. An operation without a rule is an error that names it.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ class Operation:
     """An equation of the traced function, with `BATCH` for the number of images.
 
     Attributes:
-        name: of the primitive.
-        params: of the primitive; sizes among them may be symbolic, see `size`.
-        shapes, dtypes: of the outputs.
+        name: name of the primitive.
+        params: parameters of the primitive. Sizes in them may be symbolic; see `size`.
+        shapes, dtypes: shapes and dtypes of the outputs.
     """
 
     name: str
@@ -32,24 +32,24 @@ class Operation:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the first output."""
+        """Shape of the first output."""
         return self.shapes[0]
 
     @property
     def dtype(self) -> Any:
-        """Of the first output."""
+        """Dtype of the first output."""
         return self.dtypes[0]
 
 
 def size(dimension: Any) -> int:
-    """A size as a number."""
+    """Returns a size as an integer, with `BATCH` for the number of images."""
     if isinstance(dimension, int | np.integer):
         return int(dimension)
-    return int(dimension._evaluate({"n": BATCH}))  # no public way
+    return int(dimension._evaluate({"n": BATCH}))  # JAX has no public function for this
 
 
 def sizes(dimensions: Sequence[Any]) -> tuple[int, ...]:
-    """Sizes as numbers."""
+    """Returns sizes as integers; see `size`."""
     return tuple(map(size, dimensions))
 
 
@@ -65,7 +65,7 @@ SAME = {
     "log": "Log", "logistic": "Sigmoid", "mul": "Mul", "neg": "Neg", "sign": "Sign", "sin": "Sin",
     "sinh": "Sinh", "sqrt": "Sqrt", "sub": "Sub", "tan": "Tan", "tanh": "Tanh",
 }  # fmt: skip
-"""Primitives that are operators."""
+"""Primitives that have an equal operator, and its name."""
 
 COMPARISONS = {
     "eq": "Equal", "ge": "GreaterOrEqual", "gt": "Greater", "le": "LessOrEqual", "lt": "Less",
@@ -73,10 +73,10 @@ COMPARISONS = {
 
 LOGIC = {"and": "And", "or": "Or", "xor": "Xor"}
 
-NOTHING = (
+IDENTITY = (
     "copy", "copy_p", "name", "optimization_barrier", "sharding_constraint", "stop_gradient",
 )  # fmt: skip
-"""Primitives that matter to the compiler or to gradients."""
+"""Primitives that do not change values. They are for the compiler or for gradients."""
 
 
 def same(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
@@ -103,17 +103,17 @@ def negation(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
     return [t.apply("Not", *inputs)]
 
 
-def nothing(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
+def identity(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
     return inputs
 
 
 def number(value: Value, like: float) -> Value:
-    """A constant scalar of the dtype of a value."""
+    """Returns a constant scalar with the dtype of a value."""
     return known(np.asarray(like, value.dtype))
 
 
 def is_number(value: Value, what: float) -> bool:
-    """Whether a value is a constant of this one number."""
+    """Returns whether a value is a constant whose elements all equal a number."""
     return value.data is not None and bool(np.all(value.data == what))
 
 
@@ -161,7 +161,7 @@ def exp2(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
 
 
 def expm1(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
-    """sinh(x/2) exp(x/2) times two, which keeps the digits of small x."""
+    """Writes 2 sinh(x/2) exp(x/2), which is accurate for small x."""
     (x,) = inputs
     half = t.apply("Mul", x, number(x, 0.5))
     product = t.apply("Mul", t.apply("Sinh", half), t.apply("Exp", half))
@@ -187,7 +187,7 @@ def remainder(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
 
 
 def rounded(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
-    """ONNX rounds halves to even numbers only."""
+    """Writes rounding. Round of ONNX takes halves to even, so other rounding uses Floor."""
     (x,) = inputs
     if int(op.params["rounding_method"]) == 1:
         return [t.apply("Round", x)]
@@ -203,7 +203,7 @@ def is_finite(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
 def select(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
     which, *cases = inputs
     if len(cases) != 2 or which.dtype != bool:
-        raise t.refusal("select_n of more than two cases")
+        raise t.refusal("select_n with more than two cases")
     for chosen in (0, 1):
         if is_number(which, chosen) and cases[chosen].shape == op.shape:
             return [cases[chosen]]
@@ -221,7 +221,7 @@ def _cast(t: Tensors, value: Value, dtype: Any) -> Value:
 
 
 def code(t: Tensors, dtype: Any) -> int:
-    """The number that ONNX has for a dtype."""
+    """Returns the number of a dtype in ONNX."""
     import onnx
 
     try:
@@ -229,7 +229,7 @@ def code(t: Tensors, dtype: Any) -> int:
     except (KeyError, ValueError, TypeError):
         found = None
     if found is None or str(dtype) == "bfloat16":
-        raise t.refusal(f"the type {dtype}, which few runtimes compute in")
+        raise t.refusal(f"the dtype {dtype}, which few runtimes support")
     return found
 
 
@@ -257,12 +257,12 @@ def broadcast(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
 
 
 def _without(t: Tensors, x: Value, axes: Sequence[int]) -> Value:
-    """The value with these axes, of one row each, out of its tensor."""
+    """Removes axes of size 1 from the tensor of a value."""
     held = [axis for axis in x.order if axis in axes]
     if not held:
         return x
     order = tuple(axis for axis in x.order if axis not in held)
-    stands = [x.stand(axis) for axis in held]
+    stands = [x.position(axis) for axis in held]
     if x.data is not None:
         return dataclasses.replace(x, order=order, data=x.data.squeeze(tuple(stands)))
     places = t.constant(np.array(stands, np.int64))
@@ -295,7 +295,7 @@ def reshape(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
     if found is None:
         x = t.whole(x, range(len(x.shape)))
         found = reshaped(x, op.shape)
-    assert found is not None, "sizes of axes in order always agree"
+    assert found is not None, "if the axes are in order, no transposition is needed"
     shape, order = found
     if x.data is not None:
         return [
@@ -307,7 +307,7 @@ def reshape(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
 
 
 def _new_sizes(t: Tensors, shape: Sequence[int]) -> str:
-    """For Reshape, which finds one size by itself."""
+    """Returns the name of the shape input of a Reshape, which can infer one size."""
     growing = [place for place, length in enumerate(shape) if length > BATCH // 2]
     if len(growing) != 1:
         return t.sizes(shape)
@@ -324,7 +324,7 @@ def _sliced(
     t: Tensors, x: Value, starts: Sequence[int], limits: Sequence[int], strides: Sequence[int],
     shape: Sequence[int],
 ) -> Value:  # fmt: skip
-    """Pieces of axes; where the value repeats, there is nothing to cut."""
+    """Slices a value. Axes that its tensor does not have need no operator."""
     cut = [
         axis for axis in x.order
         if (starts[axis], limits[axis], strides[axis]) != (0, x.shape[axis], 1)
@@ -333,7 +333,7 @@ def _sliced(
         return dataclasses.replace(x, shape=tuple(shape))
     begin = t.sizes([starts[axis] for axis in cut])
     end = t.sizes([limits[axis] for axis in cut])
-    where = t.constant(np.array([x.stand(axis) for axis in cut], np.int64))
+    where = t.constant(np.array([x.position(axis) for axis in cut], np.int64))
     steps = t.constant(np.array([strides[axis] for axis in cut], np.int64))
     return t.stored("Slice", [t.tensor(x), begin, end, where, steps], shape, x.dtype, x.order)
 
@@ -344,7 +344,7 @@ def rev(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
     if not turned:
         return [x]
     least = np.iinfo(np.int64).min
-    columns = [[-1, least, x.stand(axis), -1] for axis in turned]
+    columns = [[-1, least, x.position(axis), -1] for axis in turned]
     begin, end, where, steps = (
         t.constant(np.array(c, np.int64)) for c in zip(*columns, strict=True)
     )
@@ -412,7 +412,7 @@ def pad(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
     x, filling = inputs
     config = [sizes(each) for each in op.params["padding_config"]]
     if any(interior for _, _, interior in config):
-        raise t.refusal("pad between the elements")
+        raise t.refusal("pad with interior padding")
     if all(low == high == 0 for low, high, _ in config):
         return [x]
     x = t.whole(x)
@@ -424,7 +424,7 @@ def pad(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
 def iota(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
     along = op.params["dimension"]
     if op.shape[along] > BATCH // 2:
-        raise t.refusal("numbering the images")
+        raise t.refusal("iota over the images")
     data = np.arange(op.shape[along]).astype(op.dtype)
     return [Value(shape=op.shape, dtype=op.dtype, order=(along,), data=data)]
 
@@ -432,7 +432,7 @@ def iota(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
 def dynamic_slice(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
     x, *starts = inputs
     if any(start.data is None for start in starts):
-        raise t.refusal("dynamic_slice from a place that is computed")
+        raise t.refusal("dynamic_slice from a computed index")
     room = [length - out for length, out in zip(x.shape, op.shape, strict=True)]
     begin = [
         min(max(int(start.data), 0), most)  # type: ignore[arg-type]
@@ -443,7 +443,7 @@ def dynamic_slice(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]
 
 
 def gather(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
-    """Rows of axes by constant numbers: what indexing with lists and strides is."""
+    """Writes indexing with constant indices: lists of integers, and strides."""
     x, which = inputs
     numbers, taken = op.params["dimension_numbers"], sizes(op.params["slice_sizes"])
     along = numbers.start_index_map
@@ -454,14 +454,14 @@ def gather(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
         or not single <= set(along)
         or bool(getattr(numbers, "operand_batching_dims", None))
     ):
-        raise t.refusal("gather of this kind")
+        raise t.refusal("gather with computed indices or slices of this shape")
     rows = full(which).astype(np.int64)
     last = np.array([x.shape[axis] - 1 for axis in along])
     if "fill" in str(op.params["mode"]).lower() and not ((rows >= 0) & (rows <= last)).all():
-        raise t.refusal("gather beyond an axis")
+        raise t.refusal("gather with an index out of range")
     rows = np.clip(rows, 0, last)
     x = t.whole(x)
-    # Axes of the output: those of the numbers, and those of x that are left, both in order.
+    # Axes of the output: those of the indices, and the other axes of x, both in order.
     others = [i for i in range(len(op.shape)) if i not in numbers.offset_dims]
     left = [i for i in range(len(x.shape)) if i not in along]
     place = {i: [j] for i, j in zip(left, numbers.offset_dims, strict=True)}
@@ -473,12 +473,12 @@ def gather(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
         if rows.ndim != len(along) + 1 or not np.array_equal(
             rows, np.stack(np.meshgrid(*lists, indexing="ij"), -1)
         ):
-            raise t.refusal("gather of this kind")
+            raise t.refusal("gather with indices that are not a grid")
         place |= {axis: [others[j]] for j, axis in enumerate(along)}
-    # From the last of the tensor's axes on, so that those before stay where they are.
+    # From the last axis of the tensor to the first, so that positions of earlier axes stay valid.
     name, shape = t.tensor(x), list(x.stored)
-    for axis, line in sorted(zip(along, lists, strict=True), key=lambda pair: -x.stand(pair[0])):
-        stand = x.stand(axis)
+    for axis, line in sorted(zip(along, lists, strict=True), key=lambda pair: -x.position(pair[0])):
+        stand = x.position(axis)
         shape[stand : stand + 1] = line.shape
         names = [name, t.constant(line)]
         name = t.add("Gather", names, shape=shape, dtype=x.dtype, axis=stand)
@@ -487,7 +487,7 @@ def gather(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
 
 
 def full(value: Value) -> np.ndarray:
-    """A constant with all its rows, its axes in order."""
+    """Returns the array of a constant, with all axes in order."""
     assert value.data is not None
     turn = sorted(range(len(value.order)), key=value.order.__getitem__)
     lengths = [length if axis in value.order else 1 for axis, length in enumerate(value.shape)]
@@ -495,7 +495,7 @@ def full(value: Value) -> np.ndarray:
 
 
 def dimension(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
-    """A size that depends on the number of images, as a number."""
+    """Writes the value of a size that depends on the number of images."""
     times, more = t.of_batch(size(op.params["dim"]))
     vector = t.add("Shape", [IMAGES], start=0, end=1, shape=(1,), dtype=np.int64)
     value = Value(shape=(1,), dtype=np.dtype(np.int64), order=(0,), name=vector)
@@ -528,7 +528,7 @@ def reduction(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
 def _reduced(t: Tensors, name: str, x: Value, axes: Sequence[int], shape: tuple[int, ...]) -> Value:
     left = [axis for axis in range(len(x.shape)) if axis not in axes]
     order = tuple(left.index(axis) for axis in x.order if axis in left)
-    held = sorted(x.stand(axis) for axis in axes if axis in x.order)
+    held = sorted(x.position(axis) for axis in axes if axis in x.order)
     if not held:
         return dataclasses.replace(x, shape=shape, order=order)
     if name == "ReduceSum":
@@ -547,14 +547,14 @@ def argument(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
     order = [left.index(i) for i in x.order if i != axis]
     found = t.stored(
         ARGUMENTS[op.name], [t.tensor(x)], op.shape, np.int64, order,
-        axis=x.stand(axis), keepdims=0,
+        axis=x.position(axis), keepdims=0,
     )  # fmt: skip
     return [_cast(t, found, op.dtype)]
 
 
 def cumulative_sum(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
     x = t.whole(inputs[0])
-    axis = t.constant(np.array(x.stand(op.params["axis"]), np.int64))
+    axis = t.constant(np.array(x.position(op.params["axis"]), np.int64))
     backwards = int(op.params["reverse"])
     return [
         t.stored("CumSum", [t.tensor(x), axis], x.shape, x.dtype, x.order, reverse=backwards)
@@ -564,13 +564,13 @@ def cumulative_sum(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value
 def sort(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
     axis = op.params["dimension"]
     if len(inputs) != 1 or inputs[0].shape[axis] > BATCH // 2:
-        raise t.refusal("sort of several arrays")
+        raise t.refusal("sort of several arrays, or over the images")
     x = t.whole(inputs[0])
     count = t.constant(np.array([x.shape[axis]], np.int64))
     names = [t.tensor(x), count]
     return [
         t.stored(
-            "TopK", names, x.shape, x.dtype, x.order, axis=x.stand(axis), largest=0, sorted=1,
+            "TopK", names, x.shape, x.dtype, x.order, axis=x.position(axis), largest=0, sorted=1,
             outputs=2,
         )
     ]  # fmt: skip
@@ -580,7 +580,7 @@ WINDOWS = {"reduce_window_max": "MaxPool", "reduce_window_sum": "AveragePool"}
 
 
 def window(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
-    """Pooling, over all axes but two along which the window has one element."""
+    """Writes pooling. Two axes, along which the window has size 1, are not pooled."""
     x, params = inputs[0], op.params
     spans, steps = params["window_dimensions"], params["window_strides"]
     pads, apart = params["padding"], params["window_dilation"]
@@ -591,7 +591,7 @@ def window(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
     if set(params["base_dilation"]) != {1} or len(still) < 2:
         raise t.refusal(op.name)
     if op.name == "reduce_window_sum" and set(apart) != {1}:
-        raise t.refusal("a dilated window of sums")
+        raise t.refusal("a dilated sum over windows")
     first = [axis for axis in x.order if axis in still] + [a for a in still if a not in x.order]
     first = first[:2]
     moving = [axis for axis in range(len(spans)) if axis not in first]
@@ -618,7 +618,7 @@ def window(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
 def convolution(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
     params, numbers = op.params, op.params["dimension_numbers"]
     if params["batch_group_count"] != 1:
-        raise t.refusal("a convolution in groups of images")
+        raise t.refusal("a convolution with batch_group_count")
     x, kernel = t.whole(inputs[0], numbers.lhs_spec), t.whole(inputs[1], numbers.rhs_spec)
     taps = [kernel.shape[axis] for axis in numbers.rhs_spec[2:]]
     strides, apart = params["window_strides"], params["rhs_dilation"]
@@ -628,19 +628,19 @@ def convolution(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
                   "group": params["feature_group_count"]}  # fmt: skip
     if set(spread) <= {1}:
         if min(low + high) < 0:
-            raise t.refusal("a convolution that crops its input")
+            raise t.refusal("a convolution with negative padding")
         names = [t.tensor(x), t.tensor(kernel)]
         attributes |= {"strides": list(strides), "pads": [*low, *high]}
         name = "Conv"
     else:
-        # Zeros between the elements: a transposed convolution, whose kernel is turned round.
+        # Input dilation: a transposed convolution with a flipped kernel.
         reach = [a * (k - 1) for a, k in zip(apart, taps, strict=True)]
         before = [r - lo for r, lo in zip(reach, low, strict=True)]
         after = [r - hi for r, hi in zip(reach, high, strict=True)]
         if set(strides) != {1} or min(before) < 0 or params["feature_group_count"] != 1:
-            raise t.refusal("a transposed convolution of this kind")
+            raise t.refusal("a transposed convolution with strides, groups or this padding")
         if kernel.data is None and inputs[1].data is None:
-            raise t.refusal("a transposed convolution with a kernel that is computed")
+            raise t.refusal("a transposed convolution with a computed kernel")
         data = t.constants[t.laid_out(inputs[1], numbers.rhs_spec)]
         data = np.flip(data, tuple(range(2, data.ndim))).swapaxes(0, 1)
         names = [t.tensor(x), t.constant(data)]
@@ -655,7 +655,7 @@ def convolution(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
 
 
 def contraction(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
-    """A matrix product where one side is a constant matrix, else Einstein's sum."""
+    """Writes MatMul if one operand is a constant matrix, else Einsum."""
     (over_left, over_right), (among_left, among_right) = op.params["dimension_numbers"]
     letters = iter(string.ascii_letters)
     sides: list[list[str]] = [[""] * len(value.shape) for value in inputs]
@@ -697,14 +697,14 @@ def contraction(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]:
 
 
 FREE: dict[str, Rule] = {
-    **dict.fromkeys(NOTHING, nothing),
+    **dict.fromkeys(IDENTITY, identity),
     "broadcast_in_dim": broadcast,
     "expand_dims": expand_dims,
     "iota": iota,
     "squeeze": squeeze,
     "transpose": transpose,
 }
-"""Rules that write nothing for constants."""
+"""Rules that write no operator if the input is a constant."""
 
 ELEMENTWISE: dict[str, Rule] = {
     **dict.fromkeys(SAME, same),
@@ -731,7 +731,7 @@ ELEMENTWISE: dict[str, Rule] = {
     "select_n": select,
     "square": square,
 }
-"""Rules of operations that do not mix elements, whatever the shape."""
+"""Rules of elementwise operations."""
 
 RULES: dict[str, Rule] = {
     **FREE,
@@ -756,4 +756,4 @@ RULES: dict[str, Rule] = {
     "tile": tile,
     "unstack": unstack,
 }
-"""Primitive -> how it is written. Calls, loops and branches are `export.onnx`'s."""
+"""Primitive -> rule. `export.onnx` writes calls, loops and branches."""

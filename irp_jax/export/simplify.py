@@ -1,7 +1,8 @@
-"""Fewer operators for the same function: one rewriting rule each, applied until none applies.
+"""Reduces the number of operators, without changing the function of the model.
 
-Batch norms become a scale and a shift, and go into the convolution before them. They never go into
-one that comes after: it pads with zeros, which are not scaled and shifted.
+Each rewriting rule is a function. Rules are applied until none applies. A batch norm becomes a
+scale and a shift, which are folded into the kernel and bias of the convolution before it. They are
+never folded into the convolution after it, because its zero padding comes after the batch norm.
 """
 
 import dataclasses
@@ -14,19 +15,29 @@ import numpy as np
 from irp_jax.export.tensors import Node, Tensors
 
 Rewrite = Callable[["Program", Node], list[Node] | None]
-"""(program, node) -> the nodes in its place, the last with its outputs; None leaves it."""
+"""(program, node) -> the nodes that replace the node; None if the rule does not apply.
+
+The last of the new nodes has the outputs of the old one."""
 
 
 class Program:
-    """Nodes with who makes and who reads each tensor."""
+    """The nodes of a model.
+
+    Attributes:
+        tensors: shapes, dtypes and constants.
+        output: name of the tensor of logits.
+        nodes: in the order of evaluation.
+        makers: name of a tensor -> the node that computes it.
+        reads: name of a tensor -> number of times that it is an input or the output of the model.
+    """
 
     def __init__(self, tensors: Tensors, output: str) -> None:
         self.tensors, self.output = tensors, output
         self.nodes = list(tensors.nodes)
-        self.look()
+        self.update()
 
-    def look(self) -> None:
-        """Drops what nobody reads, and finds makers and readers anew."""
+    def update(self) -> None:
+        """Removes nodes that are not used, and updates `makers` and `reads`."""
         needed, kept = {self.output}, []
         for node in reversed(self.nodes):
             if needed & set(node.outputs):
@@ -38,17 +49,24 @@ class Program:
         self.reads[self.output] += 1
 
     def before(self, name: str, *ops: str) -> Node | None:
-        """The node that makes a tensor, if it is of these operators and nobody else reads it."""
+        """Returns the node that computes a tensor, if its operator is in `ops`.
+
+        Returns None if the tensor is read more than once.
+        """
         node = self.makers.get(name)
         return node if node is not None and node.op in ops and self.reads[name] == 1 else None
 
     def constant(self, name: str) -> np.ndarray | None:
-        """A tensor's value, if it is a constant of floating point."""
+        """Returns the value of a tensor, if it is a floating-point constant."""
         data = self.tensors.constants.get(name)
         return data if data is not None and np.issubdtype(data.dtype, np.floating) else None
 
     def operand(self, node: Node) -> tuple[str, np.ndarray] | None:
-        """(tensor, constant) of an operator on two, where one is constant and the order is free."""
+        """Returns (other input, constant) of an operator with two inputs.
+
+        Returns None if no input is constant, or the operator is not commutative and only the first
+        is.
+        """
         x, other = node.inputs
         if (data := self.constant(other)) is not None:
             return x, data
@@ -58,11 +76,14 @@ class Program:
 
 
 def simplified(tensors: Tensors, output: str) -> Program:
-    """The nodes that remain.
+    """Applies the rules until none applies.
 
     Args:
-        tensors: all that was written.
-        output: name of the tensor that is returned.
+        tensors: the operators and constants of the model.
+        output: name of the tensor of logits.
+
+    Returns:
+        The remaining nodes.
     """
     program = Program(tensors, output)
     place = 0
@@ -72,8 +93,8 @@ def simplified(tensors: Tensors, output: str) -> Program:
             found = rewrite(program, node)
             if found is not None:
                 program.nodes[place : place + 1] = found
-                program.look()
-                place = -1  # from the beginning: what comes before may be simplified further
+                program.update()
+                place = -1  # start again: earlier nodes may be simplified further
                 break
         place += 1
     return program
@@ -84,7 +105,7 @@ def _with(node: Node, **changes: object) -> Node:
 
 
 def _is_kept(program: Program, node: Node, x: str) -> bool:
-    """Whether a node's output has the shape of this input."""
+    """Returns whether the output of a node has the shape of the input `x`."""
     shapes = program.tensors.shapes
     return shapes[node.outputs[0]] == shapes[x]
 
@@ -93,7 +114,7 @@ def _is_kept(program: Program, node: Node, x: str) -> bool:
 
 
 def canonical(program: Program, node: Node) -> list[Node] | None:
-    """Subtraction and division of a constant are addition and multiplication."""
+    """Replaces subtraction of a constant by addition, and division by multiplication."""
     if node.op not in ("Sub", "Div") or (found := program.operand(node)) is None:
         return None
     x, data = found
@@ -107,13 +128,13 @@ def canonical(program: Program, node: Node) -> list[Node] | None:
 
 
 def neutral(program: Program, node: Node) -> list[Node] | None:
-    """What adds zero or multiplies by one is left out."""
+    """Removes additions of zero and multiplications by one."""
     if node.op not in ("Add", "Mul") or (found := program.operand(node)) is None:
         return None
     x, data = found
     if not (data == (0 if node.op == "Add" else 1)).all() or not _is_kept(program, node, x):
         return None
-    if x not in program.makers:  # the images: nothing makes them
+    if x not in program.makers:  # x is the input of the model
         return None
     for place, other in enumerate(program.nodes):
         inputs = tuple(x if name == node.outputs[0] else name for name in other.inputs)
@@ -124,7 +145,7 @@ def neutral(program: Program, node: Node) -> list[Node] | None:
 
 
 def merged(program: Program, node: Node) -> list[Node] | None:
-    """Two scales, two shifts, and a shift that comes before a scale."""
+    """Merges two scales into one, two shifts into one, and moves a scale before a shift."""
     if node.op not in ("Add", "Mul") or (found := program.operand(node)) is None:
         return None
     x, outer = found
@@ -154,7 +175,7 @@ def merged(program: Program, node: Node) -> list[Node] | None:
 
 
 def into_convolution(program: Program, node: Node) -> list[Node] | None:
-    """A scale or shift of channels right after a convolution goes into its kernel and bias."""
+    """Folds a scale or shift of channels into the kernel and bias of the convolution before it."""
     if node.op not in ("Add", "Mul") or (found := program.operand(node)) is None:
         return None
     x, data = found
@@ -184,7 +205,7 @@ def into_convolution(program: Program, node: Node) -> list[Node] | None:
 
 
 def into_product(program: Program, node: Node) -> list[Node] | None:
-    """A matrix product and its bias."""
+    """Merges a matrix product and the addition of its bias."""
     if node.op != "Add" or (found := program.operand(node)) is None:
         return None
     x, data = found
@@ -202,7 +223,7 @@ def into_product(program: Program, node: Node) -> list[Node] | None:
 
 
 def mean(program: Program, node: Node) -> list[Node] | None:
-    """A sum that is divided by how many were summed."""
+    """Replaces a sum that is divided by the number of summands by a mean."""
     if node.op != "Mul" or (found := program.operand(node)) is None:
         return None
     x, data = found
@@ -221,7 +242,7 @@ def mean(program: Program, node: Node) -> list[Node] | None:
 
 
 def clip(program: Program, node: Node) -> list[Node] | None:
-    """The smaller of a constant and of what is larger than another one."""
+    """Replaces a minimum of a maximum, both with constants, by one clip."""
     if node.op != "Min":
         return None
     for x, high in (node.inputs, node.inputs[::-1]):
@@ -246,7 +267,7 @@ POOLS = {"ReduceMax": "MaxPool", "ReduceMean": "AveragePool"}
 
 
 def pool(program: Program, node: Node) -> list[Node] | None:
-    """Rows and columns that are split into windows, each of which becomes one number."""
+    """Replaces a reshape into windows and a reduction of each window by a pooling operator."""
     if node.op not in POOLS or node.attributes["axes"] != [3, 5]:
         return None
     split = program.before(node.inputs[0], "Reshape")

@@ -1,4 +1,4 @@
-"""A function as StableHLO, by `jax.export`: JAX runs it again without the code of its model."""
+"""Serializes a function as StableHLO. JAX can run it without the code of the model."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,11 +9,11 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def serialized(function: Callable[..., Any], *shapes: Any) -> bytes:
-    """A function with its gradient, for all platforms.
+    """Serializes a function and its gradient for all `PLATFORMS`, with `jax.export`.
 
     Args:
-        function: of arrays. What it closes over becomes part of it.
-        *shapes: of its arguments, pytrees of `jax.ShapeDtypeStruct`; sizes may be symbolic.
+        function: a function of arrays. Arrays that it closes over are stored with it.
+        *shapes: a pytree of `jax.ShapeDtypeStruct` for each argument. Sizes may be symbolic.
     """
     from jax import export
 

@@ -1,9 +1,10 @@
-"""An ONNX graph in the making, in which the order of axes is settled as late as possible.
+"""Builds the operators of an ONNX graph. A transposition is written only where it is needed.
 
-ONNX convolves (N, C, H, W), and the networks here are written for (N, H, W, C). A `Value` is an
-array of the traced function together with where its axes lie in the tensor that holds it. So a
-transposition costs nothing until an operator insists on an order, and two convolutions in a row
-agree on theirs. Axes along which an array only repeats are not in its tensor at all.
+Convolutions of ONNX take (N, C, H, W). The traced functions use (N, H, W, C). A `Value` is an array
+of the traced function. It records the order in which its axes are stored in an ONNX tensor. A
+transposition changes only this order. A Transpose operator is written if an operator needs another
+order. So no Transpose is written between two convolutions. Axes along which an array is constant
+are not stored.
 """
 
 import dataclasses
@@ -16,12 +17,12 @@ import numpy as np
 from irp_jax.errors import UserError
 
 BATCH = 1_000_003
-"""Stands for the number of images in shapes: a prime larger than any other axis."""
+"""Placeholder for the number of images in shapes: a prime larger than any other size."""
 
 IMAGES, LOGITS = "images", "logits"
 
-FURTHEST = 10_000
-"""Rows that an axis may have beyond a multiple of the number of images."""
+MAX_REMAINDER = 10_000
+"""Largest |b| of an axis of size a * N + b, where N is the number of images."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,11 +30,12 @@ class Value:
     """An array of the traced function.
 
     Attributes:
-        shape: with multiples of `BATCH` for axes that grow with the number of images.
-        dtype: of NumPy.
-        order: the axes that its tensor has, in the tensor's order. Along all others it repeats.
-        name: of the tensor; "" if `data` holds it.
-        data: what it is, where that is known.
+        shape: the shape, with multiples of `BATCH` for axes that grow with the number of images.
+        dtype: NumPy dtype.
+        order: axes of the array that the ONNX tensor has, in the order of the tensor. The array is
+            constant along all other axes.
+        name: name of the ONNX tensor; "" if `data` is given.
+        data: the value, with the axes `order`, if it is a constant; None otherwise.
     """
 
     shape: tuple[int, ...]
@@ -44,23 +46,30 @@ class Value:
 
     @property
     def stored(self) -> tuple[int, ...]:
-        """The shape of its tensor."""
+        """The shape of the ONNX tensor."""
         return tuple(self.shape[axis] for axis in self.order)
 
-    def stand(self, axis: int) -> int:
-        """Where an axis lies in the tensor."""
+    def position(self, axis: int) -> int:
+        """Returns the position of an axis in the ONNX tensor."""
         return self.order.index(axis)
 
 
 def known(data: Any) -> Value:
-    """A constant."""
+    """Returns the value of a constant array."""
     data = np.asarray(data)
     return Value(shape=data.shape, dtype=data.dtype, order=tuple(range(data.ndim)), data=data)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Node:
-    """An operator, as ONNX has it."""
+    """An ONNX operator.
+
+    Attributes:
+        op: name of the operator type.
+        inputs, outputs: names of tensors.
+        attributes: ONNX attributes, name -> value.
+        where: name of the layer that it belongs to.
+    """
 
     op: str
     inputs: tuple[str, ...]
@@ -70,14 +79,14 @@ class Node:
 
 
 class Tensors:
-    """The operators so far.
+    """The operators and constants written so far.
 
     Attributes:
-        nodes: in the order of evaluation.
-        constants: name -> array.
-        shapes: name of a tensor -> its shape, see `Value.shape`.
-        dtypes: name of a tensor -> its dtype.
-        where: the layer that is being written.
+        nodes: operators in the order of evaluation.
+        constants: name of a tensor -> array.
+        shapes: name of a tensor -> shape, see `Value.shape`.
+        dtypes: name of a tensor -> dtype.
+        where: name of the layer that is being written.
     """
 
     def __init__(self, input_shape: Sequence[int]) -> None:
@@ -92,7 +101,7 @@ class Tensors:
     # ---- tensors ------------------------------------------------------------------------------
 
     def constant(self, data: Any) -> str:
-        """The name of a constant tensor; equal ones have one name."""
+        """Returns the name of a constant tensor. Equal arrays share one tensor."""
         data = np.ascontiguousarray(data).reshape(np.shape(data))
         key = (str(data.dtype), data.shape, data.tobytes())
         if key not in self._constant_names:
@@ -111,14 +120,16 @@ class Tensors:
         outputs: int = 1,
         **attributes: Any,
     ) -> str:
-        """Writes an operator, unless it is there, and returns its first tensor's name.
+        """Writes an operator and returns the name of its first output.
+
+        An operator that equals an earlier one is not written again.
 
         Args:
-            op: of ONNX.
+            op: name of the operator type.
             inputs: names of tensors.
-            shape, dtype: of the tensor that is returned.
-            outputs: how many tensors it has.
-            **attributes: of ONNX.
+            shape, dtype: shape and dtype of the first output.
+            outputs: number of outputs.
+            **attributes: ONNX attributes.
         """
         key = (op, tuple(inputs), repr(sorted(attributes.items())), outputs)
         if key not in self._known:
@@ -133,7 +144,10 @@ class Tensors:
         return self._known[key][0]
 
     def sizes(self, sizes: Sequence[int]) -> str:
-        """The name of an int64 vector of sizes, computed from the images where they must be."""
+        """Returns the name of an int64 vector of sizes.
+
+        Sizes that depend on the number of images are computed from the shape of the input.
+        """
         if all(size < BATCH // 2 for size in sizes):
             return self.constant(np.array(sizes, np.int64))
         parts = []
@@ -155,35 +169,37 @@ class Tensors:
         return self.add(op, names, shape=(1,), dtype=np.int64)
 
     def of_batch(self, size: int) -> tuple[int, int]:
-        """(a, b) of a size that is a times the number of images plus b."""
+        """Returns (a, b) of a size a * N + b, where N is the number of images."""
         times, more = divmod(size, BATCH)
         if more > BATCH // 2:
             times, more = times + 1, more - BATCH
-        if abs(more) > FURTHEST:
-            raise self.refusal("an axis that is no multiple of the number of images")
+        if abs(more) > MAX_REMAINDER:
+            raise self.refusal("an axis whose size is not a multiple of the number of images")
         return times, more
 
     def refusal(self, what: str) -> UserError:
-        """Names what has no counterpart in ONNX, and its layer."""
+        """Returns the error for what has no counterpart in ONNX. It names the layer."""
         return UserError(
             f"the network cannot be written as ONNX: {what}, in {self.where or 'the network'}; "
-            f"--format=stablehlo takes every network"
+            f"--format=stablehlo has no such limit"
         )
 
     # ---- values -------------------------------------------------------------------------------
 
     def laid_out(self, value: Value, order: Sequence[int]) -> str:
-        """The tensor of a value with its axes in this order, one row where it repeats.
+        """Returns the name of a tensor that has the axes of a value in this order.
+
+        Axes that the tensor of the value does not have get size 1.
 
         Args:
-            value: any.
-            order: all of its tensor's axes, and others. Those that come before the first of its own
-                are left out: ONNX puts them there.
+            value: the value.
+            order: all axes of the tensor of the value, and others. The tensor lacks other axes that
+                come before the first of its own, because ONNX adds leading axes in broadcasting.
         """
         own = [axis for axis in order if axis in value.order]
         begin = order.index(own[0]) if own else len(order)
         rest = order[begin:]
-        turn = [value.stand(axis) for axis in own]
+        turn = [value.position(axis) for axis in own]
         if value.data is not None:
             sizes = [value.shape[axis] if axis in own else 1 for axis in rest]
             return self.constant(value.data.transpose(turn).reshape(sizes))
@@ -204,11 +220,11 @@ class Tensors:
         return self.add("Unsqueeze", [name, axes], shape=shape, dtype=dtype)
 
     def whole(self, value: Value, order: Sequence[int] | None = None) -> Value:
-        """The value with all its axes in the tensor.
+        """Returns the value with all its axes stored in the tensor.
 
         Args:
-            value: any.
-            order: of the axes; as they are, the missing ones last, if None.
+            value: the value.
+            order: order of the axes; None for the present order, followed by the missing axes.
         """
         if order is None:
             missing = (axis for axis in range(len(value.shape)) if axis not in value.order)
@@ -226,30 +242,31 @@ class Tensors:
         return Value(shape=value.shape, dtype=value.dtype, order=order, name=name)
 
     def tensor(self, value: Value) -> str:
-        """The name of a value's tensor as it is."""
+        """Returns the name of the tensor of a value, in its present order."""
         return value.name if value.data is None else self.constant(value.data)
 
     def stored(
         self, op: str, inputs: Sequence[str], shape: Sequence[int], dtype: Any,
         order: Sequence[int], **attributes: Any,
     ) -> Value:  # fmt: skip
-        """What an operator gives, as a value.
+        """Writes an operator and returns its first output as a value.
 
         Args:
             op, inputs, **attributes: see `add`.
-            shape, dtype, order: of the value.
+            shape, dtype, order: see `Value`.
         """
         sizes = [shape[axis] for axis in order]
         name = self.add(op, inputs, shape=sizes, dtype=dtype, **attributes)
         return Value(shape=tuple(shape), dtype=np.dtype(dtype), order=tuple(order), name=name)
 
     def apply(self, op: str, *values: Value, dtype: Any = None, **attributes: Any) -> Value:
-        """An operator that works element by element.
+        """Writes an elementwise operator and returns its output.
 
         Args:
-            op: of ONNX.
-            *values: of one shape, or scalars.
-            dtype: of the result; that of the last value if None.
+            op: name of the operator type.
+            *values: inputs of equal shape, or scalars.
+            dtype: dtype of the output; None for the dtype of the last input.
+            **attributes: ONNX attributes.
         """
         shape = max((value.shape for value in values), key=len)
         longest = max((len(value.order) for value in values if value.data is None), default=0)
@@ -264,18 +281,18 @@ class Tensors:
 
 
 def reshaped(value: Value, shape: Sequence[int]) -> tuple[list[int], list[int]] | None:
-    """How a value is reshaped without moving data.
+    """Returns how to reshape a value without a transposition.
 
-    Axes of both shapes fall into groups of equal size: those that are split, those that are joined,
-    and those that stay. A value can be reshaped in whatever order its tensor has, as long as the
-    axes of a group lie next to each other, in order.
+    The axes of both shapes fall into groups of equal size. A group is an axis that is split, axes
+    that are joined, or an axis that stays. No transposition is needed if the axes of each group are
+    adjacent and in order in the tensor.
 
     Args:
-        value: any.
+        value: the value.
         shape: the new shape.
 
     Returns:
-        (shape of the new tensor, its order); None if the axes lie otherwise.
+        (shape of the new tensor, its order); None if a transposition is needed.
     """
     order: list[int] = []
     groups = _groups(value.shape, shape)
@@ -289,11 +306,11 @@ def reshaped(value: Value, shape: Sequence[int]) -> tuple[list[int], list[int]] 
             continue
         if not set(held) & set(value.order):
             if len(held) == len(new) == 1:
-                continue  # it repeats along this axis, and goes on to
+                continue  # the array is constant along this axis, before and after
             return None
         if not set(held) <= set(value.order):
             return None
-        place = value.stand(held[0])
+        place = value.position(held[0])
         lying = [axis for axis in value.order[place:] if value.shape[axis] != 1][: len(held)]
         if lying != held:
             return None
@@ -306,7 +323,7 @@ def reshaped(value: Value, shape: Sequence[int]) -> tuple[list[int], list[int]] 
 def _groups(
     before: Sequence[int], after: Sequence[int]
 ) -> list[tuple[list[int], list[int]]] | None:
-    """The smallest groups of axes, in order, that are of equal size in both shapes."""
+    """Returns the smallest groups of axes, in order, that have equal sizes in both shapes."""
     groups = []
     one, other = list(range(len(before))), list(range(len(after)))
     while one or other:

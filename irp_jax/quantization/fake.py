@@ -1,9 +1,9 @@
 """Rounds arrays to 8 bits and back: fake quantization (Jacob et al. 2018, section 3).
 
 Activations have one scale and one zero point for an array, and 8 unsigned bits. Weights have a
-scale for each output channel, no zero point, and the signed levels -64 to 64. Gradients pass through the rounding
-unchanged (the straight-through estimator, Bengio et al. 2013), and are zero where an activation is
-outside of its range.
+scale for each output channel, no zero point, and the signed levels -64 to 64. Gradients pass
+through the rounding unchanged (the straight-through estimator, Bengio et al. 2013), and are zero
+where an activation is outside of its range.
 """
 
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ def weights(values: jax.Array, channels: Sequence[int]) -> jax.Array:
     return values + jax.lax.stop_gradient(jnp.round(values / scale) * scale - values)
 
 
-# ---- the primitive --------------------------------------------------------------------------------
+# ---- the primitive -----------------------------------------------------------------------------
 # It is a primitive, and not a function of other operations, so that the ONNX writer finds it.
 
 fake_quantize_p = Primitive("fake_quantize")
@@ -86,7 +86,7 @@ def _jvp(primals: Any, tangents: Any, *, scale: float, zero_point: int) -> Any:
     (values,), (tangent,) = primals, tangents
     rounded = fake_quantize_p.bind(values, scale=scale, zero_point=zero_point)
     if isinstance(tangent, ad.Zero):
-        return rounded, ad.Zero.from_primal_value(rounded)
+        return rounded, tangent
     low, high = -zero_point * scale, (LEVELS - zero_point) * scale
     inside = (values >= low) & (values <= high)
     return rounded, jnp.where(inside, tangent, jnp.zeros_like(tangent))

@@ -1,7 +1,7 @@
-"""The charts of the HTML page: one function for each, drawn by matplotlib.
+"""Draws the charts of the HTML page with matplotlib, one function for each.
 
-Each has one panel of the width of a phone. The page puts several beside each other where there is
-room. Colours and markers tell the same things apart, so that neither is needed.
+A chart is as wide as the screen of a phone. Wider screens show several charts in a row. A method
+has a colour and a marker, so that charts can be read without colours.
 """
 
 import functools
@@ -19,21 +19,27 @@ from irp_jax.report.svg import COLORS, STYLE
 from irp_jax.report.tables import Results
 from irp_jax.training.methods import METHODS
 
-LOOKS = {
+METHOD_STYLES = {
     "lagrangian": ("c0", "o"), "hinge": ("c1", "s"), "width": ("c2", "^"),
     "magnitude": ("c3", "D"), "admm": ("c4", "v"),
 }  # fmt: skip
-"""Method -> its colour and marker."""
+"""Method -> colour and marker."""
 
 WIDTH = 4.6
 """Width of a chart in inches."""
 
 TALLEST = 9.0
-"""Greatest height in inches of the chart of a network. Its rows become thinner instead."""
+"""Largest height in inches of the chart of layers. With more layers, its rows are thinner."""
 
 
 class Published(NamedTuple):
-    """A row of a paper: ResNet20, CIFAR-10, whole channels pruned."""
+    """A published result: ResNet20 on CIFAR-10, channels pruned.
+
+    Attributes:
+        name: reference and number of parameters.
+        params: number of parameters.
+        accuracy: attack -> accuracy in [0, 1].
+    """
 
     name: str
     params: float
@@ -44,14 +50,14 @@ PUBLISHED = (
     Published("Vemparala et al. 2021, 0.04M", 0.04e6, {"natural": 0.7073, "pgd": 0.3931}),
     Published("Vemparala et al. 2021, 0.16M", 0.16e6, {"natural": 0.7967, "pgd": 0.4322}),
 )
-"""Accuracies that the paper gives: natural and under PGD-10. It gives no AutoAttack."""
+"""Natural and PGD-10 accuracies of the paper. It has no AutoAttack accuracy."""
 
 Point = tuple[str, Results]
-"""The target of a link, and the results it belongs to."""
+"""(id of a run on the page, results of the run)."""
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Applies `STYLE` while a function draws."""
+    """Decorates a function that draws, so that it uses `STYLE`."""
 
     @functools.wraps(draw)
     def drawn(*args: Any, **kwargs: Any) -> Figure:
@@ -64,10 +70,15 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 def _panel(
     height: float, *, left: float = 0.5, legend: int = 1, heights: Sequence[float] = (1,)
 ) -> tuple[Figure, list[Any]]:
-    """Returns a figure and its axes, one above the other, with room for lines of a legend below.
+    """Returns a figure and its axes, in one column.
 
-    The margins are fixed, in inches. Layouts that matplotlib computes take most of the time that a
-    page needs.
+    Margins are fixed, because computing them would take matplotlib longer than drawing the page.
+
+    Args:
+        height: of the figure in inches.
+        left: left margin in inches.
+        legend: number of legend lines below the axes.
+        heights: relative heights of the axes.
     """
     figure = Figure((WIDTH, height))
     axes = figure.subplots(
@@ -82,20 +93,20 @@ def _panel(
 
 @styled
 def accuracy_by_cost(points: Sequence[Point], key: str, kind: str) -> Figure:
-    """Draws accuracy against what is left of the network. Each point is a link to its run.
+    """Draws accuracy over the cost of the compact network. Each point is a link to its run.
 
     Args:
-        points: runs that have this accuracy, of one network and data set.
-        key: natural, pgd or the name of another attack.
-        kind: params or macs.
+        points: runs that have this accuracy, all of one network and data set.
+        key: "natural", "pgd" or the name of another attack.
+        kind: "params" or "macs".
     """
-    methods = dict.fromkeys([*LOOKS, *(str(one["method"]) for _, one in points)])
+    methods = dict.fromkeys([*METHOD_STYLES, *(str(one["method"]) for _, one in points)])
     figure, (axis,) = _panel(3.4, legend=1 + (len({one["method"] for _, one in points}) > 3))
     for method in methods:
         mine = [(link, one) for link, one in points if one["method"] == method]
         if not mine:
             continue
-        color, marker = LOOKS.get(method, ("ink", "P"))
+        color, marker = METHOD_STYLES.get(method, ("ink", "P"))
         drawn = axis.scatter(
             [one["cost"][kind] for _, one in mine],
             [100 * one["accuracy"][key] for _, one in mine],
@@ -130,7 +141,7 @@ def accuracy_by_cost(points: Sequence[Point], key: str, kind: str) -> Figure:
 
 
 def published(points: Sequence[Point]) -> tuple[Published, ...]:
-    """Returns the published rows if the runs are of the same network, data set and radius."""
+    """Returns the published results if a run has the same network, data set and radius."""
     same = any(
         (one["model"], one["dataset"]) == ("resnet20", "cifar10")
         and abs(one["attack"]["epsilon"] - 8 / 255) < 1e-4
@@ -140,7 +151,7 @@ def published(points: Sequence[Point]) -> tuple[Published, ...]:
 
 
 def short(count: float) -> str:
-    """Returns a number with k, M or G: 40000 -> 40k."""
+    """Returns a number as text with k, M or G: 40000 -> 40k."""
     for scale, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= scale:
             return f"{count / scale:.3g}{unit}"
@@ -149,7 +160,7 @@ def short(count: float) -> str:
 
 @styled
 def training(results: Results) -> Figure:
-    """Draws accuracy over the epochs, and below it the target and the actual cost."""
+    """Draws accuracy over the epochs, and below it the cost and its target."""
     history = results["history"]
     epochs = [row["epoch"] for row in history]
     figure, (above, below) = _panel(4.2, heights=(3, 2))
@@ -175,7 +186,7 @@ def training(results: Results) -> Figure:
     if frozen is not None and frozen > epochs[0]:
         for axis in (above, below):
             axis.axvline(frozen - 1, color=COLORS["muted"], linewidth=0.8)
-        # Where the line is near the right edge, its text is to its left.
+        # If the line is near the right edge, its text is to its left.
         late = frozen - epochs[0] > 0.6 * (epochs[-1] - epochs[0])
         above.annotate(
             "masks frozen", (frozen - 1, 3), xytext=(-4 if late else 4, 0), fontsize=8,
@@ -190,7 +201,10 @@ def training(results: Results) -> Figure:
 
 
 def target(results: Results) -> np.ndarray | None:
-    """Returns the planned share of the cost at the end of each epoch; None if it is not known."""
+    """Returns the target of the cost after each epoch, as a share of the dense cost.
+
+    Returns None if it is not known.
+    """
     config, kind = results["config"], results["budget"]["kind"]
     names = set(Config.__dataclass_fields__)
     try:
@@ -205,10 +219,10 @@ def target(results: Results) -> np.ndarray | None:
             start = settings.prune_start * settings.epochs
             if settings.teacher == PARENT:
                 start = method.stages(settings)[1]
-            fine = 1000  # the schedule takes whole steps
+            fine = 1000  # steps per epoch, because the schedule takes integers
             planned = budget.sparsity_schedule(share, round(start * fine), stop * fine)
             return np.asarray(planned(epochs * fine))
-        if results["method"] == "hinge":  # its loss pulls towards the budget from the start
+        if results["method"] == "hinge":  # its loss applies from the first step on
             stop = 0
         return np.where(epochs <= stop, 1.0, share) if stop else np.full(len(epochs), share)
     except (KeyError, TypeError, ValueError):  # settings of another version
@@ -217,9 +231,9 @@ def target(results: Results) -> np.ndarray | None:
 
 @styled
 def layers(results: Results) -> Figure:
-    """Draws the network from its first layer (top) to its last: what each keeps of what it had.
+    """Draws the kept and the dense number of output channels of each layer, first layer on top.
 
-    With weight masks all channels stay, so the weights are drawn instead.
+    With weight granularity, all channels are kept, so numbers of weights are drawn instead.
     """
     rows = results["layers"]
     by_weight = results["config"].get("granularity") == "weight"
@@ -233,12 +247,12 @@ def layers(results: Results) -> Figure:
     left = min(2.0, 0.15 + 0.58 * letters * max(size, 4.5) / 72)
     figure, (axis,) = _panel(0.9 + height * len(rows), left=left)
     places = np.arange(len(rows))
-    # Thick lines and plain text: bars and ticks take matplotlib several times as long.
+    # matplotlib draws lines and text several times faster than bars and tick labels.
     thick = 72 * 0.8 * height
-    axis.hlines(places, 0, dense, COLORS["dense"], linewidth=thick, label="before")
+    axis.hlines(places, 0, dense, COLORS["dense"], linewidth=thick, label="dense")
     axis.hlines(places, 0, kept, COLORS["c0"], linewidth=thick, label="kept")
     gap = 0.015 * max(dense)
-    every = max(1, round(4.5 / size))  # names that would be too small to read are left out
+    every = max(1, round(4.5 / size))  # names are skipped where they would be too small
     for place, (row, few, all_) in enumerate(zip(rows, kept, dense, strict=True)):
         if place % every == 0:
             axis.text(
@@ -259,7 +273,11 @@ def layers(results: Results) -> Figure:
 
 @styled
 def robustness(evaluation: Results) -> Figure:
-    """Draws accuracy over the radius of the attack."""
+    """Draws accuracy over the radius of the attack.
+
+    Args:
+        evaluation: the output of an evaluation with a `curve`.
+    """
     curve = evaluation["curve"]
     figure, (axis,) = _panel(2.9, legend=0)
     axis.plot(

@@ -1,6 +1,6 @@
-"""Finds the results of runs in files and folders, and what belongs to each run.
+"""Finds the results of runs in files and folders, with their evaluations and adversarial images.
 
-Nothing here stops at a bad file. A file that cannot be used becomes a note of one line.
+A file that cannot be used is not an error. It is named in a note of one line.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from irp_jax.report.tables import Results, lines
 NEEDED = {
     "model", "dataset", "method", "seed", "budget", "cost", "attack", "epochs", "wall_time_s",
 }  # fmt: skip
-"""Keys that the results of a run must have, besides config and accuracy."""
+"""Keys that the results of a run must have, in addition to config and accuracy."""
 
 NUMBERS = (
     ("accuracy", "natural"), ("accuracy", "pgd"), ("cost", "macs"), ("cost", "params"),
@@ -30,10 +30,10 @@ NUMBERS = (
 ROW = ("epoch", "natural", "pgd", "cost_ratio", "frozen")
 LAYER = ("layer", "channels_out", "dense_channels_out", "macs", "dense_macs", "params",
          "dense_params")  # fmt: skip
-"""Keys of a row of the history, and of a layer."""
+"""Keys of a row of `history` and of a row of `layers`."""
 
 FEW = 8
-"""Adversarial images that are shown of a run."""
+"""Largest number of adversarial images shown from a file."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,9 +41,9 @@ class Examples:
     """Some adversarial images of an evaluation.
 
     Attributes:
-        name: of the file.
+        name: name of the file.
         adversarial: (N, H, W, C), in [0, 1].
-        natural: the same images without the perturbation; None if the file lacks them.
+        natural: (N, H, W, C), the same images without perturbation; None if the file lacks them.
         labels: N names of the true classes.
         predictions: N names of the predicted classes.
     """
@@ -60,10 +60,10 @@ class Run:
     """A run and the evaluations of its network.
 
     Attributes:
-        name: differs from the names of the other runs.
-        results: the content of results.json. Settings that an older version did not have are added.
+        name: unique among the runs.
+        results: the content of results.json, with settings that an older version did not have.
         evaluations: outputs of `bin/evaluate --out` for the same network.
-        examples: adversarial images that were saved in the folder of the run.
+        examples: adversarial images of the network.
     """
 
     name: str
@@ -74,11 +74,11 @@ class Run:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Found:
-    """What was found.
+    """The runs that were found.
 
     Attributes:
         runs: in the order of the places and their files.
-        notes: a line for each thing that could not be used.
+        notes: a line for each file or run that could not be used or is incomplete.
     """
 
     runs: tuple[Run, ...]
@@ -152,7 +152,7 @@ def _assembled(
     examples: list[tuple[Path, Examples]],
     notes: list[str],
 ) -> Found:
-    """Gives each run its evaluations and images, and a name of its own."""
+    """Returns the runs with unique names, and with their evaluations and images."""
     names = [name for name, _, _ in runs]
     ready, used = [], set()
     for number, (name, path, results) in enumerate(runs):
@@ -170,7 +170,7 @@ def _assembled(
             examples=tuple(one for place, one in examples if place in shown),
         ))  # fmt: skip
     for place in [place for place, _ in [*others, *examples] if place not in used]:
-        notes.append(f"{place}: the run of this evaluation is not here")
+        notes.append(f"{place}: the run that this evaluation is of was not found")
     return Found(runs=tuple(ready), notes=tuple(notes))
 
 
@@ -179,16 +179,16 @@ def _name(path: Path) -> str:
 
 
 def _of_a_workdir(path: Path) -> bool:
-    """Returns whether a file is one of those beside results.json, which need no note."""
+    """Returns whether a file is another file of a run's folder, which needs no note."""
     return path.name in ("config.json", "network.json") or "checkpoints" in path.parts
 
 
 def _problem(found: Mapping[str, Any]) -> str:
-    """Returns why results cannot be shown; empty if they can."""
+    """Returns why results cannot be used; empty if they can."""
     if missing := lacking(found):
         return f"lacks {', '.join(missing)}"
     if not isinstance(found.get("config"), dict):
-        return "config is not a table of settings"
+        return "config must be a JSON object"
     for keys in NUMBERS:
         value: Any = found
         for key in keys:
@@ -201,7 +201,7 @@ def _problem(found: Mapping[str, Any]) -> str:
 
 
 def _is_evaluation(found: Mapping[str, Any]) -> bool:
-    """Returns whether this is the output of `bin/evaluate --out`, with what is shown of it."""
+    """Returns whether this is an output of `bin/evaluate --out` with all keys that are needed."""
     attack, accuracy = found.get("attack"), found.get("accuracy")
     curve = found.get("curve", {"epsilon": [], "accuracy": []})
     return (
@@ -216,7 +216,10 @@ def _is_evaluation(found: Mapping[str, Any]) -> bool:
 
 
 def _same_network(evaluation: Results, run: Results) -> bool:
-    """Returns whether an evaluation is of a run's network. Older results have no digest of it."""
+    """Returns whether an evaluation is of the network of a run.
+
+    The digests of the networks are compared. Older results have none, so settings are compared.
+    """
     key = "network_sha256"
     if key not in evaluation or key not in run:
         keys: tuple[str, ...] = ("model", "dataset", "method", "seed", "cost", "epochs")
@@ -226,9 +229,9 @@ def _same_network(evaluation: Results, run: Results) -> bool:
 
 
 def _completed(found: Results) -> tuple[Results, str]:
-    """Returns results with what an older version did not record, and a text on what was added.
+    """Returns results with values that an older version did not record, and a note on them.
 
-    A setting that a later version adds has its default in older runs, as in `config.identity`.
+    The value of a setting that is missing is its default, as in `config.identity`.
     """
     usual = {name: value for name, value in settings(Config()).items() if value is not None}
     added = sorted(set(usual) - set(found["config"]))
@@ -251,7 +254,7 @@ def _completed(found: Results) -> tuple[Results, str]:
         results[key] = rows if whole else []
     try:
         lines([results])
-    except Exception as error:  # any field may be of another type
+    except Exception as error:  # any field may have another type
         said.append(f"its settings cannot be read ({type(error).__name__}: {error})")
     return results, "; ".join(part for part in said if part)
 
@@ -267,7 +270,11 @@ def _unfinished(place: Path) -> list[str]:
 
 
 def _belongs(images: Path, results: Path, runs: list[tuple[str, Path | None, Results]]) -> bool:
-    """Returns whether images are of a run: in its folder if it has one, else of the same name."""
+    """Returns whether a file of images belongs to a run.
+
+    It must be in the folder of the run. If results of several runs share a folder, the names of
+    images and results must be equal.
+    """
     if results.name == "results.json":
         return results.parent in images.parents
     alone = sum(path is not None and path.parent == results.parent for _, path, _ in runs) == 1
@@ -286,7 +293,7 @@ def _all_examples(place: Path, notes: list[str]) -> list[tuple[Path, Examples]]:
 
 
 def _examples(path: Path) -> Examples | None:
-    """Reads the first images that an attack broke; None if the file has none."""
+    """Reads the first misclassified images of an attack; None if the file has none."""
     with np.load(path) as file:
         if not {"images", "labels", "predictions", "broken_by"} <= set(file.files):
             return None

@@ -6,7 +6,11 @@ from rich.table import Table
 
 
 def verify_table(results: dict[str, Any]) -> Table:
-    """File and network side by side; results as `export.verify` returns them, and "model"."""
+    """Returns the table that compares a file with its network.
+
+    Args:
+        results: the result of `export.verify`, and "model", the name of the network.
+    """
     artifact, pgd = results["artifact"], results["pgd"]
     table = Table(
         title=f"{results['model']} as {artifact['format']}, {results['images']} images, "
@@ -20,9 +24,9 @@ def verify_table(results: dict[str, Any]) -> Table:
         table.add_row(title, network, f"{row['file']:.2%}")
 
     both("natural accuracy", results["natural"])
-    both(f"PGD-{pgd['steps']}, made on the network", pgd)
+    both(f"PGD-{pgd['steps']} on the network", pgd)
     if "square" in results:
-        both(f"Square-{results['square']['queries']}, on the file", results["square"])
+        both(f"Square-{results['square']['queries']} on the file", results["square"])
     table.add_row("same predictions", "", f"{results['agreement']:.2%}")
     table.add_row("largest difference of logits", "", f"{results['max_difference']:.1e}")
     if "emulation" in results:
@@ -49,7 +53,7 @@ def verify_table(results: dict[str, Any]) -> Table:
     threads = results["threads"]
     for batch in dict.fromkeys(batch for _, batch in rows):
         times = [_time(rows.get((name, batch))) for name in ("dense", "compact")]
-        title = f"latency of {batch}, {threads} thread{'s' * (threads != 1)}, ms (quartiles)"
+        title = f"latency, batch {batch}, {threads} thread{'s' * (threads != 1)}, ms (quartiles)"
         table.add_row(title, *times)
         if ("float32", batch) in rows:
             table.add_row(f"latency of {batch} in float32", "", _time(rows["float32", batch]))

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
-from irp_jax.report.tables import LAST, Results, sections, told_apart
+from irp_jax.report.tables import LAST, Results, sections, without_common_columns
 
 LEAST_WANTED = ("minutes", "passes", "lost", "MACs left", "params left", LAST, "epochs")
 """Columns left out on a narrow terminal, in this order."""
@@ -32,7 +32,7 @@ def summary(results: Iterable[Results], width: int) -> list[Table]:
 def _fitted(name: str, results: list[Results], width: int) -> Table:
     """Returns a table that fits: breaks cells, then omits columns, then stacks all settings."""
     for known in (("data", "model", "recipe"), ("data", "model")):
-        common, titles, rows = told_apart(results, known)
+        common, titles, rows = without_common_columns(results, known)
         # The number of seeds does not identify a row.
         settings = [n for n in range(titles.index("natural %")) if titles[n] != "runs"]
         names = {tuple(row[n] for n in settings) for row in rows}

@@ -55,11 +55,11 @@ def group_table(graph: ChannelGraph) -> Table:
             for layer in graph.layers
             if any(name in layer.extents[axis].groups for axis in layer.reads)
         ]
-        table.add_row(str(number), name, str(size), _few(writers), _few(readers))
+        table.add_row(str(number), name, str(size), _first_names(writers), _first_names(readers))
     return table
 
 
-def _few(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if names[3:] else ""
     return ", ".join(names[:3]) + more
 
@@ -75,7 +75,7 @@ def whole_table(graph: ChannelGraph) -> Table:
     return table
 
 
-def _up(share: float) -> str:
+def _rounded_up(share: float) -> str:
     """Rounds a share up to four decimals, so that it is still large enough."""
     return f"{math.ceil(share * 1e4) / 1e4:g}"
 
@@ -99,7 +99,7 @@ def summary(graph: ChannelGraph, apart: float) -> list[str]:
     return [
         f"{dense.macs:,} MACs per image, {dense.params:,} parameters, in {len(graph.groups)} "
         f"channel groups; {1 - one.params / dense.params:.1%} of the parameters can be pruned",
-        f"smallest budget: {_up(least.macs / dense.macs)} of the MACs, "
-        f"{_up(least.params / dense.params)} of the parameters",
+        f"smallest budget: {_rounded_up(least.macs / dense.macs)} of the MACs, "
+        f"{_rounded_up(least.params / dense.params)} of the parameters",
         f"masked and compact network differ by {apart:.1e} of the largest logit",
     ]

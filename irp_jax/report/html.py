@@ -1,7 +1,8 @@
-"""One HTML page of results that needs no network: charts, tables and the facts of each run.
+"""Writes results to one HTML page: charts, tables and the details of each run.
 
-`page` writes it. Its text is in `page.html.jinja`, its look in `page.css`, sorting and filtering in
-`page.js`. Charts are by matplotlib, see `charts`.
+The page is one file and needs no network connection. `page` writes it. Its text is in
+`page.html.jinja`, its style in `page.css`, sorting and filtering in `page.js`. matplotlib draws the
+charts: see `charts`.
 """
 
 import base64
@@ -29,10 +30,10 @@ class Cell(NamedTuple):
     """A cell of a table.
 
     Attributes:
-        text: what is shown.
-        path: where the number is in the results, keys joined by dots; empty for text.
-        scale: factor from the number in the results to the one shown.
-        key: what the column is sorted by; None for the text.
+        text: the text of the cell.
+        path: path of the number in the results, keys joined by dots; empty for text.
+        scale: factor from the number in the results to the number in the cell.
+        key: number to sort the column by; None to sort by the text.
     """
 
     text: str
@@ -42,7 +43,7 @@ class Cell(NamedTuple):
 
 
 def page(places: Iterable[str | Path | Results] | str | Path, path: str | Path) -> Found:
-    """Writes a page of results.
+    """Writes the results of runs to an HTML page.
 
     Args:
         places: for each, the folder of a run, a folder of results, a JSON file, or the content of a
@@ -50,11 +51,11 @@ def page(places: Iterable[str | Path | Results] | str | Path, path: str | Path) 
         path: the .html file to write.
 
     Returns:
-        The runs on the page, and a note for each thing that could not be used. The page has the
-        notes, too.
+        The runs on the page, and a note for each file or run that could not be used or is
+        incomplete. The page shows the notes.
 
     Raises:
-        UserError: no place has results, or the file cannot be written.
+        UserError: no results were found, or the file cannot be written.
     """
     found = collect([places] if isinstance(places, str | Path) else places)
     if not found.runs:
@@ -65,20 +66,20 @@ def page(places: Iterable[str | Path | Results] | str | Path, path: str | Path) 
 
 
 def write(found: Found, path: Path) -> None:
-    """Writes the page of what was found. It is written completely or not at all.
+    """Writes the page of the runs that were found, completely or not at all.
 
     Raises:
         UserError: the file cannot be written.
     """
     if path.suffix not in (".html", ".htm"):
-        raise UserError(f"{path} is not the name of a page: give a name that ends in .html")
+        raise UserError(f"{path} is not the name of an HTML file: give a name that ends in .html")
     files.check_place(path)  # before the charts are drawn
     text = render(found).encode()
     files.write_whole(path, lambda file: file.write(text))
 
 
 def render(found: Found) -> str:
-    """Returns the page as text."""
+    """Returns the HTML of the page."""
     environment = Environment(
         loader=PackageLoader("irp_jax.report", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -90,7 +91,7 @@ def render(found: Found) -> str:
         css=_asset("page.css"),
         js=_asset("page.js"),
         notes=found.notes,
-        sets=_counts(_said(tables.measured_on, run.results) for run in found.runs),
+        sets=_counts(_text_of(tables.measured_on, run.results) for run in found.runs),
         panels=_panels(found.runs, links),
         published=charts.PUBLISHED,
         same=same,
@@ -104,7 +105,7 @@ def render(found: Found) -> str:
 
 
 def _asset(name: str) -> Markup:
-    """Returns a file of this package, which is trusted and needs no escapes."""
+    """Returns the content of a file of this package. It is trusted, so it is not escaped."""
     return Markup((Path(__file__).parent / name).read_text())
 
 
@@ -112,11 +113,11 @@ def _counts(words: Iterable[str]) -> list[tuple[str, int]]:
     return list(Counter(words).items())
 
 
-def _said(of: Any, results: Results) -> str:
-    """Returns what a function of `tables` says of a run; a dash if the results do not allow it."""
+def _text_of(of: Any, results: Results) -> str:
+    """Returns the text that a function of `tables` gives for a run; a dash if it fails."""
     try:
         return str(of(results))
-    except Exception:  # the settings of another version may have any type
+    except Exception:  # settings of another version may have any type
         return "-"
 
 
@@ -126,7 +127,7 @@ def _said(of: Any, results: Results) -> str:
 def number(
     results: Mapping[str, Any], path: str, digits: int | None = None, scale: float = 1
 ) -> Cell:
-    """Returns the cell of a number of the results; an empty one if there is none."""
+    """Returns the cell for a number in the results; an empty cell if there is no such number."""
     value: Any = results
     for key in path.split("."):
         value = value[int(key)] if isinstance(value, list) else value.get(key)
@@ -140,7 +141,7 @@ def number(
 
 
 def share(results: Mapping[str, Any], path: str) -> Cell:
-    """Returns the cell of a share, shown in percent."""
+    """Returns the cell for a share in the results, shown in percent."""
     return number(results, path, 2, 100)
 
 
@@ -149,15 +150,15 @@ def share(results: Mapping[str, Any], path: str) -> Cell:
 
 SAID_ONCE = ("method", "budget", "data", "model", "granularity", "eps", "defense", "seed", "epochs",
              "recipe")  # fmt: skip
-"""Columns that are left out of the table of all runs if all cells are the same."""
+"""Columns that are left out of the table of all runs if all their cells are equal."""
 
 
 def table(runs: Iterable[Run]) -> tuple[dict[str, str], list[str], list[list[Cell]]]:
-    """Returns the table of all runs. Columns that would be empty are left out.
+    """Returns the table of all runs, without empty columns.
 
     Returns:
-        title -> the cell of all runs, for settings that they share; the titles of the other
-        columns; a row for each run.
+        title -> value, for columns of `SAID_ONCE` whose cells are equal; the titles of the other
+        columns; a row of cells for each run.
     """
     runs = list(runs)
     attacks = list(dict.fromkeys(
@@ -166,7 +167,7 @@ def table(runs: Iterable[Run]) -> tuple[dict[str, str], list[str], list[list[Cel
     ))  # fmt: skip
     columns = {
         "run": [Cell(run.name) for run in runs],
-        "method": [Cell(_said(tables.method, run.results)) for run in runs],
+        "method": [Cell(_text_of(tables.method, run.results)) for run in runs],
         "budget": [_budget(run.results) for run in runs],
         "natural %": [share(run.results, "accuracy.natural") for run in runs],
         "PGD-10 %": [share(run.results, "accuracy.pgd") for run in runs],
@@ -176,18 +177,18 @@ def table(runs: Iterable[Run]) -> tuple[dict[str, str], list[str], list[list[Cel
         "params left %": [share(run.results, "cost.params_ratio") for run in runs],
         "MACs": [number(run.results, "cost.macs") for run in runs],
         "MACs left %": [share(run.results, "cost.macs_ratio") for run in runs],
-        "data": [Cell(_said(tables.measured_on, run.results)) for run in runs],
-        "model": [Cell(_said(tables.network, run.results)) for run in runs],
+        "data": [Cell(_text_of(tables.measured_on, run.results)) for run in runs],
+        "model": [Cell(_text_of(tables.network, run.results)) for run in runs],
         "granularity": [Cell(str(run.results["config"].get("granularity", ""))) for run in runs],
         "eps": [
             Cell(radius(run.results["attack"]["epsilon"]), key=run.results["attack"]["epsilon"])
             for run in runs
         ],
-        "defense": [Cell(_said(tables.defense, run.results)) for run in runs],
+        "defense": [Cell(_text_of(tables.defense, run.results)) for run in runs],
         "seed": [number(run.results, "seed") for run in runs],
         "epochs": [number(run.results, "epochs") for run in runs],
         "minutes": [number(run.results, "wall_time_s", 1, 1 / 60) for run in runs],
-        "recipe": [Cell(_said(tables.recipe, run.results)) for run in runs],
+        "recipe": [Cell(_text_of(tables.recipe, run.results)) for run in runs],
     }
     columns = {title: cells for title, cells in columns.items() if any(c.text for c in cells)}
     same = {
@@ -200,7 +201,7 @@ def table(runs: Iterable[Run]) -> tuple[dict[str, str], list[str], list[list[Cel
 
 
 def _budget(results: Results) -> Cell:
-    """Returns the budget as given, sorted by the share of the dense cost."""
+    """Returns the cell of the budget, sorted by its share of the dense cost."""
     kind, target = results["budget"]["kind"], results["budget"]["target"]
     dense = results["cost"].get(f"dense_{kind}") or 1
     given = results["config"].get("budget", target)
@@ -208,7 +209,7 @@ def _budget(results: Results) -> Cell:
 
 
 def _attacked(results: Results, name: str) -> Cell:
-    """Returns accuracy under an attack, with the number of images if it is not that of PGD."""
+    """Returns accuracy under an attack, with the number of images if PGD was on another number."""
     cell = share(results, f"accuracy.{name}")
     other = results.get("attacks", {}).get(name, {}).get("attack", {}).get("images")
     if cell.path and other not in (None, results["attack"]["images"]):
@@ -217,7 +218,7 @@ def _attacked(results: Results, name: str) -> Cell:
 
 
 def _filters(titles: list[str], rows: list[list[Cell]]) -> list[tuple[str, list[str]]]:
-    """Returns the choices of columns that runs differ in: title -> all words, in order."""
+    """Returns title and sorted values of the columns to filter by that have several values."""
     found: list[tuple[str, list[str]]] = []
     for title in ("data", "model", "method", "granularity", "budget", "defense"):
         if title in titles:
@@ -232,11 +233,11 @@ def _filters(titles: list[str], rows: list[list[Cell]]) -> list[tuple[str, list[
 
 
 def _panels(runs: tuple[Run, ...], links: list[str]) -> list[dict[str, Any]]:
-    """Returns the charts of accuracy against cost, for each network, data set and radius."""
+    """Returns the charts of accuracy over cost, for each network, data set and radius."""
     sets: dict[str, list[charts.Point]] = {}
     for run, link in zip(runs, links, strict=True):
         one = run.results
-        where = f"{_said(tables.network, one)}, {_said(tables.measured_on, one)}"
+        where = f"{_text_of(tables.network, one)}, {_text_of(tables.measured_on, one)}"
         what = f"{where}, eps {radius(one['attack']['epsilon'])}"
         sets.setdefault(what, []).append((link, one))
     names = {"natural": "Natural", "pgd": "PGD-10", "autoattack": "AutoAttack"}
@@ -248,7 +249,7 @@ def _panels(runs: tuple[Run, ...], links: list[str]) -> list[dict[str, Any]]:
                 having = [(link, one) for link, one in points if _has(one, key)]
                 if having:
                     label = (
-                        f"{name} accuracy against {kind} left, {what}, {len(having)} runs. The "
+                        f"{name} accuracy over {kind} left, {what}, {len(having)} runs. The "
                         f"table of runs has the numbers."
                     )
                     figure = charts.accuracy_by_cost(having, key, kind)
@@ -269,7 +270,7 @@ _COSTS = ("macs", "params")
 
 
 def _fewer(points: list[charts.Point], key: str) -> str:
-    """Returns a note if an accuracy is of fewer images than the others."""
+    """Returns a note if an accuracy was measured on another number of images than PGD."""
     counts = {
         one.get("attacks", {}).get(key, {}).get("attack", one["attack"])["images"]
         for _, one in points
@@ -289,9 +290,9 @@ def _details(run: Run, link: str) -> dict[str, Any]:
         figure = charts.training(one)
         drawn.append(("Training", Markup(inline(figure, f"{link}-training", label))))
     if one["layers"]:
-        label = f"What is kept of {len(one['layers'])} layers. A table below has the numbers."
+        label = f"Kept size of {len(one['layers'])} layers. A table below has the numbers."
         figure = charts.layers(one)
-        drawn.append(("What is kept of each layer", Markup(inline(figure, f"{link}-net", label))))
+        drawn.append(("Kept size of each layer", Markup(inline(figure, f"{link}-net", label))))
     curves = [place for place, later in enumerate(run.evaluations) if later.get("curve")]
     for place in curves:
         evaluation = run.evaluations[place]
@@ -320,7 +321,7 @@ def _details(run: Run, link: str) -> dict[str, Any]:
 
 
 def _accuracies(run: Run) -> list[tuple[str, Cell, str]]:
-    """Returns name, accuracy and what it was measured on."""
+    """Returns name and accuracy of each attack, and the settings of the measurement."""
     one, found = run.results, []
     for name, value in one["accuracy"].items():
         if isinstance(value, int | float):
@@ -380,7 +381,7 @@ def _history(one: Results) -> list[list[Cell]]:
 
 
 def _curve(run: Run, place: int) -> dict[str, Any]:
-    """Returns name and rows of the curve of one of the evaluations of a run."""
+    """Returns name and rows of the curve of an evaluation of a run."""
     evaluation = run.evaluations[place]
     rows = [
         (radius(epsilon), share(_later(run), f"evaluations.{place}.curve.accuracy.{number_}"))
@@ -390,16 +391,16 @@ def _curve(run: Run, place: int) -> dict[str, Any]:
 
 
 def _images(examples: Examples) -> dict[str, Any]:
-    """Returns the pictures of a grid as data URIs, each with what the network takes it for."""
+    """Returns the images of a grid as data URIs, with true and predicted classes."""
     grid = []
     for place, (true, said) in enumerate(zip(examples.labels, examples.predictions, strict=True)):
         adversarial = examples.adversarial[place]
-        cells = [(f"adversarial image of {true}, taken for {said}", _png(adversarial))]
+        cells = [(f"adversarial image of {true}, classified as {said}", _png(adversarial))]
         if examples.natural is not None:
             natural = examples.natural[place]
             change = adversarial - natural
             largest = max(float(np.abs(change).max()), 1e-6)
-            stronger = f"difference, {0.5 / largest:.0f} times as strong"
+            stronger = f"difference, multiplied by {0.5 / largest:.0f}"
             cells.insert(0, (f"natural image of {true}", _png(natural)))
             cells.append((stronger, _png(0.5 + change / largest / 2)))
         grid.append({"true": true, "said": said, "images": cells})
@@ -414,7 +415,7 @@ def _png(image: np.ndarray) -> str:
 
 
 def _settings(one: Results) -> list[tuple[str, str, bool]]:
-    """Returns the settings of a run, and whether each differs from what is usual for its data."""
+    """Returns the settings of a run, and whether each differs from the default for its data."""
     usual = suited(str(one["dataset"]))
     return [
         (name, str(value), getattr(usual, name, value) != value)
@@ -443,7 +444,7 @@ def _commands(run: Run) -> list[tuple[str, str]]:
 
 
 def _machines(runs: Iterable[Run]) -> list[tuple[str, str, int, str]]:
-    """Returns hardware, software, number of runs and their hours together."""
+    """Returns hardware, software, number of runs and their total hours, for each machine."""
     found: dict[tuple[str, str], list[float]] = {}
     for run in runs:
         facts = run.results.get("environment")

@@ -1,5 +1,5 @@
 "use strict";
-// Without scripts the page shows everything, unsorted. What needs a script is shown by it.
+// Without scripts, the page shows everything. Controls that need it stay hidden.
 const $ = (selector, within = document) => [...within.querySelectorAll(selector)];
 $(".js:not(#compare)").forEach((part) => (part.hidden = false));
 
@@ -45,7 +45,7 @@ function filter() {
       chosen.every((select) => row.cells[select.dataset.column].textContent === select.value);
     row.hidden = !shown;
     document.getElementById(row.dataset.run).hidden = !shown;
-    // A point is hidden with its run.
+    // The point of a hidden run is hidden.
     for (const point of points.get(`#${row.dataset.run}`)) point.style.display = shown ? "" : "none";
   }
   const count = rows.filter((row) => !row.hidden).length;
@@ -56,7 +56,7 @@ form.addEventListener("reset", () => setTimeout(filter));
 form.addEventListener("submit", (event) => event.preventDefault());
 filter();
 
-// ---- the kind of cost ----
+// ---- parameters or MACs ----
 const kind = document.getElementById("kind");
 const show = () => $("[data-kind]").forEach((part) => (part.hidden = part.dataset.kind !== kind.value));
 kind.addEventListener("input", show);
@@ -79,7 +79,7 @@ function open() {
 addEventListener("hashchange", open);
 open();
 
-// ---- runs side by side ----
+// ---- comparison of runs ----
 const titles = $("#table thead th").map((head) => head.textContent);
 const element = (name, text = "", parent = null) => {
   const made = document.createElement(name);
@@ -105,7 +105,7 @@ function compare() {
     box.className = "scroll";
     box.tabIndex = 0;
     box.setAttribute("role", "region");
-    box.setAttribute("aria-label", "runs side by side");
+    box.setAttribute("aria-label", "comparison of runs");
     const head = element("tr", "", table.createTHead()), body = table.createTBody();
     element("td", "", head);
     for (const row of chosen) element("th", row.cells[0].textContent, head).scope = "col";
@@ -123,14 +123,14 @@ function compare() {
     charts.forEach((one, number) => {
       if (!one[at]) return;
       const copy = one[at].cloneNode(true);
-      // An id must not occur twice.
+      // Ids must be unique on the page.
       copy.innerHTML = copy.innerHTML.replaceAll(`${runs[number].id}-`, `copy-${runs[number].id}-`);
       copy.querySelector("figcaption").prepend(`${chosen[number].cells[0].textContent}: `);
       beside.append(copy);
     });
   }
   const rest = element("details", "", place), equal = lines.filter((line) => !differs(line));
-  element("summary", `${equal.length} more rows, in which the runs are equal`, rest);
+  element("summary", `${equal.length} rows that are equal in all runs`, rest);
   draw(equal, rest);
 }
 $("#table input").forEach((box) => box.addEventListener("change", compare));

@@ -1,7 +1,7 @@
-"""Turns a figure of matplotlib into an SVG that is part of an HTML page.
+"""Converts a matplotlib figure to an SVG element of an HTML page.
 
-The SVG takes its colours from CSS variables, so that the page decides between light and dark. Its
-text is text in the font of the page.
+Its colours are CSS variables, so that the page can have a light and a dark theme. Its text is
+stored as text and has the font of the page.
 """
 
 import io
@@ -13,13 +13,13 @@ import matplotlib
 from matplotlib.figure import Figure
 
 CODE = "#1e57{:02x}"
-"""Stands for a CSS variable while matplotlib draws."""
+"""Placeholder colour for a CSS variable. It contains the number of the variable."""
 
 VARIABLES = ("ink", "muted", "line", "dense", "c0", "c1", "c2", "c3", "c4", "paper")
-"""Names of the CSS variables that a figure may use, without the two dashes."""
+"""Names of the CSS variables that a figure may use, without the leading dashes."""
 
 COLORS = {name: CODE.format(number) for number, name in enumerate(VARIABLES)}
-"""CSS variable -> the colour to give to matplotlib."""
+"""CSS variable -> its placeholder colour, for matplotlib."""
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "svg.hashsalt": "irp_jax", "path.simplify": True, "font.size": 10,
@@ -32,16 +32,16 @@ STYLE: dict[Any, Any] = {
     "xtick.bottom": False, "ytick.left": False, "figure.facecolor": "none",
     "axes.facecolor": "none",
 }  # fmt: skip
-"""Settings of matplotlib for figures on a page."""
+"""matplotlib settings for figures on a page."""
 
 
 def inline(figure: Figure, name: str, label: str) -> str:
     """Returns the SVG element of a figure.
 
     Args:
-        figure: drawn under `STYLE`, with `COLORS` alone.
-        name: differs from the names of the other figures on the page.
-        label: says what the figure shows, for those who do not see it.
+        figure: a figure that was drawn with `STYLE` and has no colours but `COLORS`.
+        name: unique among the figures of the page.
+        label: description of the figure for screen readers.
     """
     file = io.BytesIO()
     with matplotlib.rc_context(STYLE):
@@ -56,18 +56,18 @@ def inline(figure: Figure, name: str, label: str) -> str:
         f'xmlns:xlink="http://www.w3.org/1999/xlink">'
     )
     text = head + text[text.index(">") + 1 :]
-    # Only ids that something refers to are kept. All figures of a page need different ones.
+    # Ids without a reference are removed. The others get the name, to be unique on the page.
     used = set(re.findall(r'(?:url\(|href=")#([\w-]+)', text))
     text = re.sub(
         r' id="([^"]+)"', lambda found: f' id="{name}-{found[1]}"' if found[1] in used else "", text
     )
     text = re.sub(r"url\(#", f"url(#{name}-", text)
     text = re.sub(r'href="#(?!run-)', f'href="#{name}-', text)
-    # A tenth of a point is finer than a pixel. Text, which is outside of tags, stays as it is.
+    # Coordinates are cut to tenths of a point, less than a pixel. Text outside tags is kept.
     text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\d+\.\d)\d+", r"\1", tag[0]), text)
     for variable, code in COLORS.items():
         text = text.replace(code, f"var(--{variable})")
-    # The style sheet of the page says how text looks, and matplotlib repeats it for each word.
+    # matplotlib repeats the style of text for each word. The style sheet of the page sets it.
     text = re.sub(r" font-family: [^;\"]*;?", "", text)
     text = text.replace("; fill: var(--ink)", "")
     text = re.sub(r' transform="rotate\(-?0 [^"]*"', "", text)

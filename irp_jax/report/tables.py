@@ -22,7 +22,7 @@ def groups(results: Iterable[Results]) -> list[list[Results]]:
     """
     found: dict[tuple, list[Results]] = defaultdict(list)
     for one in results:
-        found[_what(one)].append(one)
+        found[_sort_key(one)].append(one)
     grouped = []
     for key in sorted(found):
         runs = sorted(found[key], key=lambda run: run["seed"])
@@ -36,7 +36,7 @@ def groups(results: Iterable[Results]) -> list[list[Results]]:
     return grouped
 
 
-def _what(one: Results) -> tuple:
+def _sort_key(one: Results) -> tuple:
     """Returns the sort key of a run, without the seed. Data set, model and radius come first."""
     config = {key: value for key, value in settings(one).items() if key != "seed"}
     return (
@@ -91,11 +91,11 @@ def method(one: Results) -> str:
         schedule = f", {when[0]:.0%} to {when[1]:.0%}" if moved else ""
         anew = ", new weights" if config["reinit"] else ""
         own = ("spread", "restart_rate") if config["teacher"] == PARENT else ("spread",)
-        return one["method"] + schedule + _rare(one, own) + anew
+        return one["method"] + schedule + _non_default(one, own) + anew
     if channels := config["channels"]:
         digest = hashlib.sha256(channels.encode()).hexdigest()[:4]
         return f"{one['method']}, given channels ({digest})"
-    return one["method"] + _rare(one, SETTINGS_OF["method"].get(one["method"], ()))
+    return one["method"] + _non_default(one, SETTINGS_OF["method"].get(one["method"], ()))
 
 
 def defense(one: Results) -> str:
@@ -106,7 +106,7 @@ def defense(one: Results) -> str:
     config = settings(one)
     changes = [event for event in one["rollbacks"] if "from" in event]
     names = SETTINGS_OF["defense"].get(config["defense"], ())
-    own = _rare(one, (name for name in names if name != STEPS))
+    own = _non_default(one, (name for name in names if name != STEPS))
     if changes:
         return f"{_with_steps(*changes[0]['from'])}{own}, then {_with_steps(*changes[-1]['to'])}"
     return _with_steps(one["defense"], config[STEPS]) + own
@@ -119,7 +119,7 @@ RARE = ("ema", "weight_decay", "label_smoothing", "cutout")
 """Settings named in a recipe where they differ from the defaults of the data set."""
 
 
-def _rare(one: Results, names: Iterable[str]) -> str:
+def _non_default(one: Results, names: Iterable[str]) -> str:
     usual = suited(one["dataset"])
     return "".join(
         f", {name.removeprefix('admm_').replace('_', ' ')} {settings(one)[name]:g}"
@@ -147,10 +147,12 @@ def recipe(one: Results) -> str:
         if "clip" in event:  # clipping began where the run diverged
             clip = f", then clip {event['clip']:g}"
     batch = f"batch {config['batch_size']}"
-    return f"{rate}, {batch}{grown}{some}{held_out}{guard}{clip}{_rare(one, RARE)}{_taught(one)}"
+    return f"{rate}, {batch}{grown}{some}{held_out}{guard}{clip}" + (
+        _non_default(one, RARE) + _teacher(one)
+    )
 
 
-def _taught(one: Results) -> str:
+def _teacher(one: Results) -> str:
     """Returns the teacher of a run, if it had one, with its weight and number of views."""
     config = settings(one)
     if not (teacher := config["teacher"]):
@@ -296,7 +298,7 @@ def _table(results: Iterable[Results], known: Collection[str] = ()) -> str:
         results: the results of all runs.
         known: titles of columns to leave out.
     """
-    common, titles, rows = told_apart(results, known)
+    common, titles, rows = without_common_columns(results, known)
     written = [f"In every line: {common}.", ""] if common else []
     written += ["| " + " | ".join(titles) + " |"]
     written += ["|" + "---|" * len(titles)]
@@ -304,7 +306,7 @@ def _table(results: Iterable[Results], known: Collection[str] = ()) -> str:
     return "\n".join(written) + "\n"
 
 
-def told_apart(
+def without_common_columns(
     results: Iterable[Results], known: Collection[str]
 ) -> tuple[str, list[str], list[list[str]]]:
     """Returns the cells that all rows share, as text, and the titles and rows of the other columns.
@@ -323,7 +325,7 @@ def told_apart(
     return "; ".join(common), [titles[p] for p in shown], [[row[p] for p in shown] for row in rows]
 
 
-def beside(report: Results) -> str:
+def library_table(report: Results) -> str:
     """Returns a Markdown table of networks attacked by several libraries.
 
     It has a row for each network and library.

@@ -95,7 +95,7 @@ class Terminal:
             f"of {plan.steps_per_epoch} steps, "
             f"{config.defense} at radius {radius(config.epsilon)}, "
             f"budget {config.budget} of {config.cost} ({plan.ratio:.4f} of dense), "
-            f"{_cut_when(plan)}{_grown_when(plan)}; the first step compiles"
+            f"{_compaction_text(plan)}{_warm_up_text(plan)}; the first step compiles"
         )
         self.note(" ".join(f"{title:>8}" for title, _, _ in COLUMNS))
         self._open("training", plan.steps, done)
@@ -178,14 +178,14 @@ class Terminal:
         self._bar.start()
 
 
-def _cut_when(plan: Plan) -> str:
+def _compaction_text(plan: Plan) -> str:
     """Returns a short text that says when the network is compacted."""
     if plan.freeze_epoch == 0:
         return "compact from the start"
     return f"masks frozen after epoch {plan.freeze_epoch}"
 
 
-def _grown_when(plan: Plan) -> str:
+def _warm_up_text(plan: Plan) -> str:
     """Returns a short text on the warm-up of the radius; empty if there is none."""
     if not plan.epsilon_steps:
         return ""

@@ -21,7 +21,7 @@ STUCK = 3
 """Number of epochs in a row at the loss of guessing after which the guard raises an alarm."""
 
 
-class Descent(NamedTuple):
+class LossRecord(NamedTuple):
     """The guard's record of the loss over the epochs.
 
     Attributes:
@@ -44,7 +44,7 @@ class Descent(NamedTuple):
     falling: bool = False
 
     @classmethod
-    def begin(cls, labels: np.ndarray, classes: int, smoothing: float = 0.0) -> "Descent":
+    def begin(cls, labels: np.ndarray, classes: int, smoothing: float = 0.0) -> "LossRecord":
         """Returns the record before the first epoch.
 
         Args:
@@ -59,21 +59,21 @@ class Descent(NamedTuple):
         return cls(guessing, float(-shares @ np.log(shares)), guessing, guessing)
 
     @property
-    def afresh(self) -> "Descent":
+    def restarted(self) -> "LossRecord":
         """The record without earlier losses, for training that minimises another loss next."""
-        return Descent(self.guessing, self.prior, self.guessing, self.guessing)
+        return LossRecord(self.guessing, self.prior, self.guessing, self.guessing)
 
     @property
-    def of_cut(self) -> "Descent":
+    def after_compaction(self) -> "LossRecord":
         """The record after the network was compacted: without earlier losses.
 
         Compaction may raise the loss by any amount. If the network had already lost what it had
         learnt, the record does not change.
         """
-        return self if self.stuck else self.afresh
+        return self if self.stuck else self.restarted
 
     @property
-    def of_last(self) -> "Descent":
+    def for_larger_radius(self) -> "LossRecord":
         """The record for a growing training radius: the lowest loss is that of the last epoch.
 
         The loss grows with the radius. If the network had already lost what it had learnt, the
@@ -81,13 +81,13 @@ class Descent(NamedTuple):
         """
         return self if self.stuck else self._replace(lowest=min(self.last, self.guessing))
 
-    def after(self, loss: float) -> "Descent":
+    def after(self, loss: float) -> "LossRecord":
         """Returns the record after an epoch with this loss."""
         learnt = self.prior - self.lowest
         forgotten = learnt > 0.1 * self.prior and not loss <= self.prior - 0.1 * learnt
         lowest = loss if loss < self.lowest else self.lowest  # NaN is never the lowest
         stuck = self.stuck + 1 if forgotten else 0
-        return Descent(self.guessing, self.prior, lowest, loss, stuck, loss < self.last)
+        return LossRecord(self.guessing, self.prior, lowest, loss, stuck, loss < self.last)
 
     def _above(self, share: float) -> bool:
         return not self.last <= self.lowest + share * self.guessing
@@ -106,7 +106,7 @@ class Descent(NamedTuple):
         return self._above(0.5) or self.stuck > 0
 
 
-def steadier(clip: float) -> float | None:
+def stronger_clipping(clip: float) -> float | None:
     """Returns the gradient norm to clip to after an alarm; None if clipping is as strong already.
 
     Args:

@@ -113,7 +113,7 @@ def run(
             reporter.end(finished)
             return finished
         reporter.note(f"run in {workdir}")
-        for line in [*notes, *_kept_whole(subject), *_young(plan)]:
+        for line in [*notes, *_unpruned_notes(subject), *_short_parent_note(plan)]:
             reporter.note(line)
         progress = resume(setup, workdir, reporter.note)  # raises UserError for another run
         everything = {"identity": identity, "settings": configs.settings(config)}
@@ -144,7 +144,7 @@ def _validation_given(config: Config, dataset: data.Dataset) -> list[str]:
     return [f"--validation changes nothing: {config.dataset} has {count} images held out already"]
 
 
-def _young(plan: Plan) -> list[str]:
+def _short_parent_note(plan: Plan) -> list[str]:
     """Returns a note if the parent trains for only a few epochs."""
     if plan.parent_epoch is None or plan.parent_epoch >= 0.1 * plan.epochs:
         return []
@@ -154,7 +154,7 @@ def _young(plan: Plan) -> list[str]:
     ]
 
 
-def _kept_whole(subject: traced.TracedModel) -> list[str]:
+def _unpruned_notes(subject: traced.TracedModel) -> list[str]:
     """Returns notes on layers that cannot be pruned, except the logits."""
     kept = [whole for whole in subject.graph.whole if whole.reason != "the logits"]
     lines = [f"{w.name}: {w.channels} channels kept whole ({w.reason})" for w in kept[:3]]

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from irp_jax import draws, parallel
 from irp_jax.training import defenses
 from irp_jax.training.defenses import Choice
-from irp_jax.training.divergence import Descent, steadier
-from irp_jax.training.overfitting import PATIENCE, Health
+from irp_jax.training.divergence import LossRecord, stronger_clipping
+from irp_jax.training.overfitting import PATIENCE, AccuracyRecord
 from irp_jax.training.plan import Plan
 from irp_jax.training.progress import Progress, Reporter, Setup, memory_of
 from irp_jax.training.state import TrainState
@@ -32,15 +32,16 @@ def is_sound(progress: Progress, healthy: Progress | None) -> bool:
         progress: of the run now.
         healthy: its last sound state; None at the start, after resuming and after a rollback.
     """
-    health, descent = progress.health, progress.descent
-    if healthy is None or not (health.suspicious or descent.suspicious):
+    losses = progress.loss_record
+    if healthy is None or not (progress.accuracy_record.suspicious or losses.suspicious):
         return True
-    if descent.suspicious and steadier(progress.clip) and (descent.stuck or not descent.falling):
+    stays_high = losses.stuck or not losses.falling
+    if losses.suspicious and stays_high and stronger_clipping(progress.clip):
         return False
     return progress.epoch >= healthy.epoch + PATIENCE
 
 
-def descent_before(plan: Plan, progress: Progress) -> Descent:
+def loss_record_before(plan: Plan, progress: Progress) -> LossRecord:
     """Returns the record of losses that the next epoch is compared with.
 
     It is without earlier losses if the network was just compacted, or if a stage and with it a
@@ -48,11 +49,11 @@ def descent_before(plan: Plan, progress: Progress) -> Descent:
     epoch counts, because the loss rises with the radius.
     """
     if progress.epoch in plan.stages[1:] or (progress.epoch == plan.freeze_epoch and plan.reinit):
-        return progress.descent.afresh
+        return progress.loss_record.restarted
     if progress.epoch == plan.freeze_epoch:
-        return progress.descent.of_cut
+        return progress.loss_record.after_compaction
     grew = 0 <= (progress.epoch - 1) * plan.steps_per_epoch < plan.epsilon_steps
-    return progress.descent.of_last if grew else progress.descent
+    return progress.loss_record.for_larger_radius if grew else progress.loss_record
 
 
 def copy_of(progress: Progress) -> Progress:
@@ -70,15 +71,15 @@ def _copied(state: TrainState) -> TrainState:
     return jax.tree.map(jnp.copy, state)
 
 
-def second_look(
+def check_alarm(
     recipe: Recipe,
     network: Callable,
     key: jax.Array,
     seen: tuple[jax.Array, jax.Array, jax.Array],
     reporter: Reporter,
     state: TrainState,
-    health: Health,
-) -> Health:
+    record: AccuracyRecord,
+) -> AccuracyRecord:
     """Checks an alarm of the guard: attacks the network on more images than a probe uses.
 
     Args:
@@ -86,19 +87,19 @@ def second_look(
         seen: training images, their labels and indices, as for `probe_state`.
         reporter: is told of a false alarm.
         state: after the segment that raised the alarm, or one segment later.
-        health: the guard's record of accuracies.
+        record: the guard's record of accuracies.
 
     Returns:
         The record with the new accuracies. It is alarming only if they confirm the alarm.
     """
     found = jax.device_get(probe_state(recipe, network, key, state, *seen))
-    health = health.after_second_look(float(found["probe_pgd"]), float(found["probe_trained"]))
-    if not health.alarming:
+    record = record.after_check(float(found["probe_pgd"]), float(found["probe_trained"]))
+    if not record.alarming:
         reporter.note(
-            f"false alarm of the guard: accuracy is {health.pgd:.1%} under PGD on {len(seen[0])} "
-            f"training images, {health.trained:.1%} under the training attack"
+            f"false alarm of the guard: accuracy is {record.pgd:.1%} under PGD on {len(seen[0])} "
+            f"training images, {record.trained:.1%} under the training attack"
         )
-    return health
+    return record
 
 
 def roll_back(
@@ -116,44 +117,49 @@ def roll_back(
         None if there is no alarm, or no setting left to change. Otherwise it shares the arrays of
         `healthy`; they are not copied.
     """
-    stronger, clip = now.defense.stronger, steadier(now.clip)
-    if now.health.alarming:
+    stronger, clip = now.defense.stronger, stronger_clipping(now.clip)
+    if now.accuracy_record.alarming:
         assert stronger is not None, "a defense without a stronger one is not probed"
-        return _strengthened(healthy, now, stronger, reporter)
-    if now.descent.alarming and clip:
-        return _steadied(setup, healthy, now, clip, reporter)
-    if now.descent.alarming:
+        return _with_stronger_defense(healthy, now, stronger, reporter)
+    if now.loss_record.alarming and clip:
+        return _with_clipping(setup, healthy, now, clip, reporter)
+    if now.loss_record.alarming:
         reporter.note(
-            f"loss rose from {now.descent.lowest:.3g} to {now.descent.last:.3g} although gradients "
-            f"are clipped to norm {now.clip:g}: a smaller --learning-rate may train better"
+            f"loss rose from {now.loss_record.lowest:.3g} to {now.loss_record.last:.3g} although "
+            f"gradients are clipped to norm {now.clip:g}: a smaller --learning-rate may train "
+            f"better"
         )
     return None
 
 
-def _strengthened(
+def _with_stronger_defense(
     healthy: Progress, now: Progress, defense: Choice, reporter: Reporter
 ) -> Progress:
     """Rolls back after catastrophic overfitting, with a stronger defense."""
+    found = now.accuracy_record
     reporter.note(
         f"catastrophic overfitting in epoch {now.epoch}: accuracy on training images is "
-        f"{now.health.trained:.1%} under {now.defense} and {now.health.pgd:.1%} under PGD; rolling "
+        f"{found.trained:.1%} under {now.defense} and {found.pgd:.1%} under PGD; rolling "
         f"back to the end of epoch {healthy.epoch}, going on with {defense}"
     )
     event = {
-        "epoch": now.epoch, "back_to": healthy.epoch, "trained": now.health.trained,
-        "pgd": now.health.pgd, "from": list(now.defense), "to": list(defense),
+        "epoch": now.epoch, "back_to": healthy.epoch, "trained": found.trained,
+        "pgd": found.pgd, "from": list(now.defense), "to": list(defense),
     }  # fmt: skip
     # Accuracies and losses under the new attack cannot be compared with those under the old one.
-    health, descent = Health(healthy.health.chance), healthy.descent.afresh
-    back = _back(healthy, now, event)
-    return dataclasses.replace(back, defense=defense, health=health, descent=descent)
+    return dataclasses.replace(
+        _rolled_back(healthy, now, event),
+        defense=defense,
+        accuracy_record=AccuracyRecord(healthy.accuracy_record.chance),
+        loss_record=healthy.loss_record.restarted,
+    )
 
 
-def _steadied(
+def _with_clipping(
     setup: Setup, healthy: Progress, now: Progress, clip: float, reporter: Reporter
 ) -> Progress:
     """Rolls back after divergence, with gradient clipping."""
-    loss, lowest = now.descent.last, now.descent.lowest
+    loss, lowest = now.loss_record.last, now.loss_record.lowest
     reporter.note(
         f"training diverged in epoch {now.epoch}: loss rose from {lowest:.3g} to {loss:.3g}; "
         f"rolling back to the end of epoch {healthy.epoch}, going on with gradients no longer than "
@@ -167,10 +173,10 @@ def _steadied(
     memory = fresh(draws.key(setup.config.seed))
     memory = parallel.place(memory, parallel.replicated(setup.mesh))
     state = dataclasses.replace(healthy.state, memory=memory)
-    return dataclasses.replace(_back(healthy, now, event), clip=clip, state=state)
+    return dataclasses.replace(_rolled_back(healthy, now, event), clip=clip, state=state)
 
 
-def _back(healthy: Progress, now: Progress, event: dict[str, Any]) -> Progress:
+def _rolled_back(healthy: Progress, now: Progress, event: dict[str, Any]) -> Progress:
     return dataclasses.replace(
         healthy,
         seconds=now.seconds,

@@ -22,12 +22,12 @@ from irp_jax.errors import UserError
 from irp_jax.network import cost_report, deployed
 from irp_jax.training import defenses, guard
 from irp_jax.training import optimizer as optimizers
-from irp_jax.training.overfitting import Health
+from irp_jax.training.overfitting import AccuracyRecord
 from irp_jax.training.plan import Plan, threat_at
 from irp_jax.training.progress import Progress, Reporter, Setup, save
 from irp_jax.training.state import TrainState, freeze
 from irp_jax.training.step import Metrics, Recipe, compile_steps
-from irp_jax.training.teacher import Lesson, Teacher
+from irp_jax.training.teacher import Teacher, TeacherOutputs
 
 FEW = 256
 """Number of images for the accuracies after each epoch. A whole split would take too long."""
@@ -74,8 +74,8 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
             healthy = guard.copy_of(progress)
 
         began = time.monotonic()
-        lesson = teacher.lesson(progress.epoch) if teacher else Lesson(progress.epoch)
-        progress, metrics = advance(setup, progress, program, resident, lesson, reporter)
+        outputs = teacher.outputs(progress.epoch) if teacher else TeacherOutputs(progress.epoch)
+        progress, metrics = advance(setup, progress, program, resident, outputs, reporter)
         now = time.monotonic()
         seconds, progress, counted = now - began, progress.after(now - counted), now
         back = None
@@ -88,7 +88,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
             files.truncate_log(workdir / "metrics.jsonl", progress.epoch)
             reporter.back_to(progress.epoch * plan.steps_per_epoch)
             continue
-        if not np.isfinite(progress.descent.last):
+        if not np.isfinite(progress.loss_record.last):
             raise UserError(
                 f"training diverged in epoch {progress.epoch}: give a smaller --learning-rate "
                 f"than {config.learning_rate:g} (the checkpoints in {workdir} are from earlier "
@@ -147,18 +147,18 @@ def _probe_set(setup: Setup, reporter: Reporter) -> Any:
     """Returns held-out images, or training images if none are held out, split over the devices."""
     held_out = setup.dataset.validation
     if len(held_out) >= setup.mesh.size:
-        return some(setup, held_out)
+        return sample_images(setup, held_out)
     few = f"too few images ({len(held_out)})" if len(held_out) else "no images"
     reporter.note(f"{few} are held out: the accuracies of epochs are of training images")
-    return some(setup, setup.dataset.train)
+    return sample_images(setup, setup.dataset.train)
 
 
 def _row(
     setup: Setup, progress: Progress, metrics: Metrics, probe: evaluation.Probe, seconds: float
 ) -> dict[str, Any]:
     """Returns the line of an epoch in metrics.jsonl."""
-    health = progress.health
-    probed = {"probe_trained": health.trained, "probe_pgd": health.pgd}
+    accuracy_record = progress.accuracy_record
+    probed = {"probe_trained": accuracy_record.trained, "probe_pgd": accuracy_record.pgd}
     return {
         "epoch": progress.epoch,
         "defense": progress.defense.name,
@@ -208,7 +208,7 @@ def on_devices(setup: Setup) -> Resident:
     images: Any = parallel.place(split.images, whole)
     labels: Any = parallel.place(split.labels, whole)
     key = parallel.place(draws.key(setup.config.seed), whole)
-    return Resident(images, labels, some(setup, split), key)
+    return Resident(images, labels, sample_images(setup, split), key)
 
 
 class Compiled(NamedTuple):
@@ -255,7 +255,7 @@ def advance(
     progress: Progress,
     program: Compiled,
     resident: Resident,
-    lesson: Lesson,
+    outputs: TeacherOutputs,
     reporter: Reporter,
 ) -> tuple[Progress, Metrics]:
     """Trains one epoch. Returns the run, its time not counted yet, and the metrics of all steps."""
@@ -263,10 +263,10 @@ def advance(
     batches = _batches(config, plan, len(resident.images), progress.epoch)
     send = functools.partial(
         program.steps, key=resident.key, images=resident.images, labels=resident.labels,
-        view=jnp.int32(lesson.view), taught=lesson.answers,
+        view=jnp.int32(outputs.view), taught=outputs.probabilities,
     )  # fmt: skip
-    look = functools.partial(
-        guard.second_look,
+    check_alarm = functools.partial(
+        guard.check_alarm,
         program.recipe,
         setup.model.network,
         resident.key,
@@ -274,13 +274,15 @@ def advance(
         reporter,
     )
     ratio = _ratio(setup, progress.keep_counts)
-    trained = _epoch(send, progress.state, progress.health, batches, ratio, reporter, look)
+    trained = _epoch(
+        send, progress.state, progress.accuracy_record, batches, ratio, reporter, check_alarm
+    )
     taken = len(trained.metrics["loss"])
-    descent = guard.descent_before(plan, progress)
+    loss_record = guard.loss_record_before(plan, progress)
     later = dataclasses.replace(
-        progress, epoch=progress.epoch + 1, state=trained.state, health=trained.health,
-        descent=descent.after(_cross_entropy(trained, steps=batches.shape[1])),
-        passes=progress.passes + lesson.passes
+        progress, epoch=progress.epoch + 1, state=trained.state, accuracy_record=trained.record,
+        loss_record=loss_record.after(_cross_entropy(trained, steps=batches.shape[1])),
+        passes=progress.passes + outputs.passes
         + taken / plan.steps_per_epoch * program.recipe.passes,
         images=progress.images + taken * config.batch_size,
     )  # fmt: skip
@@ -303,41 +305,41 @@ class _Trained(NamedTuple):
 
     state: TrainState
     metrics: Metrics
-    health: Health
+    record: AccuracyRecord
 
 
 def _epoch(
     send: Callable,
     state: TrainState,
-    health: Health,
+    record: AccuracyRecord,
     batches: np.ndarray,
     ratio: float | None,
     reporter: Reporter,
-    look: Callable[[TrainState, Health], Health],
+    check_alarm: Callable[[TrainState, AccuracyRecord], AccuracyRecord],
 ) -> _Trained:
     """Runs the segments of one epoch. Stops early if the check confirms an alarm.
 
     Args:
         send: (state, batches of a segment) -> state, metrics.
         state: before the epoch.
-        health: before the epoch.
+        record: before the epoch.
         batches: (segments, steps, N) int32.
         ratio: share of the cost that is left; None before masks are frozen.
         reporter: is told of each segment.
-        look: checks an alarm: (state, record of accuracies) -> new record.
+        check_alarm: checks an alarm: (state, record of accuracies) -> new record.
     """
     fetched: list[Metrics] = []
     sent_at = time.monotonic()
 
     def fetch(metrics: Metrics) -> None:
-        nonlocal sent_at, health
+        nonlocal sent_at, record
         found = jax.device_get(metrics)
         if ratio is not None:
             found = {**found, "cost_ratio": np.full_like(found["cost_ratio"], ratio)}
         fetched.append(found)
         # After an alarm the record does not change until the check.
-        if "probe_pgd" in found and not health.alarming:
-            health = health.after(_last(found, "probe_pgd"), _last(found, "probe_trained"))
+        if "probe_pgd" in found and not record.alarming:
+            record = record.after(_last(found, "probe_pgd"), _last(found, "probe_trained"))
         now = time.monotonic()
         rate = batches.shape[1] * batches.shape[2] / (now - sent_at)
         sent_at = now
@@ -346,9 +348,9 @@ def _epoch(
 
     pending, confirmed = None, False
     for segment in batches:
-        if health.alarming:
-            health = look(state, health)
-            confirmed = health.alarming
+        if record.alarming:
+            record = check_alarm(state, record)
+            confirmed = record.alarming
             if confirmed:
                 break
         state, metrics = send(state, batches=segment)
@@ -357,10 +359,10 @@ def _epoch(
         pending = metrics
     assert pending is not None
     fetch(pending)
-    if health.alarming and not confirmed:
-        health = look(state, health)
+    if record.alarming and not confirmed:
+        record = check_alarm(state, record)
     metrics = jax.tree.map(lambda *parts: np.concatenate(parts), *fetched)
-    return _Trained(state, metrics, health)
+    return _Trained(state, metrics, record)
 
 
 def _cross_entropy(trained: _Trained, steps: int) -> float:
@@ -419,7 +421,7 @@ def _batches(config: Config, plan: Plan, images: int, epoch: int) -> np.ndarray:
     return used.reshape(plan.segments, -1, config.batch_size)
 
 
-def some(setup: Setup, split: Split) -> Any:
+def sample_images(setup: Setup, split: Split) -> Any:
     """Returns up to `FEW` images of a split, labels and indices, split over the devices."""
     devices = setup.mesh.size
     count = min(max(FEW, devices), len(split)) // devices * devices

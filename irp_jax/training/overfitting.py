@@ -38,7 +38,7 @@ PATIENCE = 3
 takes fewer."""
 
 
-class Health(NamedTuple):
+class AccuracyRecord(NamedTuple):
     """The guard's record of accuracies over the segments; all are in [0, 1].
 
     Attributes:
@@ -59,20 +59,22 @@ class Health(NamedTuple):
     last_pgd: float | None = None
     last_trained: float = 0.0
 
-    def after(self, pgd: float, trained: float) -> "Health":
+    def after(self, pgd: float, trained: float) -> "AccuracyRecord":
         """Returns the record after a segment with these accuracies."""
         if self.last_pgd is None:
-            return Health(self.chance, pgd, trained, True, pgd, trained)
+            return AccuracyRecord(self.chance, pgd, trained, True, pgd, trained)
         mean_pgd, mean_trained = (self.last_pgd + pgd) / 2, (self.last_trained + trained) / 2
-        return Health(self.chance, mean_pgd, mean_trained, mean_pgd > self.pgd, pgd, trained)
+        return AccuracyRecord(
+            self.chance, mean_pgd, mean_trained, mean_pgd > self.pgd, pgd, trained
+        )
 
-    def after_second_look(self, pgd: float, trained: float) -> "Health":
+    def after_check(self, pgd: float, trained: float) -> "AccuracyRecord":
         """Returns the record after the check of an alarm, alarming only if that was true.
 
         Args:
             pgd, trained: accuracies on more images than a probe uses.
         """
-        return Health(self.chance, pgd, trained, self.rising, pgd, trained)
+        return AccuracyRecord(self.chance, pgd, trained, self.rising, pgd, trained)
 
     def _below(self, share: float) -> bool:
         parted = self.trained - max(self.pgd, self.chance) > GAP
@@ -89,7 +91,7 @@ class Health(NamedTuple):
         return self._below(SUSPICION)
 
 
-def images_of(segment: int, devices: int) -> int:
+def probe_size(segment: int, devices: int) -> int:
     """Returns how many images of a segment are probed: about `IMAGES`, the same on each device."""
     return min(max(IMAGES // devices, 1), segment // devices) * devices
 
@@ -109,15 +111,15 @@ def probe(
         key: of the random start.
     """
 
-    def look(current: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def loss_and_correct(current: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = logits_fn(current)
         return jnp.sum(jax.vmap(cross_entropy)(logits, labels)), logits.argmax(-1) == labels
 
     def ascend(_: jax.Array, so_far: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         current, robust = so_far
-        gradient, right = jax.grad(look, has_aux=True)(current)
+        gradient, right = jax.grad(loss_and_correct, has_aux=True)(current)
         return step(threat, current, images, gradient, LENGTH), robust & right
 
     begin = starts(threat, key, images), jnp.ones(labels.shape, bool)
     last, robust = jax.lax.fori_loop(0, STEPS, ascend, begin)
-    return jnp.mean(robust & look(last)[1], dtype=jnp.float32)
+    return jnp.mean(robust & loss_and_correct(last)[1], dtype=jnp.float32)

@@ -19,8 +19,8 @@ from irp_jax.pruning import sparse
 from irp_jax.traced import TracedModel
 from irp_jax.training import defenses
 from irp_jax.training.defenses import Choice
-from irp_jax.training.divergence import Descent
-from irp_jax.training.overfitting import Health
+from irp_jax.training.divergence import LossRecord
+from irp_jax.training.overfitting import AccuracyRecord
 from irp_jax.training.plan import Plan
 from irp_jax.training.state import TrainState, example_state, initial_state
 
@@ -89,9 +89,9 @@ class Progress:
         images: images trained on so far, repeats and epochs undone by the guard included.
         rollbacks: one entry for each rollback, as in results.json: its cause and the changed
             setting.
-        health: the guard's record of accuracies under attack.
+        accuracy_record: the guard's record of accuracies under attack.
         clip: largest gradient norm now; 0 means no clipping.
-        descent: the guard's record of the loss.
+        loss_record: the guard's record of the loss.
         parent: {"params", "batch_stats"} of the dense network that teaches, as `deployed` returns
             it; None before it teaches.
     """
@@ -104,9 +104,9 @@ class Progress:
     passes: float
     images: int
     rollbacks: tuple[dict[str, Any], ...]
-    health: Health
+    accuracy_record: AccuracyRecord
     clip: float
-    descent: Descent
+    loss_record: LossRecord
     parent: dict[str, Any] | None = None
 
     def after(self, seconds: float) -> "Progress":
@@ -136,9 +136,9 @@ def start(setup: Setup) -> Progress:
         passes=0.0,
         images=0,
         rollbacks=(),
-        health=Health(chance=1 / setup.dataset.num_classes),
+        accuracy_record=AccuracyRecord(chance=1 / setup.dataset.num_classes),
         clip=setup.config.clip,
-        descent=Descent.begin(
+        loss_record=LossRecord.begin(
             setup.dataset.train.labels, setup.dataset.num_classes, setup.config.label_smoothing
         ),
     )
@@ -161,7 +161,7 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
     """
 
     def make_training(network: dict[str, Any], record: dict[str, Any]) -> Any:
-        of_now = {"health": set(Health._fields), "descent": set(Descent._fields)}
+        of_now = {"health": set(AccuracyRecord._fields), "descent": set(LossRecord._fields)}
         if ENTRIES - set(record) or any(set(record[k]) != of_now[k] for k in of_now):
             raise UserError(
                 f"{workdir} holds checkpoints of another version: choose another --workdir"
@@ -181,7 +181,7 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
         defense = defenses.build(Choice(*record["defense"]), setup.config)
         memory = jax.eval_shape(lambda key: memory_of(setup, defense, key), draws.key(0))
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), memory)
-        return _besides(dataclasses.replace(state, memory=zeros), dense)
+        return _training_arrays(dataclasses.replace(state, memory=zeros), dense)
 
     saved = checkpoint.restore(workdir / "checkpoints", make_training, log, discard=True)
     files.truncate_log(workdir / "metrics.jsonl", saved.epoch if saved else 0)
@@ -209,9 +209,9 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
         passes=record["passes"],
         images=record["images"],
         rollbacks=tuple(record["rollbacks"]),
-        health=Health(**record["health"]),
+        accuracy_record=AccuracyRecord(**record["health"]),
         clip=record["clip"],
-        descent=Descent(**record["descent"]),
+        loss_record=LossRecord(**record["descent"]),
         parent=rest["parent"],
     )
 
@@ -231,12 +231,12 @@ def save(setup: Setup, progress: Progress, workdir: Path) -> None:
         "passes": progress.passes,
         "images": progress.images,
         "rollbacks": list(progress.rollbacks),
-        "health": progress.health._asdict(),
+        "health": progress.accuracy_record._asdict(),
         "clip": progress.clip,
-        "descent": progress.descent._asdict(),
+        "descent": progress.loss_record._asdict(),
         "parent": progress.parent is not None,
     }
-    training = _besides(progress.state, progress.parent)
+    training = _training_arrays(progress.state, progress.parent)
     checkpoint.save(workdir / "checkpoints", progress.epoch, network, training, record)
 
 
@@ -272,7 +272,7 @@ def _example_parent(setup: Setup) -> dict[str, Any]:
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 
 
-def _besides(state: TrainState, parent: dict[str, Any] | None) -> dict[str, Any]:
+def _training_arrays(state: TrainState, parent: dict[str, Any] | None) -> dict[str, Any]:
     """Returns what a checkpoint holds besides the network: None stands for nothing."""
     live = {"weights": state.params["weights"], "batch_stats": state.batch_stats}
     return {

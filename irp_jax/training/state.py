@@ -101,7 +101,7 @@ def freeze(
     if fresh is not None:
         trees = {
             "weights": fresh["params"],
-            "momentum": jax.tree.map(_nothing, trees["momentum"]),
+            "momentum": jax.tree.map(_zero_momentum, trees["momentum"]),
         }
         batch_stats = fresh["batch_stats"]
         if average is not None:
@@ -130,7 +130,7 @@ def freeze(
     return jax.device_get(frozen), keep_counts
 
 
-def _nothing(leaf: Any) -> Any:
+def _zero_momentum(leaf: Any) -> Any:
     """Returns zero for momentum. Counters keep their values."""
     return np.zeros_like(leaf) if np.issubdtype(np.asarray(leaf).dtype, np.floating) else leaf
 

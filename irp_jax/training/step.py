@@ -187,12 +187,12 @@ def compile_steps(
     def steps(state, key, images, labels, batches, view=0, taught=None):
         def body(state, batch):
             batch = jax.lax.with_sharding_constraint(batch, split)
-            answers = None if taught is None else taught[batch]
-            return step(key, state, images[batch], labels[batch], batch, view, answers)
+            probabilities = None if taught is None else taught[batch]
+            return step(key, state, images[batch], labels[batch], batch, view, probabilities)
 
         state, metrics = jax.lax.scan(body, state, batches)
         if recipe.guarded:
-            some = batches.ravel()[-overfitting.images_of(batches.size, mesh.size) :]
+            some = batches.ravel()[-overfitting.probe_size(batches.size, mesh.size) :]
             some = jax.lax.with_sharding_constraint(some, split)
             found = probe_state(recipe, network, key, state, images[some], labels[some], some)
             metrics |= {name: value[None] for name, value in found.items()}

@@ -28,17 +28,17 @@ from irp_jax.network import Network
 from irp_jax.training.step import FORWARD
 
 
-class Lesson(NamedTuple):
+class TeacherOutputs(NamedTuple):
     """The view and the teacher's outputs of an epoch.
 
     Attributes:
         view: number of the augmentation of the images: see `augment.view_keys`.
-        answers: (M, K) float32, the teacher's probabilities for that view; None without a teacher.
-        passes: cost of computing the answers, in pairs of passes per image.
+        probabilities: (M, K) float32, the teacher's outputs for that view; None without a teacher.
+        passes: cost of computing the probabilities, in pairs of passes per image.
     """
 
     view: int
-    answers: jax.Array | None = None
+    probabilities: jax.Array | None = None
     passes: float = 0.0
 
 
@@ -113,7 +113,7 @@ class Teacher:
         self._epochs, self._views, self._first = epochs, views, first
         self._known: dict[int, jax.Array] = {}
 
-    def lesson(self, epoch: int) -> Lesson:
+    def outputs(self, epoch: int) -> TeacherOutputs:
         """Returns the view and the teacher's outputs for the epoch after `epoch` completed ones.
 
         Outputs are stored as long as a later epoch needs them. They take four bytes for each image,
@@ -123,20 +123,20 @@ class Teacher:
         seen = epoch - self._first
         view = self._first + (seen % self._views if self._views else seen)
         cost = FORWARD if view == epoch else 0.0
-        answers = self._known.get(view)
-        if answers is None:
-            answers = self._answers(view)
+        probabilities = self._known.get(view)
+        if probabilities is None:
+            probabilities = self._probabilities(view)
         if self._views and epoch + self._views < self._epochs:
-            self._known[view] = answers
+            self._known[view] = probabilities
         else:
             self._known.pop(view, None)
-        return Lesson(view, answers, cost)
+        return TeacherOutputs(view, probabilities, cost)
 
-    def _answers(self, view: int) -> jax.Array:
+    def _probabilities(self, view: int) -> jax.Array:
         count, mesh = len(self._images), self._mesh
         at_once = parallel.attacked_at_once(mesh, *self._images.shape[1:3])
         answer = functools.partial(
-            _answer, self._apply, self._augmentation, parallel.batch(mesh), self._variables,
+            _softmax, self._apply, self._augmentation, parallel.batch(mesh), self._variables,
             self._key, self._images, jnp.int32(view),
         )  # fmt: skip
         rows = np.arange(-(-count // at_once) * at_once, dtype=np.int32).reshape(-1, at_once)
@@ -146,7 +146,7 @@ class Teacher:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _answer(
+def _softmax(
     apply: Apply,
     augmentation: Augmentation,
     split: Any,

@@ -53,7 +53,9 @@ class Gat(Defense):
 
         def total(current: jax.Array) -> jax.Array:
             logits = logits_fn(current)
-            loss = mean_cross_entropy(logits, labels) + guided * apart(natural, logits)
+            loss = mean_cross_entropy(logits, labels) + guided * probability_distance(
+                natural, logits
+            )
             return images.shape[0] * loss
 
         corners = jnp.where(jax.random.bernoulli(batch.key, shape=images.shape), 0.5, -0.5)
@@ -66,7 +68,7 @@ class Gat(Defense):
     ) -> tuple[jax.Array, Trained]:
         """See the class. Running statistics are the mean of natural and adversarial ones."""
         natural, trained = both(forward, batch, perturbed)
-        distance = apart(natural, trained.logits)
+        distance = probability_distance(natural, trained.logits)
         loss = (
             mean_cross_entropy(natural, batch.targets(natural)) + self.weight_at(batch) * distance
         )
@@ -77,7 +79,7 @@ class Gat(Defense):
         return self.weight * jnp.where(batch.done >= LATE, self.rise, 1.0)
 
 
-def apart(natural: jax.Array, other: jax.Array) -> jax.Array:
+def probability_distance(natural: jax.Array, other: jax.Array) -> jax.Array:
     """Returns the squared distance of the probabilities of two (N, K) logits, mean over images."""
     difference = jax.nn.softmax(natural) - jax.nn.softmax(other)
     return jnp.mean(jnp.sum(jnp.square(difference), axis=-1))

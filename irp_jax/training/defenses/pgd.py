@@ -10,7 +10,7 @@ from irp_jax.training.defenses.adversarial import Adversarial
 from irp_jax.training.defenses.defense import Batch, Perturbed
 
 
-def length(steps: int) -> float:
+def step_length(steps: int) -> float:
     """Returns the step length in units of epsilon: 1/4, or more if there are few steps.
 
     Fewer than six steps of 1/4 could not cross the ball. They then have length 1.5 / steps, at most
@@ -48,5 +48,7 @@ class PgdTraining(Adversarial):
 
         start = starts(threat, key, images)
         return Perturbed(
-            ascend(gradient, threat, start, images, steps=self.steps, length=length(self.steps))
+            ascend(
+                gradient, threat, start, images, steps=self.steps, length=step_length(self.steps)
+            )
         )

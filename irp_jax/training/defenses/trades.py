@@ -8,7 +8,7 @@ from irp_jax.attacks import LogitsFn, clip_to_box
 from irp_jax.attacks.ascent import ascend
 from irp_jax.training.defenses.adversarial import both
 from irp_jax.training.defenses.defense import Batch, Defense, Forward, Perturbed, Trained
-from irp_jax.training.defenses.pgd import length
+from irp_jax.training.defenses.pgd import step_length
 from irp_jax.training.losses import kl_divergence, mean_cross_entropy
 
 
@@ -46,7 +46,7 @@ class Trades(Defense):
             return images.shape[0] * kl_divergence(natural, logits_fn(current))
 
         start = clip_to_box(images + self.start_deviation * noise)
-        far = length(self.steps)
+        far = step_length(self.steps)
         return Perturbed(
             ascend(jax.grad(total), batch.threat, start, images, steps=self.steps, length=far)
         )

@@ -139,7 +139,7 @@ def evaluate(
             )
         survived = np.where(known_robust, attacks[0].trials(logits.shape[-1]), 0)
         at = dataclasses.replace(at, trials=survived.astype(np.int32))
-    save: Callable[[EvaluationState], None] = _forget
+    save: Callable[[EvaluationState], None] = _discard
     saved = None
     if state_file is not None:
         path = Path(state_file)
@@ -147,7 +147,7 @@ def evaluate(
         before = () if known is None else ("known", *_digests(known))
         settings = (*attacks, threat, seed, *without, *before)
         name = state.identity(images, labels, settings)
-        answers = state.Answers(logits, _slopes(network, images, labels))
+        answers = state.Answers(logits, _gradients(network, images, labels))
         saved = state.read(path, name, answers)
 
         def save(at: EvaluationState) -> None:
@@ -176,7 +176,7 @@ def evaluate(
     )
 
 
-def _slopes(network: Partial, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def _gradients(network: Partial, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Returns gradients of the margin at a few images, (B, H, W, C); B is 0 if JAX has none."""
     try:
         return np.asarray(sanity.gradient(network, margin, images[:KNOWN_BY], labels[:KNOWN_BY]))
@@ -190,7 +190,7 @@ def _digests(known: AttackReport) -> tuple[str, str]:
     return broken_by.hexdigest(), hashlib.sha256(known.adversarial.tobytes()).hexdigest()
 
 
-def _forget(at: EvaluationState) -> None:
+def _discard(at: EvaluationState) -> None:
     """Discards the state; used without a state file."""
 
 
@@ -198,7 +198,7 @@ def _begin(
     images: np.ndarray, right: np.ndarray, threat: Threat, known: AttackReport | None
 ) -> EvaluationState:
     """Returns the state before the first attack, with the results `known` for a smaller ball."""
-    at = state.at_first(images, right)
+    at = state.initial(images, right)
     if known is None:
         return at
     if known.adversarial.shape != images.shape:

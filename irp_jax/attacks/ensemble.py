@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from irp_jax.attacks.apgd import Apgd
 from irp_jax.attacks.attack import Attack
-from irp_jax.attacks.evaluate import AttackReport, evaluate
+from irp_jax.attacks.evaluation import AttackReport, evaluate
 from irp_jax.attacks.fab import Fab
 from irp_jax.attacks.losses import LogitsFn
 from irp_jax.attacks.square import Square
