@@ -437,7 +437,7 @@ def load(path: str | Path, log: checkpoint.Log = print, *, model: Any = None) ->
     saved = checkpoint.restore(checkpoints, None, log)
     if saved is None:
         raise UserError(
-            f"no checkpoint and no {layout.ARRAYS} in {path}: give a run's workdir, such as "
+            f"no checkpoint in {path}, and no {layout.ARRAYS}: give a run's workdir, such as "
             f"runs/<name>, or the folder of a saved network"
         )
     spec = _of_this_version(saved.record, path, named=model is None)
