@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from irp_jax import attacks, data, models
-    from irp_jax.api import describe, from_arrays, load, load_data, train
+    from irp_jax.api import describe, from_arrays, load, load_data, load_model, train
     from irp_jax.config import Config
     from irp_jax.data import Dataset
     from irp_jax.errors import UserError
@@ -30,6 +30,7 @@ _PLACES = {
     "from_arrays": "irp_jax.api",
     "load": "irp_jax.api",
     "load_data": "irp_jax.api",
+    "load_model": "irp_jax.api",
     "train": "irp_jax.api",
     "Config": "irp_jax.config",
     "ChannelGraph": "irp_jax.graph",
@@ -40,7 +41,7 @@ _PLACES = {
 
 __all__ = [
     "ChannelGraph", "Config", "Dataset", "Network", "UserError", "__version__", "attacks", "data",
-    "describe", "from_arrays", "load", "load_data", "models", "train",
+    "describe", "from_arrays", "load", "load_data", "load_model", "models", "train",
 ]  # fmt: skip
 
 

@@ -197,17 +197,23 @@ def load(path: str | Path, *, model: Any = None) -> Network:
     """Loads a saved network, or the network of a run: see `network.load`.
 
     Args:
-        path: a folder that `Network.save` wrote, or a run's workdir.
+        path: a folder that `Network.save` or `bin/publish` wrote, a run's workdir, or the text
+            "hf-hub:OWNER/NAME", a network on the Hugging Face hub.
         model: the module of a network from outside this package. It is needed only if there
             is no saved function, or if it cannot be read any more.
 
     Raises:
-        UserError: there is no network, it is damaged, or its model is needed.
+        UserError: there is no network, it is damaged, its model is needed, or it cannot be
+            downloaded.
     """
     checkpoint.quiet()
     if not isinstance(path, str | Path):
         raise UserError(f"a path of type {type(path).__name__}: give the folder of a network")
     return networks.load(path, model=model)
+
+
+load_model = load
+"""`load` under the name that RobustBench and others use."""
 
 
 def _check_given(model: Any, dataset: Any, config: Any, workdir: Any, callback: Any) -> None:
@@ -268,4 +274,4 @@ class _Reporter(Terminal):
             self._callback(dict(row))
 
 
-__all__ = ["Callback", "describe", "from_arrays", "load", "load_data", "train"]
+__all__ = ["Callback", "describe", "from_arrays", "load", "load_data", "load_model", "train"]

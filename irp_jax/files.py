@@ -5,8 +5,9 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,8 +27,12 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    text = json.dumps(value, indent=2) + "\n"
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_bytes(path, as_bytes(value))
+
+
+def as_bytes(value: Any) -> bytes:
+    """Returns the content of a JSON file with this value."""
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -58,6 +63,57 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
             f"cannot write {path} ({error.strerror or error}): "
             f"{advice if is_full(error) else 'choose another place'}"
         ) from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes bytes to a file, as `write_whole` does."""
+    write_whole(path, lambda file: file.write(content))
+
+
+def write_folder(
+    folder: Path, contents: Mapping[str, bytes], *, dropped: Collection[str] = ()
+) -> None:
+    """Writes the files of a folder, all of them or none.
+
+    An existing folder is replaced. Its other files are moved to the new one. A replacement that was
+    interrupted is completed or undone by the next one.
+
+    Args:
+        folder: the folder; its parent folders are made.
+        contents: name of a file -> its content.
+        dropped: names of files that are not moved to the new folder.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    make_folder(folder.absolute().parent)
+    unfinished, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
+    shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
+    _finish(folder, old, dropped)
+    try:
+        for name, content in contents.items():
+            write_bytes(unfinished / name, content)
+        if folder.exists():
+            folder.rename(old)
+        unfinished.rename(folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {folder} ({error.strerror or error}): choose another folder"
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _finish(folder, old, dropped)
+
+
+def _finish(folder: Path, old: Path, dropped: Collection[str]) -> None:
+    """Completes the replacement of a folder, or undoes it if there is no new folder."""
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    elif old.exists():
+        for path in old.iterdir():
+            if path.name not in dropped and not (folder / path.name).exists():
+                path.rename(folder / path.name)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:
@@ -144,7 +200,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
             pass  # Windows and the file systems of some clusters have no such locks
         found = read_json(folder / "config.json")
         if found is None:
-            for name in ("results.json", "metrics.jsonl", "network.json"):
+            for name in ("results.json", "metrics.jsonl"):
                 if (folder / name).exists():
                     raise UserError(
                         f"{folder} has {name} but no config.json that identifies the run: choose "

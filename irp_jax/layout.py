@@ -1,151 +1,175 @@
-"""Writes and reads the folder of a saved network, which docs/saved_networks.md describes.
+"""Writes and reads the files of a saved network, which docs/saved_networks.md describes.
+
+The names of the files are those of the Hugging Face hub. Only this file uses safetensors.
 
 Nothing in the folder is executed as Python. Everything in it is checked before it is used: the
-types in the record, the digests of the files, and the names and shapes of the arrays.
+types in the record, the names, shapes and digest of the arrays, and the digest of the function.
 """
 
+import hashlib
 import math
-import shutil
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+import safetensors
+import safetensors.numpy
 
-from irp_jax import files, models
+from irp_jax import checkpoint, files, models
 from irp_jax.errors import UserError
 
-FORMAT = 3
-"""Format of `network.json`. This version reads no other format."""
+FORMAT = 4
+"""Format of `config.json`. This version reads no other format."""
 
-RECORD, ARRAYS, FUNCTION = "network.json", "arrays.npz", "function.stablehlo"
+RECORD, ARRAYS, FUNCTION = FILES = "config.json", "model.safetensors", "function.stablehlo"
+
+FORMER = "network.json"
+"""Name of the record in formats 1 to 3."""
 
 KINDS = {"params": "params", "state": "batch_stats"}
-"""Kind of array in `arrays.npz` -> its key in the variables of a network."""
+"""First part of an array's name in `model.safetensors` -> its key in the variables of a network."""
+
+DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
+    "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+"""Type in a safetensors file -> type of NumPy. `safetensors.numpy.load` reads no bfloat16."""
 
 NUMBERS = (int, float)
 
 
 def is_saved(folder: Path) -> bool:
-    """Returns whether a folder holds a saved network."""
-    return (folder / RECORD).is_file()
+    """Returns whether a folder holds a saved network, of this or of a former format."""
+    return (folder / ARRAYS).is_file() or (folder / FORMER).is_file()
 
 
-def write(
-    folder: Path,
+def digest_in(folder: Path) -> str | None:
+    """Returns `network_sha256` in the record of a folder; None if it holds no saved network."""
+    try:
+        record = files.read_json(folder / RECORD)
+    except UserError:
+        return None
+    return record.get("network_sha256") if isinstance(record, dict) else None
+
+
+def packed(
     record: Mapping[str, Any],
     variables: Mapping[str, Mapping[str, Any]],
     function: bytes | None,
-) -> None:
-    """Writes a saved network completely or not at all.
+) -> dict[str, bytes]:
+    """Returns the files of a saved network: name -> content.
 
     Args:
-        folder: the folder to make; one that holds a saved network is replaced.
         record: the record of the network.
         variables: {"params", "batch_stats"}, each name -> array.
         function: the function of the network as StableHLO; None leaves it out.
 
     Raises:
+        UserError: an array has a type that the files cannot hold.
+    """
+    arrays = {
+        f"{kind}/{name}": np.ascontiguousarray(array).reshape(np.shape(array))
+        for kind, place in KINDS.items()
+        for name, array in variables[place].items()
+    }
+    for name, array in arrays.items():
+        if array.dtype not in map(np.dtype, DTYPES.values()):
+            raise UserError(f"{name} is of type {array.dtype}, which safetensors cannot hold")
+    whole = {
+        **record,
+        "library_name": "irp_jax",
+        "format": FORMAT,
+        "network_sha256": checkpoint.digest(variables),
+    }
+    contents = {ARRAYS: safetensors.numpy.save(arrays)}
+    if function is not None:
+        contents[FUNCTION] = function
+        whole["function_sha256"] = hashlib.sha256(function).hexdigest()
+    contents[RECORD] = files.as_bytes(whole)
+    return contents
+
+
+def write(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Writes the files of a saved network, all of them or none.
+
+    Args:
+        folder: the folder to make. One that holds a saved network is replaced; its other files,
+            such as a model card, are kept.
+        contents: as `packed` returns them; more files may be among them.
+
+    Raises:
         UserError: the folder cannot be written, or holds something other than a saved network.
     """
-    if folder.exists() and not is_saved(folder) and (not folder.is_dir() or any(folder.iterdir())):
+    foreign = folder.exists() and digest_in(folder) is None
+    if foreign and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} holds something else: choose another folder")
-    files.make_folder(folder.absolute().parent)
-    unfinished, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
-    shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
-    _finish(folder, old)
-    arrays, dtypes = {}, {}
-    for kind, place in KINDS.items():
-        for name, array in variables[place].items():
-            array = np.asarray(array)
-            if array.dtype == jnp.bfloat16:  # NumPy has no such type
-                dtypes[f"{kind}/{name}"] = "bfloat16"
-                array = array.view(np.uint16)
-            arrays[f"{kind}/{name}"] = array
-    try:
-        files.write_whole(unfinished / ARRAYS, lambda file: np.savez(file, **arrays))
-        if function is not None:
-            files.write_whole(unfinished / FUNCTION, lambda file: file.write(function))
-        digests = {path.name: files.sha256(path) for path in sorted(unfinished.iterdir())}
-        whole = {
-            **record,
-            "format": FORMAT,
-            "dtypes": dtypes,
-            "sha256": digests,
-        }
-        files.write_json(unfinished / RECORD, whole)
-        if folder.exists():
-            folder.rename(old)
-        unfinished.rename(folder)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {folder} ({error.strerror or error}): choose another folder"
-        ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        _finish(folder, old)
-
-
-def _finish(folder: Path, old: Path) -> None:
-    """Completes or undoes the replacement of a folder, also one that was interrupted.
-
-    If there is no new folder, the old one is restored. Otherwise the files of the old folder that
-    are not of the network, for instance a model card, are moved to the new one.
-    """
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-    elif old.exists():
-        for path in old.iterdir():
-            if path.name not in (RECORD, ARRAYS, FUNCTION):
-                path.rename(folder / path.name)
-        shutil.rmtree(old, ignore_errors=True)
+    files.write_folder(folder, contents, dropped=FILES)
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]], bytes | None]:
     """Reads a saved network.
 
     Returns:
-        (record, variables, function) as given to `write`. The function is None if there is none.
+        (record, variables, function) as given to `packed`. The function is None if there is none.
 
     Raises:
-        UserError: the folder has another format, is damaged, or was not written by `write`.
+        UserError: the folder has another format, is damaged, or holds something else.
     """
     record = files.read_json(folder / RECORD)
-    if isinstance(record, dict) and record.get("format", 1) != FORMAT:
+    if record is None:
         raise UserError(
-            f"{folder / RECORD} is of format {record.get('format', 1)}, and this version reads "
-            f"{FORMAT}: use the version of irp_jax that wrote it"
+            f"{folder} has no {RECORD}: it is incomplete, or of an older version of irp_jax; fetch "
+            f"the network again, or use the version that wrote it"
         )
+    if isinstance(record, dict) and record.get("library_name") == "irp_jax":
+        found = record.get("format")
+        if found != FORMAT:
+            raise UserError(
+                f"{folder / RECORD} is of format {found}, and this version reads {FORMAT}: use the "
+                f"version of irp_jax that wrote it"
+            )
     fault = _fault(record)
     if fault is not None:
         raise UserError(
-            f"{folder / RECORD} is not the record of a network ({fault}): fetch the network again"
+            f"{folder / RECORD} is not the record of a network of irp_jax ({fault}): fetch the "
+            f"network again"
         )
-    for name, digest in record["sha256"].items():
-        if not (folder / name).is_file() or files.sha256(folder / name) != digest:
-            raise UserError(f"{folder / name} is damaged or missing: fetch the network again")
+    variables = _variables(folder / ARRAYS)
+    # These describe the files, not the network.
+    about = {name: record.pop(name, None) for name in DESCRIBING}
+    if checkpoint.digest(variables) != about["network_sha256"]:
+        raise UserError(
+            f"{folder / ARRAYS} is damaged or of another network: fetch the network again"
+        )
+    if about["function_sha256"] is None:
+        return record, variables, None
+    path = folder / FUNCTION
+    if not path.is_file() or files.sha256(path) != about["function_sha256"]:
+        raise UserError(f"{path} is damaged or missing: fetch the network again")
+    return record, variables, path.read_bytes()
+
+
+def _variables(path: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Reads `model.safetensors`."""
     variables: dict[str, dict[str, np.ndarray]] = {place: {} for place in KINDS.values()}
     try:
-        with np.load(folder / ARRAYS, allow_pickle=False) as found:
-            for key in found.files:
-                kind, _, name = key.partition("/")
-                array = found[key]
-                if record["dtypes"].get(key) == "bfloat16":
-                    array = array.view(jnp.bfloat16)
-                if array.dtype.kind not in "fiub" and array.dtype != jnp.bfloat16:
-                    raise ValueError(f"{key} holds no numbers")
-                variables[KINDS[kind]][name] = array
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, MemoryError) as error:
+        for key, found in safetensors.deserialize(path.read_bytes()):
+            kind, _, name = key.partition("/")
+            array = np.ndarray(found["shape"], DTYPES[found["dtype"]], found["data"])
+            variables[KINDS[kind]][name] = array
+    except (OSError, KeyError, MemoryError, safetensors.SafetensorError) as error:
         raise UserError(
-            f"{folder / ARRAYS} is not what a saved network holds ({type(error).__name__}): fetch "
-            f"the network again"
+            f"{path} is not what a saved network holds ({type(error).__name__}): fetch the network "
+            f"again"
         ) from error
-    function = (folder / FUNCTION).read_bytes() if FUNCTION in record["sha256"] else None
-    for name in ("format", "dtypes", "sha256"):  # these describe the files, not the network
-        del record[name]
-    return record, variables, function
+    return variables
+
+
+DESCRIBING = ("library_name", "format", "network_sha256", "function_sha256")
+"""Keys of `config.json` that say what the files are."""
 
 
 def _fault(record: Any) -> str | None:
@@ -153,6 +177,8 @@ def _fault(record: Any) -> str | None:
     if not isinstance(record, dict):
         return "it is no JSON object"
     known: dict[str, Callable[[Any], Any]] = {
+        "library_name": lambda v: v == "irp_jax",
+        "format": lambda v: v == FORMAT,
         "model": lambda v: isinstance(v, dict) and _is_model(v),
         "class_names": lambda v: isinstance(v, list) and v and all(isinstance(n, str) for n in v),
         "image_shape": lambda v: isinstance(v, list) and len(v) == 3 and _are_counts(v),
@@ -162,9 +188,7 @@ def _fault(record: Any) -> str | None:
         "cost": lambda v: isinstance(v, dict) and not COSTS - set(v) and _are_numbers(v.values()),
         "epochs": lambda v: isinstance(v, int),
         "trained": lambda v: isinstance(v, dict) and not TRAINED - set(v) and _is_share(v),
-        "sha256": lambda v: isinstance(v, dict) and ARRAYS in v and set(v) <= {ARRAYS, FUNCTION},
-        "format": lambda v: v == FORMAT,
-        "dtypes": lambda v: isinstance(v, dict),
+        "network_sha256": lambda v: isinstance(v, str),
     }
     for name, is_sound in known.items():
         if name not in record:

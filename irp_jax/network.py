@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from irp_jax import attacks, checkpoint, evaluation, layout, traced
+from irp_jax import attacks, checkpoint, evaluation, hub, layout, traced
 from irp_jax.data import Dataset, to_float
 from irp_jax.data import load as load_data
 from irp_jax.errors import UserError
@@ -28,7 +28,7 @@ class Network:
         apply: (variables, images (N, H, W, C) float32 in [0, 1]) -> logits (N, K), inference mode.
         variables: {"params", "batch_stats"}, each name -> array. Pruned channels are removed;
             pruned weights are zero.
-        record: the content of `network.json`: model, classes, cost, keep counts and training.
+        record: the content of `config.json`: model, classes, cost, keep counts and training.
         history: a row of accuracies and cost for each epoch of training; empty if not known.
         results: the content of results.json of the run; None if not known.
     """
@@ -486,22 +486,26 @@ def load(path: str | Path, log: checkpoint.Log = print, *, model: Any = None) ->
     its model, or the StableHLO function that was saved with it.
 
     Args:
-        path: a folder that `Network.save` wrote, a run's workdir, its checkpoint folder, or one
-            checkpoint in it.
+        path: a folder that `Network.save` wrote, a run's workdir, its checkpoint folder, one
+            checkpoint in it, or the text "hf-hub:OWNER/NAME", which is downloaded; see `hub.fetch`.
         log: called with a line for each damaged checkpoint that is skipped, and if `model` may not
             be the model of the network.
         model: the model of a network that is not of this package, or the text "FILE.py:NAME".
 
     Raises:
-        UserError: there is no network, it is damaged, or its model is needed.
+        UserError: there is no network, it is damaged, or its model is needed; also the errors of
+            `hub.fetch`.
     """
-    folder = Path(path)
+    folder = hub.fetch(str(path)) if hub.is_name(path) else Path(path)
     if layout.is_saved(folder):
         return _load_saved(folder, model, log)
     checkpoints = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
     saved = checkpoint.restore(checkpoints, None, log)
     if saved is None:
-        raise UserError(f"no checkpoint in {path}: give a run's workdir, such as runs/<name>")
+        raise UserError(
+            f"no checkpoint in {path}, and no {layout.ARRAYS}: give a run's workdir, such as "
+            f"runs/<name>, or the folder of a saved network"
+        )
     spec = _of_this_version(saved.record, path, named=model is None)
     if model is None and not layout.is_ours(spec):
         if layout.is_saved(folder / "network"):
@@ -604,6 +608,16 @@ def _other_model(name: str) -> UserError:
 
 def save(network: Network, folder: Path, *, function: bool | None = None) -> None:
     """See `Network.save`."""
+    layout.write(folder, packed(network, function=function))
+
+
+def packed(network: Network, *, function: bool | None = None) -> dict[str, bytes]:
+    """Returns the files that `Network.save` writes: name -> content.
+
+    Args:
+        network: the network.
+        function: see `Network.save`; so are the errors.
+    """
     ours = layout.is_ours(network.record["model"])
     wanted = not ours if function is None else function
     exported = None
@@ -619,7 +633,7 @@ def save(network: Network, folder: Path, *, function: bool | None = None) -> Non
     record = dict(network.record)
     if network.history:
         record["history"] = network.history
-    layout.write(folder, record, network.variables, exported)
+    return layout.packed(record, network.variables, exported)
 
 
 def _exported(network: Network) -> bytes:

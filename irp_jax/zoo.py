@@ -1,80 +1,115 @@
-"""Publishes a trained network: a saved network with a model card."""
+"""Publishes a trained network: a saved network with a model card and files for other tools."""
 
 import dataclasses
-import shutil
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from irp_jax import checkpoint, files, network
+from irp_jax import checkpoint, files, layout, network
 from irp_jax.errors import UserError
+from irp_jax.export import file as export
+from irp_jax.export import onnx
 from irp_jax.report.card import model_card
+from irp_jax.report.robustbench import Paper, robustbench
 from irp_jax.results import NEEDED
 
 
-def publish(run: Path, results: Path, into: Path, log: checkpoint.Log) -> None:
-    """Writes a network as `Network.save` does, and a model card as `into`/README.md.
+def publish(
+    run: Path,
+    results: Path,
+    into: Path,
+    log: checkpoint.Log,
+    *,
+    model: str | None = None,
+    paper: Paper | None = None,
+) -> None:
+    """Writes a network to a folder with the layout of the Hugging Face hub.
 
-    Paths of this machine are removed from the record and the card.
+    The folder holds the files of `Network.save` (weights as safetensors, config.json), model.onnx,
+    robustbench.json, and the model card README.md with the figures of the results. Paths of this
+    machine are removed from all of them. If ONNX has no counterpart of an operation, model.onnx is
+    left out.
 
     Args:
-        run: the workdir of a finished run.
+        run: the workdir of a finished run, or a saved network.
         results: JSON file of the run's results: its results.json, or the file of bin/sweep.
-        into: the folder to make.
-        log: called with a line for each damaged checkpoint that is skipped.
+        into: the folder to make. One that holds the same network is replaced.
+        log: called with a line for each damaged checkpoint that is skipped, and if model.onnx is
+            left out.
+        model: "FILE.py:NAME" of a network of your own. If None, what was saved with it is used; it
+            then has no model.onnx.
+        paper: facts for robustbench.json that no run knows.
 
     Raises:
-        UserError: the run has no checkpoint or is not finished, its accuracies are not of test
-            images, the results are not of this run, or `into` exists.
+        UserError: there is no network, its accuracies are not of test images, the results are of
+            another network, `into` holds something else, or the extra `onnx` is not installed.
     """
-    trained = network.load(run, log)
+    onnx.check_installed()
+    trained = network.load(run, log, model=model)
+    found = _checked(results, checkpoint.digest(trained.variables), run)
+    if into.exists() and layout.digest_in(into) != found["network_sha256"]:
+        raise UserError(f"{into} exists: remove it first, or choose another name")
+    found, published = _without_paths(found, trained)
+    contents = network.packed(published)
+    contents |= _onnx(published, model, log)
+    facts = robustbench(found, paper or Paper(title=into.name))
+    contents["robustbench.json"] = files.as_bytes(facts)
+    size = len(contents[layout.ARRAYS])
+    card = model_card(found, into, size, published.class_names)
+    layout.write(into, {**contents, "README.md": card.encode()})
+
+
+def _checked(results: Path, digest: str, run: Path) -> dict[str, Any]:
+    """Reads results, which must be of test images and of the network with this digest."""
     found = files.read_json(results)
     if found is None:
         raise UserError(
             f"there is no {results}: give the results.json of a finished run, or the file that "
             f"bin/sweep collected"
         )
-    needed = {"config", "identity", "defense", "passes_per_image", "epochs", "network_sha256"}
+    needed = {"config", "defense", "passes_per_image", "epochs", "network_sha256"}
     if not isinstance(found, dict) or not needed | NEEDED <= set(found):
         raise UserError(
             f"{results} does not hold results of a run of this version: give its results.json, or "
             f"remove that file and give the run's command again, which evaluates it again"
         )
-    whose = files.read_json(run / "config.json") or {}
-    if found["identity"] != whose.get("identity") or trained.epoch != found["epochs"]:
-        raise UserError(f"{results} is not of the finished run in {run}")
     if found["config"].get("evaluate_on") == "validation":
         raise UserError(
             f"{results} is of held-out images, but a model card needs test images: train with "
             f"--evaluate-on=test"
         )
-    if found["network_sha256"] != checkpoint.digest(trained.variables):
-        raise UserError(f"{results} is of another training than the one in {run}")
-    if into.exists():
-        raise UserError(f"{into} exists: remove it first, or choose another name")
-    files.check_place(into)
-    # Paths of the machine that trained the network are not published.
-    hidden = {
-        name: _public(found["config"][name])
-        for name in ("dataset", "model", "teacher")
-        if name in found["config"]
-    }
-    dataset, model = hidden["dataset"], hidden["model"]
-    about = {**trained.record["trained"], "dataset": dataset, "data_dir": None}
+    if found["network_sha256"] != digest:
+        raise UserError(f"{results} is of another network than the one in {run}: give its results")
+    return found
+
+
+def _without_paths(
+    found: Mapping[str, Any], trained: network.Network
+) -> tuple[dict[str, Any], network.Network]:
+    """Returns results and network without paths of the machine that trained it."""
+    config = found["config"]
+    names = [name for name in ("dataset", "model", "teacher") if name in config]
+    config = {**config, **{name: _public(config[name]) for name in names}}
+    found = {**found, "config": config}
+    about = {**trained.record["trained"], "dataset": config["dataset"], "data_dir": None}
     record = {**trained.record, "trained": about}
     if "file" in record["model"]:
-        record["model"] = {"file": model}
-    unfinished = into.with_name(f".{into.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        network.save(dataclasses.replace(trained, record=record, history=[]), unfinished)
-        size = sum(path.stat().st_size for path in unfinished.iterdir())
-        public = {**found, "config": {**found["config"], **hidden}}
-        card = model_card(public, into, size, list(trained.class_names))
-        files.write_whole(unfinished / "README.md", lambda file: file.write(card.encode()))
-        unfinished.rename(into)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        record["model"] = {"file": config["model"]}
+    return found, dataclasses.replace(trained, record=record, history=[], results=found)
 
 
 def _public(name: str) -> str:
     """Returns a name. If it is the path of a user's file, only the file name is returned."""
     return Path(name).name if ".npz" in name or ".py" in name or Path(name).is_absolute() else name
+
+
+def _onnx(published: network.Network, model: str | None, log: checkpoint.Log) -> dict[str, bytes]:
+    """Returns the network as an ONNX file: name -> content. Empty if it cannot be written."""
+    with tempfile.TemporaryDirectory(prefix="irp_jax-") as place:
+        try:
+            content = export.write(published, Path(place, "model.onnx"), model=model)
+        except UserError as error:
+            log(f"without model.onnx: {error}")
+            return {}
+    return {"model.onnx": content}

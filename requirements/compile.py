@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-EXTRAS = ("cuda", "tpu", "onnx", "test")
+EXTRAS = ("cuda", "tpu", "onnx", "hub", "test")
 
 
 def compile_pins(*options: str | Path) -> list[str]:
@@ -33,7 +33,7 @@ def main() -> None:
     everything = HERE / "everything.txt"
     if "--upgrade" not in sys.argv[1:]:  # uv keeps the versions that its output file holds
         files = [HERE / f"{name}.txt" for name in ("all", *EXTRAS)]
-        everything.write_text("".join(file.read_text() for file in files))
+        everything.write_text("".join(file.read_text() for file in files if file.exists()))
     compile_pins(*[f"--extra={extra}" for extra in EXTRAS], "--output-file", everything)
     base = compile_pins("--constraints", everything)
     (HERE / "all.txt").write_text("".join(base))

@@ -204,6 +204,11 @@ def test_a_network_in_a_file_is_trained_attacked_and_handed_on(capsys, monkeypat
     trained = irp.load("run", model="nets.py:Net")
     assert checkpoint.digest(trained.variables) == results["network_sha256"]
     publish.publish(["--run=run", "--into=zoo/mine"])
+    assert not Path("zoo/mine/model.onnx").exists()
+    assert "without model.onnx" in capsys.readouterr().out
+    publish.publish(["--run=run", "--into=zoo/mine", "--model=nets.py:Net", "--authors=Me"])
+    assert Path("zoo/mine/model.onnx").exists()
+    assert json.loads(Path("zoo/mine/robustbench.json").read_text())["authors"] == "Me"
     assert trained.name == "nets.py:Net"
 
     Path("nets.py").write_text("")  # the content of the file is part of the identity

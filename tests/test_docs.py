@@ -21,6 +21,7 @@ from irp_jax import config, layout
 from irp_jax.cli import bench, describe, evaluate, export, publish, report, sweep
 from irp_jax.config import Config
 from irp_jax.report.card import model_card
+from irp_jax.report.robustbench import Paper, robustbench
 from irp_jax.training.progress import network_record
 
 ROOT = Path(__file__).parent.parent
@@ -246,27 +247,31 @@ RUN_OF = {
 def test_a_model_card_is_what_publish_writes_of_the_results(name):
     folder = RESULTS / "zoo" / name
     found = json.loads((RESULTS / RUN_OF[name]).read_text())
-    record = json.loads((folder / "network.json").read_text())
-    for key in ("cost", "epochs", "keep_counts"):
+    record = json.loads((folder / "config.json").read_text())
+    for key in ("cost", "epochs", "keep_counts", "network_sha256"):
         assert found[key] == record[key]
-    size = sum(path.stat().st_size for path in folder.iterdir() if path.name != "README.md")
+    size = (folder / "model.safetensors").stat().st_size
     card = model_card(found, folder.relative_to(ROOT), size, record["class_names"])
     assert (folder / "README.md").read_text() == card
+    listed = json.loads((folder / "robustbench.json").read_text())
+    assert listed == robustbench(found, Paper(title=name))
 
 
 def test_the_page_on_saved_networks_lists_the_format_and_all_keys():
     page = (ROOT / "docs" / "saved_networks.md").read_text()
     assert f"| `format` | {layout.FORMAT};" in page
-    rows = re.findall(r"^\| (`[^|]*`) \| (.*) \|$", page.partition("`network.json` holds")[2], re.M)
+    rows = re.findall(r"^\| (`[^|]*`) \| (.*) \|$", page.partition("`config.json` holds")[2], re.M)
     listed = {key: what for keys, what in rows for key in re.findall(r"`(\w+)`", keys)}
 
-    example = json.loads((RESULTS / "zoo" / "resnet20-digits-0.16" / "network.json").read_text())
+    example = json.loads((RESULTS / "zoo" / "resnet20-digits-0.16" / "config.json").read_text())
     required = {}
     while lacking := re.fullmatch(r"it has no (\w+)", layout._fault(required) or ""):
         required[lacking.group(1)] = example[lacking.group(1)]
     assert layout._fault(required) is None
     written = network_record(MagicMock(), {})
-    assert set(listed) == {*required, *written, *written["trained"], "history"}
+    assert set(listed) == {
+        *required, *written, *written["trained"], "history", "function_sha256",
+    }  # fmt: skip
     optional = {key for key, what in listed.items() if what.startswith("optional")}
     assert optional == set(listed) - set(required) - layout.TRAINED
     for key in example["model"]:

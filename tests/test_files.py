@@ -76,7 +76,7 @@ def test_a_folder_of_another_version_or_of_something_else_is_refused(tmp_path, f
         pass
 
 
-@pytest.mark.parametrize("name", ["results.json", "metrics.jsonl", "network.json"])
+@pytest.mark.parametrize("name", ["results.json", "metrics.jsonl"])
 def test_a_folder_without_a_config_is_refused(tmp_path, name):
     (tmp_path / name).write_text("{}")
     with pytest.raises(UserError, match=f"has {name} but no config"), files.claim(tmp_path, {}):

@@ -338,17 +338,18 @@ def test_a_network_is_published_with_a_model_card(swept, monkeypatch, capsys):
     assert again["accuracy"]["pgd"] == found["accuracy"]["pgd-3-2"]
     assert again["network_sha256"] == found["network_sha256"]
     before = sorted(Path("zoo").rglob("*"))
-    with pytest.raises(UserError, match=r"has network\.json but no config"):
+    with pytest.raises(UserError, match=r"not of a run of this version"):
         train.train([*shlex.split(found["command"])[1:], "--workdir=zoo/small"])
     assert set(before) <= set(Path("zoo").rglob("*")), "what is handed on is not a run to resume"
-    assert not Path("zoo/small/config.json").exists(), "nor made one by a refused command"
-    with pytest.raises(UserError, match="exists"):
-        publish.publish([f"--run={run}", "--into=zoo/small"])
     other = sorted((folder / "results").iterdir())[1]
-    with pytest.raises(UserError, match="not of the finished run"):
+    with pytest.raises(UserError, match="exists"):
+        publish.publish([f"--run={folder / 'runs' / other.stem}", "--into=zoo/small"])
+    with pytest.raises(UserError, match="of another network"):
         publish.publish([f"--run={run}", f"--results={other}", "--into=zoo/other"])
+    publish.publish(["--run=zoo/small", f"--results={results}", "--into=zoo/small"])
+    assert (folder / "zoo" / "small" / "README.md").read_text() == card
     Path("elsewhere.json").write_text(json.dumps(found | {"network_sha256": "0" * 64}))
-    with pytest.raises(UserError, match="of another training"):
+    with pytest.raises(UserError, match="of another network"):
         publish.publish([f"--run={run}", "--results=elsewhere.json", "--into=zoo/other"])
     capsys.readouterr()
     report.report(["results", "--markdown"])

@@ -108,7 +108,7 @@ import irp_jax, irp_jax.attacks
 assert {str(venv)!r} in irp_jax.__file__
 for name in irp_jax.__all__:
     getattr(irp_jax, name)
-network = irp_jax.load({str(ZOO)!r})
+network = irp_jax.load_model({str(ZOO)!r})
 print(irp_jax.__version__, network.image_shape)
 """
     ran = run(venv, "python", "-c", code)
@@ -130,6 +130,7 @@ def test_the_installed_command_finds_configs_and_names_itself(venv: Path) -> Non
     ("extra", "command"),
     [
         ("data", ["train", "--dataset=digits", "--workdir=run"]),
+        ("hub", ["evaluate", "--checkpoint=hf-hub:owner/name"]),
         ("plots", ["report", str(ROOT / "results" / "digits"), "--curves=x.svg"]),
     ],
 )

@@ -9,7 +9,7 @@ COMMANDS = {
     "sweep": "train and attack many networks and collect the results",
     "report": "show saved results as tables and plots",
     "describe": "show the channels, layers and cost of a network",
-    "publish": "export a trained network with a model card",
+    "publish": "write a trained network with a model card, as a hub holds it",
     "export": "write a trained network as one file (ONNX, StableHLO), and verify such a file",
     "bench": "time a training step and compare it with PyTorch",
 }

@@ -38,7 +38,8 @@ class Options:
     """Attack a trained network on test images of its data set, which it was not trained on."""
 
     checkpoint: str
-    """The workdir of a run (such as runs/<name>), one checkpoint in it, or a saved network."""
+    """The workdir of a run (such as runs/<name>), one checkpoint in it, a saved network, or
+    hf-hub:OWNER/NAME."""
     model: str | None = None
     """FILE.py:NAME of a network of your own. Default: the saved model or function."""
     attack: AttackName = "pgd"

@@ -1,33 +1,53 @@
-"""bin/publish: exports a trained network with a model card."""
+"""bin/publish: writes a trained network, with a model card, as the Hugging Face hub holds it."""
 
 import dataclasses
 from pathlib import Path
 
 from irp_jax import zoo
 from irp_jax.cli.run import main, parse
+from irp_jax.report.robustbench import Paper
 from irp_jax.report.terminal import plain_console
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """Export a trained network from its run, without the training state, with a model card."""
+    """Write a trained network to a folder: weights as safetensors, config.json, model.onnx,
+    robustbench.json and the model card README.md."""
 
     run: str
-    """Workdir of the finished run."""
+    """Workdir of the finished run, or a saved network."""
     into: str
-    """Folder to create. Its name becomes the name of the network."""
+    """Folder to create. Its name becomes the name of the network. A folder of the same network is
+    replaced."""
     results: str | None = None
     """Results of the run, for instance of bin/sweep with more attacks. Default: results.json of the
     run."""
+    model: str | None = None
+    """FILE.py:NAME of a network of your own, which model.onnx needs."""
+    title: str | None = None
+    """Title of the paper in robustbench.json. Default: the name of the network."""
+    authors: str = ""
+    """Authors there, separated by commas."""
+    link: str = ""
+    """Address of the paper there."""
+    venue: str = ""
+    """Where the paper was published, there."""
 
 
 def publish(arguments: list[str]) -> None:
     """Writes the folder of the network."""
     options = parse(Options, arguments, "bin/publish")
     console = plain_console()
-    run = Path(options.run)
+    run, into = Path(options.run), Path(options.into)
     results = run / "results.json" if options.results is None else Path(options.results)
-    zoo.publish(run, results, Path(options.into), lambda line: console.print(line, markup=False))
+    paper = Paper(
+        title=options.title or into.name, authors=options.authors, link=options.link,
+        venue=options.venue,
+    )  # fmt: skip
+    zoo.publish(
+        run, results, into, lambda line: console.print(line, markup=False),
+        model=options.model, paper=paper,
+    )  # fmt: skip
     console.print(f"written to {options.into}: see its README.md", markup=False)
 
 

@@ -121,7 +121,9 @@ def verify(
         if rounded is not None:
             content = serialized(network.quantized(None, model=model), file.format,
                                  layout=file.layout)  # fmt: skip
-            compared["float32"] = artifacts.of(content, file.format, file.facts, threads=threads)
+            compared["float32"] = artifacts.from_bytes(
+                content, file.format, file.facts, threads=threads
+            )
             report["artifact"]["float32_bytes"] = len(content)
         dense = network.dense(model)
         if dense is not None:

@@ -40,7 +40,7 @@ def integer_weights(program: Program) -> None:
             continue
         nodes += _layer(program.tensors, node, source, kernel)
     program.nodes = nodes
-    program.look()
+    program.update()
 
 
 def _moved(program: Program, name: str) -> Node | None:

@@ -179,8 +179,8 @@ def _name(path: Path) -> str:
 
 
 def _of_a_workdir(path: Path) -> bool:
-    """Returns whether a file is another file of a run's folder, which needs no note."""
-    return path.name in ("config.json", "network.json") or "checkpoints" in path.parts
+    """Returns whether a file is of a run or a saved network, and no results: it needs no note."""
+    return path.name in ("config.json", "robustbench.json") or "checkpoints" in path.parts
 
 
 def _problem(found: Mapping[str, Any]) -> str:
