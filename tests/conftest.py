@@ -11,7 +11,7 @@ from unittest import mock
 # process makes the folder before JAX is imported. Child processes inherit the variable.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="irp_jax-tests-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 # The tests spend most of their time on compilation, so most optimisations of LLVM are off. XLA's
