@@ -46,13 +46,20 @@ def quick_compile():
 
 
 @pytest.fixture
-def quick_runs(monkeypatch, quick_compile):
-    """Makes runs fast: a tiny network, and no attacks, because they take long to compile."""
-    from baseline_nets import Net
-
-    from irp_jax import evaluation, models
+def no_attacks(monkeypatch, quick_compile):
+    """Leaves out the attacks after each epoch and each run, because they take long to compile."""
+    from irp_jax import evaluation
 
     report = mock.Mock(natural=0.5, robust=0.25)
-    monkeypatch.setitem(models.MODELS, "resnet8", lambda scale, classes, act: Net(8, 8, classes))
     monkeypatch.setattr(evaluation, "probe", lambda *args, **kwargs: evaluation.Probe(0, 0, 0))
     monkeypatch.setattr(evaluation, "evaluate", lambda *args, **kwargs: report)
+
+
+@pytest.fixture
+def quick_runs(monkeypatch, no_attacks):
+    """Makes runs fast: a tiny network, and no attacks on it."""
+    from baseline_nets import Net
+
+    from irp_jax import models
+
+    monkeypatch.setitem(models.MODELS, "resnet8", lambda scale, classes, act: Net(8, 8, classes))

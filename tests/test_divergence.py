@@ -9,10 +9,9 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from baseline_nets import Net as Small
 from silent import Silent
 
-from irp_jax import checkpoint, models
+from irp_jax import checkpoint
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.errors import UserError
@@ -225,9 +224,8 @@ class Killed(Silent):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, quick_compile):
+def run(tmp_path, monkeypatch, quick_runs):
     """Returns a function that trains a small network, with a clip that changes the result."""
-    monkeypatch.setitem(models.MODELS, "resnet8", lambda scale, classes, act: Small(8, 8, classes))
     monkeypatch.setattr(divergence, "CLIP", 0.01)
 
     def start(name, reporter=None, **changes):
@@ -299,5 +297,5 @@ def test_a_state_can_be_rolled_back_to_twice(run, monkeypatch):
 
 def test_a_run_that_diverges_although_clipped_ends_in_one_line(run, tmp_path):
     with pytest.raises(UserError, match="diverged in epoch 1: give a smaller --learning-rate"):
-        run("hopeless", learning_rate=1e30)
+        run("hopeless", learning_rate=1e30, defense="none")
     assert not (tmp_path / "hopeless" / "results.json").exists()
