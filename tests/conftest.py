@@ -40,9 +40,10 @@ settings.load_profile("irp_jax")
 @pytest.fixture
 def quick_compile():
     """Turns off XLA's optimisations, for tests that compile much and compute little."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
