@@ -11,7 +11,7 @@ from unittest import mock
 # process makes the folder before JAX is imported. Child processes inherit the variable.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="irp_jax-tests-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 # The tests spend most of their time on compilation, so most optimisations of LLVM are off. XLA's
@@ -40,19 +40,27 @@ settings.load_profile("irp_jax")
 @pytest.fixture
 def quick_compile():
     """Turns off XLA's optimisations, for tests that compile much and compute little."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
-def quick_runs(monkeypatch, quick_compile):
-    """Makes runs fast: a tiny network, and no attacks, because they take long to compile."""
-    from baseline_nets import Net
-
-    from irp_jax import evaluation, models
+def no_attacks(monkeypatch, quick_compile):
+    """Leaves out the attacks after each epoch and each run, because they take long to compile."""
+    from irp_jax import evaluation
 
     report = mock.Mock(natural=0.5, robust=0.25)
-    monkeypatch.setitem(models.MODELS, "resnet8", lambda scale, classes, act: Net(8, 8, classes))
     monkeypatch.setattr(evaluation, "probe", lambda *args, **kwargs: evaluation.Probe(0, 0, 0))
     monkeypatch.setattr(evaluation, "evaluate", lambda *args, **kwargs: report)
+
+
+@pytest.fixture
+def quick_runs(monkeypatch, no_attacks):
+    """Makes runs fast: a tiny network, and no attacks on it."""
+    from baseline_nets import Net
+
+    from irp_jax import models
+
+    monkeypatch.setitem(models.MODELS, "resnet8", lambda scale, classes, act: Net(8, 8, classes))

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -183,12 +182,12 @@ def given(seed):
     return jax.device_get(init(jax.random.key(seed)))
 
 
-def test_training_starts_from_the_weights_that_are_given():
+def test_training_starts_from_the_weights_that_are_given(no_attacks):
     """With a tiny learning rate the weights stay, and the smallest are pruned."""
     start = given(seed=7)
     network = train(
         Net(), variables=start, epochs=2, method="magnitude", granularity="weight",
-        learning_rate=1e-30, weight_decay=0.0,
+        learning_rate=1e-30, weight_decay=0.0, defense="none",
     )  # fmt: skip
     for name, array in network.variables["params"].items():
         layer, kind = name.split("/")
@@ -223,7 +222,7 @@ def test_errors_are_one_line(tmp_path, change, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_arrays_of_ones_own_are_a_data_set(tmp_path):
+def test_arrays_of_ones_own_are_a_data_set(no_attacks, tmp_path):
     images, labels = digits().train.images, digits().train.labels % 2
     names = ("even", "odd")
     dataset = irp.from_arrays(images, labels, images[:20], labels[:20], class_names=names)
@@ -373,7 +372,7 @@ def test_one_of_ours_is_saved_without_a_function(tmp_path):
     assert loaded.name == "resnet8" and loaded.record["model"]["width"] == 0.25
 
 
-def test_a_network_that_mixes_the_images_of_a_batch_comes_back_with_its_model(tmp_path):
+def test_a_network_that_mixes_the_images_of_a_batch_comes_back_with_its_model(no_attacks, tmp_path):
     """Its function may fail to export, but its model always serves to load it."""
 
     class Mixing(nn.Module):
@@ -473,9 +472,9 @@ def test_an_interrupted_replacement_loses_nothing(saved, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["network"]
 
 
-def test_a_network_is_pruned_that_was_trained_before():
-    whole = train(Net(), budget=1.0, epochs=1)
-    small = train(Net(), variables=whole, epochs=1, learning_rate=1e-6)
+def test_a_network_is_pruned_that_was_trained_before(no_attacks):
+    whole = train(Net(), budget=1.0, epochs=1, defense="none")
+    small = train(Net(), variables=whole, epochs=1, learning_rate=1e-6, defense="none")
     assert small.cost["macs_ratio"] <= 0.4
     kept = np.asarray(small.variables["params"]["classifier/kernel"])
     rows = np.asarray(whole.variables["params"]["classifier/kernel"])
@@ -514,7 +513,7 @@ def half_precision(weights, images):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_networks_of_few_bits_are_trained_averaged_saved_and_loaded(tmp_path, dtype):
+def test_networks_of_few_bits_are_trained_averaged_saved_and_loaded(no_attacks, tmp_path, dtype):
     pair = half_precision, dense_weights(dtype)
     network = train(pair, workdir=tmp_path, epochs=1, ema=0.9, learning_rate=0.01)
     assert network.variables["params"]["a/kernel"].dtype == jnp.dtype(dtype)
@@ -524,7 +523,7 @@ def test_networks_of_few_bits_are_trained_averaged_saved_and_loaded(tmp_path, dt
     np.testing.assert_array_equal(np.asarray(again(pixels()), np.float32), logits)
 
 
-def test_another_network_of_the_same_layers_is_another_run(tmp_path):
+def test_another_network_of_the_same_layers_is_another_run(no_attacks, tmp_path):
     class Dropped(nn.Module):
         rate: float = 0.1
         scale: float = 1.0
@@ -535,10 +534,10 @@ def test_another_network_of_the_same_layers_is_another_run(tmp_path):
             x = nn.relu(nn.Dense(16, kernel_init=init)(images.reshape(len(images), -1)))
             return nn.Dense(10)(nn.Dropout(self.rate, deterministic=not train)(x))
 
-    train(Dropped(), workdir=tmp_path, epochs=1)
+    train(Dropped(), workdir=tmp_path, epochs=1, defense="none")
     for other in (Dropped(rate=0.9), Dropped(scale=5.0)):
         with pytest.raises(irp.UserError, match="a different run"):
-            train(other, workdir=tmp_path, epochs=1)
+            train(other, workdir=tmp_path, epochs=1, defense="none")
 
 
 @pytest.mark.parametrize(
@@ -556,15 +555,15 @@ def test_arguments_of_other_types_are_refused(change, message):
         train(**{"model": Net(), **change})
 
 
-def test_numpy_scalars_and_fractions_are_settings(saved):
+def test_numpy_scalars_and_fractions_are_settings(no_attacks, saved):
     given = {"seed": np.int64(1), "epsilon": "1/255", "epochs": np.int32(1)}
-    assert train(Net(), **given).epsilon == 1 / 255
+    assert train(Net(), **given, defense="none").epsilon == 1 / 255
     for images in (np.zeros((2, 8, 8, 1), int), np.zeros((0, 8, 8, 1))):
         with pytest.raises(irp.UserError, match="images must be"):
             irp.load(saved)(images)
 
 
-def test_the_folder_of_a_config_is_used(tmp_path):
+def test_the_folder_of_a_config_is_used(no_attacks, tmp_path):
     given = irp.Config(**{k: v for k, v in SETTINGS.items() if k != "progress"} | {"epochs": 1})
     config = dataclasses.replace(given, budget="0.4", workdir=str(tmp_path / "run"))
     network = irp.train(Net(), digits(), config, progress=False)
@@ -586,10 +585,9 @@ def test_a_save_that_fails_leaves_the_network_that_was_there(saved, tmp_path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["network"]
 
 
-def test_a_network_measures_its_curve():
-    zoo = Path(__file__).parent.parent / "results" / "zoo" / "resnet20-digits-0.16"
-    small, digits = irp.load(zoo), irp.load_data("digits")
-    data = (digits.test.images[:24], digits.test.labels[:24])
+def test_a_network_measures_its_curve(saved):
+    small = irp.load(saved)
+    data = (digits().test.images[:24], digits().test.labels[:24])
     curve = small.evaluate_curve(data, [0.2, 0.05], steps=2)
     assert list(curve) == [0.05, 0.2]
     assert (curve[0.2].is_robust <= curve[0.05].is_robust).all()

@@ -31,13 +31,12 @@ from irp_jax.pruning import compaction, cost, masks
 DEEP = {"resnet32", "resnet44", "resnet56", "resnet110"}
 NAMES = sorted(set(models.MODELS) - DEEP)
 NARROW = {"resnet18", "vgg16", "wrn28_4", "mobilenet_v2"}
-LARGE = NARROW | {"densenet"}
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in NAMES],
+each_model = pytest.mark.parametrize(
+    "name", [n if n == "resnet8" else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
 )
+
+
+@each_model
 def test_compact_equals_masked(name):
     shape = (8, 8, 3)
     model = named(name, 0.25 if name in NARROW else 1.0, shape, 10)
@@ -67,7 +66,7 @@ def test_compact_equals_masked(name):
         assert float(jnp.abs(expected - masked(variables, everything, images)).max()) > 0.1
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each_model
 def test_the_compact_network_has_the_counted_cost(name):
     model = named(name, 1.0, (8, 8, 3), 10)
     dense, network = model.graph, model.network
@@ -87,7 +86,7 @@ def test_the_compact_network_has_the_counted_cost(name):
 
 
 def test_compaction_without_pruning_changes_nothing():
-    model = named("resnet20", 0.25, (8, 8, 1), 10)
+    model = named("resnet8", 0.25, (8, 8, 1), 10)
     dense = model.graph
     everything = compaction.keep_indices(masks.init(dense, "channel"))
     tree = zeros(abstract_variables(model))
@@ -97,7 +96,9 @@ def test_compaction_without_pruning_changes_nothing():
     assert cost.total(dense, dense.groups) == cost.total(dense)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "vgg16", "wrn28_4"])
+@pytest.mark.parametrize(
+    "name", ["resnet8", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vgg16", "wrn28_4"))]
+)
 def test_half_of_every_group_is_the_network_of_half_the_width(name):
     model, narrow = (named(name, width, (8, 8, 1), 10) for width in (1.0, 0.5))
     half = {group: np.arange(size // 2) for group, size in model.graph.groups.items()}

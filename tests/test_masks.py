@@ -69,16 +69,16 @@ def test_one_logit_a_unit_that_starts_kept(granularity):
 
 
 def test_minimum_keep_counts_by_hand():
-    dense = named("resnet20", 1.0, (32, 32, 3), 10).graph
+    dense = named("resnet8", 1.0, (32, 32, 3), 10).graph
     channel, weight = masks.min_keep(dense, "channel"), masks.min_keep(dense, "weight")
     assert channel["stem"] == 1 and channel["stage2_block0/conv2"] == 2
     assert channel["stage3_block0/conv1"] == 4
     assert weight["stem/kernel"] == 3 + 16  # Of 432.
     assert weight["stage3_block0/shortcut/kernel"] == 32 + 64  # Of 2048.
     assert "classifier/kernel" not in weight
-    narrow = named("resnet20", 0.25, (32, 32, 3), 10).graph
+    narrow = named("resnet8", 0.25, (32, 32, 3), 10).graph
     assert masks.min_keep(narrow, "weight")["stage3_block0/shortcut/kernel"] == 16  # Of 128.
-    thin = named("resnet20", 0.1, (8, 8, 1), 10).graph
+    thin = named("resnet8", 0.1, (8, 8, 1), 10).graph
     assert set(masks.min_keep(thin, "channel").values()) == {1}
     assert masks.min_keep(thin, "weight")["stage2_block0/shortcut/kernel"] == 1  # Of 2 by 3.
 

@@ -27,7 +27,8 @@ from irp_jax.pruning import cost
 EVERY_MODEL = sorted(models.MODELS)
 
 # Deep variants are slow to trace, so they are tested on one image shape only.
-DEEP = {"resnet32", "resnet44", "resnet56", "resnet110", "mobilenet_v2", "densenet"}
+DEEP_RESNETS = {"resnet32", "resnet44", "resnet56", "resnet110"}
+DEEP = DEEP_RESNETS | {"mobilenet_v2", "densenet"}
 LARGE = (32, 32, 3)
 
 
@@ -39,9 +40,19 @@ def dense_cost(name):
     return cost.total(dense_graph(name))
 
 
+def is_slow(name, shape):
+    """Whether a test repeats what one of a shorter network or of another shape shows."""
+    return name in DEEP_RESNETS or (shape != LARGE and name not in ("resnet8", "vgg16"))
+
+
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [(n, shape) for n in EVERY_MODEL for shape in IMAGE_SHAPES if n not in DEEP or shape == LARGE],
+    [
+        pytest.param(n, shape, marks=[pytest.mark.slow] if is_slow(n, shape) else [])
+        for n in EVERY_MODEL
+        for shape in IMAGE_SHAPES
+        if n not in DEEP or shape == LARGE
+    ],
 )
 def test_every_model_runs_on_every_shape_with_the_counted_cost(name, shape):
     model = named(name, 1.0, shape, 10)
@@ -60,7 +71,9 @@ def test_every_model_runs_on_every_shape_with_the_counted_cost(name, shape):
     assert found.macs == traced_macs(jaxpr)
 
 
-@pytest.mark.parametrize("name", ["resnet20", "vgg16", "wrn28_4"])
+@pytest.mark.parametrize(
+    "name", ["resnet8", *(pytest.param(n, marks=pytest.mark.slow) for n in ("vgg16", "wrn28_4"))]
+)
 def test_width_multiplies_every_channel_count(name):
     narrow = named(name, 0.3, (8, 8, 1), 10).graph.groups
     full = dense_graph(name).groups
@@ -113,6 +126,7 @@ def test_resnet56_by_hand():
     assert dense_cost("resnet56") == cost.Cost(macs=macs, params=855_770)
 
 
+@pytest.mark.slow
 def test_resnet110_by_hand():
     weights, macs = residual_by_hand(18, (16, 32, 64))
     norms = 2 * (37 * 16 + 37 * 32 + 37 * 64)
@@ -260,7 +274,10 @@ def test_what_a_densenet_adds_is_a_group_that_all_later_layers_of_the_stage_read
     )
 
 
-@pytest.mark.parametrize("name", EVERY_MODEL)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in DEEP_RESNETS else n for n in EVERY_MODEL],
+)
 def test_every_group_is_written_and_read_and_image_and_logits_are_in_none(name):
     graph = dense_graph(name)
     for group in graph.groups:

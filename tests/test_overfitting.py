@@ -9,11 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from baseline_nets import Net as Small
 from defense_nets import CONFIG, IMAGES, KEY, NETWORK, make_setup, recipe
 from silent import Silent
 
-from irp_jax import attacks, checkpoint, models
+from irp_jax import attacks, checkpoint
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.training import experiment, guard, loop, overfitting, progress
@@ -228,18 +227,19 @@ class Killed(Silent):
 
 
 def test_a_run_that_alarms_gets_stronger_defenses_and_resumes_to_the_same(
-    tmp_path, monkeypatch, quick_compile
+    tmp_path, monkeypatch, quick_runs
 ):
     """The verdict is replaced by one that alarms at the second probe of every guarded defense."""
     count = lambda self, pgd, trained: self._replace(chance=self.chance + 1)  # noqa: E731
     monkeypatch.setattr(AccuracyRecord, "after", count)
     monkeypatch.setattr(AccuracyRecord, "after_check", lambda self, pgd, trained: self)
     monkeypatch.setattr(AccuracyRecord, "alarming", property(lambda self: self.chance > 2))
-    monkeypatch.setitem(models.MODELS, "resnet8", lambda scale, classes, act: Small(8, 8, classes))
-    reporter, killed = Silent(), dataclasses.replace(TINY, workdir=str(tmp_path / "killed"))
-    results = experiment.run(
-        dataclasses.replace(TINY, workdir=str(tmp_path / "run")), reporter, "test"
+    whole, killed = (
+        dataclasses.replace(TINY, method="width", workdir=str(tmp_path / name))
+        for name in ("run", "killed")
     )
+    reporter = Silent()
+    results = experiment.run(whole, reporter, "test")
     assert [tuple(event["to"]) for event in results["rollbacks"]] == [
         ("pgd", 3), ("pgd", 10),
     ]  # fmt: skip
@@ -327,8 +327,7 @@ def test_the_probe_attacks_the_network_as_it_trains(name, quick_compile):
     }  # fmt: skip
 
 
-def test_the_guard_can_be_left_out(tmp_path, monkeypatch, quick_compile):
-    monkeypatch.setitem(models.MODELS, "resnet8", lambda scale, classes, act: Small(8, 8, classes))
+def test_the_guard_can_be_left_out(tmp_path, quick_runs):
     config = dataclasses.replace(TINY, epochs=1, prune_stop=0.9, guard=False, workdir=str(tmp_path))
     reporter = Silent()
     results = experiment.run(config, reporter, "test")

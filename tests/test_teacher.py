@@ -228,14 +228,14 @@ def test_the_parent_is_the_dense_network_and_a_killed_run_ends_alike(quick_runs,
     ours = [row["loss"] for row in results["history"][:2]]
     assert ours == pytest.approx([row["loss"] for row in alone["history"]], rel=1e-4)
 
+    killed = configured(tmp_path / "killed", **taught)
     for stop in (3, 6):  # where the parent is stored, and after compaction
-        killed = configured(tmp_path / f"killed{stop}", **taught)
         with pytest.raises(KeyboardInterrupt):
             experiment.run(killed, Stopping(stop=stop), "bin/train")
-        again = experiment.run(killed, Stopping(), "bin/train")
-        assert [r["loss"] for r in again["history"]] == [r["loss"] for r in results["history"]]
-        assert again["network_sha256"] == results["network_sha256"]
-        assert again["passes_per_image"] == results["passes_per_image"]
+    again = experiment.run(killed, Stopping(), "bin/train")
+    assert [r["loss"] for r in again["history"]] == [r["loss"] for r in results["history"]]
+    assert again["network_sha256"] == results["network_sha256"]
+    assert again["passes_per_image"] == results["passes_per_image"]
 
 
 def test_a_saved_teacher_is_used_from_the_start_and_is_part_of_the_identity(quick_runs, tmp_path):
