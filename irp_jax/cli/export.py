@@ -26,8 +26,9 @@ class Options:
     """onnx, for onnxruntime and others, or stablehlo, for JAX."""
     layout: Literal["NHWC", "NCHW"] = "NHWC"
     """How images lie in an ONNX file: channels last, or channels first."""
-    multiple: int = 4
-    """Zero channels are added up to multiples of this, for speed in onnxruntime; 1 adds none."""
+    multiple: int | None = None
+    """Zero channels are added up to multiples of this, for speed in onnxruntime; 1 adds none.
+    Default: that of the run, which is 4 without a table of latencies."""
     model: str | None = None
     """FILE.py:NAME of a network of your own. Default: what was saved with it."""
 
