@@ -50,11 +50,11 @@ def attached(model: TracedModel, path: str | Path, device: str = "") -> tuple[Tr
     """
     table = load(path)
     again = f"measure it with bin/latency --runtime={table.runtime} --out={path}"
-    graph = model.graph
+    graph, name = model.graph, model.spec.get("name", model.name)
     if table.fingerprint != graph.fingerprint:
         shape = "x".join(map(str, table.image_shape))
         raise UserError(
-            f"{path} is of {table.model} for images {shape}, not of this {model.name} for "
+            f"{path} is of {table.model} for images {shape}, not of this {name} for "
             f"{'x'.join(map(str, graph.image_shape))}, or of another width, activation or number "
             f"of classes: {again}, with the same --model and --dataset"
         )
