@@ -1,4 +1,4 @@
-"""Latency as a cost: the sum by hand, the budget it meets, what a table is of, and measuring one."""
+"""Latency as a cost: the sum by hand, the budget it meets, a table's origin, and measuring one."""
 
 import dataclasses
 import json
@@ -130,11 +130,11 @@ def test_a_table_of_something_else_is_refused_in_one_line(tmp_path):
     assert again.graph.latency({}) == pytest.approx(cost.total(GRAPH).latency, abs=10)
     other = dataclasses.replace(TABLE, device="a phone")
     latency.save(other, path)
-    with pytest.raises(UserError, match="a phone.*--latency-device"):
+    with pytest.raises(UserError, match=r"a phone.*--latency-device"):
         latency.attached(model, path)
     latency.attached(model, path, "a phone")
     latency.save(dataclasses.replace(TABLE, runtime_version="0"), path)
-    with pytest.raises(UserError, match="jax 0.*bin/latency"):
+    with pytest.raises(UserError, match=r"jax 0.*bin/latency"):
         latency.attached(model, path)
     latency.save(dataclasses.replace(TABLE, fingerprint="0"), path)
     with pytest.raises(UserError, match="bin/latency"):

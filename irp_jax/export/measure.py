@@ -107,7 +107,8 @@ def measure(
         for size, names in sizes.items()
     )
     raw = LatencyTable(
-        model=model.spec.get("name", model.name), image_shape=graph.image_shape, fingerprint=graph.fingerprint,
+        model=model.spec.get("name", model.name), image_shape=graph.image_shape,
+        fingerprint=graph.fingerprint,
         device=device_of(runtime), runtime=runtime, runtime_version=version_of(runtime),
         threads=threads, irp_jax_version=__version__, multiple=multiple, overhead=0.0, scale=1.0,
         per_value=0.0, layers=found,

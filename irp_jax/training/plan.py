@@ -113,7 +113,8 @@ def make_plan(config: Config, method: Timed, graph: ChannelGraph, images: int) -
         )
     if limit > dense:
         raise UserError(
-            f"budget {config.budget} is more than the whole network: it has {dense:,} {cost.UNITS[kind]}"
+            f"budget {config.budget} is more than the whole network: it has {dense:,} "
+            f"{cost.UNITS[kind]}"
         )
     _check_channels(config, graph, limit)
     stages = method.stages(config)
@@ -158,8 +159,9 @@ def _check_channels(config: Config, graph: ChannelGraph, limit: int) -> None:
     spent = cost.total(graph, given).of(config.cost)
     if given and spent > limit:
         raise UserError(
-            f"--channels leave {spent:,} {cost.UNITS[config.cost]}, more than the budget {config.budget} "
-            f"({limit:,}): give --budget={math.ceil(spent / 10) / 100:.2f}k or fewer channels"
+            f"--channels leave {spent:,} {cost.UNITS[config.cost]}, more than the budget "
+            f"{config.budget} ({limit:,}): give "
+            f"--budget={math.ceil(spent / 10) / 100:.2f}k or fewer channels"
         )
 
 
