@@ -17,7 +17,7 @@ from irp_jax.graph import ChannelGraph, Extent
 Kind = Literal["macs", "params", "latency"]
 """What a budget may count. Latency needs a graph with a table: see `pruning.latency`."""
 
-UNITS: dict[Kind, str] = {"macs": "MACs", "params": "parameters", "latency": "ns"}
+UNITS: dict[Kind, str] = {"macs": "macs", "params": "params", "latency": "ns"}
 """Kind -> what its whole numbers count, for messages."""
 
 
