@@ -15,8 +15,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from irp_jax import attacks, data, models
-    from irp_jax.api import describe, from_arrays, load, load_data, load_model, train
+    from irp_jax import attacks, data, latency, models
+    from irp_jax.api import (
+        describe,
+        from_arrays,
+        load,
+        load_data,
+        load_model,
+        measure_latency,
+        train,
+    )
     from irp_jax.config import Config
     from irp_jax.data import Dataset
     from irp_jax.errors import UserError
@@ -31,6 +39,7 @@ _PLACES = {
     "load": "irp_jax.api",
     "load_data": "irp_jax.api",
     "load_model": "irp_jax.api",
+    "measure_latency": "irp_jax.api",
     "train": "irp_jax.api",
     "Config": "irp_jax.config",
     "ChannelGraph": "irp_jax.graph",
@@ -41,14 +50,15 @@ _PLACES = {
 
 __all__ = [
     "ChannelGraph", "Config", "Dataset", "Network", "UserError", "__version__", "attacks", "data",
-    "describe", "from_arrays", "load", "load_data", "load_model", "models", "train",
+    "describe", "from_arrays", "latency", "load", "load_data", "load_model", "measure_latency",
+    "models", "train",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name in _PLACES:
         return getattr(importlib.import_module(_PLACES[name]), name)
-    if name in ("attacks", "data", "models"):
+    if name in ("attacks", "data", "latency", "models"):
         return importlib.import_module(f"irp_jax.{name}")
     raise AttributeError(f"module 'irp_jax' has no attribute {name!r}")
 

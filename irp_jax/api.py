@@ -15,8 +15,10 @@ from irp_jax import network as networks
 from irp_jax.config import Config
 from irp_jax.data import Dataset
 from irp_jax.errors import UserError, unknown
+from irp_jax.export.measure import measure
 from irp_jax.graph import ChannelGraph
 from irp_jax.network import Network
+from irp_jax.pruning.latency import MULTIPLE, LatencyTable
 from irp_jax.report.terminal import Terminal
 from irp_jax.training import experiment
 
@@ -193,6 +195,49 @@ def describe(model: Any, image_shape: Sequence[int], classes: int = 10) -> Chann
     return traced.trace(model, shape).graph
 
 
+def measure_latency(
+    model: Any,
+    image_shape: Sequence[int],
+    classes: int = 10,
+    *,
+    runtime: str = "onnxruntime",
+    threads: int = 1,
+    multiple: int = MULTIPLE,
+    rounds: int = 100,
+    progress: Callable[[str, int, int], None] = lambda part, done, total: None,
+) -> LatencyTable:
+    """Measures the latency of a network's layers on this machine, at many numbers of channels.
+
+        irp_jax.latency.save(irp_jax.measure_latency("resnet20", (32, 32, 3)), "table.json")
+        irp_jax.train("resnet20", "cifar10", cost="latency", latency_table="table.json", budget=0.3)
+
+    Args:
+        model: as for `train`.
+        image_shape: (H, W, C) of one image.
+        classes: number of logits, used for models of this package only.
+        runtime: "onnxruntime" on the processor, or "jax" on its default device.
+        threads: number of threads of onnxruntime.
+        multiple: files of onnxruntime have zero channels up to multiples of this.
+        rounds: number of times that each layer is timed, in turns. The table has the medians.
+        progress: called with the name of a part, steps done and number of steps.
+
+    Returns:
+        The table. Its `checks` compare predictions with whole networks that were measured.
+
+    Raises:
+        UserError: the runtime is unknown or not installed, a number is below 1, the model does not
+            take such images, or a layer cannot be exported.
+    """
+    shape = _shape(image_shape)
+    if isinstance(model, str):
+        known = traced.named(model, 1.0, shape, classes)
+    else:
+        known = traced.trace(model, shape)
+    return measure(
+        known, runtime, threads=threads, multiple=multiple, rounds=rounds, progress=progress
+    )
+
+
 def load(path: str | Path, *, model: Any = None) -> Network:
     """Loads a saved network, or the network of a run: see `network.load`.
 
@@ -274,4 +319,7 @@ class _Reporter(Terminal):
             self._callback(dict(row))
 
 
-__all__ = ["Callback", "describe", "from_arrays", "load", "load_data", "load_model", "train"]
+__all__ = [
+    "Callback", "describe", "from_arrays", "load", "load_data", "load_model", "measure_latency",
+    "train",
+]  # fmt: skip

@@ -262,7 +262,7 @@ class Network:
         format: str = "onnx",
         *,
         layout: str = "NHWC",
-        multiple: int = 4,
+        multiple: int | None = None,
         model: Any = None,
     ) -> None:
         """Writes the network to one file for other runtimes: see docs/deploy.md.
@@ -275,7 +275,8 @@ class Network:
             format: "onnx" or "stablehlo".
             layout: axis order of the images in an ONNX file, "NHWC" or "NCHW".
             multiple: channels of an ONNX file are padded with zeros to multiples of this, for speed
-                in onnxruntime; 1 adds none.
+                in onnxruntime; 1 adds none. None for the multiple of the run, which is 4 unless its
+                table of latencies has another.
             model: as for `load`. A network whose model is not of this package is padded only if its
                 model is given.
 
@@ -422,9 +423,19 @@ def _html_table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str
 
 
 def cost_report(graph: ChannelGraph, keep_counts: Mapping[str, int]) -> dict[str, Any]:
-    """Returns the `cost` entry of results.json."""
+    """Returns the `cost` entry of results.json; with latencies if the graph has a table of them."""
     left, whole = cost.total(graph, keep_counts), cost.total(graph)
+    latency = (
+        {
+            "latency": left.latency,
+            "dense_latency": whole.latency,
+            "latency_ratio": left.latency / whole.latency,
+        }
+        if graph.latency
+        else {}
+    )
     return {
+        **latency,
         "macs": left.macs,
         "dense_macs": whole.macs,
         "macs_ratio": left.macs / whole.macs,

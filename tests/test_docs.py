@@ -18,7 +18,7 @@ from PIL import Image
 
 import irp_jax
 from irp_jax import config, layout
-from irp_jax.cli import bench, describe, evaluate, export, publish, report, sweep
+from irp_jax.cli import bench, describe, evaluate, export, latency, publish, report, sweep
 from irp_jax.config import Config
 from irp_jax.report.card import model_card
 from irp_jax.report.robustbench import Paper, robustbench
@@ -121,6 +121,7 @@ OPTIONS = {
     "describe": describe.Options,
     "export": export.Options,
     "export verify": export.VerifyOptions,
+    "latency": latency.Options,
     "publish": publish.Options,
     "bench": bench.Options,
 }

@@ -11,5 +11,6 @@ COMMANDS = {
     "describe": "show the channels, layers and cost of a network",
     "publish": "write a trained network with a model card, as a hub holds it",
     "export": "write a trained network as one file (ONNX, StableHLO), and verify such a file",
+    "latency": "measure the latency of a network's layers, for budgets of latency",
     "bench": "time a training step and compare it with PyTorch",
 }

@@ -28,8 +28,9 @@ class Options:
     """onnx, for onnxruntime and others, or stablehlo, for JAX."""
     layout: Literal["NHWC", "NCHW"] = "NHWC"
     """Axis order of the images in an ONNX file: channels last (NHWC) or first (NCHW)."""
-    multiple: int = 4
-    """Pad channels with zeros to multiples of this, for speed in onnxruntime. 1 adds none."""
+    multiple: int | None = None
+    """Pad channels with zeros to multiples of this, for speed in onnxruntime. 1 adds none.
+    Default: that of the run, which is 4 without a table of latencies."""
     quantize: Literal["none", "int8"] = "none"
     """int8: an ONNX file that computes in 8-bit integers. Ranges are measured on training images,
     unless the run was trained with --quantize=int8."""

@@ -63,6 +63,7 @@ def _show(found: Preview) -> None:
         f"the table is of {channels}: {cost['macs']:,} of {cost['dense_macs']:,} MACs "
         f"({cost['macs_ratio']:.1%}), {cost['params']:,} of {cost['dense_params']:,} parameters "
         f"({cost['params_ratio']:.1%})",
+        *_latency(found),
         *(() if found.is_chosen else ("the method chooses its own channels within the budget",)),
         f"{plan.epochs} epochs of {plan.steps_per_epoch} steps, masks frozen after epoch "
         f"{plan.freeze_epoch}",
@@ -72,6 +73,17 @@ def _show(found: Preview) -> None:
         f"it would run in {found.workdir}; nothing was written",
     ):
         console.print(line, markup=False, highlight=False)
+
+
+def _latency(found: Preview) -> list[str]:
+    """Returns a line with the latency of an image, if the budget counts it."""
+    if "latency" not in found.cost:
+        return []
+    left, dense = found.cost["latency"] / 1e6, found.cost["dense_latency"] / 1e6
+    return [
+        f"latency by the table: {left:.3f} of {dense:.3f} ms ({found.cost['latency_ratio']:.1%}), "
+        f"budget {found.plan.limit / 1e6:.3f} ms"
+    ]
 
 
 def _size(count: int) -> str:

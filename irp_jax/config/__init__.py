@@ -6,6 +6,7 @@ from irp_jax.config.command_line import flags
 from irp_jax.config.config import (
     AVERAGE,
     BASELINES,
+    COSTS,
     DEFENSES,
     EVALUATED_ON,
     METHODS,
@@ -20,8 +21,8 @@ from irp_jax.config.naming import BY_RUN, identity, normalised, run_name, settin
 from irp_jax.config.unused import unused
 
 __all__ = [
-    "AVERAGE", "BASELINES", "BY_RUN", "DEFENSES", "EVALUATED_ON", "METHODS", "PARENT", "SCHEDULES",
-    "SETTINGS_OF", "Config", "available", "channels_of", "check", "flags", "fraction", "identity",
-    "load", "load_all", "normalised", "parse_budget", "parse_channels", "radius", "run_name",
-    "settings", "suited", "unused", "workdir",
+    "AVERAGE", "BASELINES", "BY_RUN", "COSTS", "DEFENSES", "EVALUATED_ON", "METHODS", "PARENT",
+    "SCHEDULES", "SETTINGS_OF", "Config", "available", "channels_of", "check", "flags", "fraction",
+    "identity", "load", "load_all", "normalised", "parse_budget", "parse_channels", "radius",
+    "run_name", "settings", "suited", "unused", "workdir",
 ]  # fmt: skip

@@ -32,6 +32,16 @@ def check(config: Config, given: Collection[str] = ()) -> None:
         _check_model(config)
     fields.check(config)
     parse_budget(config.budget)
+    if config.cost == "latency" and not config.latency_table:
+        raise UserError(
+            f"--cost=latency needs --latency-table=table.json: measure it with bin/latency "
+            f"--model={config.model} --out=table.json"
+        )
+    if config.cost == "latency" and config.granularity != "channel":
+        raise UserError(
+            f"--cost=latency needs --granularity=channel, not {config.granularity}: single weights "
+            f"that are zero take as much time as others"
+        )
     attacks.linf(config.epsilon)
     if config.epochs < (stages := BASELINES.get(config.method, 1)):
         why = f", one for each stage of --method={config.method}" if stages > 1 else ""

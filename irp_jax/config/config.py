@@ -12,6 +12,7 @@ BASELINES = {"width": 1, "magnitude": 2, "admm": 3}
 epoch."""
 
 SETTINGS_OF: dict[str, dict[str, tuple[str, ...]]] = {
+    "cost": {"latency": ("latency_table", "latency_device")},
     "method": {
         "lagrangian": ("prune_start", "prune_stop", "spread", "reinit"),
         "hinge": ("hinge_strength", "mask_learning_rate"),
@@ -69,9 +70,15 @@ class Config:
     variables)."""
     budget: str = "0.16"
     """Cost that may be left: a fraction of the dense cost in (0, 1], such as 0.16, or an absolute
-    number of MACs or parameters, such as 0.04M or 900k."""
+    number of MACs, parameters or nanoseconds, such as 0.04M or 900k."""
     cost: Kind = one_of(COSTS, "macs")
-    """Cost that the budget counts: macs (multiply-accumulates per image) or params (parameters)."""
+    """Cost that the budget counts: macs (multiply-accumulates per image), params (parameters) or
+    latency (measured inference time of an image; needs --latency-table)."""
+    latency_table: str = ""
+    """File with measured latencies, which bin/latency writes (for --cost=latency)."""
+    latency_device: str = ""
+    """Name of the device in --latency-table, if it is another machine than this one: the network is
+    then trained for that device. Empty: the table must be of this machine."""
     dataset: str = "cifar10"
     """Data set: cifar10, cifar100, svhn_cropped, mnist, fashion_mnist, digits (no download), or
     PATH.npz. The defaults below are for CIFAR-10. The other named sets change some of them; digits,

@@ -36,6 +36,8 @@ def identity(config: Config) -> dict[str, Any]:
     fields = normalised(settings(config))
     if config.dataset.endswith(".npz") and Path(config.dataset).is_file():
         fields["dataset_sha256"] = files.sha256(Path(config.dataset))
+    if config.latency_table and Path(config.latency_table).is_file():
+        fields["latency_table_sha256"] = files.sha256(Path(config.latency_table))
     source = Path(config.model.partition(":")[0])
     if source.suffix == ".py" and source.is_file():
         fields["model_sha256"] = files.sha256(source)

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from irp_jax.graph import ChannelGraph
-
-MULTIPLE = 4
+from irp_jax.pruning.latency import MULTIPLE, rounded_up
 
 
 def padded(
@@ -31,7 +30,7 @@ def padded(
     sizes = graph.sizes({**variables["params"], **variables["batch_stats"]})
     kept = {name: np.arange(sizes[name]) for name in graph.groups}
     wide = {
-        name: np.arange(min(-(-sizes[name] // multiple) * multiple, size))
+        name: np.arange(rounded_up(sizes[name], multiple, size))
         for name, size in graph.groups.items()
     }
 

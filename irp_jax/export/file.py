@@ -17,6 +17,7 @@ import numpy as np
 from irp_jax import __version__, checkpoint, files
 from irp_jax.errors import UserError, unknown
 from irp_jax.export import artifact, channels, onnx, stablehlo
+from irp_jax.pruning.latency import MULTIPLE
 
 if TYPE_CHECKING:
     from irp_jax.network import Network
@@ -35,7 +36,7 @@ def write(
     format: str = "onnx",
     *,
     layout: str = "NHWC",
-    multiple: int = channels.MULTIPLE,
+    multiple: int | None = None,
     model: Any = None,
 ) -> bytes:
     """Writes a network to one file; see `Network.export` for the arguments.
@@ -48,6 +49,8 @@ def write(
     """
     path = Path(path)
     check_asked(path, format, layout)
+    if multiple is None:
+        multiple = network.record.get("multiple", MULTIPLE)
     if multiple < 1:
         raise UserError(f"multiple must be at least 1, got {multiple}")
     written = network

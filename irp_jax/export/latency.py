@@ -1,15 +1,64 @@
 """Measures the latency of exported files. Several files are timed in turns."""
 
+import functools
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 
 from irp_jax.export.artifact import Artifact
 
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
+
 WARM_UP = 3
 """Number of rounds before the first one that is timed."""
+
+Key = TypeVar("Key")
+
+
+def in_turns(
+    runs: Mapping[Key, Callable[[], object]],
+    rounds: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[Key, list[float]]:
+    """Times functions in turns: in every round each runs once uncounted and once counted.
+
+    So what else the machine does slows all of them alike. Where the system says so, a run during
+    which another process was given the core is left out: such runs are the more, the longer the
+    function takes.
+
+    Args:
+        runs: name -> function.
+        rounds: number of counted runs of each.
+        progress: called after each round with the rounds done and their number.
+
+    Returns:
+        Name -> seconds of each counted run that was not interrupted; of all if each was.
+    """
+    calm: dict[Key, list[float]] = {key: [] for key in runs}
+    taken: dict[Key, list[float]] = {key: [] for key in runs}
+    for number in range(-WARM_UP, rounds):
+        for key, run in runs.items():
+            run()  # what ran before has filled the caches with its own
+            before = _interruptions()
+            began = time.perf_counter()
+            run()
+            seconds = time.perf_counter() - began
+            if number >= 0:
+                taken[key].append(seconds)
+                if _interruptions() == before:
+                    calm[key].append(seconds)
+        progress(number + 1 + WARM_UP, rounds + WARM_UP)
+    return {key: calm[key] or taken[key] for key in runs}
+
+
+def _interruptions() -> int:
+    """Returns how often another process was given a core of this one; 0 where it is not known."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource else 0
 
 
 def measured(
@@ -35,21 +84,15 @@ def measured(
         `low_ms` and `high_ms`, in milliseconds for a batch.
     """
     runs = {
-        (name, batch): (each, each.in_layout(images[np.arange(batch) % len(images)]))
+        (name, batch): functools.partial(
+            each.run, each.in_layout(images[np.arange(batch) % len(images)])
+        )
         for batch in batches
         for name, each in artifacts.items()
     }
-    taken: dict[tuple[str, int], list[float]] = {key: [] for key in runs}
-    for number in range(-WARM_UP, rounds):
-        for key, (each, given) in runs.items():
-            each.run(given)  # untimed: the caches still hold data of the previous file
-            began = time.perf_counter()
-            each.run(given)
-            if number >= 0:
-                taken[key].append(1e3 * (time.perf_counter() - began))
     rows = []
-    for (name, batch), times in taken.items():
-        low, median, high = np.percentile(times, (25, 50, 75))
+    for (name, batch), times in in_turns(runs, rounds).items():
+        low, median, high = 1e3 * np.percentile(times, (25, 50, 75))
         rows.append(
             {"network": name, "batch": batch, "median_ms": round(float(median), 4),
              "low_ms": round(float(low), 4), "high_ms": round(float(high), 4)}

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from irp_jax.graph.axes import Axis, divided, is_whole, keep, root, tie
+from irp_jax.graph.channels import Window
 from irp_jax.graph.program import Atom, Equation, Program
 from irp_jax.graph.rules import POSITIONS, RULES, Axes, opaque, plain
 
@@ -58,6 +59,7 @@ class Contraction:
         where: the module or source line, for messages.
         source: the first parameter that the kernel is computed from; "" if there is none.
         module: the module that the layer is in; "" outside of modules.
+        window: the window of a convolution.
     """
 
     kind: Literal["conv", "dense", "matmul"]
@@ -69,6 +71,7 @@ class Contraction:
     where: str
     source: str = ""
     module: str = ""
+    window: Window | None = None
 
 
 class Analysis:
@@ -240,7 +243,16 @@ class Analysis:
             # the input's own pixels only.
             for where_out, where_in in zip(places, space, strict=True):
                 counted[where_out] = left[where_in]
-        self._record("conv", equation, 1, right, (i,), (o,), tuple(counted), (c_out,))
+        shown = Window(
+            positions=tuple(left[index].size for index in space),
+            kernel=tuple(right[index].size for index in window),
+            strides=tuple(params["window_strides"]),
+            padding=tuple((low, high) for low, high in params["padding"]),
+            input_dilation=tuple(params["lhs_dilation"]),
+            kernel_dilation=tuple(params["rhs_dilation"]),
+            groups=groups,
+        )
+        self._record("conv", equation, 1, right, (i,), (o,), tuple(counted), (c_out,), shown)
         return [tuple(out)]
 
     def _product(self, equation: Equation, inputs: list[Axes]) -> list[Axes]:
@@ -296,6 +308,7 @@ class Analysis:
         writes: tuple[int, ...],
         out: Axes,
         own: tuple[int, ...],
+        window: Window | None = None,
     ) -> None:
         """Adds a layer; `own` are the axes of the output that the kernel has as well."""
         atom = equation.inputs[side]
@@ -319,6 +332,7 @@ class Analysis:
                 where=equation.where,
                 source=self._sources.get(atom, "") if isinstance(atom, int) else "",
                 module=equation.module,
+                window=window,
             )
         )
 

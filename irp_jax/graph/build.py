@@ -292,6 +292,7 @@ def _layers(contractions: list[Contraction], final: set[int]) -> tuple[Layer, ..
                     for i in contraction.writes
                     for leaf in leaves(contraction.kernel[i])
                 ),
+                window=contraction.window,
             )
         )
     return tuple(layers)

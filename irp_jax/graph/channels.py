@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +12,29 @@ from irp_jax.graph.extent import Extent
 
 Arrays = dict[str, Any]
 """Name -> array, for instance "stage1_block0/conv1/kernel"."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """What a convolution is besides its channels, as `jax.lax.conv_general_dilated` takes it.
+
+    Attributes:
+        positions: size of the input along each spatial axis.
+        kernel: size of the kernel along each spatial axis.
+        strides: of the kernel.
+        padding: positions added before and after the input, for each spatial axis.
+        input_dilation: above 1 for a transposed convolution.
+        kernel_dilation: above 1 for a kernel with gaps.
+        groups: number of groups of channels in the dense network; 1 if all channels are mixed.
+    """
+
+    positions: tuple[int, ...]
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    input_dilation: tuple[int, ...]
+    kernel_dilation: tuple[int, ...]
+    groups: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,6 +52,7 @@ class Layer:
             width.
         around: further factors of `uses`, which depend on groups.
         final: whether its output channels are the logits.
+        window: the window of a convolution; None for other kinds.
     """
 
     name: str
@@ -40,6 +64,7 @@ class Layer:
     uses: int
     around: tuple[Extent, ...] = ()
     final: bool = False
+    window: Window | None = None
 
     def channels(self, keep_counts: Mapping[str, Any]) -> tuple[Any, Any]:
         """Returns the numbers of input and output channels that are kept."""
@@ -93,6 +118,8 @@ class ChannelGraph:
         any_batch: whether inference computes every image independently of the others, so that one
             trace serves batches of any size.
         fingerprint: SHA-256 of what the network computes.
+        latency: group -> channels kept, to nanoseconds for an image, if a table of latencies is
+            attached: see `pruning.latency`.
     """
 
     groups: Mapping[str, int]
@@ -105,6 +132,7 @@ class ChannelGraph:
     classes: int
     any_batch: bool
     fingerprint: str
+    latency: Callable[[Mapping[str, Any]], Any] | None = None
 
     def __repr__(self) -> str:
         """Returns a short summary; `bin/describe` shows the whole graph."""

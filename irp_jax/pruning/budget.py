@@ -246,7 +246,7 @@ def best_within(
         logits: the learned masks.
         granularity: what a unit is.
         kind: what the budget counts.
-        limit: the budget in MACs or parameters.
+        limit: the budget in MACs, parameters or nanoseconds.
         spread: see `bounds.around`.
 
     Returns:

@@ -4,6 +4,7 @@ A convolution costs window x positions x channels_in x channels_out multiply-acc
 image. The channel counts are those of the groups that it reads and writes. A matrix product is
 counted in the same way. FLOPs are twice the MACs. Norms and biases count as parameters. Their
 arithmetic is not counted, as is usual, since it can be folded into the convolution before them.
+Latency comes from a table of measurements that is attached to the graph.
 """
 
 import dataclasses
@@ -13,19 +14,27 @@ from typing import Any, Literal
 
 from irp_jax.graph import ChannelGraph, Extent
 
-Kind = Literal["macs", "params"]
+Kind = Literal["macs", "params", "latency"]
+"""What a budget may count. Latency needs a graph with a table: see `pruning.latency`."""
+
+UNITS: dict[Kind, str] = {"macs": "macs", "params": "params", "latency": "ns"}
+"""Kind -> what its whole numbers count, for messages."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """MACs per image and number of trained parameters (mask logits excluded)."""
+    """MACs per image, number of trained parameters (mask logits excluded), and latency.
+
+    Latency is in nanoseconds for an image; None if the graph has no table of latencies.
+    """
 
     macs: Any
     params: Any
+    latency: Any = None
 
     def of(self, kind: Kind) -> Any:
         """Returns the cost that a budget of this kind limits."""
-        return self.macs if kind == "macs" else self.params
+        return {"macs": self.macs, "params": self.params, "latency": self.latency}[kind]
 
 
 def total(graph: ChannelGraph, keep_counts: Mapping[str, Any] | None = None) -> Cost:
@@ -43,6 +52,7 @@ def total(graph: ChannelGraph, keep_counts: Mapping[str, Any] | None = None) -> 
     return Cost(
         macs=sum(layer.macs(keep_counts) for layer in graph.layers),
         params=sum(_size(name, extents, keep_counts) for name, extents in graph.params.items()),
+        latency=graph.latency(keep_counts) if graph.latency else None,
     )
 
 
@@ -61,6 +71,9 @@ def ratio(graph: ChannelGraph, kind: Kind, keep_counts: Mapping[str, Any]) -> An
     """
     # A float, since JAX converts integers to int32, which is too small for a large network's MACs.
     dense = float(total(graph).of(kind))
+    if kind == "latency":
+        assert graph.latency is not None, "a table of latencies must be attached"
+        return graph.latency(keep_counts) / dense
     if kind == "macs":
         return sum(layer.macs(keep_counts) / dense for layer in graph.layers)
     return sum(_size(name, extents, keep_counts) / dense for name, extents in graph.params.items())

@@ -27,7 +27,7 @@ def keep_counts(
         graph: the graph of the dense network.
         granularity: what a unit is.
         kind: what the budget counts.
-        limit: the budget in MACs or parameters; it must allow one unit in every mask.
+        limit: the budget in MACs, parameters or nanoseconds; it must allow one unit in every mask.
     """
     sizes = masks.units(graph, granularity)
 

@@ -193,7 +193,7 @@ def training(results: Results) -> Figure:
             textcoords="offset points", ha="right" if late else "left", color=COLORS["muted"],
         )  # fmt: skip
     below.set(xlabel="epoch", ylim=(0, 104))
-    kind = {"macs": "MACs", "params": "parameters"}[results["budget"]["kind"]]
+    kind = {"macs": "MACs", "params": "parameters", "latency": "latency"}[results["budget"]["kind"]]
     below.set_title(f"{kind}, % of the dense network", loc="left", fontsize=9, pad=3)
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(loc="lower center", borderaxespad=0, ncols=4, handlelength=1.8, columnspacing=1.2)

@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from irp_jax.config import Config, settings
+from irp_jax.config import COSTS, Config, settings
 from irp_jax.report.tables import Results, lines
 
 NEEDED = {
@@ -195,8 +195,9 @@ def _problem(found: Mapping[str, Any]) -> str:
             value = value.get(key) if isinstance(value, Mapping) else None
         if isinstance(value, bool) or not isinstance(value, int | float):
             return f"{'.'.join(keys)} must be a number, got {str(value)[:40]!r}"
-    if found["budget"].get("kind") not in ("macs", "params"):
-        return f"budget.kind must be macs or params, got {str(found['budget'].get('kind'))[:40]!r}"
+    if found["budget"].get("kind") not in COSTS:
+        kinds = " or ".join(COSTS)
+        return f"budget.kind must be {kinds}, got {str(found['budget'].get('kind'))[:40]!r}"
     return ""
 
 

@@ -218,7 +218,8 @@ COLUMNS: dict[str, Callable[[list[Results]], str]] = {
     "method": lambda runs: method(runs[0]),
     "masks": lambda runs: settings(runs[0])["granularity"],
     "budget": lambda runs: (
-        settings(runs[0])["budget"] + (" params" if runs[0]["budget"]["kind"] == "params" else "")
+        settings(runs[0])["budget"]
+        + {"macs": ""}.get(kind := runs[0]["budget"]["kind"], f" {kind}")
     ),
     "eps": lambda runs: radius(runs[0]["attack"]["epsilon"]),
     "defense": lambda runs: defense(runs[0]),

@@ -278,6 +278,8 @@ def result_table(results: dict[str, Any]) -> Table:
             table.add_row(title, f"{value:.2%}")
     table.add_row("MACs", f"{cost['macs'] / 1e6:.2f}M ({cost['macs_ratio']:.2%})")
     table.add_row("params", f"{cost['params']:,} ({cost['params_ratio']:.2%})")
+    if "latency" in cost:
+        table.add_row("latency", f"{cost['latency'] / 1e6:.3f} ms ({cost['latency_ratio']:.2%})")
     table.add_row("epochs", str(results["epochs"]))
     table.add_row("time", f"{results['wall_time_s']:.0f} s")
     return table

@@ -6,7 +6,17 @@ from typing import Any
 
 import jax
 
-from irp_jax import attacks, checkpoint, data, evaluation, files, models, parallel, traced
+from irp_jax import (
+    attacks,
+    checkpoint,
+    data,
+    evaluation,
+    files,
+    latency,
+    models,
+    parallel,
+    traced,
+)
 from irp_jax import config as configs
 from irp_jax import network as networks
 from irp_jax.config import Config
@@ -14,6 +24,7 @@ from irp_jax.data import Dataset
 from irp_jax.errors import UserError
 from irp_jax.network import Network, cost_report, deployed, inference
 from irp_jax.pruning import cost
+from irp_jax.pruning.latency import MULTIPLE
 from irp_jax.results import check_version
 from irp_jax.training import loop, teacher
 from irp_jax.training.methods import METHODS
@@ -81,6 +92,9 @@ def run(
         )
     else:
         subject = traced.trace(model, shape, classes, variables=variables)
+    multiple = MULTIPLE
+    if config.cost == "latency":
+        subject, multiple = latency.attached(subject, config.latency_table, config.latency_device)
     if model is not None or models.is_file(config.model):
         identity["model_fingerprint"] = subject.fingerprint
     taught_by = teacher.load(config, dataset, reporter.note)
@@ -98,6 +112,7 @@ def run(
         apply=inference(subject.network),
         mesh=parallel.mesh(parallel.usable_devices(config.batch_size)), teacher=taught_by,
         held_out=data.split_digest(dataset.validation), tested=data.split_digest(dataset.test),
+        multiple=multiple,
     )  # fmt: skip
     commit = files.commit()  # read now, because the files may change during the run
     with files.claim(workdir, identity):

@@ -183,6 +183,7 @@ def _frozen_note(setup: Setup, keep_counts: dict[str, int]) -> str:
         f"masks frozen: {report['macs'] / 1e6:.2f}M of {report['dense_macs'] / 1e6:.2f}M MACs "
         f"({report['macs_ratio']:.1%}), "
         f"{report['params']:,} of {report['dense_params']:,} parameters"
+        + (f", {report['latency_ratio']:.1%} of the latency" if "latency" in report else "")
         + (f", {over / limit:.1%} over the budget of {limit:,}" if over > 0 else "")
     )
 

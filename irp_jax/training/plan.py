@@ -30,8 +30,9 @@ class Plan:
         freeze_epoch: epochs completed when masks are frozen.
         stages: epochs completed when each stage begins. Each has its own cycle of the learning
             rate.
-        limit: budget in MACs or parameters.
-        target: the budget as given: a fraction, or a number of MACs or parameters.
+        limit: budget in MACs, parameters or nanoseconds.
+        target: the budget as given: a fraction, or a number of MACs, parameters or
+            nanoseconds.
         ratio: budget as a fraction of the dense cost.
         parent_epoch: epochs completed when the dense network becomes the teacher; None without a
             parent.
@@ -108,11 +109,12 @@ def make_plan(config: Config, method: Timed, graph: ChannelGraph, images: int) -
         narrow = f"; --width={config.width:g} leaves it little to prune" if config.width < 1 else ""
         raise UserError(
             f"budget {config.budget} is below what this network can be pruned to: "
-            f"the least possible is {possible} ({least:,} of {dense:,} {kind}){narrow}"
+            f"the least possible is {possible} ({least:,} of {dense:,} {cost.UNITS[kind]}){narrow}"
         )
     if limit > dense:
         raise UserError(
-            f"budget {config.budget} is more than the whole network: it has {dense:,} {kind}"
+            f"budget {config.budget} is more than the whole network: it has {dense:,} "
+            f"{cost.UNITS[kind]}"
         )
     _check_channels(config, graph, limit)
     stages = method.stages(config)
@@ -157,8 +159,9 @@ def _check_channels(config: Config, graph: ChannelGraph, limit: int) -> None:
     spent = cost.total(graph, given).of(config.cost)
     if given and spent > limit:
         raise UserError(
-            f"--channels leave {spent:,} {config.cost}, more than the budget {config.budget} "
-            f"({limit:,}): give --budget={math.ceil(spent / 10) / 100:.2f}k or fewer channels"
+            f"--channels leave {spent:,} {cost.UNITS[config.cost]}, more than the budget "
+            f"{config.budget} ({limit:,}): give "
+            f"--budget={math.ceil(spent / 10) / 100:.2f}k or fewer channels"
         )
 
 

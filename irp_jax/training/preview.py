@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from irp_jax import config as configs
-from irp_jax import data, draws, parallel, traced
+from irp_jax import data, draws, latency, parallel, traced
 from irp_jax.config import Config
 from irp_jax.data.official import OFFICIAL
 from irp_jax.network import cost_report
@@ -58,8 +58,10 @@ def preview(config: Config) -> Preview:
         UserError: the run cannot be done with these settings.
     """
     configs.check(config)
-    shape, classes, count = _images(config)
+    shape, classes, count = images_of(config)
     model = traced.named(config.model, config.width, shape, classes, config.seed, config.activation)
+    if config.cost == "latency":
+        model, _ = latency.attached(model, config.latency_table, config.latency_device)
     method = METHODS[config.method]
     plan = make_plan(config, method, model.graph, count)
     if isinstance(method, Width):
@@ -81,7 +83,7 @@ def preview(config: Config) -> Preview:
     )
 
 
-def _images(config: Config) -> tuple[tuple[int, int, int], int, int]:
+def images_of(config: Config) -> tuple[tuple[int, int, int], int, int]:
     """Returns the shape of an image, the number of classes and that of training images."""
     if config.dataset in SHAPES:
         shape, classes = SHAPES[config.dataset]

@@ -16,6 +16,7 @@ from irp_jax.errors import UserError
 from irp_jax.graph import ChannelGraph
 from irp_jax.network import Network, network_params
 from irp_jax.pruning import sparse
+from irp_jax.pruning.latency import MULTIPLE
 from irp_jax.traced import TracedModel
 from irp_jax.training import defenses
 from irp_jax.training.defenses import Choice
@@ -53,6 +54,7 @@ class Setup:
         teacher: the saved network that teaches; None without one, and with a parent or the average.
         held_out: SHA-256 of the held-out images; empty if there are none.
         tested: SHA-256 of the test images.
+        multiple: an exported file has zero channels up to multiples of this.
         mesh: the devices.
     """
 
@@ -66,6 +68,7 @@ class Setup:
     teacher: Network | None = None
     held_out: str = ""
     tested: str = ""
+    multiple: int = MULTIPLE
 
     @property
     def graph(self) -> ChannelGraph:
@@ -251,6 +254,7 @@ def network_record(setup: Setup, keep_counts: dict[str, int]) -> dict[str, Any]:
         "fingerprint": setup.graph.fingerprint,
         "keep_counts": keep_counts,
         "granularity": config.granularity,
+        "multiple": setup.multiple,
         "trained": {
             "dataset": config.dataset,
             "data_dir": config.data_dir,
