@@ -139,7 +139,7 @@ def in_onnxruntime(subject: Subject, threads: int) -> Callable[[], object]:
 
     content = onnx.serialized(function, subject.image_shape, layout=layout)
     file = artifact.from_bytes(content, "onnx", {"input_layout": layout}, threads=threads)
-    images = file.arranged(np.full((1, *subject.image_shape), 0.5, np.float32))
+    images = file.in_layout(np.full((1, *subject.image_shape), 0.5, np.float32))
     return functools.partial(file.run, images)
 
 
