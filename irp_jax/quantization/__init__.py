@@ -6,7 +6,7 @@
     small.export("model.onnx")            # an 8-bit file
 
 `fake` rounds arrays, `sites` finds the arrays of a network that are rounded, and `emulation` puts
-both together. `--quantize=int8` trains the emulated network in the last part of a run.
+both together.
 """
 
 from irp_jax.quantization.emulation import SCHEMES, Quantization, calibrate, emulated
