@@ -32,8 +32,8 @@ class Options:
     """Pad channels with zeros to multiples of this, for speed in onnxruntime. 1 adds none.
     Default: that of the run, which is 4 without a table of latencies."""
     quantize: Literal["none", "int8"] = "none"
-    """int8: an ONNX file that computes in 8-bit integers. The ranges of its activations are measured
-    on training images."""
+    """int8: an ONNX file that computes in 8-bit integers. The ranges of its activations are
+    measured on training images."""
     calibration_images: int = 512
     """Training images that the ranges are measured on."""
     data_dir: str | None = None
