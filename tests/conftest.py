@@ -14,13 +14,12 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
-# The tests spend most of their time on compilation, so most optimisations of LLVM are off. XLA's
-# older code generator compiles in a quarter less time, without optimisations in two thirds less.
-# Newer versions of jaxlib lack it, and abort the process at an unknown flag.
-if "XLA_FLAGS" not in os.environ:
-    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=1"
-    if version("jaxlib").startswith("0.10."):
-        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+# The tests compile much and compute little, so XLA's optimisations are off. XLA's older code
+# generator compiles in a quarter less time. Newer versions of jaxlib lack it, and abort the process
+# at an unknown flag. Child processes inherit both variables.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
+if "XLA_FLAGS" not in os.environ and version("jaxlib").startswith("0.10."):
+    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 
 import jax
 import pytest
@@ -38,16 +37,7 @@ settings.load_profile("irp_jax")
 
 
 @pytest.fixture
-def quick_compile():
-    """Turns off XLA's optimisations, for tests that compile much and compute little."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture
-def no_attacks(monkeypatch, quick_compile):
+def no_attacks(monkeypatch):
     """Leaves out the attacks after each epoch and each run, because they take long to compile."""
     from irp_jax import evaluation
 

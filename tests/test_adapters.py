@@ -20,8 +20,6 @@ SHAPE = (6, 6, 3)
 KEY = jax.random.key(3)
 IMAGES = jax.random.uniform(jax.random.key(5), (4, *SHAPE))
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 class Linen(linen.Module):
     """Two convolutions, batch normalization and dropout."""

@@ -24,8 +24,6 @@ from irp_jax.attacks.apgd import LOSSES, Apgd, plan
 from irp_jax.attacks.attack import where
 from irp_jax.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NET = new_dense_net()
 IMAGES = jax.random.uniform(jax.random.key(1), (6, 8, 8, 1))
 LABELS = dense_net(NET, IMAGES).argmax(-1).astype(jnp.int32)

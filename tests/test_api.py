@@ -15,18 +15,6 @@ import irp_jax as irp
 from irp_jax import checkpoint, files
 from irp_jax.data import limited
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiles():
-    """Applies to the whole module, also to the run that its tests share.
-
-    Programs that are compiled with other optimisations differ in the last bits.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 SETTINGS = {
     "budget": 0.4, "epochs": 3, "batch_size": 64, "prune_stop": 0.4, "defense": "fgsm",
     "guard": False, "checkpoint_every": 0.0, "progress": False, "learning_rate": 0.05,

@@ -57,9 +57,7 @@ def _distinct(state):
 
 
 @pytest.mark.parametrize(("granularity", "ema"), SETTINGS)
-def test_the_freeze_cuts_the_average_too_and_what_is_saved_comes_back(
-    granularity, ema, tmp_path, quick_compile
-):
+def test_the_freeze_cuts_the_average_too_and_what_is_saved_comes_back(granularity, ema, tmp_path):
     config = dataclasses.replace(CONFIG, granularity=granularity, ema=ema, defense="fgsm-mep")
     fixed = make_setup(config)
     begun = progress.start(fixed)
@@ -99,7 +97,7 @@ def test_without_options_a_state_holds_no_more_than_it_did(variables):
     assert state.network["weights"] is state.params["weights"]
 
 
-def test_a_gradient_longer_than_the_clip_is_shortened_and_no_other(variables, quick_compile):
+def test_a_gradient_longer_than_the_clip_is_shortened_and_no_other(variables):
     config = dataclasses.replace(CONFIG, clip=2.0, weight_decay=0.0, method="magnitude")
     config = dataclasses.replace(config, schedule="cosine", learning_rate=0.5)
     plan = make_plan(config, METHODS[config.method], GRAPH, len(PIXELS))

@@ -45,9 +45,13 @@ def described(model, shape):
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in FOLDER.glob("*.py")))
-def test_configs_in_the_folder_can_be_trained(name):
+@pytest.mark.parametrize("deep", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_configs_in_the_folder_can_be_trained(name, deep):
+    """Networks other than the usual ones take long to trace, and are planned by slow tests."""
     for config in configs.load_all(name):
         configs.check(config)
+        if deep == (config.model in ("resnet8", "resnet20")):
+            continue
         digits = config.dataset == "digits"
         graph = described(config.model, (8, 8, 1) if digits else (32, 32, 3))
         make_plan(config, METHODS[config.method], graph, 1000 if digits else 45_000)

@@ -51,7 +51,7 @@ def test_the_radius_is_the_full_one_before_a_second_stage(method, epochs):
     assert loop._recipe(setup, begun).epsilon_steps == plan.epsilon_steps
 
 
-def test_the_guard_measures_at_the_radius_of_the_time(monkeypatch, quick_compile):
+def test_the_guard_measures_at_the_radius_of_the_time(monkeypatch):
     monkeypatch.setattr(
         step_module.overfitting, "probe", lambda fn, images, labels, threat, key: threat.epsilon
     )
@@ -78,7 +78,7 @@ class Ruler(Fast):
 
 
 @pytest.mark.parametrize(("step", "share"), [(0, 0.1), (4, 0.5), (9, 1.0), (30, 1.0)])
-def test_a_step_attacks_within_the_radius_of_its_time(step, share, quick_compile):
+def test_a_step_attacks_within_the_radius_of_its_time(step, share):
     plan = make_setup(CONFIG).plan
     base = recipe("fgsm")
     how = dataclasses.replace(

@@ -337,9 +337,7 @@ def test_gradalign_s_second_derivative_by_finite_differences(variables, perturbe
 
 
 @pytest.mark.parametrize("name", DEFENSES)
-def test_training_compiles_once_repeats_itself_and_resumes(
-    name, variables, tmp_path, quick_compile
-):
+def test_training_compiles_once_repeats_itself_and_resumes(name, variables, tmp_path):
     fixed = make_setup(dataclasses.replace(CONFIG, defense=name, ema=0.9, method="hinge"))
     begun = initial_state(fixed.config, fixed.plan, GRAPH, variables)
     begun = dataclasses.replace(begun, memory=DEFENSES[name].memory(KEY, 24, (6, 6, 2)))

@@ -12,8 +12,6 @@ import irp_jax as irp
 from irp_jax import checkpoint
 from irp_jax.cli import describe, evaluate, publish, train
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NETS = """
     import flax.linen as nn
     import jax.numpy as jnp

@@ -32,7 +32,6 @@ PAGES = [
     README, RESULTS / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]  # fmt: skip
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def named(paths):

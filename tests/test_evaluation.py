@@ -17,8 +17,6 @@ from irp_jax.attacks import AttackSpec
 from irp_jax.errors import UserError
 from irp_jax.evaluation import evaluate, last_iterate, probe
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 VARIABLES = new_dense_net()
 N = 37  # not a multiple of any batch size in the tests
 IMAGES = np.random.default_rng(0).integers(0, 256, (N, 8, 8, 1), np.uint8)

@@ -24,8 +24,6 @@ from irp_jax.export import verify
 from irp_jax.models import VGG, DenseNet, MobileNetV2, ResNet, WideResNet, mobilenet
 from irp_jax.pruning import compaction
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 ZOO = Path(__file__).parents[1] / "results" / "zoo" / "resnet20-digits-0.16"
 SHAPE = (8, 8, 3)
 FAMILIES = {

@@ -30,7 +30,6 @@ from irp_jax.training import experiment
 from irp_jax.zoo import publish
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 TINY = configs.suited("digits", Config(model="resnet8", budget="0.3", checkpoint_every=0.0))
 TINY = dataclasses.replace(
@@ -66,7 +65,6 @@ def tiny(tmp_path_factory):
 def finished(tmp_path_factory, tiny):
     """Returns the config, the results and the output of a run that was started by the command."""
     config = dataclasses.replace(tiny, workdir=str(tmp_path_factory.mktemp("run")))
-    jax.config.update("jax_disable_most_optimizations", True)  # a module is set up before a test
     with contextlib.redirect_stdout(io.StringIO()) as output:
         train(configs.flags(config))
     return (
@@ -201,7 +199,6 @@ def test_a_run_killed_before_and_after_the_freeze_resumes_to_the_identical_resul
     config = dataclasses.replace(tiny, workdir=str(tmp_path))
     environment = os.environ | {
         "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
     }  # fmt: skip
     for epoch in (1, 3):
         process = subprocess.Popen(

@@ -312,7 +312,7 @@ def test_the_check_of_an_alarm_attacks_by_both(logits_fn, collapsed):
 
 
 @pytest.mark.parametrize("name", sorted(DEFENSES))
-def test_the_probe_attacks_the_network_as_it_trains(name, quick_compile):
+def test_the_probe_attacks_the_network_as_it_trains(name):
     """The probe uses the statistics of its batch, not the running statistics."""
     state = progress.start(make_setup(dataclasses.replace(CONFIG, defense=name))).state
     weights, indices = state.params["weights"], jnp.arange(len(IMAGES))

@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 
 from irp_jax import attacks
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NET = new_dense_net()
 IMAGES = jax.random.uniform(jax.random.key(1), (6, 8, 8, 1))
 LABELS = dense_net(NET, IMAGES).argmax(-1).astype(jnp.int32)

@@ -16,8 +16,6 @@ from irp_jax import attacks, parallel
 from irp_jax.attacks import ascent, attack, runner, state, trials
 from irp_jax.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 LIST = (
     attacks.Pgd(gradient_steps=2, restarts=2),
     attacks.Pgd(name="pgd-margin", gradient_steps=6, restarts=3, loss=attacks.margin),

@@ -14,8 +14,6 @@ from irp_jax.attacks import sanity
 from irp_jax.attacks.inputs import as_network
 from irp_jax.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NET = functools.partial(dense_net, new_dense_net())
 IMAGES = np.random.default_rng(0).uniform(size=(12, 8, 8, 1)).astype(np.float32)
 LABELS = np.asarray(NET(IMAGES).argmax(-1)).astype(np.int32)

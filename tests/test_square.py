@@ -22,8 +22,6 @@ from irp_jax.attacks.attack import Attacked
 from irp_jax.attacks.square import Square, bumps, first_image, side_of_square
 from irp_jax.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NET = new_dense_net()
 RADII = {"linf": 0.03, "l2": 0.15, "l1": 0.6}
 KEY = jax.random.key(2)

@@ -33,8 +33,6 @@ class Net(nn.Module):
         return nn.Dense(3)(x.mean((1, 2)))
 
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 MODEL = traced.trace(Net(), (8, 8, 1))
 GRAPH = MODEL.graph
 IMAGES = np.random.default_rng(0).integers(0, 256, (96, 8, 8, 1), dtype=np.uint8)

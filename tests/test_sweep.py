@@ -24,7 +24,6 @@ from irp_jax.config import Config
 from irp_jax.errors import UserError
 
 ROOT = Path(__file__).parent.parent
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 CONFIG = """
 from irp_jax.config import Config
@@ -60,7 +59,6 @@ def start(folder, *flags):
         env=os.environ | {
             "PYTHONPATH": str(ROOT),
             "JAX_PLATFORMS": "cpu",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
         },
     )  # fmt: skip
 

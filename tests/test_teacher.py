@@ -76,9 +76,7 @@ def test_a_view_of_an_image_depends_on_nothing_but_its_number_and_the_view():
 
 
 @pytest.mark.parametrize("views", [0, 2])
-def test_answers_are_of_the_view_that_is_shown_and_none_is_computed_twice(
-    views, variables, quick_compile
-):
+def test_answers_are_of_the_view_that_is_shown_and_none_is_computed_twice(views, variables):
     mesh = parallel.mesh(2)
     apply = inference(NETWORK)
     images = parallel.place(jnp.asarray(PIXELS), parallel.replicated(mesh))
@@ -105,7 +103,7 @@ def test_answers_are_of_the_view_that_is_shown_and_none_is_computed_twice(
 
 
 @pytest.mark.parametrize("who", ["probabilities", "average"])
-def test_a_step_descends_towards_the_answers(who, variables, quick_compile):
+def test_a_step_descends_towards_the_answers(who, variables):
     """With the teacher's outputs as the only target, one step matches the gradient by hand."""
     setup = make_setup(Config(budget="1.0", epochs=1, batch_size=24, ema=0.9, method="width"))
     optimizer = optimizers.build(setup.config, setup.plan, GRAPH, frozen=False)
@@ -138,7 +136,7 @@ def test_a_step_descends_towards_the_answers(who, variables, quick_compile):
 
 
 @pytest.mark.parametrize("activation", ["silu", "softplus", "gelu"])
-def test_networks_with_smooth_activations_are_cut_to_the_same_function(activation, quick_compile):
+def test_networks_with_smooth_activations_are_cut_to_the_same_function(activation):
     plain, smooth = (
         traced.trace(models.ResNet((1, 1), (4, 6), 3, name), (8, 8, 1))
         for name in ("relu", activation)

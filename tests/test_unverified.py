@@ -11,8 +11,6 @@ from runner_nets import IMAGES, LABELS, NET, THREAT, N
 from irp_jax import attacks
 from irp_jax.attacks import runner
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 class Killed(Exception):
     pass
