@@ -23,7 +23,6 @@ from irp_jax.report.robustbench import Paper, robustbench
 RESULTS = Path(__file__).parents[1] / "results"
 ZOO = RESULTS / "zoo"
 DIGITS = ZOO / "resnet20-digits-0.16"
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @pytest.fixture(scope="module", autouse=True)
