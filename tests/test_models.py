@@ -19,7 +19,7 @@ from pruning_nets import (
 
 from irp_jax import models, traced
 from irp_jax.errors import UserError
-from irp_jax.graph import Extent, Layer
+from irp_jax.graph import Extent, Layer, Window
 from irp_jax.models import parts, resnet
 from irp_jax.network import inference
 from irp_jax.pruning import cost
@@ -316,10 +316,18 @@ def test_a_users_network_is_described_layer_by_layer():
         Layer(
             name="first", kind="conv", kernel="first/kernel", reads=(2,), writes=(3,), uses=4 * 5,
             extents=(fixed(5), fixed(5), fixed(2), a),
+            window=Window(
+                positions=(7, 9), kernel=(5, 5), strides=(2, 2), padding=((2, 2), (2, 2)),
+                input_dilation=(1, 1), kernel_dilation=(1, 1), groups=1,
+            ),
         ),
         Layer(
             name="second", kind="conv", kernel="second/kernel", reads=(2,), writes=(3,), uses=2 * 3,
             extents=(fixed(1), fixed(1), a, b),
+            window=Window(
+                positions=(4, 5), kernel=(1, 1), strides=(2, 2), padding=((0, 0), (0, 0)),
+                input_dilation=(1, 1), kernel_dilation=(1, 1), groups=1,
+            ),
         ),
         Layer(
             name="last", kind="dense", kernel="last/kernel", reads=(0,), writes=(1,), uses=1,
