@@ -84,14 +84,23 @@ def _checked(results: Path, digest: str, run: Path) -> dict[str, Any]:
     return found
 
 
+PATHS = ("dataset", "model", "teacher")
+"""Settings that may be paths of the user's files."""
+
+
 def _without_paths(
     found: Mapping[str, Any], trained: network.Network
 ) -> tuple[dict[str, Any], network.Network]:
     """Returns results and network without paths of the machine that trained it."""
-    config = found["config"]
-    names = [name for name in ("dataset", "model", "teacher") if name in config]
-    config = {**config, **{name: _public(config[name]) for name in names}}
-    found = {**found, "config": config}
+
+    def public(settings: Mapping[str, Any]) -> dict[str, Any]:
+        named = {key: _public(settings[key]) for key in PATHS if settings.get(key)}
+        return {**settings, **named}
+
+    config = public(found["config"])
+    found = {**public(found), "config": config}
+    if "identity" in found:
+        found["identity"] = public(found["identity"])
     about = {**trained.record["trained"], "dataset": config["dataset"], "data_dir": None}
     record = {**trained.record, "trained": about}
     if "file" in record["model"]:

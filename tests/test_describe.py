@@ -208,6 +208,16 @@ def test_a_network_in_a_file_is_trained_attacked_and_handed_on(capsys, monkeypat
     assert Path("zoo/mine/model.onnx").exists()
     assert json.loads(Path("zoo/mine/robustbench.json").read_text())["authors"] == "Me"
     assert trained.name == "nets.py:Net"
+    here = str(Path.cwd())
+    absolute = {
+        key: {**results[key], "model": f"{here}/nets.py:Net"} for key in ("config", "identity")
+    }
+    given = {**results, **absolute, "model": f"{here}/nets.py:Net"}
+    Path("absolute.json").write_text(json.dumps(given))
+    publish.publish(["--run=run", "--into=zoo/mine", "--results=absolute.json",
+                     "--model=nets.py:Net"])  # fmt: skip
+    for file in Path("zoo/mine").iterdir():
+        assert here.encode() not in file.read_bytes(), file
 
     Path("nets.py").write_text("")  # the content of the file is part of the identity
     line = refusal(capsys, monkeypatch, train.train, *command)
