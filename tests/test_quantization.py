@@ -9,8 +9,11 @@ import numpy as np
 import onnx
 import pytest
 from baseline_nets import Net
+from test_cli import refusal
 
+import irp_jax as irp
 from irp_jax import draws, traced
+from irp_jax.cli import export
 from irp_jax.errors import UserError
 from irp_jax.export import artifact
 from irp_jax.network import Network, cost_report, inference
@@ -97,6 +100,48 @@ def test_a_quantized_network_can_be_taken_back(network, model, images):
     back = small.quantized(None, model=model)
     np.testing.assert_array_equal(back(images), network(images))
     assert network.quantized(None) is network
+
+
+def test_a_quantized_network_is_saved_and_loaded(network, model, images, tmp_path):
+    record = {
+        **network.record, "granularity": "channel",
+        "trained": {**network.record["trained"], "dataset": "x", "data_dir": None,
+                    "defense": "none", "method": "width", "seed": 0},
+    }  # fmt: skip
+    small = dataclasses.replace(network, record=record).quantize(images, model=model)
+    small.save(tmp_path / "small")
+    for given in (model, None):  # None takes the function that was saved with it
+        back = irp.load(tmp_path / "small", model=given)
+        np.testing.assert_allclose(back(images), small(images), atol=1e-5)
+        assert back.quantization == small.quantization
+
+
+DAMAGED = [None, 3, {}, {"scheme": "int8"}] + [
+    {"scheme": "int8", "ranges": ranges}
+    for ranges in ([], {"a": 1}, {"a": [1]}, {"a": [1, "x"]}, {"a": [2, 1]}, {"a": [0, 1e999]})
+]
+
+
+@pytest.mark.parametrize("record", DAMAGED, ids=range(len(DAMAGED)))
+def test_damaged_ranges_are_refused(record):
+    with pytest.raises(UserError):
+        Quantization.of(record)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--data-dir=there"], ["--calibration-images=9"], ["--quantize=int8", "--format=stablehlo"],
+        ["--quantize=int8", "--calibration-images=0"], ["--quantize=int4"],
+    ],
+)  # fmt: skip
+def test_flags_that_do_not_fit_are_refused_before_anything_is_written(
+    flags, capsys, monkeypatch, tmp_path
+):
+    where = [f"--out={tmp_path / 'm.onnx'}", "--checkpoint=results/zoo/resnet20-digits-0.16"]
+    line = refusal(capsys, monkeypatch, export.export, *where, *flags)
+    assert "--" in line or "quantize" in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_bad_input_is_refused(network, model, images):

@@ -10,8 +10,9 @@ import numpy as np
 from irp_jax import checkpoint, data, files, network, parallel
 from irp_jax import export as exporting
 from irp_jax.cli.run import main, parse, publishable
-from irp_jax.errors import UserError
+from irp_jax.errors import UserError, unknown
 from irp_jax.export import artifact, onnx
+from irp_jax.quantization import SCHEMES
 from irp_jax.report.export import verify_table
 from irp_jax.report.terminal import plain_console
 
@@ -34,10 +35,10 @@ class Options:
     quantize: Literal["none", "int8"] = "none"
     """int8: an ONNX file that computes in 8-bit integers. The ranges of its activations are
     measured on training images."""
-    calibration_images: int = 512
-    """Training images that the ranges are measured on."""
+    calibration_images: int | None = None
+    """Number of training images that the ranges are measured on (int8). Default: 512."""
     data_dir: str | None = None
-    """Folder of the data set of the run, for --quantize. Default: as in the run."""
+    """Folder of the data set of the run (int8). Default: as in the run."""
     model: str | None = None
     """FILE.py:NAME of a network of your own. Default: what was saved with it."""
 
@@ -80,12 +81,7 @@ def export(arguments: list[str]) -> None:
         return _verify(arguments[1:])
     options = parse(Options, arguments, "bin/export")
     exporting.check_asked(Path(options.out), options.format, options.layout)
-    if options.quantize == "int8" and options.format != "onnx":
-        raise UserError("--quantize=int8 is for --format=onnx: leave out one of them")
-    if options.calibration_images < 1:
-        raise UserError(
-            f"--calibration-images must be at least 1, got {options.calibration_images}"
-        )
+    _check_quantization(options)
     console = plain_console()
     net = _with_results(network.load(options.checkpoint, console.print, model=options.model),
                         Path(options.checkpoint))  # fmt: skip
@@ -99,6 +95,22 @@ def export(arguments: list[str]) -> None:
     return None
 
 
+def _check_quantization(options: Options) -> None:
+    """Checks the flags of 8-bit files before the network is loaded."""
+    if options.quantize not in ("none", *SCHEMES):
+        raise unknown("quantize", options.quantize, ("none", *SCHEMES))
+    given = {"--calibration-images": options.calibration_images, "--data-dir": options.data_dir}
+    for flag, value in given.items():
+        if options.quantize == "none" and value is not None:
+            raise UserError(f"{flag} is for --quantize=int8: give both, or leave it out")
+    if options.quantize == "int8" and options.format != "onnx":
+        raise UserError("--quantize=int8 is for --format=onnx: leave out one of them")
+    if options.calibration_images is not None and options.calibration_images < 1:
+        raise UserError(
+            f"--calibration-images must be at least 1, got {options.calibration_images}"
+        )
+
+
 def _training_images(net: network.Network, options: Options) -> np.ndarray:
     """Returns some images of the training split of the run, evenly spaced."""
     trained = net.record["trained"]
@@ -107,7 +119,7 @@ def _training_images(net: network.Network, options: Options) -> np.ndarray:
         validation_fraction=trained.get("validation", 0.1),
     )  # fmt: skip
     images = found.train.images
-    count = min(options.calibration_images, len(images))
+    count = min(options.calibration_images or 512, len(images))
     return images[np.linspace(0, len(images) - 1, count).astype(int)]
 
 

@@ -18,7 +18,7 @@ from irp_jax.data import load as load_data
 from irp_jax.errors import UserError
 from irp_jax.export import artifact as artifacts
 from irp_jax.export.artifact import Artifact
-from irp_jax.export.file import serialized
+from irp_jax.export.file import serialized, with_zero_channels
 from irp_jax.export.latency import measured
 from irp_jax.quantization import Quantization
 
@@ -71,8 +71,8 @@ def verify(
             `agreement`: share of images with the same prediction.
             `max_difference`: largest absolute difference of a logit.
             `latency`: see `latency.measured`; and `threads`.
-            `emulation`, for an 8-bit file: accuracies, agreement and largest difference of its
-                emulation, with PGD by the emulation's gradients.
+            `emulation`, for an 8-bit file: `natural`, `pgd`, `agreement` and `max_difference` of
+                its emulation and the file. PGD uses the gradients of the emulation.
 
     Raises:
         UserError: a number is out of range, the file cannot be read, the file is of another
@@ -87,11 +87,8 @@ def verify(
     check_network(file, network, artifact)
     images, labels = _images(network, data)
     threat = attacks.linf(network.epsilon if epsilon is None else epsilon)
-    apply = Partial(network.apply, jax.device_put(network.variables))
-    here = attacks.predict(apply, images, batch_size=min(BATCH, len(images)))
     there = predict(file, images)
-    found = _pgd(apply, images, labels, threat, steps, seed)
-    rounded = file_network(file, network, model)
+    shown = (file, there, images, labels, threat, steps, seed)
     report: dict[str, Any] = {
         "artifact": {
             "format": file.format, "bytes": file.size, "nodes": file.nodes,
@@ -99,19 +96,11 @@ def verify(
         },
         "images": len(images),
         "epsilon": float(threat.epsilon),
-        "natural": {"network": _accuracy(here, labels), "file": _accuracy(there, labels)},
-        "agreement": float((here.argmax(-1) == there.argmax(-1)).mean()),
-        "max_difference": float(np.abs(here - there).max()),
-        "pgd": {
-            "steps": steps,
-            "network": _accuracy(
-                attacks.predict(apply, found, batch_size=min(BATCH, len(images))), labels
-            ),
-            "file": _accuracy(predict(file, found), labels),
-        },
+        **_compared("network", network, *shown),
     }  # fmt: skip
+    rounded = file_network(file, network, model)
     if rounded is not None:
-        report["emulation"] = _emulation(rounded, file, images, labels, there, threat, steps, seed)
+        report["emulation"] = _compared("emulation", rounded, *shown)
     if queries:
         report["square"] = {
             "queries": queries, "file": square(file, images, labels, threat, queries, seed)
@@ -119,8 +108,10 @@ def verify(
     if rounds:
         compared = {"compact": file}
         if rounded is not None:
-            content = serialized(network.quantized(None, model=model), file.format,
-                                 layout=file.layout)  # fmt: skip
+            unrounded = with_zero_channels(
+                network.quantized(None, model=model), int(file.facts.get("multiple", 1)), model
+            )
+            content = serialized(unrounded, file.format, layout=file.layout)
             compared["float32"] = artifacts.from_bytes(
                 content, file.format, file.facts, threads=threads
             )
@@ -139,35 +130,57 @@ def verify(
 
 
 def file_network(file: Artifact, network: "Network", model: Any = None) -> "Network | None":
-    """Returns the network that computes in JAX as an 8-bit file does; None for other files."""
+    """Returns the network that computes in JAX as an 8-bit file does; None for other files.
+
+    Raises:
+        UserError: the ranges in the file are damaged, or see `Network.quantized`.
+    """
     stored = file.facts.get("quantization")
     if stored is None:
         return None
-    return network.quantized(Quantization.of(json.loads(stored)), model=model)
+    try:
+        ranges = json.loads(stored)
+    except json.JSONDecodeError:
+        ranges = None
+    return network.quantized(Quantization.of(ranges), model=model)
 
 
-def _emulation(
-    rounded: "Network",
+def _compared(
+    name: str,
+    network: "Network",
     file: Artifact,
+    there: np.ndarray,
     images: np.ndarray,
     labels: np.ndarray,
-    there: np.ndarray,
     threat: attacks.Threat,
     steps: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Compares an 8-bit file with its emulation. `there` are the file's logits."""
-    apply = Partial(rounded.apply, jax.device_put(rounded.variables))
+    """Compares a file with a network. PGD uses the gradients of the network.
+
+    Args:
+        name: key of the network's accuracies.
+        network: the network.
+        file: the file.
+        there: its logits (N, K).
+        images: (N, H, W, C) float32 in [0, 1].
+        labels: (N,) int32.
+        threat: the ball of PGD.
+        steps: number of PGD steps.
+        seed: seed of PGD.
+    """
+    apply = Partial(network.apply, jax.device_put(network.variables))
     batch_size = min(BATCH, len(images))
     here = attacks.predict(apply, images, batch_size=batch_size)
     found = _pgd(apply, images, labels, threat, steps, seed)
+    attacked = attacks.predict(apply, found, batch_size=batch_size)
     return {
-        "natural": _accuracy(here, labels),
+        "natural": {name: _accuracy(here, labels), "file": _accuracy(there, labels)},
         "agreement": float((here.argmax(-1) == there.argmax(-1)).mean()),
         "max_difference": float(np.abs(here - there).max()),
         "pgd": {
             "steps": steps,
-            "emulation": _accuracy(attacks.predict(apply, found, batch_size=batch_size), labels),
+            name: _accuracy(attacked, labels),
             "file": _accuracy(predict(file, found), labels),
         },
     }

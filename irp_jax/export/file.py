@@ -53,10 +53,10 @@ def write(
         multiple = network.record.get("multiple", MULTIPLE)
     if multiple < 1:
         raise UserError(f"multiple must be at least 1, got {multiple}")
-    written = network
-    if format == "onnx" and multiple > 1:
-        written = _padded(network, multiple, model)
-    about = metadata(network, layout)
+    written, about = network, metadata(network, layout)
+    if format == "onnx":
+        written = with_zero_channels(network, multiple, model)
+        about["multiple"] = str(multiple)
     content = serialized(written, format, layout=layout, about=about)
     check(network, artifact.from_bytes(content, format, about))
     if format == "stablehlo":  # it cannot contain metadata
@@ -84,13 +84,14 @@ def check_asked(path: Path, format: str, layout: str) -> None:
     files.check_place(path)
 
 
-def _padded(network: "Network", multiple: int, model: Any) -> "Network":
-    """Returns the network with zero channels.
+def with_zero_channels(network: "Network", multiple: int, model: Any) -> "Network":
+    """Returns the network with zero channels, up to multiples of `multiple` in each group.
 
-    Returns the network unchanged if its channel graph is not known, or if zero channels make its
-    logits infinite or NaN. A division by the norm of a kernel of zeros does that, for example.
+    Returns the network unchanged if `multiple` is 1, if its channel graph is not known, or if zero
+    channels make its logits infinite or NaN. A division by the norm of a kernel of zeros does that,
+    for example.
     """
-    graph = network.graph(model)
+    graph = network.graph(model) if multiple > 1 else None
     if graph is None:
         return network
     wide = dataclasses.replace(

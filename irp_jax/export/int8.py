@@ -5,6 +5,8 @@ unsigned, and weights signed with a scale for each output channel: onnxruntime h
 this combination on x86-64.
 """
 
+import dataclasses
+
 import numpy as np
 
 from irp_jax.export.rules import Operation
@@ -52,34 +54,29 @@ def _moved(program: Program, name: str) -> Node | None:
 
 
 def _layer(t: Tensors, node: Node, source: Node, kernel: np.ndarray) -> list[Node]:
+    """Returns a layer and the operators that turn its stored integers into weights."""
     axis = CHANNELS[node.op]
     others = tuple(each for each in range(kernel.ndim) if each != axis)
     largest = np.abs(kernel.astype(np.float64)).max(others)
     scale = np.where(largest == 0, 1, largest / LARGEST).astype(np.float32)
     along = [-1 if each == axis else 1 for each in range(kernel.ndim)]
     levels = np.round(kernel / scale.reshape(along)).astype(np.int8)
-    names = [_dequantized(t, node, levels, scale, np.zeros(scale.shape, np.int8), axis)]
+    weights = [_dequantized(t, node, levels, scale, axis)]
     if len(node.inputs) == 3:
         unit = (scale * t.constants[source.inputs[1]]).astype(np.float32)
         bias = np.round(t.constants[node.inputs[2]].reshape(-1).astype(np.float64) / unit)
         limit = np.iinfo(np.int32)
         bias = np.clip(bias, limit.min, limit.max).astype(np.int32)
-        names.append(_dequantized(t, node, bias, unit, np.zeros(unit.shape, np.int32), 0))
-    layer = Node(
-        op=node.op, inputs=(node.inputs[0], *(each.outputs[0] for each in names)),
-        outputs=node.outputs, attributes=node.attributes, where=node.where,
-    )  # fmt: skip
-    return [*names, layer]
+        weights.append(_dequantized(t, node, bias, unit, 0))
+    inputs = (node.inputs[0], *(each.outputs[0] for each in weights))
+    return [*weights, dataclasses.replace(node, inputs=inputs)]
 
 
-def _dequantized(
-    t: Tensors, node: Node, levels: np.ndarray, scale: np.ndarray, zero: np.ndarray, axis: int
-) -> Node:
-    """Returns the operator that turns stored integers into weights."""
+def _dequantized(t: Tensors, node: Node, levels: np.ndarray, scale: np.ndarray, axis: int) -> Node:
+    """Returns the operator that multiplies stored integers by their scales, without zero points."""
     name = f"{node.outputs[0]}_{'kernel' if levels.ndim > 1 else 'bias'}"
     t.shapes[name], t.dtypes[name] = levels.shape, np.dtype(np.float32)
-    inputs = (t.constant(levels), t.constant(scale), t.constant(zero))
     return Node(
-        op="DequantizeLinear", inputs=inputs, outputs=(name,), attributes={"axis": axis},
-        where=node.where,
+        op="DequantizeLinear", inputs=(t.constant(levels), t.constant(scale)), outputs=(name,),
+        attributes={"axis": axis}, where=node.where,
     )  # fmt: skip

@@ -27,9 +27,9 @@ def in_turns(
 ) -> dict[Key, list[float]]:
     """Times functions in turns: in every round each runs once uncounted and once counted.
 
-    So what else the machine does slows all of them alike. Where the system says so, a run during
-    which another process was given the core is left out: such runs are the more, the longer the
-    function takes.
+    Other load on the machine then slows all of them alike. If the system tells that another process
+    was given the core during a run, that run is left out. Long functions are interrupted more often
+    than short ones, so such runs would distort the comparison.
 
     Args:
         runs: name -> function.
@@ -37,13 +37,14 @@ def in_turns(
         progress: called after each round with the rounds done and their number.
 
     Returns:
-        Name -> seconds of each counted run that was not interrupted; of all if each was.
+        Name -> seconds of each counted run that was not interrupted, or of all runs if all were
+        interrupted.
     """
     calm: dict[Key, list[float]] = {key: [] for key in runs}
     taken: dict[Key, list[float]] = {key: [] for key in runs}
     for number in range(-WARM_UP, rounds):
         for key, run in runs.items():
-            run()  # what ran before has filled the caches with its own
+            run()  # uncounted: the caches still hold data of the previous function
             before = _interruptions()
             began = time.perf_counter()
             run()

@@ -18,13 +18,13 @@ from irp_jax.pruning.latency import MULTIPLE, LatencyTable, LayerLatency, rising
 from irp_jax.traced import TracedModel
 
 STEPS = 8
-"""A layer is measured at so many numbers of channels from few to all, and at the fewest."""
+"""Number of channel counts at which a layer is measured, besides the smallest one."""
 
 UNEVEN = 12
-"""Whole networks in which each group keeps another share, to which the constants are fitted."""
+"""Number of whole networks to which the constants are fitted. Each group keeps another share."""
 
 HELD_OUT = 4
-"""Such networks to which they are not fitted: how far the table is off is seen in them."""
+"""Number of further such networks, which show the error of the table."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of a part, steps done and number of steps."""
@@ -117,7 +117,7 @@ def measure(
 
 
 def _sizes(graph: ChannelGraph) -> dict[Any, tuple[str, ...]]:
-    """Returns what decides a layer's latency -> the names of the layers that are alike in it.
+    """Returns a layer's size, which decides its latency -> the names of all layers of that size.
 
     Products of two activations are left out: pruning does not change their latency.
     """

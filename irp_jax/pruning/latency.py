@@ -199,7 +199,7 @@ def from_json(found: Any) -> LatencyTable:
     """
     names = {field.name for field in dataclasses.fields(LatencyTable)}
     if not isinstance(found, dict) or set(found) != names:
-        raise ValueError("it has not the entries of a table")
+        raise ValueError("its keys are not those of a table")
     try:
         layers = tuple(
             LayerLatency(

@@ -31,19 +31,32 @@ class Quantization:
     ranges: tuple[tuple[str, float, float], ...]
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> "Quantization":
+    def of(cls, record: Any) -> "Quantization":
         """Reads what `record` returned.
 
         Raises:
-            UserError: it is of another version of this package.
+            UserError: it is of another version of this package, or damaged.
         """
-        found = record.get("ranges")
-        if record.get("scheme") not in SCHEMES or not isinstance(found, Mapping):
+        if not isinstance(record, Mapping) or record.get("scheme") not in SCHEMES:
+            scheme = record.get("scheme") if isinstance(record, Mapping) else record
             raise UserError(
-                f"quantization {record.get('scheme')!r} is not known to this version of irp_jax: "
-                f"use the version that made the network"
+                f"quantization {scheme!r} is not known to this version of irp_jax: use the version "
+                f"that made the network"
             )
-        return cls(tuple((name, float(low), float(high)) for name, (low, high) in found.items()))
+        try:
+            found = tuple(
+                (str(name), float(low), float(high))
+                for name, (low, high) in record["ranges"].items()
+            )
+            sound = all(-np.inf < low <= high < np.inf for _, low, high in found)
+        except (KeyError, AttributeError, TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise UserError(
+                "the ranges of activations of the 8-bit network are damaged: fetch or export it "
+                "again"
+            )
+        return cls(found)
 
     def record(self) -> dict[str, Any]:
         """Returns the ranges as JSON: {"scheme", "ranges": site -> [low, high]}."""

@@ -34,7 +34,11 @@ def verify_table(results: dict[str, Any]) -> Table:
         pgd = emulation["pgd"]
         table.add_section()
         table.add_row("", "emulation", "file")
-        table.add_row("natural accuracy", f"{emulation['natural']:.2%}", "")
+        table.add_row(
+            "natural accuracy",
+            f"{emulation['natural']['emulation']:.2%}",
+            f"{emulation['natural']['file']:.2%}",
+        )
         table.add_row(
             f"PGD-{pgd['steps']}, made on the emulation", f"{pgd['emulation']:.2%}",
             f"{pgd['file']:.2%}",
