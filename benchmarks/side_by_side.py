@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jax.tree_util import Partial
 
-from irp_jax import attacks, data, models, network, parallel, traced
+from irp_jax import attacks, data, loading, models, network, parallel, traced
 from irp_jax.benchmark import torch_device, torch_resnet
 from irp_jax.errors import UserError
 
@@ -83,7 +83,7 @@ def load(
         data_dir: where the data set lies.
         say: told of damaged checkpoints.
     """
-    net = network.load(checkpoint, say)
+    net = loading.load(checkpoint, say)
     held = data.load(
         net.record["trained"]["dataset"],
         data_dir=data_dir or net.record["trained"]["data_dir"],

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from irp_jax import checkpoint, data, models, parallel, traced
+from irp_jax import checkpoint, data, loading, models, parallel, traced
 from irp_jax import config as configs
-from irp_jax import network as networks
 from irp_jax.config import Config
 from irp_jax.data import Dataset
 from irp_jax.errors import UserError, unknown
@@ -171,7 +170,7 @@ def train(
         finally:
             reporter.close()
         code = model if not isinstance(model, str) or models.is_file(model) else None
-        network = networks.load(folder / "network", model=code)
+        network = loading.load(folder / "network", model=code)
     return dataclasses.replace(network, results=results)
 
 
@@ -239,7 +238,7 @@ def measure_latency(
 
 
 def load(path: str | Path, *, model: Any = None) -> Network:
-    """Loads a saved network, or the network of a run: see `network.load`.
+    """Loads a saved network, or the network of a run: see `loading.load`.
 
     Args:
         path: a folder that `Network.save` or `bin/publish` wrote, a run's workdir, or the text
@@ -254,7 +253,7 @@ def load(path: str | Path, *, model: Any = None) -> Network:
     checkpoint.quiet()
     if not isinstance(path, str | Path):
         raise UserError(f"a path of type {type(path).__name__}: give the folder of a network")
-    return networks.load(path, model=model)
+    return loading.load(path, model=model)
 
 
 load_model = load

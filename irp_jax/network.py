@@ -1,9 +1,9 @@
-"""The trained network: prediction, evaluation under attack, saving and loading."""
+"""The trained network: prediction, evaluation under attack, quantization, saving."""
 
 import dataclasses
 import functools
 import html
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from irp_jax import attacks, checkpoint, evaluation, hub, layout, traced
+from irp_jax import attacks, evaluation, layout, traced
 from irp_jax.data import Dataset, to_float
 from irp_jax.data import load as load_data
 from irp_jax.errors import UserError
 from irp_jax.graph import ChannelGraph
-from irp_jax.pruning import cost, masks, sparse
+from irp_jax.pruning import masks, sparse
 from irp_jax.quantization import Quantization, calibrate, emulated
+from irp_jax.record import described, model_of, quantization_of, stored_name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,7 +111,7 @@ class Network:
     @property
     def quantization(self) -> Quantization | None:
         """The ranges of the activations of an 8-bit network; None for a network in float32."""
-        return _quantization(self.record)
+        return quantization_of(self.record)
 
     def check_classes(self, data: Dataset) -> None:
         """Checks that the labels of a data set mean the same classes as the network's logits.
@@ -333,9 +334,9 @@ class Network:
         if model is None and not layout.is_ours(self.record["model"]):
             raise UserError(
                 f"the network is from outside this package: give its model, "
-                f"{_stored_name(self.record)}, to {purpose}"
+                f"{stored_name(self.record)}, to {purpose}"
             )
-        return _traced(self.record, model)
+        return model_of(self.record, model)
 
     def graph(self, model: Any = None) -> ChannelGraph | None:
         """Returns the channel graph of the dense network.
@@ -350,7 +351,7 @@ class Network:
         """
         if model is None and not layout.is_ours(self.record["model"]):
             return None
-        return _traced(self.record, model).graph
+        return model_of(self.record, model).graph
 
     def dense(self, model: Any = None) -> "Network | None":
         """Returns a dense network of this model with random weights, to compare size and speed.
@@ -365,7 +366,7 @@ class Network:
         """
         if model is None and not layout.is_ours(self.record["model"]):
             return None
-        known = _traced(self.record, model)
+        known = model_of(self.record, model)
         random = np.random.default_rng(0)
 
         def drawn(leaf: Any) -> np.ndarray:
@@ -422,29 +423,6 @@ def _html_table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str
     return body and f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def cost_report(graph: ChannelGraph, keep_counts: Mapping[str, int]) -> dict[str, Any]:
-    """Returns the `cost` entry of results.json; with latencies if the graph has a table of them."""
-    left, whole = cost.total(graph, keep_counts), cost.total(graph)
-    latency = (
-        {
-            "latency": left.latency,
-            "dense_latency": whole.latency,
-            "latency_ratio": left.latency / whole.latency,
-        }
-        if graph.latency
-        else {}
-    )
-    return {
-        **latency,
-        "macs": left.macs,
-        "dense_macs": whole.macs,
-        "macs_ratio": left.macs / whole.macs,
-        "params": left.params,
-        "dense_params": whole.params,
-        "params_ratio": left.params / whole.params,
-    }
-
-
 def inference(
     network: Callable, quantization: Quantization | None = None
 ) -> Callable[[Any, jax.Array], jax.Array]:
@@ -487,134 +465,7 @@ def network_params(graph: ChannelGraph, network: dict[str, Any]) -> dict[str, An
     return {"weights": weights, "masks": frozen or network["masks"]}
 
 
-# ---- loading and saving ----------------------------------------------------------------------
-
-
-def load(path: str | Path, log: checkpoint.Log = print, *, model: Any = None) -> Network:
-    """Loads a saved network, or the network of a run.
-
-    Nothing that is stored is executed as Python. A network whose model is not of this package needs
-    its model, or the StableHLO function that was saved with it.
-
-    Args:
-        path: a folder that `Network.save` wrote, a run's workdir, its checkpoint folder, one
-            checkpoint in it, or the text "hf-hub:OWNER/NAME", which is downloaded; see `hub.fetch`.
-        log: called with a line for each damaged checkpoint that is skipped, and if `model` may not
-            be the model of the network.
-        model: the model of a network that is not of this package, or the text "FILE.py:NAME".
-
-    Raises:
-        UserError: there is no network, it is damaged, or its model is needed; also the errors of
-            `hub.fetch`.
-    """
-    folder = hub.fetch(str(path)) if hub.is_name(path) else Path(path)
-    if layout.is_saved(folder):
-        return _load_saved(folder, model, log)
-    checkpoints = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-    saved = checkpoint.restore(checkpoints, None, log)
-    if saved is None:
-        raise UserError(
-            f"no checkpoint in {path}, and no {layout.ARRAYS}: give a run's workdir, such as "
-            f"runs/<name>, or the folder of a saved network"
-        )
-    spec = _of_this_version(saved.record, path, named=model is None)
-    if model is None and not layout.is_ours(spec):
-        if layout.is_saved(folder / "network"):
-            return _load_saved(folder / "network", None, log)
-        name = spec.get("file", "FILE.py:NAME")
-        raise UserError(
-            f"{path} is a checkpoint of a network from outside this package: give its model, for "
-            f"instance --model={name}, or the workdir of a finished run"
-        )
-    return of(saved, model)
-
-
-NEEDED = {"model", "class_names", "image_shape", "groups", "keep_counts", "trained"}
-"""Keys that the record of a network in a checkpoint must have."""
-
-
-def _of_this_version(record: dict[str, Any], path: str | Path, *, named: bool) -> dict[str, Any]:
-    """Returns the description of the model in a checkpoint's record.
-
-    Args:
-        record: of the checkpoint.
-        path: of the checkpoint, for the error.
-        named: whether the model is to be built from its name in the record.
-
-    Raises:
-        UserError: the checkpoint is of another version of this package.
-    """
-    network = record.get("network", {})
-    spec = network.get("model", {})
-    if NEEDED - set(network) or (named and "name" in spec and not layout.is_ours(spec)):
-        raise UserError(
-            f"{path} holds a checkpoint of another version of irp_jax: use the version that wrote "
-            f"it, or train again with another --workdir"
-        )
-    return spec
-
-
-def of(saved: checkpoint.Saved, model: Any = None) -> Network:
-    """Returns the network of a checkpoint."""
-    record = saved.record["network"]
-    known = _traced(record, model)
-    params = network_params(known.graph, saved.network)
-    keep_counts = record["keep_counts"] or {
-        name: int((logits > 0).sum()) for name, logits in params["masks"].items()
-    }
-    variables = jax.device_get(deployed(known.graph, params, saved.network["batch_stats"]))
-    return Network(
-        apply=inference(known.network, _quantization(record)),
-        variables=variables,
-        record=described(record, known.graph, keep_counts, saved.epoch),
-    )
-
-
-def _quantization(record: Mapping[str, Any]) -> Quantization | None:
-    """Returns the ranges in a network's record; None for a network in float32."""
-    found = record.get("quantization")
-    return Quantization.of(found) if found else None
-
-
-def described(
-    record: dict[str, Any], graph: ChannelGraph, keep_counts: dict[str, int], epochs: int
-) -> dict[str, Any]:
-    """Returns a network's record with keep counts, cost and epochs added."""
-    return {
-        **record,
-        "keep_counts": keep_counts,
-        "cost": cost_report(graph, keep_counts),
-        "epochs": epochs,
-    }
-
-
-def _traced(record: dict[str, Any], model: Any) -> traced.TracedModel:
-    """Traces the model that a record names, or the model given.
-
-    Raises:
-        UserError: the network was made with another model.
-    """
-    shape, classes = tuple(record["image_shape"]), len(record["class_names"])
-    spec = record["model"]
-    if isinstance(model, str):
-        known = traced.named(model, 1.0, shape, classes)
-    elif model is not None:
-        known = traced.trace(model, shape, classes, spec=spec)
-    else:
-        assert layout.is_ours(spec), "a file that a record names is never run"
-        known = traced.named(
-            spec["name"], spec["width"], shape, classes, activation=spec["activation"]
-        )
-    if dict(known.graph.groups) != record["groups"]:
-        raise _other_model(known.name)
-    return known
-
-
-def _other_model(name: str) -> UserError:
-    return UserError(
-        f"the network was not made with this {name}: its layers differ; give the model as it was "
-        f"when it was trained"
-    )
+# ---- saving ---------------------------------------------------------------------------------
 
 
 def save(network: Network, folder: Path, *, function: bool | None = None) -> None:
@@ -659,69 +510,3 @@ def _exported(network: Network) -> bytes:
         lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), network.variables
     )
     return stablehlo.serialized(network.apply, shapes, images)
-
-
-def _load_saved(folder: Path, model: Any, log: checkpoint.Log) -> Network:
-    record, variables, function = layout.read(folder)
-    if model is not None or layout.is_ours(record["model"]):
-        known = _traced(record, model)
-        if not _fit(known.graph, variables):
-            raise _other_model(known.name)
-        if model is not None and record.get("fingerprint") != known.graph.fingerprint:
-            log(
-                f"{known.name} may not be the model that {folder} was made with: its trace has "
-                f"other operations (which another version of JAX may cause, too)"
-            )
-        apply = inference(known.network, _quantization(record))
-    elif function is not None:
-        apply = _imported(folder, record, function, variables)
-    else:
-        raise UserError(
-            f"{folder} is of a network from outside this package: give its model, "
-            f"{_stored_name(record)}"
-        )
-    history = record.pop("history", [])
-    return Network(apply=apply, variables=variables, record=record, history=history)
-
-
-def _fit(graph: ChannelGraph, variables: Mapping[str, Mapping[str, np.ndarray]]) -> bool:
-    """Returns whether arrays have the names and shapes of a graph's network, dense or compact."""
-    arrays = {**variables["params"], **variables["batch_stats"]}
-    names = set(variables["params"]), set(variables["batch_stats"])
-    if names != (set(graph.params), set(graph.state)):
-        return False
-    if any(arrays[name].ndim != len(extents) for name, extents in graph.arrays.items()):
-        return False
-    sizes = graph.sizes(arrays)
-    return all(
-        arrays[name].shape == tuple(extent.count(sizes) for extent in extents)
-        for name, extents in graph.arrays.items()
-    )
-
-
-def _stored_name(record: dict[str, Any]) -> str:
-    return record["model"].get("file") or record["model"]["class"]
-
-
-def _imported(
-    folder: Path,
-    record: dict[str, Any],
-    stored: bytes,
-    variables: Mapping[str, Mapping[str, np.ndarray]],
-) -> Callable[[Any, jax.Array], jax.Array]:
-    """Returns the function that was saved as StableHLO."""
-    from jax import export
-
-    try:
-        function = export.deserialize(bytearray(stored))
-        (given, _), _ = jax.tree.unflatten(function.in_tree, function.in_avals)
-        shapes = jax.tree.map(lambda aval: (aval.shape, aval.dtype), given)
-        fits = shapes == jax.tree.map(lambda array: (array.shape, array.dtype), dict(variables))
-    except Exception as error:  # saved by a version of JAX that is not compatible
-        raise UserError(
-            f"the function in {folder} is not readable by jax {jax.__version__}: give the "
-            f"network's model, {_stored_name(record)}"
-        ) from error
-    if not fits:
-        raise UserError(f"the function in {folder} is of another network: fetch the network again")
-    return lambda variables, images: function.call(variables, images)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from irp_jax import checkpoint, files, layout, network
+from irp_jax import checkpoint, files, layout, loading, network
 from irp_jax.errors import UserError
 from irp_jax.export import file as export
 from irp_jax.export import onnx
@@ -46,7 +46,7 @@ def publish(
             another network, `into` holds something else, or the extra `onnx` is not installed.
     """
     onnx.check_installed()
-    trained = network.load(run, log, model=model)
+    trained = loading.load(run, log, model=model)
     found = _checked(results, checkpoint.digest(trained.variables), run)
     if into.exists() and layout.digest_in(into) != found["network_sha256"]:
         raise UserError(f"{into} exists: remove it first, or choose another name")

@@ -11,7 +11,7 @@ import pytest
 from baseline_nets import SHAPE, Net, Stopping, begun, described, random_weights, variables
 from scipy import stats
 
-from irp_jax import checkpoint, network, traced
+from irp_jax import checkpoint, loading, traced
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.errors import UserError
@@ -260,7 +260,7 @@ def test_runs_are_on_budget_and_a_killed_one_ends_alike(quick_runs, tmp_path, me
     assert [row["frozen"] for row in results["history"]] == [e > pruned for e in range(1, 7)]
     ratios = [row["cost_ratio"] for row in results["history"]]
     assert ratios == pytest.approx([share if e > pruned else 1.0 for e in range(1, 7)])
-    loaded = network.load(config.workdir, print)
+    loaded = loading.load(config.workdir, print)
     assert loaded.cost == results["cost"]
     weights = jax.tree.leaves(loaded.variables["params"])
     assert sum(np.count_nonzero(leaf) for leaf in weights) <= results["cost"]["params"]

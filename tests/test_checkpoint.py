@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from irp_jax import checkpoint, network
+from irp_jax import checkpoint, loading
 from irp_jax.errors import UserError
 
 
@@ -77,7 +77,7 @@ def test_a_run_called_by_a_number_is_no_checkpoint(tmp_path, state):
     (tmp_path / "5" / "network").mkdir(parents=True)
     assert checkpoint.restore(tmp_path / "5", None, print) is None
     with pytest.raises(UserError, match=r"no checkpoint in .*5.*: give a run's workdir"):
-        network.load(tmp_path / "5")
+        loading.load(tmp_path / "5")
     checkpoint.save(tmp_path / "6" / "checkpoints", 1, *state, {})
     assert checkpoint.restore(tmp_path / "6", None, print) is None
     assert checkpoint.restore(tmp_path / "6" / "checkpoints", None, print).epoch == 1

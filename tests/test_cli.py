@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from irp_jax import data, network
+from irp_jax import data, loading
 from irp_jax.cli import evaluate, publish, report, run, sweep, train
 from irp_jax.config import Config
 from irp_jax.errors import UserError
@@ -212,13 +212,13 @@ def test_classes_in_another_order_are_refused(capsys, monkeypatch, other_digits)
     said = refusal(capsys, monkeypatch, evaluate.evaluate, *flags)
     assert f"class 4 of {path} is '5', the network's '4'" in said
     with pytest.raises(UserError, match="class_names"):
-        network.load(ZOO / "resnet20-digits-0.16").evaluate(data.load(path), "none")
+        loading.load(ZOO / "resnet20-digits-0.16").evaluate(data.load(path), "none")
 
 
 def test_data_that_changed_since_the_run_is_told(capsys, monkeypatch, tmp_path, other_digits):
     digits = data.load("digits")
     path = other_digits(list("0123456789"))
-    trained = network.load(ZOO / "resnet20-digits-0.16")
+    trained = loading.load(ZOO / "resnet20-digits-0.16")
     about = {"dataset": path, "tested": data.split_digest(digits.test)}
     record = {**trained.record, "trained": {**trained.record["trained"], **about}}
     dataclasses.replace(trained, record=record).save(tmp_path / "net")

@@ -19,7 +19,7 @@ import pytest
 from baseline_nets import Net as Small
 from silent import Silent
 
-from irp_jax import checkpoint, evaluation, files, models, network
+from irp_jax import checkpoint, evaluation, files, loading, models
 from irp_jax import config as configs
 from irp_jax.cli import evaluate as command
 from irp_jax.cli.train import train
@@ -120,10 +120,10 @@ def test_the_results_have_every_key_and_meet_the_budget(finished):
 
 def test_the_checkpoint_alone_gives_the_network_that_was_reported(finished):
     config, results, _ = finished
-    net = network.load(config.workdir, print)
+    net = loading.load(config.workdir, print)
     assert net.cost == results["cost"]
     assert checkpoint.digest(net.variables) == results["network_sha256"]
-    saved = network.load(Path(config.workdir) / "network")
+    saved = loading.load(Path(config.workdir) / "network")
     assert checkpoint.digest(saved.variables) == results["network_sha256"]
     assert saved.record == net.record
     assert saved.history == results["history"]
@@ -146,7 +146,7 @@ def evaluate(config, tmp_path, *flags):
 
 def test_an_evaluation_goes_on_with_its_own_network_only(finished, tmp_path):
     config, _, _ = finished
-    net = network.load(config.workdir, print)
+    net = loading.load(config.workdir, print)
     options = command.Options(checkpoint=config.workdir, attack="fgsm")
     spec = command._spec(options, config.epsilon)
     moved = jax.tree.map(lambda leaf: leaf + 1, net.variables)
@@ -241,7 +241,7 @@ def test_a_finished_run_is_shown_not_repeated(finished):
 
 def test_a_checkpoint_of_another_version_is_called_so(finished, tmp_path):
     saved = checkpoint.restore(Path(finished[0].workdir) / "checkpoints", None, print)
-    network.of(saved, finished[0].model)
+    loading.of(saved, finished[0].model)
     ours = {"name": "resnet8", "width": 1.0, "activation": "relu"}
     for number, missing in enumerate(("keep_counts", "groups", "activation")):
         record = json.loads(json.dumps(saved.record))
@@ -251,7 +251,7 @@ def test_a_checkpoint_of_another_version_is_called_so(finished, tmp_path):
         folder = tmp_path / str(number)
         checkpoint.save(folder / "checkpoints", 4, saved.network, None, record)
         with pytest.raises(UserError, match="holds a checkpoint of another version of irp_jax"):
-            network.load(folder, print)
+            loading.load(folder, print)
 
 
 def test_weight_masks_leave_zeros_that_are_counted(tmp_path, small):
@@ -260,7 +260,7 @@ def test_weight_masks_leave_zeros_that_are_counted(tmp_path, small):
     )
     results = experiment.run(config, Silent(), "bin/train")
     assert 0.97 * 0.3 <= results["cost"]["macs_ratio"] <= 0.3
-    net = network.load(str(tmp_path), print)
+    net = loading.load(str(tmp_path), print)
     kernels = [a for a in jax.tree.leaves(net.variables["params"]) if a.ndim == 4]
     assert sum(int(np.count_nonzero(a)) for a in kernels) <= sum(results["keep_counts"].values())
     assert set(results["keep_counts"]) == {"first/kernel", "second/kernel"}
@@ -284,7 +284,7 @@ def test_settings_can_be_chosen_without_a_look_at_the_test_images(tmp_path, smal
     results = experiment.run(config, Silent(), "bin/train")
     held_out = load("digits", validation_fraction=0.2).validation
     assert results["attack"]["images"] == len(held_out)
-    net = network.load(config.workdir, print)
+    net = loading.load(config.workdir, print)
     right = net.apply(net.variables, jnp.asarray(held_out.images / np.float32(255))).argmax(-1)
     natural = float((right == held_out.labels).mean())
     assert results["accuracy"]["natural"] == pytest.approx(natural, abs=0.003)

@@ -16,8 +16,9 @@ from irp_jax import draws, traced
 from irp_jax.cli import export
 from irp_jax.errors import UserError
 from irp_jax.export import artifact
-from irp_jax.network import Network, cost_report, inference
+from irp_jax.network import Network, inference
 from irp_jax.quantization import Quantization, fake
+from irp_jax.record import cost_report
 
 SHAPE = (8, 8, 3)
 

@@ -16,8 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from irp_jax import attacks, checkpoint, data, evaluation, files, parallel
-from irp_jax import network as networks
+from irp_jax import attacks, checkpoint, data, evaluation, files, loading, parallel
 from irp_jax.attacks import AttackName, AttackSpec, Norm
 from irp_jax.cli.run import main, parse, publishable
 from irp_jax.config import EVALUATED_ON, fraction
@@ -115,7 +114,7 @@ def evaluate(arguments: list[str]) -> None:
     options = parse(Options, arguments, "bin/evaluate")
     _check(options)
     terminal = Terminal()
-    net = networks.load(options.checkpoint, terminal.note, model=options.model)
+    net = loading.load(options.checkpoint, terminal.note, model=options.model)
     try:
         found = _measure(options, net, terminal)
     finally:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from irp_jax import checkpoint, data, files, network, parallel
+from irp_jax import checkpoint, data, files, loading, network, parallel
 from irp_jax import export as exporting
 from irp_jax.cli.run import main, parse, publishable
 from irp_jax.errors import UserError, unknown
@@ -83,7 +83,7 @@ def export(arguments: list[str]) -> None:
     exporting.check_asked(Path(options.out), options.format, options.layout)
     _check_quantization(options)
     console = plain_console()
-    net = _with_results(network.load(options.checkpoint, console.print, model=options.model),
+    net = _with_results(loading.load(options.checkpoint, console.print, model=options.model),
                         Path(options.checkpoint))  # fmt: skip
     if options.quantize == "int8" and net.quantization is None:
         net = net.quantize(_training_images(net, options), model=options.model)
@@ -142,7 +142,7 @@ def _verify(arguments: list[str]) -> None:
         files.check_place(Path(options.out))
     console = plain_console()
     file = artifact.load(options.artifact)  # errors in it show before the data are loaded
-    net = network.load(options.checkpoint, console.print, model=options.model)
+    net = loading.load(options.checkpoint, console.print, model=options.model)
     exporting.check_network(file, net, options.artifact)
     trained = net.record["trained"]
     there = options.data_dir or trained["data_dir"]

@@ -22,9 +22,10 @@ from irp_jax import network as networks
 from irp_jax.config import Config
 from irp_jax.data import Dataset
 from irp_jax.errors import UserError
-from irp_jax.network import Network, cost_report, deployed, inference
+from irp_jax.network import Network, deployed, inference
 from irp_jax.pruning import cost
 from irp_jax.pruning.latency import MULTIPLE
+from irp_jax.record import cost_report, described
 from irp_jax.results import check_version
 from irp_jax.training import loop, teacher
 from irp_jax.training.methods import METHODS
@@ -188,7 +189,7 @@ def _network(setup: Setup, progress: Progress, workdir: Any) -> Network:
     return Network(
         apply=setup.apply,
         variables=variables,
-        record=networks.described(record, setup.graph, progress.keep_counts, progress.epoch),
+        record=described(record, setup.graph, progress.keep_counts, progress.epoch),
         history=files.read_log(workdir / "metrics.jsonl"),
     )
 

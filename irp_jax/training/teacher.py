@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from irp_jax import checkpoint, parallel
-from irp_jax import network as networks
+from irp_jax import checkpoint, loading, parallel
 from irp_jax.config import AVERAGE, PARENT, Config
 from irp_jax.data import Dataset
 from irp_jax.data.augment import Augmentation, augment_each, to_float, view_keys
@@ -51,7 +50,7 @@ def load(config: Config, dataset: Dataset, log: checkpoint.Log) -> Network | Non
     if config.teacher in ("", PARENT, AVERAGE):
         return None
     try:
-        found = networks.load(config.teacher, log)
+        found = loading.load(config.teacher, log)
     except UserError as error:
         raise UserError(f"--teacher={config.teacher} cannot be used: {error}") from error
     has, wanted = (

@@ -1,0 +1,86 @@
+"""The record of a network, as `config.json` and checkpoints hold it, and the model it names."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from irp_jax import layout, traced
+from irp_jax.errors import UserError
+from irp_jax.graph import ChannelGraph
+from irp_jax.pruning import cost
+from irp_jax.quantization import Quantization
+
+
+def cost_report(graph: ChannelGraph, keep_counts: Mapping[str, int]) -> dict[str, Any]:
+    """Returns the `cost` entry of results.json; with latencies if the graph has a table of them."""
+    left, whole = cost.total(graph, keep_counts), cost.total(graph)
+    latency = (
+        {
+            "latency": left.latency,
+            "dense_latency": whole.latency,
+            "latency_ratio": left.latency / whole.latency,
+        }
+        if graph.latency
+        else {}
+    )
+    return {
+        **latency,
+        "macs": left.macs,
+        "dense_macs": whole.macs,
+        "macs_ratio": left.macs / whole.macs,
+        "params": left.params,
+        "dense_params": whole.params,
+        "params_ratio": left.params / whole.params,
+    }
+
+
+def described(
+    record: dict[str, Any], graph: ChannelGraph, keep_counts: dict[str, int], epochs: int
+) -> dict[str, Any]:
+    """Returns a network's record with keep counts, cost and epochs added."""
+    return {
+        **record,
+        "keep_counts": keep_counts,
+        "cost": cost_report(graph, keep_counts),
+        "epochs": epochs,
+    }
+
+
+def quantization_of(record: Mapping[str, Any]) -> Quantization | None:
+    """Returns the ranges in a network's record; None for a network in float32."""
+    found = record.get("quantization")
+    return Quantization.of(found) if found else None
+
+
+def model_of(record: dict[str, Any], model: Any) -> traced.TracedModel:
+    """Traces the model that a record names, or the model given.
+
+    Raises:
+        UserError: the network was made with another model.
+    """
+    shape, classes = tuple(record["image_shape"]), len(record["class_names"])
+    spec = record["model"]
+    if isinstance(model, str):
+        known = traced.named(model, 1.0, shape, classes)
+    elif model is not None:
+        known = traced.trace(model, shape, classes, spec=spec)
+    else:
+        assert layout.is_ours(spec), "a file that a record names is never run"
+        known = traced.named(
+            spec["name"], spec["width"], shape, classes, activation=spec["activation"]
+        )
+    if dict(known.graph.groups) != record["groups"]:
+        raise other_model(known.name)
+    return known
+
+
+def other_model(name: str) -> UserError:
+    """Returns the error for a network that was made with another model than the one named."""
+    return UserError(
+        f"the network was not made with this {name}: its layers differ; give the model as it was "
+        f"when it was trained"
+    )
+
+
+def stored_name(record: dict[str, Any]) -> str:
+    """Returns how a record names a model that is not of this package."""
+    return record["model"].get("file") or record["model"]["class"]
