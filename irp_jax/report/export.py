@@ -40,7 +40,7 @@ def verify_table(results: dict[str, Any]) -> Table:
             f"{emulation['natural']['file']:.2%}",
         )
         table.add_row(
-            f"PGD-{pgd['steps']}, made on the emulation", f"{pgd['emulation']:.2%}",
+            f"PGD-{pgd['steps']} on the emulation", f"{pgd['emulation']:.2%}",
             f"{pgd['file']:.2%}",
         )  # fmt: skip
         table.add_row("same predictions", "", f"{emulation['agreement']:.2%}")
@@ -60,7 +60,7 @@ def verify_table(results: dict[str, Any]) -> Table:
         title = f"latency, batch {batch}, {threads} thread{'s' * (threads != 1)}, ms (quartiles)"
         table.add_row(title, *times)
         if ("float32", batch) in rows:
-            table.add_row(f"latency of {batch} in float32", "", _time(rows["float32", batch]))
+            table.add_row(f"latency, batch {batch}, in float32", "", _time(rows["float32", batch]))
     return table
 
 
