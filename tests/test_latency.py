@@ -20,7 +20,7 @@ from irp_jax.cli import latency as command
 from irp_jax.cli import train
 from irp_jax.config import Config, check, identity
 from irp_jax.errors import UserError
-from irp_jax.export import artifact, layers
+from irp_jax.export import artifact, layers, measure
 from irp_jax.pruning import budget, cost, masks, uniform
 from irp_jax.pruning.latency import LatencyTable, LayerLatency, from_json, rising
 
@@ -253,6 +253,16 @@ def test_jax_is_measured_too():
     for wrong in ({"runtime": "tflite"}, {"rounds": 0}, {"threads": 0}, {"multiple": 0}):
         with pytest.raises(UserError):
             irp.measure_latency(two_products(), (4, 4, 1), **wrong)
+
+
+def test_layers_too_small_for_the_clock(monkeypatch):
+    """A layer may take no longer than nothing, by the clock."""
+    monkeypatch.setattr(
+        measure, "in_turns", lambda runs, rounds, progress: dict.fromkeys(runs, (1e-6,))
+    )
+    model = traced.trace(two_products(), (4, 4, 1))
+    table = irp.measure_latency(two_products(), (4, 4, 1), runtime="jax", rounds=1)
+    assert float(table.attached(model.graph).latency({})) == pytest.approx(1000)
 
 
 def two_products():
