@@ -1,5 +1,6 @@
 """bin/report: shows saved results as tables, plots and an HTML page."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -41,6 +42,11 @@ class Options:
 
     tradeoff: str | None = None
     """Plot to this .svg or .png: natural accuracy against accuracy under attack."""
+    follow: bool = False
+    """Follow runs while they train: a table in the terminal, and the page of --html on an address
+    that only this machine can open. Ctrl-C ends it; the runs go on."""
+    port: int = 0
+    """Port of that address. 0: a free one."""
 
 
 BENCHMARKS = {"costs", "networks", "seconds_per_step"}
@@ -49,9 +55,13 @@ BENCHMARKS = {"costs", "networks", "seconds_per_step"}
 
 def report(arguments: list[str]) -> None:
     """Shows all results of runs in some folders, or one benchmark file."""
+    arguments = sorted(arguments, key=lambda word: word == "--follow")  # folders may follow it
     given = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
     options = parse(Options, arguments[len(given) :], "bin/report")
     places = [Path(os.path.expanduser(name)) for name in given or [options.results]]
+    if options.follow:
+        _follow(options, places)
+        return
     if options.html is not None:
         _page(places, Path(options.html))
         asked = (options.plot, options.curves, options.tradeoff, options.into)
@@ -112,6 +122,23 @@ def report(arguments: list[str]) -> None:
         show_results(plain_console(), runs)
 
 
+def _follow(options: Options, places: list[Path]) -> None:
+    """Serves the page and shows progress until Ctrl-C."""
+    others = ("html", "into", "plot", "curves", "tradeoff")
+    if options.markdown or any(getattr(options, name) is not None for name in others):
+        raise UserError("--follow only shows progress: leave out the other flags")
+    for place in places:
+        if not place.exists():
+            raise UserError(f"no file or folder {place}: start a run, or give its folder")
+    with extra("plots"):
+        from irp_jax.report import live
+    console = plain_console()
+    with live.serve(places, options.port) as address:
+        print(f"{address} shows the page. Ctrl-C ends it; the runs go on.", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            live.follow(places, console)
+
+
 def _page(places: list[Path], path: Path) -> None:
     """Writes the page, and names what is not on it."""
     with extra("plots"):
@@ -121,7 +148,8 @@ def _page(places: list[Path], path: Path) -> None:
         print(f"note: {note}", file=sys.stderr)
     size = path.stat().st_size / 1e6
     runs = f"{len(found.runs)} run{'s' if len(found.runs) != 1 else ''}"
-    print(f"{path}: {runs}, {size:.1f} MB")
+    more = f", {len(found.unfinished)} unfinished" if found.unfinished else ""
+    print(f"{path}: {runs}{more}, {size:.1f} MB")
 
 
 def _plots() -> ModuleType:

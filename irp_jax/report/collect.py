@@ -3,6 +3,7 @@
 A file that cannot be used is not an error. It is named in a note of one line.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
@@ -73,16 +74,39 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Unfinished:
+    """A run that has no results yet. It may still go on, or have stopped.
+
+    Attributes:
+        name: of its folder.
+        results: the part of results.json that is known: model, dataset, method, config, epochs,
+            budget with kind and target (a share of the dense cost, or None), and the history.
+        changed: time of the last epoch, in seconds since 1970; None before the first.
+    """
+
+    name: str
+    results: Results
+    changed: float | None
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs so far."""
+        return len(self.results["history"])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Found:
     """The runs that were found.
 
     Attributes:
         runs: in the order of the places and their files.
         notes: a line for each file or run that could not be used or is incomplete.
+        unfinished: runs without results.
     """
 
     runs: tuple[Run, ...]
     notes: tuple[str, ...]
+    unfinished: tuple[Unfinished, ...] = ()
 
 
 def lacking(results: Mapping[str, Any]) -> list[str]:
@@ -104,6 +128,7 @@ def collect(places: Iterable[str | Path | Results]) -> Found:
     examples: list[tuple[Path, Examples]] = []
     notes: list[str] = []
     unlike: list[str] = []
+    unfinished: list[Unfinished] = []
     for number, place in enumerate(places, start=1):
         if isinstance(place, Mapping):
             problem = _problem(place)
@@ -116,7 +141,7 @@ def collect(places: Iterable[str | Path | Results]) -> Found:
         if not place.exists():
             notes.append(f"no file or folder {place}")
             continue
-        before = len(runs), len(others), len(notes), len(unlike)
+        before = len(runs), len(others), len(notes), len(unlike), len(unfinished)
         for path in [place] if place.is_file() else sorted(place.rglob("*.json")):
             try:
                 found = json.loads(path.read_text())
@@ -137,13 +162,14 @@ def collect(places: Iterable[str | Path | Results]) -> Found:
                 unlike.append(path.name)
         if place.is_dir():
             examples += _all_examples(place, notes)
-            notes += _unfinished(place)
-        if (len(runs), len(others), len(notes), len(unlike)) == before:
+            unfinished += _unfinished(place, notes)
+        if (len(runs), len(others), len(notes), len(unlike), len(unfinished)) == before:
             notes.append(f"no results in {place}")
     if unlike:
         more = f" and {len(unlike) - 3} more" if unlike[3:] else ""
         notes.append(f"not results of a run, left out: {', '.join(unlike[:3])}{more}")
-    return _assembled(runs, others, examples, notes)
+    found = _assembled(runs, others, examples, notes)
+    return dataclasses.replace(found, unfinished=tuple(unfinished))
 
 
 def _assembled(
@@ -260,14 +286,40 @@ def _completed(found: Results) -> tuple[Results, str]:
     return results, "; ".join(part for part in said if part)
 
 
-def _unfinished(place: Path) -> list[str]:
-    """Returns a note for each run that has a log but no results."""
-    logs = sorted(place.rglob("metrics.jsonl"))
-    return [
-        f"{log.parent} is not finished: {len(log.read_text().splitlines())} epochs so far"
-        for log in logs
-        if not (log.parent / "results.json").exists()
-    ]
+def _unfinished(place: Path, notes: list[str]) -> list[Unfinished]:
+    """Returns the runs that have settings but no results, and notes those that cannot be read."""
+    found = []
+    for path in sorted(place.rglob("config.json")):
+        folder = path.parent
+        if (folder / "results.json").exists() or not (folder / ".lock").exists():
+            continue  # a finished run, or a saved network
+        try:
+            said = json.loads(path.read_text())
+            settings_ = said["settings"]
+            log = folder / "metrics.jsonl"
+            results = {
+                **{name: settings_[name] for name in ("model", "dataset", "method", "epochs")},
+                "config": settings_, "history": _rows(log),
+                "budget": {"kind": settings_["cost"], "target": said.get("target")},
+            }  # fmt: skip
+            changed = log.stat().st_mtime if log.exists() else None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            notes.append(f"{folder} is not finished and cannot be read: {error}")
+            continue
+        name = folder.resolve().name
+        found.append(Unfinished(name=name, results=results, changed=changed))
+    return found
+
+
+def _rows(log: Path) -> list[Results]:
+    """Returns the epochs of a log. A line that is being written is left out."""
+    found = []
+    for line in log.read_text().splitlines() if log.exists() else ():
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and set(ROW) <= set(row):
+                found.append(row)
+    return found
 
 
 def _belongs(images: Path, results: Path, runs: list[tuple[str, Path | None, Results]]) -> bool:

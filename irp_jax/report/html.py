@@ -7,6 +7,7 @@ charts: see `charts`.
 
 import base64
 import io
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from irp_jax import __version__, files
 from irp_jax.config import radius, suited
 from irp_jax.errors import UserError
 from irp_jax.report import charts, tables
-from irp_jax.report.collect import Examples, Found, Run, collect
+from irp_jax.report.collect import Examples, Found, Run, Unfinished, collect
 from irp_jax.report.svg import inline
 from irp_jax.report.tables import Results
 
@@ -58,7 +59,7 @@ def page(places: Iterable[str | Path | Results] | str | Path, path: str | Path) 
         UserError: no results were found, or the file cannot be written.
     """
     found = collect([places] if isinstance(places, str | Path) else places)
-    if not found.runs:
+    if not found.runs and not found.unfinished:
         why = f" ({found.notes[0]})" if found.notes else ""
         raise UserError(f"no results to show{why}: give the folder of a run, or of results")
     write(found, Path(path))
@@ -78,8 +79,14 @@ def write(found: Found, path: Path) -> None:
     files.write_whole(path, lambda file: file.write(text))
 
 
-def render(found: Found) -> str:
-    """Returns the HTML of the page."""
+def render(found: Found, *, live: bool = False) -> str:
+    """Returns the HTML of the page.
+
+    Args:
+        found: the runs to show.
+        live: whether the page loads itself again when results change. `live.serve` serves such a
+            page; a page in a file cannot do this.
+    """
     environment = Environment(
         loader=PackageLoader("irp_jax.report", "."), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
@@ -90,7 +97,9 @@ def render(found: Found) -> str:
         version=__version__,
         css=_asset("page.css"),
         js=_asset("page.js"),
+        live=_asset("live.js") if live else "",
         notes=found.notes,
+        unfinished=[_progress(run, n) for n, run in enumerate(found.unfinished, start=1)],
         sets=_counts(_text_of(tables.measured_on, run.results) for run in found.runs),
         panels=_panels(found.runs, links),
         published=charts.PUBLISHED,
@@ -277,6 +286,28 @@ def _fewer(points: list[charts.Point], key: str) -> str:
     }
     usual = {one["attack"]["images"] for _, one in points}
     return f", {min(counts):,} images or more" if counts - usual else ""
+
+
+# ---- unfinished runs -------------------------------------------------------------------------
+
+
+def _progress(run: Unfinished, place: int) -> dict[str, Any]:
+    """Returns the facts of a run that is not finished."""
+    one, svg = run.results, Markup("")
+    if one["history"]:
+        label = f"Accuracy and cost in {run.epochs} epochs. A table below has the values."
+        svg = Markup(inline(charts.training(one), f"unfinished-{place}", label))
+    at = "" if run.changed is None else f"{time.strftime('%F %T', time.localtime(run.changed))}"
+    return {
+        "name": run.name,
+        "line": f"{one['model']} on {one['dataset']}, {one['method']}, "
+        f"{run.epochs} of {one['epochs']} epochs",
+        "done": run.epochs,
+        "of": one["epochs"],
+        "changed": at,
+        "chart": svg,
+        "history": _history(one),
+    }
 
 
 # ---- the facts of one run --------------------------------------------------------------------

@@ -133,7 +133,7 @@ def run(
             reporter.note(line)
         progress = resume(setup, workdir, reporter.note)  # raises UserError for another run
         everything = {"identity": identity, "settings": configs.settings(config)}
-        files.write_json(workdir / "config.json", everything)
+        files.write_json(workdir / "config.json", everything | {"target": plan.ratio})
         progress = progress or start(setup)
         progress = progress.after(time.monotonic() - began)
         progress = loop.train(setup, progress, workdir, reporter)
