@@ -86,8 +86,9 @@ def write_folder(
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    make_folder(folder.absolute().parent)
-    unfinished, old = (folder.with_name(f".{folder.name}.{what}") for what in ("new", "old"))
+    folder = folder.resolve()  # a link is kept, and "." has a name
+    make_folder(folder.parent)
+    unfinished, old = folder.with_name(f".{folder.name}.new"), former(folder)
     shutil.rmtree(unfinished, ignore_errors=True)  # left by a process that was killed
     _finish(folder, old, dropped)
     try:
@@ -103,6 +104,12 @@ def write_folder(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         _finish(folder, old, dropped)
+
+
+def former(folder: Path) -> Path:
+    """Returns where a folder is for a moment while `write_folder` replaces it."""
+    folder = folder.resolve()
+    return folder.with_name(f".{folder.name}.old")
 
 
 def _finish(folder: Path, old: Path, dropped: Collection[str]) -> None:
@@ -165,7 +172,7 @@ def read_json(path: Path) -> Any:
         return None
     except IsADirectoryError as error:
         raise UserError(f"{path} is a folder where a JSON file is needed: give the file") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"cannot read {path} as JSON ({error}): move it away, or choose another place"
         ) from error

@@ -42,7 +42,7 @@ def fetch(name: str) -> Path:
         found = huggingface_hub.snapshot_download(
             parts["repository"], revision=parts["revision"], allow_patterns=list(layout.FILES)
         )
-    except (OSError, ValueError) as error:  # the errors of huggingface_hub are of these types
+    except Exception as error:  # huggingface_hub and its HTTP client raise many types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"cannot download {name} ({reason}): check the name and the network connection, or "

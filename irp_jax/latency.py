@@ -71,7 +71,10 @@ def attached(model: TracedModel, path: str | Path, device: str = "") -> tuple[Tr
             f"{installed or 'none'} is installed: {again}, or give "
             f"--latency-device={table.device!r} to train for the device as it was"
         )
-    return dataclasses.replace(model, graph=table.attached(graph)), table.multiple
+    try:
+        return dataclasses.replace(model, graph=table.attached(graph)), table.multiple
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): {again}") from error
 
 
 def device_of(runtime: str) -> str:

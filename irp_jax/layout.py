@@ -7,6 +7,7 @@ types in the record, the names, shapes and digest of the arrays, and the digest 
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,6 +23,9 @@ from irp_jax.errors import UserError
 
 FORMAT = 4
 """Format of `config.json`. This version reads no other format."""
+
+PUBLISHED = ("model.onnx", "robustbench.json", "README.md")
+"""Files that `zoo.publish` adds. They are about one network."""
 
 RECORD, ARRAYS, FUNCTION = FILES = "config.json", "model.safetensors", "function.stablehlo"
 
@@ -44,6 +48,12 @@ NUMBERS = (int, float)
 def is_saved(folder: Path) -> bool:
     """Returns whether a folder holds a saved network, of this or of a former format."""
     return (folder / ARRAYS).is_file() or (folder / FORMER).is_file()
+
+
+def place(folder: Path) -> Path:
+    """Returns where the files of a folder are: elsewhere if its replacement was interrupted."""
+    old = files.former(folder)
+    return old if old.exists() and not folder.exists() else folder
 
 
 def digest_in(folder: Path) -> str | None:
@@ -96,17 +106,20 @@ def write(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Writes the files of a saved network, all of them or none.
 
     Args:
-        folder: the folder to make. One that holds a saved network is replaced; its other files,
-            such as a model card, are kept.
+        folder: the folder to make. One that holds a saved network is replaced; its other files
+            are kept, except files of `PUBLISHED` that are about another network.
         contents: as `packed` returns them; more files may be among them.
 
     Raises:
         UserError: the folder cannot be written, or holds something other than a saved network.
     """
-    foreign = folder.exists() and digest_in(folder) is None
+    before = digest_in(place(folder))
+    foreign = folder.exists() and before is None
     if foreign and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} holds something else: choose another folder")
-    files.write_folder(folder, contents, dropped=FILES)
+    same = json.loads(contents[RECORD])["network_sha256"] == before
+    stale = () if same and set(PUBLISHED).isdisjoint(contents) else PUBLISHED
+    files.write_folder(folder, contents, dropped={*FILES, *stale})
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]], bytes | None]:
@@ -186,8 +199,8 @@ def _fault(record: Any) -> str | None:
         "keep_counts": lambda v: isinstance(v, dict) and _are_counts(v.values()),
         "granularity": lambda v: v in ("channel", "weight"),
         "cost": lambda v: isinstance(v, dict) and not COSTS - set(v) and _are_numbers(v.values()),
-        "epochs": lambda v: isinstance(v, int),
-        "trained": lambda v: isinstance(v, dict) and not TRAINED - set(v) and _is_share(v),
+        "epochs": lambda v: isinstance(v, int) and v >= 0,
+        "trained": lambda v: isinstance(v, dict) and not TRAINED - set(v) and _is_training(v),
         "network_sha256": lambda v: isinstance(v, str),
     }
     for name, is_sound in known.items():
@@ -195,20 +208,35 @@ def _fault(record: Any) -> str | None:
             return f"it has no {name}"
         if not is_sound(record[name]):
             return f"its {name} is invalid"
-    if math.prod(record["image_shape"]) > 2**31:
-        return "its images are too large"
-    epsilon = record["trained"]["epsilon"]
-    return None if isinstance(epsilon, NUMBERS) else "its radius is no number"
+    for name, is_sound in OPTIONAL.items():
+        if name in record and not is_sound(record[name]):
+            return f"its {name} is invalid"
+    return "its images are too large" if math.prod(record["image_shape"]) > 2**31 else None
 
 
 COSTS = {"macs", "dense_macs", "macs_ratio", "params", "dense_params", "params_ratio"}
 TRAINED = {"dataset", "data_dir", "epsilon", "defense", "method", "seed"}
 
 
-def _is_share(trained: dict[str, Any]) -> bool:
-    """Returns whether the fraction of held-out images is missing or valid."""
-    share = trained.get("validation", 0.0)
-    return isinstance(share, NUMBERS) and 0 <= share < 1
+OPTIONAL: dict[str, Callable[[Any], bool]] = {
+    "multiple": lambda v: _are_counts([v]),
+    "history": lambda v: isinstance(v, list) and all(isinstance(row, dict) for row in v),
+    "quantization": lambda v: isinstance(v, dict) and bool(v),
+    "fingerprint": lambda v: isinstance(v, str),
+}
+"""Keys that a record may have, each with a check of its value."""
+
+
+def _is_training(trained: dict[str, Any]) -> bool:
+    """Returns whether the facts on training that the package uses are valid."""
+    share, epsilon = trained.get("validation", 0.0), trained["epsilon"]
+    return (
+        isinstance(trained["dataset"], str)
+        and isinstance(trained["data_dir"], str | None)
+        and _are_numbers([share, epsilon])
+        and 0 <= share < 1
+        and 0 < epsilon <= 1
+    )
 
 
 def _is_model(spec: dict[str, Any]) -> bool:
@@ -239,4 +267,4 @@ def _are_counts(values: Any) -> bool:
 
 
 def _are_numbers(values: Any) -> bool:
-    return all(isinstance(value, NUMBERS) for value in values)
+    return all(isinstance(value, NUMBERS) and math.isfinite(value) for value in values)

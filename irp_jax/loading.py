@@ -11,7 +11,15 @@ from irp_jax import checkpoint, hub, layout
 from irp_jax.errors import UserError
 from irp_jax.graph import ChannelGraph
 from irp_jax.network import Network, deployed, inference, network_params
-from irp_jax.record import described, model_of, other_model, quantization_of, stored_name
+from irp_jax.pruning import masks
+from irp_jax.record import (
+    cost_report,
+    described,
+    model_of,
+    other_model,
+    quantization_of,
+    stored_name,
+)
 
 
 def load(path: str | Path, log: checkpoint.Log = print, *, model: Any = None) -> Network:
@@ -31,7 +39,7 @@ def load(path: str | Path, log: checkpoint.Log = print, *, model: Any = None) ->
         UserError: there is no network, it is damaged, or its model is needed; also the errors of
             `hub.fetch`.
     """
-    folder = hub.fetch(str(path)) if hub.is_name(path) else Path(path)
+    folder = hub.fetch(str(path)) if hub.is_name(path) else layout.place(Path(path))
     if layout.is_saved(folder):
         return _load_saved(folder, model, log)
     checkpoints = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
@@ -105,6 +113,7 @@ def _load_saved(folder: Path, model: Any, log: checkpoint.Log) -> Network:
                 f"{known.name} may not be the model that {folder} was made with: its trace has "
                 f"other operations (which another version of JAX may cause, too)"
             )
+        record = _recounted(folder, record, known.graph, variables)
         apply = inference(known.network, quantization_of(record))
     elif function is not None:
         apply = _imported(folder, record, function, variables)
@@ -115,6 +124,31 @@ def _load_saved(folder: Path, model: Any, log: checkpoint.Log) -> Network:
         )
     history = record.pop("history", [])
     return Network(apply=apply, variables=variables, record=record, history=history)
+
+
+def _recounted(
+    folder: Path,
+    record: dict[str, Any],
+    graph: ChannelGraph,
+    variables: Mapping[str, Mapping[str, np.ndarray]],
+) -> dict[str, Any]:
+    """Returns the record with the cost of the arrays.
+
+    Raises:
+        UserError: the record has other keep counts than the arrays.
+    """
+    counts = {name: int(count) for name, count in record["keep_counts"].items()}
+    if record["granularity"] == "channel":
+        sound = counts == graph.sizes({**variables["params"], **variables["batch_stats"]})
+    else:
+        sizes = masks.units(graph, "weight")
+        sound = set(counts) == set(sizes) and all(counts[name] <= sizes[name] for name in sizes)
+    if not sound:
+        raise UserError(
+            f"{folder / layout.RECORD} has other keep counts than the arrays: fetch the network "
+            f"again"
+        )
+    return {**record, "cost": {**record["cost"], **cost_report(graph, counts)}}
 
 
 def _fit(graph: ChannelGraph, variables: Mapping[str, Mapping[str, np.ndarray]]) -> bool:
@@ -139,16 +173,17 @@ def _imported(
     variables: Mapping[str, Mapping[str, np.ndarray]],
 ) -> Callable[[Any, jax.Array], jax.Array]:
     """Returns the function that was saved as StableHLO."""
-    from jax import export
+    from irp_jax.export import stablehlo
 
     try:
-        function = export.deserialize(bytearray(stored))
+        function = stablehlo.deserialized(stored)
         (given, _), _ = jax.tree.unflatten(function.in_tree, function.in_avals)
         shapes = jax.tree.map(lambda aval: (aval.shape, aval.dtype), given)
         fits = shapes == jax.tree.map(lambda array: (array.shape, array.dtype), dict(variables))
     except Exception as error:  # saved by a version of JAX that is not compatible
+        why = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"the function in {folder} is not readable by jax {jax.__version__}: give the "
+            f"the function in {folder} cannot be used by jax {jax.__version__} ({why}): give the "
             f"network's model, {stored_name(record)}"
         ) from error
     if not fits:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from irp_jax import checkpoint, files, layout, loading, network
+from irp_jax import checkpoint, files, hub, layout, loading, network
 from irp_jax.errors import UserError
 from irp_jax.export import file as export
 from irp_jax.export import onnx
+from irp_jax.paths import public_results
 from irp_jax.report.card import model_card
 from irp_jax.report.robustbench import Paper, robustbench
 from irp_jax.results import NEEDED
@@ -84,33 +85,29 @@ def _checked(results: Path, digest: str, run: Path) -> dict[str, Any]:
     return found
 
 
-PATHS = ("dataset", "model", "teacher")
-"""Settings that may be paths of the user's files."""
-
-
 def _without_paths(
     found: Mapping[str, Any], trained: network.Network
 ) -> tuple[dict[str, Any], network.Network]:
     """Returns results and network without paths of the machine that trained it."""
 
-    def public(settings: Mapping[str, Any]) -> dict[str, Any]:
-        named = {key: _public(settings[key]) for key in PATHS if settings.get(key)}
-        return {**settings, **named}
-
-    config = public(found["config"])
-    found = {**public(found), "config": config}
-    if "identity" in found:
-        found["identity"] = public(found["identity"])
-    about = {**trained.record["trained"], "dataset": config["dataset"], "data_dir": None}
+    shown: dict[str, Any] = public_results(dict(found))
+    for settings in (shown, shown["config"], shown.get("identity", {})):
+        settings |= {key: _public(settings[key]) for key in FILES if settings.get(key)}
+    about = {**trained.record["trained"], "dataset": shown["config"]["dataset"], "data_dir": None}
     record = {**trained.record, "trained": about}
     if "file" in record["model"]:
-        record["model"] = {"file": config["model"]}
-    return found, dataclasses.replace(trained, record=record, history=[], results=found)
+        record["model"] = {"file": shown["config"]["model"]}
+    return shown, dataclasses.replace(trained, record=record, history=[], results=shown)
+
+
+FILES = ("dataset", "model", "teacher", "latency_table")
+"""Settings that may name a file or folder of the user. Their folders are left out, even within the
+working folder."""
 
 
 def _public(name: str) -> str:
-    """Returns a name. If it is the path of a user's file, only the file name is returned."""
-    return Path(name).name if ".npz" in name or ".py" in name or Path(name).is_absolute() else name
+    """Returns a name. Of a path of the user, only the last part is returned."""
+    return name if hub.is_name(name) else Path(name).name
 
 
 def _onnx(published: network.Network, model: str | None, log: checkpoint.Log) -> dict[str, bytes]:

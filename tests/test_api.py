@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 
 import flax.linen as nn
 import jax
@@ -12,8 +13,9 @@ import pytest
 import safetensors.numpy
 
 import irp_jax as irp
-from irp_jax import checkpoint, files
+from irp_jax import checkpoint, files, layout
 from irp_jax.data import limited
+from irp_jax.export import artifact
 
 SETTINGS = {
     "budget": 0.4, "epochs": 3, "batch_size": 64, "prune_stop": 0.4, "defense": "fgsm",
@@ -416,13 +418,52 @@ def test_no_file_that_a_checkpoint_names_is_ever_run(finished, tmp_path):
         {"cost": None},
         {"cost": {"macs": 1}},
         {"trained": {}},
+        {"multiple": "4"},
+        {"history": 5},
+        {"quantization": {}},
+        *({"trained": change} for change in (
+            {"epsilon": math.nan}, {"epsilon": -5}, {"dataset": 5}, {"data_dir": 5},
+        )),
     ],
-)
+)  # fmt: skip
 def test_an_invalid_record_is_told_in_one_line(copied, change):
     record = json.loads((copied / "config.json").read_text())
+    if change.get("trained"):
+        change = {"trained": record["trained"] | change["trained"]}
     (copied / "config.json").write_text(json.dumps({**record, **change}))
     with pytest.raises(irp.UserError, match="not the record of a network"):
         irp.load(copied)
+
+
+def test_a_stored_function_that_calls_other_code_is_refused(copied):
+    """XLA would look up the target of a custom call, which may be a Python callback."""
+    record, variables, _ = layout.read(copied)
+
+    def function(variables, images):
+        logits = jnp.zeros((4, 10)) + variables["params"]["classifier/bias"]
+        return jax.ffi.ffi_call("mine", jax.ShapeDtypeStruct((4, 10), jnp.float32))(logits)
+
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), variables)
+    images = jax.ShapeDtypeStruct((4, 8, 8, 1), jnp.float32)
+    unsafe = [jax.export.DisabledSafetyCheck.custom_call("mine")]
+    exported = jax.export.export(jax.jit(function), disabled_checks=unsafe)(shapes, images)
+    content = bytes(exported.serialize())
+    layout.write(copied, layout.packed(record, variables, content))
+    with pytest.raises(irp.UserError, match="custom_call"):
+        irp.load(copied)
+    with pytest.raises(irp.UserError, match="custom_call"):
+        artifact.from_bytes(content, "stablehlo")
+
+
+def test_the_cost_is_that_of_the_arrays(saved, copied):
+    record = json.loads((copied / "config.json").read_text())
+    wrong = record | {"cost": record["cost"] | {"params": 1}}
+    (copied / "config.json").write_text(json.dumps(wrong))
+    assert irp.load(copied, model=Net()).cost == irp.load(saved).cost
+    counts = record["keep_counts"] | {"first": 1}
+    (copied / "config.json").write_text(json.dumps(record | {"keep_counts": counts}))
+    with pytest.raises(irp.UserError, match="keep counts"):
+        irp.load(copied, model=Net())
 
 
 @pytest.mark.parametrize("what", ["another name", "a type of no number", "no safetensors"])
@@ -448,6 +489,22 @@ def test_other_files_in_the_folder_of_a_network_survive_its_replacement(saved, t
     network.save(tmp_path / "network")
     assert (tmp_path / "network" / "README.md").read_text() == "a card"
     assert [path.name for path in tmp_path.iterdir()] == ["network"]
+    (tmp_path / "network" / "notes.txt").touch()
+    other = jax.tree.map(lambda array: array + 1, network.variables)
+    dataclasses.replace(network, variables=other).save(tmp_path / "network")
+    left = {path.name for path in (tmp_path / "network").iterdir()}
+    assert "README.md" not in left and "notes.txt" in left  # the card was of the first network
+
+
+def test_a_folder_behind_a_link_is_replaced(saved, tmp_path, monkeypatch):
+    network = irp.load(saved)
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    network.save(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and irp.load(tmp_path / "real").cost == network.cost
+    monkeypatch.chdir(tmp_path / "real")
+    network.save(".")
+    assert irp.load(tmp_path / "real").cost == network.cost
 
 
 def test_an_interrupted_replacement_loses_nothing(saved, tmp_path):
@@ -455,6 +512,7 @@ def test_an_interrupted_replacement_loses_nothing(saved, tmp_path):
     network.save(tmp_path / "network")
     (tmp_path / "network" / "README.md").write_text("a card")
     (tmp_path / "network").rename(tmp_path / ".network.old")  # as after a kill
+    assert irp.load(tmp_path / "network").cost == network.cost
     network.save(tmp_path / "network")
     assert (tmp_path / "network" / "README.md").read_text() == "a card"
     assert [path.name for path in tmp_path.iterdir()] == ["network"]

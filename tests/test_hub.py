@@ -18,6 +18,7 @@ import irp_jax as irp
 from irp_jax import layout, models, traced
 from irp_jax import network as networks
 from irp_jax.checkpoint import digest
+from irp_jax.record import cost_report
 from irp_jax.report.robustbench import Paper, robustbench
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -43,7 +44,7 @@ def network(tiny):
         **json.loads((DIGITS / "config.json").read_text()),
         "model": {"name": "resnet8", "width": 0.25, "activation": "relu"},
         "class_names": ["a", "b", "c"], "image_shape": [6, 6, 1],
-        "groups": groups, "keep_counts": groups,
+        "groups": groups, "keep_counts": groups, "cost": cost_report(known.graph, groups),
     }  # fmt: skip
     for name in ("library_name", "format", "network_sha256"):
         del record[name]

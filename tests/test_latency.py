@@ -255,6 +255,46 @@ def test_jax_is_measured_too():
             irp.measure_latency(two_products(), (4, 4, 1), **wrong)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"overhead": float("nan")},
+        {"overhead": float("inf")},
+        {"multiple": float("inf")},
+        {"runtime": 5},
+        {"runtime": "numpy"},
+        {"threads": "two"},
+        {"checks": [1]},
+        {"layers": "ab"},
+    ],
+)
+def test_values_of_other_types_are_refused(change):
+    found = table_of(traced.trace(two_products(), (4, 4, 1)).graph).to_json()
+    with pytest.raises(ValueError):
+        from_json(found | change)
+
+
+def test_a_table_of_other_layers_is_refused():
+    graph = traced.trace(two_products(), (4, 4, 1)).graph
+    sound = table_of(graph)
+    first, *rest = sound.layers
+    for layers_ in (
+        tuple(rest),
+        (*sound.layers, dataclasses.replace(first, layers=("other",))),
+        (dataclasses.replace(first, channels_out=(*first.channels_out[:-1], 99)), *rest),
+    ):
+        with pytest.raises(ValueError):
+            dataclasses.replace(sound, layers=layers_).attached(graph)
+    with pytest.raises(ValueError):
+        dataclasses.replace(sound, overhead=-1e9).attached(graph)
+    negative = first.nanoseconds - 1e6
+    damaged = dataclasses.replace(
+        sound, layers=(dataclasses.replace(first, nanoseconds=negative), *rest)
+    )
+    with pytest.raises(ValueError):
+        from_json(damaged.to_json())
+
+
 def test_layers_too_small_for_the_clock(monkeypatch):
     """A layer may take no longer than nothing, by the clock."""
     monkeypatch.setattr(

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import os
 import re
-import shlex
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -18,6 +17,7 @@ from irp_jax import checkpoint, parallel
 from irp_jax.cli import COMMANDS
 from irp_jax.config import fraction
 from irp_jax.errors import UserError, unknown
+from irp_jax.paths import public_command
 
 Parsed = TypeVar("Parsed")
 
@@ -186,7 +186,10 @@ def take_flag(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
 
 
 def publishable(command: str, arguments: list[str]) -> str:
-    """Returns the command line to store with a result, without paths of this machine."""
+    """Returns the command line to store with a result, without paths of this machine.
+
+    Flags that only name places are left out.
+    """
     for flag in ("--workdir", "--data-dir", "--out", "--official", "--save-adversarial"):
         _, arguments = take_flag(arguments, flag)
     for flag in ("--checkpoint", "--checkpoints"):
@@ -194,11 +197,7 @@ def publishable(command: str, arguments: list[str]) -> str:
         if where is not None:
             named = (f"runs/{Path(w).name}" if os.path.isabs(w) else w for w in where.split(","))
             arguments = [f"{flag}={','.join(named)}", *rest]
-    for flag in ("--artifact", "--dataset", "--config", "--run", "--model", "--teacher"):
-        where, rest = take_flag(arguments, flag)
-        if where is not None and os.path.isabs(where):
-            arguments = [f"{flag}={Path(where).name}", *rest]
-    return f"{command} {shlex.join(arguments)}".strip()
+    return f"{command} {public_command(arguments)}".strip()
 
 
 def main(command: Callable[[list[str]], None]) -> None:

@@ -5,7 +5,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -133,17 +132,49 @@ def _onnx(content: bytes, threads: int) -> tuple[Callable, int, dict[str, str]]:
 
 def _stablehlo(content: bytes) -> tuple[Callable, None, dict[str, str]]:
     import jax
-    from jax import export
+
+    from irp_jax.export import stablehlo
 
     try:
-        function = jax.jit(export.deserialize(bytearray(content)).call)
+        function = jax.jit(stablehlo.deserialized(content).call)
     except Exception as error:  # JAX reads only files of recent versions
+        why = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"jax {jax.__version__} cannot read the file: export the network again"
+            f"jax {jax.__version__} cannot read the file ({why}): export the network again"
         ) from error
     return lambda images: np.asarray(function(images)), None, {}
 
 
-def image_shape(facts: Mapping[str, str]) -> Any:
-    """Returns (H, W, C) of the images that a file takes; None if its metadata lack it."""
-    return json.loads(facts["image_shape"]) if "image_shape" in facts else None
+def image_shape(facts: Mapping[str, str]) -> list[int] | None:
+    """Returns [H, W, C] of the images that a file takes; None if its metadata lack it.
+
+    Raises:
+        UserError: the metadata are damaged.
+    """
+    if "image_shape" not in facts:
+        return None
+    try:
+        shape = json.loads(facts["image_shape"])
+        if len(shape) == 3 and all(type(size) is int and size > 0 for size in shape):
+            return shape
+    except (ValueError, TypeError):
+        pass
+    raise UserError(
+        f"the metadata of the file are damaged (image_shape {facts['image_shape'][:40]!r}): "
+        f"export the network again"
+    )
+
+
+def multiple(facts: Mapping[str, str]) -> int:
+    """Returns the number that the file's channels are padded to multiples of; 1 for none.
+
+    Raises:
+        UserError: the metadata are damaged.
+    """
+    found = facts.get("multiple", "1")
+    if not found.isascii() or not found.isdigit() or int(found) < 1:
+        raise UserError(
+            f"the metadata of the file are damaged (multiple {found[:40]!r}): export the network "
+            f"again"
+        )
+    return int(found)

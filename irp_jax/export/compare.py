@@ -109,7 +109,7 @@ def verify(
         compared = {"compact": file}
         if rounded is not None:
             unrounded = with_zero_channels(
-                network.quantized(None, model=model), int(file.facts.get("multiple", 1)), model
+                network.quantized(None, model=model), artifacts.multiple(file.facts), model
             )
             content = serialized(unrounded, file.format, layout=file.layout)
             compared["float32"] = artifacts.from_bytes(

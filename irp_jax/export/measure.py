@@ -172,9 +172,7 @@ def _fitted(
 
     def latencies(overhead: float, scale: float, per_value: float) -> np.ndarray:
         table = dataclasses.replace(raw, overhead=overhead, scale=scale, per_value=per_value)
-        latency = table.attached(graph).latency
-        assert latency is not None
-        return np.array([float(latency(counts)) for counts in kept.values()])
+        return np.array([float(table.total(graph, counts)) for counts in kept.values()])
 
     # The latency is linear in the constants.
     terms = np.stack([np.ones(len(kept)), latencies(0, 1, 0), latencies(0, 0, 1)], 1)

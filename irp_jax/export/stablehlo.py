@@ -1,11 +1,22 @@
-"""Serializes a function as StableHLO. JAX can run it without the code of the model."""
+"""Writes and reads functions as StableHLO. JAX can run them without the code of the model."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+
+HARMLESS = (
+    "shape_assertion", "Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape",
+)  # fmt: skip
+"""Targets of custom calls that are checks and hints to the compiler and run no other code."""
+
+OUTSIDE = re.compile(r"custom_call|\b(?:infeed|outfeed|send|recv)\b")
+"""Operations that reach outside of the function."""
+
+ALLOWED = re.compile(rf"custom_call @(?:{'|'.join(HARMLESS)})\b")
 
 
 def serialized(function: Callable[..., Any], *shapes: Any) -> bytes:
@@ -14,8 +25,36 @@ def serialized(function: Callable[..., Any], *shapes: Any) -> bytes:
     Args:
         function: a function of arrays. Arrays that it closes over are stored with it.
         *shapes: a pytree of `jax.ShapeDtypeStruct` for each argument. Sizes may be symbolic.
+
+    Raises:
+        ValueError: the function needs code outside of XLA, so that `deserialized` would refuse it.
     """
     from jax import export
 
-    exported = export.export(jax.jit(function), platforms=PLATFORMS)
-    return bytes(exported(*shapes).serialize(vjp_order=1))
+    exported = export.export(jax.jit(function), platforms=PLATFORMS)(*shapes)
+    content = bytes(exported.serialize(vjp_order=1))
+    deserialized(content)
+    return content
+
+
+def deserialized(content: bytes) -> Any:
+    """Returns the function that `serialized` wrote, as a `jax.export.Exported`.
+
+    The bytes may come from anyone. A custom call in them would run any code that is registered
+    with XLA, among it Python callbacks. So a function with such a call, or with a transfer to the
+    host, is refused. This holds for its gradient, too.
+
+    Raises:
+        ValueError: the function reaches outside of XLA.
+        Exception: JAX cannot read the bytes. It raises many types.
+    """
+    from jax import export
+
+    exported = part = export.deserialize(bytearray(content))
+    while True:
+        found = OUTSIDE.search(ALLOWED.sub("", part.mlir_module()))
+        if found:
+            raise ValueError(f"it has the operation {found[0]}, which may run other code")
+        if not part.has_vjp():
+            return exported
+        part = part.vjp()

@@ -25,6 +25,9 @@ import numpy as np
 
 from irp_jax.graph import ChannelGraph
 
+RUNTIMES = ("onnxruntime", "jax")
+"""What can be measured."""
+
 MULTIPLE = 4
 """Exported files have zero channels up to multiples of this, unless told otherwise."""
 
@@ -137,11 +140,30 @@ class LatencyTable:
 
         Args:
             graph: of the dense network that was measured.
-        """
-        return dataclasses.replace(graph, latency=functools.partial(self._total, graph))
 
-    def _total(self, graph: ChannelGraph, keep_counts: Mapping[str, Any]) -> Any:
+        Raises:
+            ValueError: the table lacks a layer, has one more or one of another size, or its dense
+                latency is not positive.
+        """
+        sizes = {layer.name: layer.channels({}) for layer in graph.layers if layer.kind != "matmul"}
+        here = {
+            name: (entry.channels_in[-1], entry.channels_out[-1])
+            for entry in self.layers
+            for name in entry.layers
+        }
+        if here != sizes:
+            odd = sorted(name for name in {*here, *sizes} if here.get(name) != sizes.get(name))
+            raise ValueError(f"it has other layers than the network: {', '.join(odd[:3])}")
+        if not self.total(graph, {}) > 0:
+            raise ValueError("its latency of the dense network is not positive")
+        return dataclasses.replace(graph, latency=functools.partial(self.total, graph))
+
+    def total(self, graph: ChannelGraph, keep_counts: Mapping[str, Any]) -> Any:
         """Returns nanoseconds for an image.
+
+        Args:
+            graph: of the dense network that was measured.
+            keep_counts: channel group -> channels kept; all of them for a group that is missing.
 
         Python integers give a whole number. Scalars of JAX give the same value as a float, with the
         gradient of the smooth fits: between two multiples the value itself is constant.
@@ -153,7 +175,7 @@ class LatencyTable:
             for group, count in keep_counts.items()
         }
 
-        def total(counts: Mapping[str, Any], smooth: bool) -> Any:
+        def summed(counts: Mapping[str, Any], smooth: bool) -> Any:
             nanoseconds: Any = self.overhead
             for layer, entry in parts:
                 channels = layer.channels(counts)
@@ -161,10 +183,10 @@ class LatencyTable:
                 nanoseconds += self.scale * alone + self.per_value * layer.uses * channels[1]
             return nanoseconds
 
-        exact = total(padded, smooth=False)
+        exact = summed(padded, smooth=False)
         if not any(isinstance(count, jax.Array) for count in keep_counts.values()):
             return round(float(exact))
-        smooth = total(keep_counts, smooth=True)
+        smooth = summed(keep_counts, smooth=True)
         return smooth + jax.lax.stop_gradient(exact - smooth)
 
     def to_json(self) -> dict[str, Any]:
@@ -200,6 +222,11 @@ def from_json(found: Any) -> LatencyTable:
     names = {field.name for field in dataclasses.fields(LatencyTable)}
     if not isinstance(found, dict) or set(found) != names:
         raise ValueError("its keys are not those of a table")
+    texts = ("model", "fingerprint", "device", "runtime", "runtime_version", "irp_jax_version")
+    if not all(isinstance(found[name], str) for name in texts):
+        raise ValueError("a name in it is no text")
+    if found["runtime"] not in RUNTIMES:
+        raise ValueError(f"it is of the unknown runtime {found['runtime']!r}")
     try:
         layers = tuple(
             LayerLatency(
@@ -213,22 +240,30 @@ def from_json(found: Any) -> LatencyTable:
         height, width, channels = map(int, found["image_shape"])
         table = LatencyTable(
             **{**found, "layers": layers, "image_shape": (height, width, channels),
-               "multiple": int(found["multiple"]), "overhead": float(found["overhead"]),
+               "multiple": int(found["multiple"]), "threads": int(found["threads"]),
+               "overhead": float(found["overhead"]),
                "scale": float(found["scale"]), "per_value": float(found["per_value"]),
                "checks": tuple(found["checks"])}
         )  # fmt: skip
-    except (KeyError, TypeError) as error:
+        list(map(dict, table.checks))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError("an entry is missing or of another type") from error
     for entry in layers:
         sound = (
             entry.nanoseconds.shape == (len(entry.channels_in), len(entry.channels_out))
+            and entry.nanoseconds.size > 0
             and np.isfinite(entry.nanoseconds).all()
+            and (entry.nanoseconds >= 0).all()
+            and min(*entry.channels_in, *entry.channels_out) >= 1
             and all((np.diff(entry.nanoseconds, axis=axis) >= 0).all() for axis in (0, 1))
             and all((np.diff(knots) > 0).all() for knots in (entry.channels_in, entry.channels_out))
         )
         if not sound:
-            raise ValueError(f"the latencies of {', '.join(entry.layers)} are damaged")
-    if not layers or table.multiple < 1 or not table.scale > 0 or not table.per_value >= 0:
+            raise ValueError(f"the latencies of {', '.join(map(str, entry.layers))} are damaged")
+    constants = (table.overhead, table.scale, table.per_value)
+    if not layers or table.multiple < 1 or not np.isfinite(constants).all():
+        raise ValueError("its constants are damaged")
+    if not table.scale > 0 or not table.per_value >= 0:
         raise ValueError("its constants are damaged")
     return table
 
