@@ -166,7 +166,8 @@ def installed():
             made_from, *extras = file.read().split()
     except (OSError, ValueError):
         return set()
-    return set(extras) if made_from == fingerprint() and os.path.exists(PYTHON) else set()
+    whole = os.path.exists(PYTHON) and os.path.exists(os.path.join(VENV, "pyvenv.cfg"))
+    return set(extras) if made_from == fingerprint() and whole else set()
 
 
 @contextmanager
@@ -174,7 +175,8 @@ def lock():
     """Holds the lock on `.venv`. The system releases it if this process dies."""
     import fcntl
 
-    with open(VENV + ".lock", "w") as file:
+    # Beside the folder itself: several clones may have links to one .venv.
+    with open(os.path.realpath(VENV) + ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

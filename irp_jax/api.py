@@ -17,7 +17,7 @@ from irp_jax.errors import UserError, unknown
 from irp_jax.export.measure import measure
 from irp_jax.graph import ChannelGraph
 from irp_jax.network import Network
-from irp_jax.pruning.latency import MULTIPLE, LatencyTable
+from irp_jax.pruning.latency import LatencyTable
 from irp_jax.report.terminal import Terminal
 from irp_jax.training import experiment
 
@@ -200,8 +200,8 @@ def measure_latency(
     classes: int = 10,
     *,
     runtime: str = "onnxruntime",
-    threads: int = 1,
-    multiple: int = MULTIPLE,
+    threads: int | None = None,
+    multiple: int | None = None,
     rounds: int = 100,
     progress: Callable[[str, int, int], None] = lambda part, done, total: None,
 ) -> LatencyTable:
@@ -215,8 +215,9 @@ def measure_latency(
         image_shape: (H, W, C) of one image.
         classes: number of logits, used for models of this package only.
         runtime: "onnxruntime" on the processor, or "jax" on its default device.
-        threads: number of threads of onnxruntime.
-        multiple: files of onnxruntime have zero channels up to multiples of this.
+        threads: number of threads of onnxruntime, 1 if None. JAX uses its own.
+        multiple: files of onnxruntime have zero channels up to multiples of this, 4 if None. JAX
+            runs a network as it is.
         rounds: number of times that each layer is timed, in turns. The table has the medians.
         progress: called with the name of a part, steps done and number of steps.
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -136,8 +137,17 @@ def check_place(path: Path) -> None:
         UserError: the path is not a file name, or its folder cannot be written.
     """
     above = next((folder for folder in path.absolute().parents if folder.exists()), Path("/"))
-    if not path.name or path.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
+    if not path.name or path.is_dir() or not above.is_dir() or not _is_writable(above):
         raise UserError(f"cannot write {str(path)!r}: choose another place")
+
+
+def _is_writable(folder: Path) -> bool:
+    """Returns whether a file can be made in a folder. Permissions alone do not tell, for root."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
 
 
 def make_folder(path: Path) -> None:
@@ -148,7 +158,7 @@ def make_folder(path: Path) -> None:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
-        reason = None if os.access(path, os.W_OK) else "it is not writable"
+        reason = None if _is_writable(path) else "it is not writable"
     except OSError as error:
         reason = error.strerror
     if reason is not None:

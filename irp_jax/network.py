@@ -14,6 +14,7 @@ import numpy as np
 from irp_jax import attacks, evaluation, layout, traced
 from irp_jax.data import Dataset, to_float
 from irp_jax.data import load as load_data
+from irp_jax.data.arrays import in_unit_range
 from irp_jax.errors import UserError
 from irp_jax.graph import ChannelGraph
 from irp_jax.pruning import masks, sparse
@@ -47,8 +48,10 @@ class Network:
             images: (N, H, W, C) uint8, or float in [0, 1]; at least one.
 
         Raises:
-            UserError: images of another shape or dtype.
+            UserError: images of another shape or dtype, or NumPy's with values above 1 in float.
         """
+        if isinstance(images, np.ndarray):  # an array on a device is not fetched for this
+            _check_range(images)
         images = jnp.asarray(images)
         self._check_images(images)
         images = to_float(images) if images.dtype == jnp.uint8 else images.astype(jnp.float32)
@@ -306,6 +309,7 @@ class Network:
         """
         images = np.asarray(images)
         self._check_images(images)
+        _check_range(images)
         images = images / np.float32(255) if images.dtype == np.uint8 else images
         known = self._model(model, "quantize it")
         found = calibrate(known.network, self.variables, images.astype(np.float32))
@@ -412,6 +416,19 @@ class Network:
             f"{_html_table(('group', 'kept', 'dense'), kept)}</details>",
         ]
         return f"<div>{''.join(parts)}</div>"
+
+
+def _check_range(images: np.ndarray) -> None:
+    """Checks that images in float are in [0, 1]: values up to 255 are a common mistake.
+
+    Raises:
+        UserError: a value is outside, or not finite.
+    """
+    if images.dtype.kind == "f" and images.size and in_unit_range(images) is None:
+        raise UserError(
+            f"images in float must be in [0, 1], these range from {images.min():.6g} to "
+            f"{images.max():.6g}: divide by 255, or give them as uint8"
+        )
 
 
 def _html_table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:

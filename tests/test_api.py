@@ -279,6 +279,8 @@ def test_images_of_another_shape_are_refused(saved):
     for images in (np.zeros((2, 9, 8, 1)), np.zeros((8, 8, 1)), np.zeros((2, 8, 8, 3))):
         with pytest.raises(irp.UserError, match=r"images must be \(N, 8, 8, 1\), got shape"):
             network(images.astype(np.float32))
+    with pytest.raises(irp.UserError, match="255"):
+        network(255 * np.ones((2, 8, 8, 1), np.float32))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "function.stablehlo", "config.json"])

@@ -250,7 +250,8 @@ def test_jax_is_measured_too():
     table = irp.measure_latency(two_products(), (4, 4, 1), runtime="jax", rounds=1)
     assert table.multiple == 1 and table.fingerprint == model.graph.fingerprint
     assert table.attached(model.graph).latency({}) is not None
-    for wrong in ({"runtime": "tflite"}, {"rounds": 0}, {"threads": 0}, {"multiple": 0}):
+    for wrong in ({"runtime": "tflite"}, {"rounds": 0}, {"threads": 0}, {"multiple": 0},
+                  {"threads": 2}, {"multiple": 8}):  # fmt: skip
         with pytest.raises(UserError):
             irp.measure_latency(two_products(), (4, 4, 1), **wrong)
 

@@ -56,6 +56,7 @@ def fake_call(command: list[str], what: str) -> None:
     if "venv" in command:
         (Path(command[-1]) / "bin").mkdir()
         (Path(command[-1]) / "bin" / "python").symlink_to(sys.executable)
+        (Path(command[-1]) / "pyvenv.cfg").touch()
 
 
 def test_new_pins_are_noticed_in_a_folder_with_brackets_in_its_name(

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from irp_jax import attacks
+from irp_jax.errors import UserError
 
 NET = new_dense_net()
 IMAGES = jax.random.uniform(jax.random.key(1), (6, 8, 8, 1))
@@ -163,3 +164,8 @@ def test_robust_accuracy_agrees_with_foolbox(norm, epsilon):
     assert 0.1 < theirs < 0.9  # otherwise the comparison is meaningless
     assert ours <= theirs + 0.01
     assert ours == pytest.approx(theirs, abs=0.03)
+
+
+def test_a_loss_by_name_is_refused():
+    with pytest.raises(UserError, match="dlr"):
+        attacks.Pgd(loss="dlr")

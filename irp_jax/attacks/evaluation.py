@@ -50,6 +50,14 @@ class AttackReport:
     seconds: Mapping[str, float]
     warnings: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        after = ", ".join(f"{name} {share:.2%}" for name, share in self.accuracy.items())
+        doubts = f", {len(self.warnings)} warnings" if self.warnings else ""
+        return (
+            f"AttackReport({len(self.is_robust)} images, natural {self.natural:.2%}"
+            f"{', ' * bool(after)}{after}{doubts})"
+        )
+
     @property
     def robust(self) -> float:
         """Fraction of images that no attack broke: the worst case over all attacks."""

@@ -73,6 +73,10 @@ class Pgd:
         for setting in ("gradient_steps", "restarts"):
             if getattr(self, setting) < 1:
                 raise UserError(f"{setting} must be at least 1, got {getattr(self, setting)}")
+        if not callable(self.loss):
+            raise UserError(
+                f"loss must be a function such as attacks.cross_entropy, got {self.loss!r}"
+            )
         length = self.step_ratio if self.step_size is None else self.step_size
         if not 0 < length < math.inf:
             raise UserError(f"the length of a step must be positive, got {length:g}")

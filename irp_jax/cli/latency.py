@@ -36,10 +36,11 @@ class Options:
     """Factor of every channel count of a built-in model, as in bin/train."""
     activation: str = "relu"
     """Activation of a built-in model, as in bin/train."""
-    threads: int = 1
-    """Number of threads of onnxruntime."""
-    multiple: int = 4
-    """Files have zero channels up to multiples of this, as bin/export writes them (onnxruntime)."""
+    threads: int | None = None
+    """Number of threads (onnxruntime). Default: 1."""
+    multiple: int | None = None
+    """Files have zero channels up to multiples of this, as bin/export writes them (onnxruntime).
+    Default: 4."""
     rounds: int = 100
     """Number of times that each layer is timed."""
 

@@ -158,6 +158,9 @@ def _check_written(kind: Any, arguments: list[str], needed: bool) -> None:
         elif name in fields and (not value if equals else following.startswith("--")):
             raise UserError(f"{name} needs a value")
         given.add(name)
+    first = arguments[0] if arguments else "--"
+    if needed and not first.startswith("-"):  # before a flag that is missing
+        raise UserError(f"{first!r} belongs to no flag: give --flag=value, see --help")
     for name, field in fields.items():
         required = field.default is field.default_factory is dataclasses.MISSING
         if needed and required and name not in given:

@@ -175,7 +175,7 @@ def _runs(options: Options) -> Iterator[Config]:
         for words in itertools.product(*lists.values()):
             chosen: dict[str, Any] = dict(zip(lists, words, strict=True))
             if not chosen["seed"].isdecimal():
-                raise UserError(f"--seeds takes whole numbers, got {chosen['seed']!r}")
+                raise UserError(f"--seeds takes whole numbers from 0, got {chosen['seed']!r}")
             chosen["seed"] = int(chosen["seed"])
             run = dataclasses.replace(
                 base, **chosen, data_dir=options.data_dir or base.data_dir,

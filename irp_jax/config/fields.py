@@ -30,7 +30,7 @@ class Interval:
     def __str__(self) -> str:
         if self.high == math.inf:
             least = "positive" if self.open_low and not self.low else f"at least {_text(self.low)}"
-            return f"{least} and finite"
+            return least if self.low and not self.open_low else f"{least} and finite"
         left, right = "[("[self.open_low], "])"[self.open_high]
         return f"in {left}{_text(self.low)}, {_text(self.high)}{right}"
 

@@ -37,8 +37,8 @@ def measure(
     model: TracedModel,
     runtime: str = "onnxruntime",
     *,
-    threads: int = 1,
-    multiple: int = MULTIPLE,
+    threads: int | None = None,
+    multiple: int | None = None,
     rounds: int = 100,
     progress: Progress = lambda title, done, total: None,
 ) -> LatencyTable:
@@ -47,9 +47,9 @@ def measure(
     Args:
         model: the dense network.
         runtime: "onnxruntime", or "jax" on its default device.
-        threads: number of threads of onnxruntime. JAX uses its own.
+        threads: number of threads of onnxruntime, 1 if None. JAX uses its own.
         multiple: files of onnxruntime have zero channels up to multiples of this, as
-            `Network.export` writes them. JAX runs a network as it is.
+            `Network.export` writes them, 4 if None. JAX runs a network as it is.
         rounds: number of times that each layer and network is timed, in turns.
         progress: called with the name of a part, steps done and number of steps.
 
@@ -63,11 +63,15 @@ def measure(
     if runtime not in layers.RUNTIMES:
         raise unknown("runtime", runtime, layers.RUNTIMES)
     for name, value in (("threads", threads), ("multiple", multiple), ("rounds", rounds)):
-        if value < 1:
+        if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
     if runtime == "onnxruntime":
         onnx.check_installed()
+        threads, multiple = threads or 1, multiple or MULTIPLE
     else:
+        for name, value in (("threads", threads), ("multiple", multiple)):
+            if value is not None:
+                raise UserError(f"{name} is for onnxruntime: leave it out for {runtime}")
         threads, multiple = parallel.cores(), 1
     graph = model.graph
 
