@@ -7,6 +7,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import pytest
 from budget_nets import TINY
 from hypothesis import given, settings
@@ -242,16 +243,23 @@ def test_a_network_is_trained_for_a_table_and_exported_as_it_says(measured):
     assert found["cost"]["latency"] == table.attached(graph).latency(found["keep_counts"])
     assert network.record["multiple"] == MULTIPLE
     network.export("net.onnx", model="net.py:Net")
-    assert artifact.load("net.onnx").size
+    sizes = {
+        size
+        for array in onnx.load("net.onnx").graph.initializer
+        if len(array.dims) == 4
+        for size in array.dims[:2]
+    }
+    padded = {min(-(-n // MULTIPLE) * MULTIPLE, graph.groups[g]) for g, n in network.groups.items()}
+    assert padded <= sizes and artifact.load("net.onnx").facts["multiple"] == str(MULTIPLE)
 
 
 def test_jax_is_measured_too():
     model = traced.trace(two_products(), (4, 4, 1))
     table = irp.measure_latency(two_products(), (4, 4, 1), runtime="jax", rounds=1)
     assert table.multiple == 1 and table.fingerprint == model.graph.fingerprint
-    assert table.attached(model.graph).latency({}) is not None
+    assert table.attached(model.graph).latency({}) > 0
     for wrong in ({"runtime": "tflite"}, {"rounds": 0}, {"threads": 0}, {"multiple": 0},
-                  {"threads": 2}, {"multiple": 8}):  # fmt: skip
+                  {"runtime": "jax", "threads": 2}, {"runtime": "jax", "multiple": 8}):  # fmt: skip
         with pytest.raises(UserError):
             irp.measure_latency(two_products(), (4, 4, 1), **wrong)
 
