@@ -146,7 +146,11 @@ def test_settings_that_do_not_fit_are_refused(change):
 
 @pytest.mark.parametrize(
     "change",
-    [{"quantize_start": 0.25}, {"epochs": 1}, {"method": "magnitude", "pretraining": 0.9}],
+    [
+        {"quantize_start": 0.25},
+        {"epochs": 1},
+        {"method": "magnitude", "pretraining": 0.9, "epochs": 10},
+    ],
     ids=str,
 )
 def test_it_cannot_begin_before_the_freeze(change):
