@@ -53,7 +53,7 @@ def test_it_trains_in_8_bits_from_the_given_epoch_on(finished):
     _, notes, results = finished
     assert [row["quantized"] for row in results["history"]] == [False, False, True, True]
     assert results["history"][-1]["loss"] < results["history"][0]["loss"]
-    assert results["quantization"] == {"scheme": "int8", "epoch": 2}
+    assert results["quantization"] == "int8"
     assert sum("int8 from now on" in note for note in notes) == 1
 
 

@@ -222,8 +222,7 @@ def _same_network(evaluation: Results, run: Results) -> bool:
     The digests of the networks are compared. Older results have none, so settings are compared. The
     same arrays in float32 and in 8 bits are two networks.
     """
-    schemes = [(one.get("quantization") or {}).get("scheme") for one in (evaluation, run)]
-    if schemes[0] != schemes[1]:
+    if evaluation.get("quantization") != run.get("quantization"):
         return False
     key = "network_sha256"
     if key not in evaluation or key not in run:

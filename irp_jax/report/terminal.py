@@ -283,7 +283,7 @@ def result_table(results: dict[str, Any]) -> Table:
     if "latency" in cost:
         table.add_row("latency", f"{cost['latency'] / 1e6:.3f} ms ({cost['latency_ratio']:.2%})")
     if "quantization" in results:
-        table.add_row("quantization", results["quantization"]["scheme"])
+        table.add_row("quantization", str(results["quantization"]))
     table.add_row("epochs", str(results["epochs"]))
     table.add_row("time", f"{results['wall_time_s']:.0f} s")
     return table

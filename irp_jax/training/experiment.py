@@ -222,7 +222,6 @@ def _evaluate(
     seconds = time.monotonic() - began
     plan, left = setup.plan, cost_report(setup.graph, progress.keep_counts)
     unused = round(1 - left[config.cost] / plan.limit, 6)
-    rounded = {"quantization": {"scheme": config.quantize, "epoch": plan.quantize_epoch}}
     return {
         "model": config.model,
         "dataset": config.dataset,
@@ -244,5 +243,5 @@ def _evaluate(
         "identity": setup.identity,
         "config": configs.settings(config),
         "keep_counts": progress.keep_counts,
-        **(rounded if progress.quantization else {}),
+        **({"quantization": config.quantize} if progress.quantization else {}),
     }  # fmt: skip
