@@ -310,9 +310,8 @@ class Network:
         images = np.asarray(images)
         self._check_images(images)
         _check_range(images)
-        images = images / np.float32(255) if images.dtype == np.uint8 else images
         known = self._model(model, "quantize it")
-        found = calibrate(known.network, self.variables, images.astype(np.float32))
+        found = calibrate(known.network, self.variables, images)
         return dataclasses.replace(
             self, apply=inference(known.network, found), results=None, history=[],
             record={**self.record, "quantization": found.record()},
@@ -446,18 +445,21 @@ def inference(
     """Returns the network in inference mode: (variables, images) -> logits.
 
     It and its gradients are computed in full float32 precision on every device, as ensured by
-    `graph.network`.
+    `graph.network`. The functions for equal arguments are equal, so that JAX compiles them once.
 
     Args:
         network: see `graph.network`.
         quantization: rounds weights and activations; None for none.
     """
-    computed = emulated(network, quantization)
+    return _Inference(emulated(network, quantization))
 
-    def apply(variables: Any, images: jax.Array) -> jax.Array:
-        return computed(variables["params"], variables["batch_stats"], images, train=False)[0]
 
-    return apply
+@dataclasses.dataclass(frozen=True)
+class _Inference:
+    network: Callable
+
+    def __call__(self, variables: Any, images: jax.Array) -> jax.Array:
+        return self.network(variables["params"], variables["batch_stats"], images, train=False)[0]
 
 
 @functools.partial(jax.jit, static_argnums=0)

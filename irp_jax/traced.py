@@ -11,6 +11,7 @@ from irp_jax import adapters, draws, graph, models
 from irp_jax.errors import UserError
 from irp_jax.graph import Apply, ChannelGraph, program
 from irp_jax.pruning import compaction
+from irp_jax.quantization import check_trainable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -162,3 +163,10 @@ def check(model: TracedModel) -> float:
         return jax.device_get(jax.jit(model.init)(draws.key(0)))
 
     return compaction.check(model.graph, model.network, params, state, initial)
+
+
+def check_quantized(model: TracedModel, batch: int) -> None:
+    """Checks that a network can be trained in 8 bits: see `quantization.check_trainable`."""
+    params, state = jax.eval_shape(model.init, draws.key(0))
+    images = jax.ShapeDtypeStruct((batch, *model.graph.image_shape), jnp.float32)
+    check_trainable(model.network, {"params": params, "batch_stats": state}, images)

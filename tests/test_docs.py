@@ -20,6 +20,7 @@ import irp_jax
 from irp_jax import config, layout
 from irp_jax.cli import bench, describe, evaluate, export, latency, publish, report, sweep
 from irp_jax.config import Config
+from irp_jax.quantization import Quantization
 from irp_jax.report.card import model_card
 from irp_jax.report.robustbench import Paper, robustbench
 from irp_jax.training.progress import network_record
@@ -268,7 +269,7 @@ def test_the_page_on_saved_networks_lists_the_format_and_all_keys():
     while lacking := re.fullmatch(r"it has no (\w+)", layout._fault(required) or ""):
         required[lacking.group(1)] = example[lacking.group(1)]
     assert layout._fault(required) is None
-    written = network_record(MagicMock(), {})
+    written = network_record(MagicMock(), {}, Quantization(()))
     assert set(listed) == {
         *required, *written, *written["trained"], "history", "function_sha256",
     }  # fmt: skip

@@ -11,7 +11,7 @@ from silent import Silent
 from irp_jax import checkpoint
 from irp_jax.errors import UserError
 from irp_jax.pruning import cost
-from irp_jax.training import loop, progress
+from irp_jax.training import loop, progress, transitions
 from irp_jax.training.overfitting import AccuracyRecord
 
 
@@ -42,10 +42,10 @@ def test_a_cut_that_leaves_more_than_the_budget_says_so():
     setup = make_setup(CONFIG)
     everything = {name: int(size) for name, size in setup.graph.groups.items()}
     over = 100 * (cost.total(setup.graph).macs / setup.plan.limit - 1)
-    assert f", {over:.1f}% over the budget of {setup.plan.limit:,}" in loop._frozen_note(
+    assert f", {over:.1f}% over the budget of {setup.plan.limit:,}" in transitions._frozen_note(
         setup, everything
     )
-    assert "over" not in loop._frozen_note(setup, {name: 1 for name in everything})
+    assert "over" not in transitions._frozen_note(setup, {name: 1 for name in everything})
 
 
 def test_epochs_measured_on_training_images_are_told(monkeypatch):

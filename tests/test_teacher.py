@@ -160,13 +160,13 @@ def configured(folder, **changes):
 
 @pytest.mark.parametrize("method", ["magnitude", "admm"])
 def test_the_parent_of_a_baseline_is_dense(method, quick_runs, tmp_path, monkeypatch):
-    taken, make = [], loop._with_parent
+    taken, make = [], loop.with_parent
 
     def spied(*arguments):
         taken.append(make(*arguments))
         return taken[-1]
 
-    monkeypatch.setattr(loop, "_with_parent", spied)
+    monkeypatch.setattr(loop, "with_parent", spied)
     config = configured(tmp_path / "run", method=method, teacher="parent", epochs=3)
     results = experiment.run(config, Silent(), "bin/train")
     assert results["cost"]["macs_ratio"] <= 0.3

@@ -195,6 +195,8 @@ def _results(options: Options, found: Measured, command: str) -> dict[str, Any]:
         "command": command,
         "commit": files.commit(),
     }
+    if net.quantization is not None:
+        results["quantization"] = net.quantization.record()["scheme"]
     if options.epsilons is not None:
         pairs = zip(found.specs, found.reports, strict=True)
         robust = {each.epsilon: one.robust for each, one in pairs}

@@ -12,7 +12,7 @@ from irp_jax import export as exporting
 from irp_jax.cli.run import main, parse, publishable
 from irp_jax.errors import UserError, unknown
 from irp_jax.export import artifact, onnx
-from irp_jax.quantization import SCHEMES
+from irp_jax.quantization import IMAGES, SCHEMES, calibration_images
 from irp_jax.report.export import verify_table
 from irp_jax.report.terminal import plain_console
 
@@ -34,7 +34,8 @@ class Options:
     Default: that of the run, which is 4 without a table of latencies."""
     quantize: Literal["none", "int8"] = "none"
     """int8: an ONNX file that computes in 8-bit integers. The ranges of its activations are
-    measured on training images."""
+    measured on training images. A network that was trained in 8-bit integers has its ranges, and
+    none writes such a file, too."""
     calibration_images: int | None = None
     """Number of training images that the ranges are measured on (int8). Default: 512."""
     data_dir: str | None = None
@@ -87,6 +88,11 @@ def export(arguments: list[str]) -> None:
                         Path(options.checkpoint))  # fmt: skip
     if options.quantize == "int8" and net.quantization is None:
         net = net.quantize(_training_images(net, options), model=options.model)
+    elif options.calibration_images is not None or options.data_dir is not None:
+        raise UserError(
+            f"--calibration-images and --data-dir are for networks in float32, and "
+            f"{options.checkpoint} has its ranges: leave them out"
+        )
     content = exporting.write(
         net, options.out, options.format, layout=options.layout, multiple=options.multiple,
         model=options.model,
@@ -118,9 +124,7 @@ def _training_images(net: network.Network, options: Options) -> np.ndarray:
         trained["dataset"], data_dir=options.data_dir or trained["data_dir"],
         validation_fraction=trained.get("validation", 0.1),
     )  # fmt: skip
-    images = found.train.images
-    count = min(options.calibration_images or 512, len(images))
-    return images[np.linspace(0, len(images) - 1, count).astype(int)]
+    return calibration_images(found.train.images, options.calibration_images or IMAGES)
 
 
 def _with_results(net: network.Network, run: Path) -> network.Network:

@@ -66,7 +66,8 @@ def _show(found: Preview) -> None:
         *_latency(found),
         *(() if found.is_chosen else ("the method chooses its own channels within the budget",)),
         f"{plan.epochs} epochs of {plan.steps_per_epoch} steps, masks frozen after epoch "
-        f"{plan.freeze_epoch}",
+        f"{plan.freeze_epoch}"
+        + ("" if plan.quantize_epoch is None else f", int8 after epoch {plan.quantize_epoch}"),
         f"memory of a device, before the masks are frozen: about {_size(total)} ("
         + ", ".join(f"{name} {_size(count)}" for name, count in found.memory.items())
         + "); compiled programs can need less or more",

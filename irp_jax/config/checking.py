@@ -9,7 +9,7 @@ from irp_jax import attacks, models
 from irp_jax.config import fields
 from irp_jax.config.amounts import parse_budget, parse_channels
 from irp_jax.config.command_line import flag
-from irp_jax.config.config import AVERAGE, BASELINES, PARENT, WITH_PARENT, Config
+from irp_jax.config.config import AVERAGE, BASELINES, PARENT, SETTINGS_OF, WITH_PARENT, Config
 from irp_jax.data import check_name
 from irp_jax.errors import UserError, unknown
 
@@ -60,6 +60,7 @@ def check(config: Config, given: Collection[str] = ()) -> None:
     if config.spread and not 1 <= config.spread < math.inf:
         raise UserError(f"--spread must be 0 (off) or at least 1, got {config.spread:g}")
     _check_teacher(config)
+    _check_quantization(config)
     if config.method == "magnitude" and config.pretraining >= 1:
         raise UserError(
             f"--pretraining must leave a part of training to the pruned network: it must be below "
@@ -97,6 +98,23 @@ def _check_teacher(config: Config) -> None:
         )
     if config.teacher == PARENT and config.epochs < (least := BASELINES.get(config.method, 2)):
         raise UserError(f"--epochs must be at least {least} with a parent, got {config.epochs}")
+
+
+def _check_quantization(config: Config) -> None:
+    if not config.quantize:
+        return
+    if config.quantize not in (schemes := SETTINGS_OF["quantize"]):
+        raise unknown("quantize", config.quantize, schemes)
+    if config.granularity != "channel":
+        raise UserError(
+            f"--quantize={config.quantize} is for --granularity=channel, not {config.granularity}: "
+            f"leave one of them out"
+        )
+    if config.method == "hinge":
+        raise UserError(
+            f"--quantize={config.quantize} trains the compact network, and --method=hinge prunes "
+            f"only at the end of training: give another method"
+        )
 
 
 def _check_model(config: Config) -> None:

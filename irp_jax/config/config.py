@@ -13,6 +13,7 @@ epoch."""
 
 SETTINGS_OF: dict[str, dict[str, tuple[str, ...]]] = {
     "cost": {"latency": ("latency_table", "latency_device")},
+    "quantize": {"int8": ("quantize_start",)},
     "method": {
         "lagrangian": ("prune_start", "prune_stop", "spread", "reinit"),
         "hinge": ("hinge_strength", "mask_learning_rate"),
@@ -195,6 +196,12 @@ class Config:
     restart_rate: float = positive(1.0)
     """Peak learning rate of the later stages as a multiple of the first stage's, above 0
     (magnitude, admm, and any run with --teacher=parent)."""
+    quantize: str = ""
+    """int8: the compact network is trained in 8-bit integers from --quantize-start on, and saved so
+    (channels, not for hinge). Empty: float32."""
+    quantize_start: float = share(0.8)
+    """Start of training in 8-bit integers as a fraction of training, in [0, 1) and not before the
+    masks are frozen. At least the last epoch is trained so. For runs with --quantize."""
     validation: float = share(0.02)
     """Fraction of the training images that are held out for validation, in [0, 1). It has no effect
     on an .npz file with validation images."""

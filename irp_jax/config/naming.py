@@ -11,7 +11,7 @@ from irp_jax import files
 from irp_jax.config.amounts import parse_budget, parse_channels, write_channels
 from irp_jax.config.config import Config
 
-USUAL = ("macs", "channel", "lagrangian")
+USUAL = ("macs", "channel", "lagrangian", "")
 """Values that are left out of a run's name."""
 
 LOCAL = ("workdir", "data_dir", "checkpoint_every")
@@ -68,7 +68,8 @@ def workdir(config: Config) -> Path:
 def run_name(config: Config) -> str:
     """Returns a run's name: its main settings and a digest of its identity."""
     digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:6]
-    kind = [part for part in (config.cost, config.granularity, config.method) if part not in USUAL]
+    kinds = (config.cost, config.granularity, config.method, config.quantize)
+    kind = [part for part in kinds if part not in USUAL]
     model = Path(config.model.replace(".py:", "_")).name
     dataset = Path(config.dataset).stem
     parts = (model, dataset, config.budget, *kind, f"seed{config.seed}", digest)

@@ -66,7 +66,7 @@ def verify(
         A dictionary with these keys, all accuracies in [0, 1]:
             `artifact`: format, size in bytes, number of operators, digest and metadata of the file.
             `images`, `epsilon`: number of images, and the radius.
-            `natural`, `pgd`: accuracies of `network` and `file`.
+            `natural`, `pgd`: accuracies of `network`, in float32, and `file`.
             `square`: accuracy of the file.
             `agreement`: share of images with the same prediction.
             `max_difference`: largest absolute difference of a logit.
@@ -87,6 +87,7 @@ def verify(
     check_network(file, network, artifact)
     images, labels = _images(network, data)
     threat = attacks.linf(network.epsilon if epsilon is None else epsilon)
+    rounded, network = file_network(file, network, model), network.quantized(None, model=model)
     there = predict(file, images)
     shown = (file, there, images, labels, threat, steps, seed)
     report: dict[str, Any] = {
@@ -98,7 +99,6 @@ def verify(
         "epsilon": float(threat.epsilon),
         **_compared("network", network, *shown),
     }  # fmt: skip
-    rounded = file_network(file, network, model)
     if rounded is not None:
         report["emulation"] = _compared("emulation", rounded, *shown)
     if queries:
@@ -108,9 +108,7 @@ def verify(
     if rounds:
         compared = {"compact": file}
         if rounded is not None:
-            unrounded = with_zero_channels(
-                network.quantized(None, model=model), artifacts.multiple(file.facts), model
-            )
+            unrounded = with_zero_channels(network, artifacts.multiple(file.facts), model)
             content = serialized(unrounded, file.format, layout=file.layout)
             compared["float32"] = artifacts.from_bytes(
                 content, file.format, file.facts, threads=threads

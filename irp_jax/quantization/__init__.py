@@ -6,9 +6,20 @@
     small.export("model.onnx")            # an 8-bit file
 
 `fake` rounds arrays, `sites` finds the arrays of a network that are rounded, and `emulation` puts
-both together.
+both together. `training.loop` trains the emulation if `Config.quantize` is set.
 """
 
-from irp_jax.quantization.emulation import SCHEMES, Quantization, calibrate, emulated
+from irp_jax.quantization.emulation import (
+    IMAGES,
+    SCHEMES,
+    Quantization,
+    calibrate,
+    calibration_images,
+    check_trainable,
+    emulated,
+)
 
-__all__ = ["SCHEMES", "Quantization", "calibrate", "emulated"]
+__all__ = [
+    "IMAGES", "SCHEMES", "Quantization", "calibrate", "calibration_images", "check_trainable",
+    "emulated",
+]  # fmt: skip

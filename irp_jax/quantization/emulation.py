@@ -16,6 +16,9 @@ from irp_jax.quantization import fake, sites
 SCHEMES = ("int8",)
 """Names of quantization schemes."""
 
+IMAGES = 512
+"""Usual number of calibration images."""
+
 BATCH = 64
 """Calibration images that are evaluated at once."""
 
@@ -102,6 +105,58 @@ def emulated(network: Apply, quantization: Quantization | None) -> Apply:
     return functools.partial(network, operands=rounding)
 
 
+def check_trainable(network: Apply, variables: Any, images: Any) -> None:
+    """Checks that a network can be trained in 8 bits. Nothing is computed.
+
+    In training and in inference the same activations must be rounded, because their ranges are
+    measured in inference.
+
+    Args:
+        network: see `emulated`.
+        variables: {"params", "batch_stats"}, arrays or their shapes and dtypes.
+        images: a batch (N, H, W, C) float32, or its shape and dtype.
+
+    Raises:
+        UserError: the network has no layer to quantize, or training rounds other activations.
+    """
+
+    def names(train: bool) -> set[str]:
+        found: set[str] = set()
+
+        def looking(analysis: Analysis) -> Callable[[Equation, list[Any]], list[Any]]:
+            for several in sites.find(analysis).values():
+                found.update(site.name for site in several if site.name)
+            return lambda equation, inputs: inputs
+
+        jax.eval_shape(
+            lambda variables, images: network(
+                variables["params"], variables["batch_stats"], images, train=train, operands=looking
+            )[0],
+            variables,
+            images,
+        )
+        return found
+
+    used, trained = names(train=False), names(train=True)
+    if not used:
+        raise UserError("the network has no layer to quantize")
+    if used != trained:
+        raise UserError(
+            f"the network cannot be trained in 8 bits, because it computes other layers in "
+            f"training than in inference ({min(used ^ trained)}): quantize it after training"
+        )
+
+
+def calibration_images(images: np.ndarray, count: int = IMAGES) -> np.ndarray:
+    """Returns up to `count` images of a training set, evenly spaced.
+
+    Args:
+        images: (N, H, W, C), of any dtype.
+        count: at least 1.
+    """
+    return images[np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)]
+
+
 def calibrate(
     network: Apply, variables: Mapping[str, Any], images: np.ndarray | jax.Array
 ) -> Quantization:
@@ -110,7 +165,8 @@ def calibrate(
     Args:
         network: see `emulated`.
         variables: {"params", "batch_stats"}, each name -> array.
-        images: (N, H, W, C) float32 in [0, 1], at least one, such as 512 training images.
+        images: (N, H, W, C) uint8, or float in [0, 1]; at least one, such as
+            `calibration_images` of the training set.
 
     Raises:
         UserError: the network has no layer to quantize, or an activation is not finite.
@@ -141,6 +197,7 @@ def calibrate(
     batch = min(BATCH, len(images))
     for start in range(0, len(images), batch):
         part = images[min(start, len(images) - batch) :][:batch]  # one shape for all
+        part = np.asarray(part, np.float32) / (255 if images.dtype == np.uint8 else 1)
         for name, (low, high) in jax.device_get(extremes(variables, part)).items():
             before = total.get(name, (np.inf, -np.inf))
             total[name] = (min(before[0], float(low)), max(before[1], float(high)))

@@ -54,6 +54,8 @@ def model_card(found: Results, into: Path, size: int, class_names: Sequence[str]
         f"per image, {cost['params']:,} parameters, {size / 1000:.0f} kB of weights. Its classes "
         f"are {', '.join(class_names)}."
     )
+    if "quantization" in found:
+        what += " It was trained and measured in 8-bit integers, which JAX emulates in float32."
     attacks = (
         f"The attacks use the L-inf norm and radius {radius(config['epsilon'])}. PGD starts at a "
         f"random point and uses a step size of a quarter of the radius. An image counts as broken "

@@ -245,8 +245,11 @@ def _is_evaluation(found: Mapping[str, Any]) -> bool:
 def _same_network(evaluation: Results, run: Results) -> bool:
     """Returns whether an evaluation is of the network of a run.
 
-    The digests of the networks are compared. Older results have none, so settings are compared.
+    The digests of the networks are compared. Older results have none, so settings are compared. The
+    same arrays in float32 and in 8 bits are two networks.
     """
+    if evaluation.get("quantization") != run.get("quantization"):
+        return False
     key = "network_sha256"
     if key not in evaluation or key not in run:
         keys: tuple[str, ...] = ("model", "dataset", "method", "seed", "cost", "epochs")

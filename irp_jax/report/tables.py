@@ -146,8 +146,11 @@ def recipe(one: Results) -> str:
     for event in one["rollbacks"]:
         if "clip" in event:  # clipping began where the run diverged
             clip = f", then clip {event['clip']:g}"
+    rounded = ""
+    if config["quantize"]:
+        rounded = f", {config['quantize']} from {config['quantize_start']:.0%}"
     batch = f"batch {config['batch_size']}"
-    return f"{rate}, {batch}{grown}{some}{held_out}{guard}{clip}" + (
+    return f"{rate}, {batch}{grown}{some}{held_out}{guard}{clip}{rounded}" + (
         _non_default(one, RARE) + _teacher(one)
     )
 

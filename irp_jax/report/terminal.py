@@ -140,7 +140,8 @@ class Terminal:
         """Prints one aligned line for a finished epoch."""
         self._probed = f"natural {row['natural']:.1%} PGD {row['pgd']:.1%} "
         cells = (pattern.format(row[key]) for _, key, pattern in COLUMNS)
-        self.note(" ".join(f"{cell:>8}" for cell in cells) + (" frozen" if row["frozen"] else ""))
+        state = (" frozen" * row["frozen"]) + (" int8" * row.get("quantized", False))
+        self.note(" ".join(f"{cell:>8}" for cell in cells) + state)
 
     def attacking(self, name: str, robust: int) -> None:
         """Announces an attack and opens its bar."""
@@ -179,10 +180,11 @@ class Terminal:
 
 
 def _compaction_text(plan: Plan) -> str:
-    """Returns a short text that says when the network is compacted."""
+    """Returns a short text that says when the network is compacted, and rounded if it is."""
+    rounded = "" if plan.quantize_epoch is None else f", int8 after epoch {plan.quantize_epoch}"
     if plan.freeze_epoch == 0:
-        return "compact from the start"
-    return f"masks frozen after epoch {plan.freeze_epoch}"
+        return f"compact from the start{rounded}"
+    return f"masks frozen after epoch {plan.freeze_epoch}{rounded}"
 
 
 def _warm_up_text(plan: Plan) -> str:
@@ -280,6 +282,8 @@ def result_table(results: dict[str, Any]) -> Table:
     table.add_row("params", f"{cost['params']:,} ({cost['params_ratio']:.2%})")
     if "latency" in cost:
         table.add_row("latency", f"{cost['latency'] / 1e6:.3f} ms ({cost['latency_ratio']:.2%})")
+    if "quantization" in results:
+        table.add_row("quantization", str(results["quantization"]))
     table.add_row("epochs", str(results["epochs"]))
     table.add_row("time", f"{results['wall_time_s']:.0f} s")
     return table

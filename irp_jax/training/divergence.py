@@ -65,9 +65,9 @@ class LossRecord(NamedTuple):
 
     @property
     def after_compaction(self) -> "LossRecord":
-        """The record after the network was compacted: without earlier losses.
+        """The record after the network was compacted or rounded: without earlier losses.
 
-        Compaction may raise the loss by any amount. If the network had already lost what it had
+        Both may raise the loss by any amount. If the network had already lost what it had
         learnt, the record does not change.
         """
         return self if self.stuck else self.restarted

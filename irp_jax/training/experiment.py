@@ -104,6 +104,8 @@ def run(
     plan = make_plan(config, METHODS[config.method], subject.graph, len(dataset.train))
     if config.granularity == "channel":
         traced.check(subject)
+    if config.quantize:
+        traced.check_quantized(subject, config.batch_size)
     if plan.reinit and not traced.is_drawn(subject):
         raise UserError(
             f"--reinit needs new weights, but the weights of {subject.name} are given: leave it out"
@@ -185,9 +187,9 @@ def _network(setup: Setup, progress: Progress, workdir: Any) -> Network:
     """Returns the trained network."""
     state = progress.state.network
     variables = jax.device_get(deployed(setup.graph, state, state["batch_stats"]))
-    record = network_record(setup, progress.keep_counts)
+    record = network_record(setup, progress.keep_counts, progress.quantization)
     return Network(
-        apply=setup.apply,
+        apply=inference(setup.model.network, progress.quantization),
         variables=variables,
         record=described(record, setup.graph, progress.keep_counts, progress.epoch),
         history=files.read_log(workdir / "metrics.jsonl"),
@@ -241,4 +243,5 @@ def _evaluate(
         "identity": setup.identity,
         "config": configs.settings(config),
         "keep_counts": progress.keep_counts,
+        **({"quantization": config.quantize} if progress.quantization else {}),
     }  # fmt: skip

@@ -44,13 +44,13 @@ def is_sound(progress: Progress, healthy: Progress | None) -> bool:
 def loss_record_before(plan: Plan, progress: Progress) -> LossRecord:
     """Returns the record of losses that the next epoch is compared with.
 
-    It is without earlier losses if the network was just compacted, or if a stage and with it a
-    cycle of the learning rate begins. If the radius grew in the last epoch, only the loss of that
-    epoch counts, because the loss rises with the radius.
+    It is without earlier losses if the network was just compacted or rounded, or if a stage and
+    with it a cycle of the learning rate begins. If the radius grew in the last epoch, only the loss
+    of that epoch counts, because the loss rises with the radius.
     """
     if progress.epoch in plan.stages[1:] or (progress.epoch == plan.freeze_epoch and plan.reinit):
         return progress.loss_record.restarted
-    if progress.epoch == plan.freeze_epoch:
+    if progress.epoch in (plan.freeze_epoch, plan.quantize_epoch):
         return progress.loss_record.after_compaction
     grew = 0 <= (progress.epoch - 1) * plan.steps_per_epoch < plan.epsilon_steps
     return progress.loss_record.for_larger_radius if grew else progress.loss_record

@@ -1,4 +1,4 @@
-"""The loop over epochs: trains, freezes the masks, rolls back on an alarm, saves checkpoints.
+"""The loop over epochs: trains, freezes the masks, rounds, rolls back on an alarm, saves.
 
 An epoch consists of a few compiled segments. The guard looks at the metrics of each.
 """
@@ -19,16 +19,18 @@ from irp_jax import attacks, data, draws, evaluation, files, parallel
 from irp_jax.config import AVERAGE, Config
 from irp_jax.data import Augmentation, Split
 from irp_jax.errors import UserError
-from irp_jax.network import deployed
+from irp_jax.network import deployed, inference
+from irp_jax.quantization import emulated
 from irp_jax.record import cost_report
 from irp_jax.training import defenses, guard
 from irp_jax.training import optimizer as optimizers
 from irp_jax.training.overfitting import AccuracyRecord
 from irp_jax.training.plan import Plan, threat_at
 from irp_jax.training.progress import Progress, Reporter, Setup, save
-from irp_jax.training.state import TrainState, freeze
+from irp_jax.training.state import TrainState
 from irp_jax.training.step import Metrics, Recipe, compile_steps
 from irp_jax.training.teacher import Teacher, TeacherOutputs
+from irp_jax.training.transitions import frozen, quantized, with_parent
 
 FEW = 256
 """Number of images for the accuracies after each epoch. A whole split would take too long."""
@@ -63,11 +65,14 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
     healthy: Progress | None = None
     while True:
         if progress.epoch == plan.parent_epoch and progress.parent is None:
-            progress = _with_parent(setup, progress, reporter)  # before the network is pruned
+            progress = with_parent(setup, progress, reporter)  # before the network is pruned
             teacher, program = make_teacher(setup, progress, resident), None
         if progress.epoch >= plan.freeze_epoch and not progress.keep_counts:
-            progress = _frozen(setup, progress, reporter)
+            progress = frozen(setup, progress, reporter)
             saved_at, is_saved, program = -math.inf, False, None  # save after this epoch
+        begun = plan.quantize_epoch is not None and progress.epoch >= plan.quantize_epoch
+        if begun and progress.quantization is None:
+            progress, program = quantized(setup, progress, reporter), None
         if progress.epoch == plan.epochs:
             break
         program = program or compile_for(setup, progress)
@@ -97,7 +102,8 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
             )
         network = progress.state.network
         accuracies = evaluation.probe(
-            setup.apply, deployed(setup.graph, network, network["batch_stats"]),
+            inference(setup.model.network, progress.quantization),
+            deployed(setup.graph, network, network["batch_stats"]),
             probe_images, probe_labels, attacks.linf(config.epsilon), key=resident.key,
         )  # fmt: skip
         row = _row(setup, progress, metrics, accuracies, seconds)
@@ -112,30 +118,6 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
     if not is_saved:
         save(setup, progress, workdir)
     return progress.after(time.monotonic() - counted)
-
-
-def _with_parent(setup: Setup, progress: Progress, reporter: Reporter) -> Progress:
-    """Returns the run with its present dense network as the teacher of the later epochs."""
-    assert not progress.keep_counts, "the parent is taken before the freeze"
-    network = progress.state.network
-    parent = jax.device_get(deployed(setup.graph, network, network["batch_stats"]))
-    share = f"{setup.config.teacher_weight:.0%} of the target from now on"
-    reporter.note(f"the dense network of {progress.epoch} epochs is the teacher: {share}")
-    return dataclasses.replace(progress, parent=parent)
-
-
-def _frozen(setup: Setup, progress: Progress, reporter: Reporter) -> Progress:
-    """Returns the run with frozen masks and, with channel masks, the compact network."""
-    fresh = None
-    if setup.plan.reinit:
-        # A key that neither a step nor the initial weights use.
-        key = jax.random.fold_in(draws.key(setup.config.seed), 2**32 - 2)
-        drawn = jax.device_get(jax.jit(setup.model.init)(key))
-        fresh = dict(zip(("params", "batch_stats"), drawn, strict=True))
-    state, keep_counts = freeze(setup.config, setup.plan, setup.graph, progress.state, fresh)
-    reporter.note(_frozen_note(setup, keep_counts))
-    state = parallel.place(state, parallel.replicated(setup.mesh))
-    return dataclasses.replace(progress, keep_counts=keep_counts, state=state)
 
 
 def _threat(setup: Setup, step: int) -> attacks.Threat:
@@ -172,21 +154,10 @@ def _row(
         "epsilon": float(_threat(setup, progress.epoch * setup.plan.steps_per_epoch - 1).epsilon),
         "cost_ratio": float(metrics["cost_ratio"][-1]),
         "frozen": bool(progress.keep_counts),
+        "quantized": progress.quantization is not None,
         "images_per_s": round(len(metrics["loss"]) * setup.config.batch_size / seconds, 1),
         "seconds": round(progress.seconds, 2),
     }
-
-
-def _frozen_note(setup: Setup, keep_counts: dict[str, int]) -> str:
-    report, limit = cost_report(setup.graph, keep_counts), setup.plan.limit
-    over = report[setup.config.cost] - limit  # only the published rule may exceed it
-    return (
-        f"masks frozen: {report['macs'] / 1e6:.2f}M of {report['dense_macs'] / 1e6:.2f}M MACs "
-        f"({report['macs_ratio']:.1%}), "
-        f"{report['params']:,} of {report['dense_params']:,} parameters"
-        + (f", {report['latency_ratio']:.1%} of the latency" if "latency" in report else "")
-        + (f", {over / limit:.1%} over the budget of {limit:,}" if over > 0 else "")
-    )
 
 
 class Resident(NamedTuple):
@@ -214,14 +185,17 @@ def on_devices(setup: Setup) -> Resident:
 
 
 class Compiled(NamedTuple):
-    """The compiled program. It is made anew when teacher, masks, defense or clipping change.
+    """The compiled program. It is made anew when teacher, masks, rounding, defense or clipping
+    change.
 
     Attributes:
         recipe: of its steps.
+        network: that is trained: the model, or its emulation in 8 bits.
         steps: see `compile_steps`.
     """
 
     recipe: Recipe
+    network: Callable
     steps: Callable
 
 
@@ -248,8 +222,9 @@ def compile_for(setup: Setup, progress: Progress) -> Compiled:
         clipped, setup.plan, setup.graph, frozen=bool(progress.keep_counts)
     )
     recipe = _recipe(setup, progress)
-    steps = compile_steps(recipe, setup.model.network, optimizer, setup.mesh)
-    return Compiled(recipe, steps)
+    network = emulated(setup.model.network, progress.quantization)
+    steps = compile_steps(recipe, network, optimizer, setup.mesh)
+    return Compiled(recipe, network, steps)
 
 
 def advance(
@@ -270,7 +245,7 @@ def advance(
     check_alarm = functools.partial(
         guard.check_alarm,
         program.recipe,
-        setup.model.network,
+        program.network,
         resident.key,
         resident.seen,
         reporter,

@@ -39,6 +39,7 @@ class Plan:
         reinit: whether the network starts from new weights when masks are frozen.
         epsilon_steps: steps in which the training radius grows to the full one. All are in the
             first stage.
+        quantize_epoch: epochs completed when training in 8-bit integers begins; None without.
     """
 
     epochs: int
@@ -52,6 +53,7 @@ class Plan:
     parent_epoch: int | None = None
     reinit: bool = False
     epsilon_steps: int = 0
+    quantize_epoch: int | None = None
 
     @property
     def steps(self) -> int:
@@ -82,8 +84,8 @@ def make_plan(config: Config, method: Timed, graph: ChannelGraph, images: int) -
 
     Raises:
         UserError: the batch is larger than the split, the network has nothing to prune, the budget
-            cannot be met, the given channels are not those of the network or exceed the budget, or
-            there are more steps than int32 can count.
+            cannot be met, the given channels are not those of the network or exceed the budget,
+            quantization begins before the freeze, or there are more steps than int32 can count.
     """
     if config.batch_size > images:
         raise UserError(
@@ -126,11 +128,12 @@ def make_plan(config: Config, method: Timed, graph: ChannelGraph, images: int) -
     if epochs * steps_per_epoch >= 2**31:  # steps are counted in int32
         most = (2**31 - 1) // steps_per_epoch
         raise UserError(f"--epochs={epochs} are too many to count: give {most} or fewer")
+    freeze_epoch = method.freeze_epoch(config)
     return Plan(
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
         segments=segments,
-        freeze_epoch=method.freeze_epoch(config),
+        freeze_epoch=freeze_epoch,
         limit=limit,
         target=limit if absolute else amount,
         ratio=limit / dense,
@@ -138,7 +141,26 @@ def make_plan(config: Config, method: Timed, graph: ChannelGraph, images: int) -
         reinit=config.reinit and config.method == "lagrangian",
         parent_epoch=stages[1] if config.teacher == PARENT else None,
         epsilon_steps=round(config.epsilon_warmup * first * steps_per_epoch),
+        quantize_epoch=_quantize_epoch(config, freeze_epoch) if config.quantize else None,
     )
+
+
+def _quantize_epoch(config: Config, freeze_epoch: int) -> int:
+    """Returns the epochs completed when quantization begins: the last epoch is always quantized."""
+    if freeze_epoch == config.epochs:
+        raise UserError(
+            f"--quantize={config.quantize} trains the compact network, and the masks are frozen at "
+            f"the end of the {config.epochs} epochs: give more --epochs, or freeze them earlier"
+        )
+    # Rounded, because 0.28 * 25 is 7.000000000000001.
+    start = min(math.ceil(round(config.quantize_start * config.epochs, 6)), config.epochs - 1)
+    if start < freeze_epoch:
+        least = math.ceil(freeze_epoch / config.epochs * 1e3) / 1e3
+        raise UserError(
+            f"--quantize-start={config.quantize_start:g} is before the masks are frozen, after "
+            f"epoch {freeze_epoch} of {config.epochs}: give {least:g} or more"
+        )
+    return start
 
 
 def _check_channels(config: Config, graph: ChannelGraph, limit: int) -> None:

@@ -64,6 +64,8 @@ def preview(config: Config) -> Preview:
         model, _ = latency.attached(model, config.latency_table, config.latency_device)
     method = METHODS[config.method]
     plan = make_plan(config, method, model.graph, count)
+    if config.quantize:
+        traced.check_quantized(model, config.batch_size)
     if isinstance(method, Width):
         kept = method.keep_counts(config, model.graph, plan.limit)
     else:

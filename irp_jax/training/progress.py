@@ -17,6 +17,8 @@ from irp_jax.graph import ChannelGraph
 from irp_jax.network import Network, network_params
 from irp_jax.pruning import sparse
 from irp_jax.pruning.latency import MULTIPLE
+from irp_jax.quantization import Quantization
+from irp_jax.record import quantization_of
 from irp_jax.traced import TracedModel
 from irp_jax.training import defenses
 from irp_jax.training.defenses import Choice
@@ -97,6 +99,7 @@ class Progress:
         loss_record: the guard's record of the loss.
         parent: {"params", "batch_stats"} of the dense network that teaches, as `deployed` returns
             it; None before it teaches.
+        quantization: the ranges of activations of the 8-bit network; None before it is trained so.
     """
 
     epoch: int
@@ -111,6 +114,7 @@ class Progress:
     clip: float
     loss_record: LossRecord
     parent: dict[str, Any] | None = None
+    quantization: Quantization | None = None
 
     def after(self, seconds: float) -> "Progress":
         """Returns the same progress with more time spent."""
@@ -216,6 +220,7 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
         clip=record["clip"],
         loss_record=LossRecord(**record["descent"]),
         parent=rest["parent"],
+        quantization=quantization_of(record["network"]),
     )
 
 
@@ -227,7 +232,7 @@ def save(setup: Setup, progress: Progress, workdir: Path) -> None:
         network = {**network, "weights": weights, "masks": {}}
     record = {
         "identity": setup.identity,
-        "network": network_record(setup, progress.keep_counts),
+        "network": network_record(setup, progress.keep_counts, progress.quantization),
         "keep_counts": progress.keep_counts,
         "seconds": progress.seconds,
         "defense": list(progress.defense),
@@ -243,10 +248,14 @@ def save(setup: Setup, progress: Progress, workdir: Path) -> None:
     checkpoint.save(workdir / "checkpoints", progress.epoch, network, training, record)
 
 
-def network_record(setup: Setup, keep_counts: dict[str, int]) -> dict[str, Any]:
+def network_record(
+    setup: Setup, keep_counts: dict[str, int], quantization: Quantization | None = None
+) -> dict[str, Any]:
     """Returns the record that is needed to use the network."""
     config = setup.config
+    rounded = {} if quantization is None else {"quantization": quantization.record()}
     return {
+        **rounded,
         "model": setup.model.spec,
         "class_names": list(setup.dataset.class_names),
         "image_shape": list(setup.dataset.image_shape),
