@@ -12,6 +12,8 @@ This file must parse on old Pythons, so that it can refuse them with a message.
 import glob
 import hashlib
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,6 +26,7 @@ STAMP = os.path.join(VENV, "ready")
 OLDEST = (3, 11)
 # A Python supports an accelerator if it has any one of these distributions.
 PLUGINS = {"cuda": ("jax-cuda12-plugin", "jax-cuda13-plugin"), "tpu": ("libtpu",)}
+LARGE = {"jax", "torch", *(name for names in PLUGINS.values() for name in names)}
 
 
 def run(module, extras=()):
@@ -84,6 +87,16 @@ def find_python(extras):
             "Python {}.{} or newer is needed, but {} is {}.{}.{}: install a newer one and run it "
             "by name, as in `python3.11 {}`".format(
                 *OLDEST, sys.executable, *sys.version_info[:3], sys.argv[0]
+            )
+        )
+    if is_nearly_ready(wanted, missing):
+        say(
+            "{} has JAX for {}: to use it instead of a new .venv, interrupt this and run `{} -m "
+            "pip install {}`".format(
+                sys.executable,
+                " and ".join(name for name in wanted if name in PLUGINS),
+                sys.executable,
+                " ".join(map(shlex.quote, missing)),
             )
         )
     try:
@@ -149,6 +162,12 @@ def find_missing(extras):
     return missing + [names[0] for names in lacking]
 
 
+def is_nearly_ready(extras, missing):
+    """Returns whether this Python has the accelerator's JAX and lacks small packages only."""
+    lacking = {re.split(r"[^\w.-]", text)[0] for text in missing}
+    return bool(PLUGINS.keys() & set(extras)) and not lacking & {*LARGE, "packaging"}
+
+
 def fingerprint():
     """Returns a digest of everything that `.venv` is made from: the pins and its base Python."""
     digest = hashlib.sha256(os.path.realpath(PYTHON).encode())
@@ -202,6 +221,8 @@ def make(extras, missing):
             f"{sys.executable} lacks {lacks}, and {VENV} was not made by this command: "
             "activate it if it has them, or rename it"
         )
+    if not have and os.path.islink(VENV):
+        refuse(f"{VENV} is a link to an environment of other pins: remove the link")
     os.makedirs(VENV, exist_ok=True)
     stamp("unfinished")
     # Not sys.executable: if a stale .venv is active, that file is deleted below.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import math
 
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from event_files import points, points_of
 
 import irp_jax as irp
 from irp_jax import checkpoint, files, layout
@@ -142,7 +144,9 @@ def test_an_interrupted_run_resumes_to_the_same_network(finished, tmp_path):
     halfway = irp.load(tmp_path, model=Net())
     assert halfway.epoch == 1 and halfway(pixels()).shape == (5, 10)
     later = []
-    again = train(Net(), workdir=tmp_path, callback=later.append)
+    log = "tensorboard" if importlib.util.find_spec("tensorboardX") else ""
+    again = train(Net(), workdir=tmp_path, callback=later.append, log_to=log)
+    assert not log or points(tmp_path / "tensorboard") == points_of(again.history)
     assert [row["epoch"] for row in later] == [2, 3]
     assert [row["loss"] for row in again.history] == [row["loss"] for row in rows]
     assert digest(again) == digest(network)

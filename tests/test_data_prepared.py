@@ -8,6 +8,7 @@ import json
 import logging
 import struct
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from official_files import (
     tar_gz,
 )
 
-from irp_jax.data import load
+from irp_jax.data import load, prepared
 from irp_jax.data.official import OFFICIAL
 from irp_jax.errors import UserError
 
@@ -55,6 +56,14 @@ def as_set(split):
         (image.tobytes(), int(label))
         for image, label in zip(split.images, split.labels, strict=True)
     }
+
+
+def test_a_half_imported_tensorflow_datasets_is_one_line(monkeypatch, tmp_path):
+    # What `import tensorflow_datasets` gives if tensorflow-metadata does not fit protobuf.
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", types.ModuleType("tfds"))
+    monkeypatch.delitem(sys.modules, prepared.__name__)
+    with pytest.raises(UserError, match="tensorflow-metadata<1"):
+        load("cifar10", data_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize("name", FILES)

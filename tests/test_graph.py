@@ -2,6 +2,10 @@
 
 import functools
 import math
+import os
+import pty
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -419,3 +423,24 @@ def test_a_nested_difference_changes_the_fingerprint(where):
         return traced.trace((network, params), SHAPE).fingerprint
 
     assert made(2.0) == made(2.0) != made(3.0)
+
+
+TRACED = """
+import jax, numpy as np
+from irp_jax import traced
+
+params = {"a/kernel": np.ones((3, 4), np.float32)}
+network = lambda params, images: jax.nn.relu(images).mean((1, 2)) @ params["a/kernel"]
+found = traced.trace((network, params), (8, 8, 3)).fingerprint
+"""
+
+
+def test_a_terminal_does_not_change_the_fingerprint():
+    names = {}
+    exec(TRACED, names)
+    ours, theirs = pty.openpty()
+    code = [sys.executable, "-c", TRACED + "print(found)"]
+    subprocess.run(code, stdout=theirs, check=True)  # JAX writes in colour there
+    assert os.read(ours, 1000).decode().strip() == names["found"]
+    os.close(ours)
+    os.close(theirs)

@@ -156,6 +156,38 @@ def test_venv_is_made_once_and_again_when_the_pins_change(
     assert len(made) == 7 and "torch==2.13.0" in made[-1]
 
 
+@pytest.mark.parametrize(("plugin", "told"), [("pytest", True), ("nosuchplugin", False)])
+def test_a_python_with_the_accelerator_s_jax_is_told_what_it_lacks(
+    launch: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    plugin: str,
+    told: bool,
+) -> None:
+    Path(launch.ROOT, "pyproject.toml").write_text(project("jax", "nosuchpackage>=1"))
+    monkeypatch.setattr(launch, "find_accelerators", lambda: ["cuda"])
+    monkeypatch.setattr(launch, "call", fake_call)
+    monkeypatch.setitem(launch.PLUGINS, "cuda", (plugin,))
+    monkeypatch.setattr(launch, "LARGE", {"jax", plugin})
+    assert launch.find_python([]) == launch.PYTHON
+    lines = capsys.readouterr().err.splitlines()
+    assert any("-m pip install 'nosuchpackage>=1'" in line for line in lines) == told
+
+
+def test_an_environment_behind_a_link_is_not_emptied(
+    launch: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(launch, "call", fake_call)
+    shared = tmp_path / "shared"
+    (shared / "lib").mkdir(parents=True)
+    (shared / "ready").write_text("of other pins\n")
+    Path(launch.VENV).symlink_to(shared)
+    with pytest.raises(SystemExit):
+        launch.find_python([])
+    assert sorted(path.name for path in shared.iterdir()) == ["lib", "ready"]
+    assert (shared / "ready").read_text() == "of other pins\n"
+
+
 def test_a_set_up_cut_short_is_begun_again(
     launch: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,15 @@ from irp_jax import attacks, models
 from irp_jax.config import fields
 from irp_jax.config.amounts import parse_budget, parse_channels
 from irp_jax.config.command_line import flag
-from irp_jax.config.config import AVERAGE, BASELINES, PARENT, SETTINGS_OF, WITH_PARENT, Config
+from irp_jax.config.config import (
+    AVERAGE,
+    BASELINES,
+    LOGS,
+    PARENT,
+    SETTINGS_OF,
+    WITH_PARENT,
+    Config,
+)  # fmt: skip
 from irp_jax.data import check_name
 from irp_jax.errors import UserError, unknown
 
@@ -46,6 +54,9 @@ def check(config: Config, given: Collection[str] = ()) -> None:
     if config.epochs < (stages := BASELINES.get(config.method, 1)):
         why = f", one for each stage of --method={config.method}" if stages > 1 else ""
         raise UserError(f"--epochs must be at least {stages}{why}, got {config.epochs}")
+    for name in config.log_to.split(",") if config.log_to else ():
+        if name not in LOGS:
+            raise unknown("log", name, LOGS)
     if config.workdir == "":
         raise UserError("--workdir must name a folder, got an empty name")
     if config.method == "lagrangian" and not config.prune_start < config.prune_stop:

@@ -40,6 +40,7 @@ DEFENSES = (
 SCHEDULES = ("cyclic", "cosine", "piecewise")
 GRANULARITIES = get_args(Granularity)
 EVALUATED_ON = ("test", "validation")
+LOGS = ("tensorboard", "wandb")
 
 PARENT = "parent"
 """Value of `Config.teacher`: the teacher is the dense network of the same run."""
@@ -219,6 +220,9 @@ class Config:
     checkpoint_every: float = at_least(0, 60.0)
     """Minimum time between checkpoints, in seconds. Checkpoints are written at the end of an
     epoch."""
+    log_to: str = ""
+    """Where else the figures of each epoch go, besides metrics.jsonl: tensorboard, wandb, or both
+    with a comma. It is no part of the run's identity."""
 
 
 SUITED: dict[str, dict[str, Any]] = {

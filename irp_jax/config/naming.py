@@ -14,7 +14,7 @@ from irp_jax.config.config import Config
 USUAL = ("macs", "channel", "lagrangian", "")
 """Values that are left out of a run's name."""
 
-LOCAL = ("workdir", "data_dir", "checkpoint_every")
+LOCAL = ("workdir", "data_dir", "checkpoint_every", "log_to")
 """Fields that do not change a run's outcome."""
 
 BY_RUN = ("model_fingerprint", "teacher_sha256")

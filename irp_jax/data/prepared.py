@@ -36,6 +36,14 @@ from irp_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
 
+# tensorflow-metadata 1.21 beside protobuf 5, as in an image of Colab: the import of TensorFlow
+# Datasets then only logs the error and lacks its functions.
+if not hasattr(tfds, "builder_cls"):
+    raise UserError(
+        "TensorFlow Datasets cannot load tensorflow-metadata beside the installed protobuf: "
+        "pip install 'tensorflow-metadata<1.18'"
+    )
+
 _TFRECORD = tfds.core.FileFormat.TFRECORD
 
 

@@ -327,6 +327,9 @@ def _constant(value: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    """Returns a parameter as text, with the constants of jaxprs and without memory addresses."""
+    """Returns a parameter as text, with the constants of jaxprs and without memory addresses.
+
+    JAX writes jaxprs in colour in a terminal or a notebook. The colours are removed.
+    """
     held = [_constant(constant) for constant in getattr(value, "consts", ())]
-    return re.sub(r"0x[0-9a-f]+", "", f"{value} {held or ''}")
+    return re.sub(r"0x[0-9a-f]+|\x1b\[[0-9;]*m", "", f"{value} {held or ''}")

@@ -27,7 +27,7 @@ from irp_jax.pruning import cost
 from irp_jax.pruning.latency import MULTIPLE
 from irp_jax.record import cost_report, described
 from irp_jax.results import check_version
-from irp_jax.training import loop, teacher
+from irp_jax.training import logs, loop, teacher
 from irp_jax.training.methods import METHODS
 from irp_jax.training.plan import Plan, make_plan
 from irp_jax.training.progress import (
@@ -117,6 +117,7 @@ def run(
         held_out=data.split_digest(dataset.validation), tested=data.split_digest(dataset.test),
         multiple=multiple,
     )  # fmt: skip
+    copies = logs.make(config.log_to, workdir, configs.settings(config))
     commit = files.commit()  # read now, because the files may change during the run
     with files.claim(workdir, identity):
         finished = files.read_json(workdir / "results.json")
@@ -138,7 +139,8 @@ def run(
         files.write_json(workdir / "config.json", everything | {"target": plan.ratio})
         progress = progress or start(setup)
         progress = progress.after(time.monotonic() - began)
-        progress = loop.train(setup, progress, workdir, reporter)
+        with logs.closed(copies):
+            progress = loop.train(setup, progress, workdir, reporter, copies)
         trained = _network(setup, progress, workdir)
         results = _evaluate(setup, progress, trained, reporter) | {
             "environment": parallel.describe(),

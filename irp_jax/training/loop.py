@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from irp_jax.quantization import emulated
 from irp_jax.record import cost_report
 from irp_jax.training import defenses, guard
 from irp_jax.training import optimizer as optimizers
+from irp_jax.training.logs import Log
 from irp_jax.training.overfitting import AccuracyRecord
 from irp_jax.training.plan import Plan, threat_at
 from irp_jax.training.progress import Progress, Reporter, Setup, save
@@ -36,7 +37,13 @@ FEW = 256
 """Number of images for the accuracies after each epoch. A whole split would take too long."""
 
 
-def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -> Progress:
+def train(
+    setup: Setup,
+    progress: Progress,
+    workdir: Path,
+    reporter: Reporter,
+    logs: Sequence[Log] = (),
+) -> Progress:
     """Trains all remaining epochs.
 
     Args:
@@ -44,6 +51,7 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         progress: the state to start from.
         workdir: folder of the checkpoints and of the log of epochs.
         reporter: receives messages and progress.
+        logs: copies of the log of epochs.
 
     Returns:
         The progress after the last epoch, which is saved.
@@ -58,6 +66,8 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         clip = f", gradients no longer than {progress.clip:g}" if progress.clip else ""
         reporter.note(f"going on with {progress.defense}{clip}, as the guard decided")
     reporter.begin(config, plan, progress.epoch * plan.steps_per_epoch)
+    for log in logs:
+        log.begin(files.read_log(workdir / "metrics.jsonl"))
     progress = dataclasses.replace(progress, state=parallel.place(progress.state, whole))
     saved_at, is_saved, counted = time.monotonic(), True, time.monotonic()
     program: Compiled | None = None
@@ -92,6 +102,8 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
             progress, healthy, program = back, None, None
             teacher = teacher if back.parent or setup.teacher else None
             files.truncate_log(workdir / "metrics.jsonl", progress.epoch)
+            for log in logs:
+                log.begin(files.read_log(workdir / "metrics.jsonl"))
             reporter.back_to(progress.epoch * plan.steps_per_epoch)
             continue
         if not np.isfinite(progress.loss_record.last):
@@ -108,6 +120,8 @@ def train(setup: Setup, progress: Progress, workdir: Path, reporter: Reporter) -
         )  # fmt: skip
         row = _row(setup, progress, metrics, accuracies, seconds)
         files.append_log(workdir / "metrics.jsonl", row)
+        for log in logs:
+            log.add(row)
         reporter.epoch(row)
         # Only sound states are saved, so that a resumed run rolls back to the same state.
         is_saved = False
