@@ -65,6 +65,14 @@ def digest_in(folder: Path) -> str | None:
     return record.get("network_sha256") if isinstance(record, dict) else None
 
 
+def holds(folder: Path, contents: Mapping[str, bytes]) -> bool:
+    """Returns whether a folder holds the network in these files, which `packed` returned."""
+    if digest_in(folder) is None:
+        return False
+    here, there = files.read_json(folder / RECORD), json.loads(contents[RECORD])
+    return all(here.get(key) == there.get(key) for key in ("network_sha256", "quantization"))
+
+
 def packed(
     record: Mapping[str, Any],
     variables: Mapping[str, Mapping[str, Any]],
@@ -113,11 +121,10 @@ def write(folder: Path, contents: Mapping[str, bytes]) -> None:
     Raises:
         UserError: the folder cannot be written, or holds something other than a saved network.
     """
-    before = digest_in(place(folder))
-    foreign = folder.exists() and before is None
+    foreign = folder.exists() and digest_in(folder) is None
     if foreign and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} holds something else: choose another folder")
-    same = json.loads(contents[RECORD])["network_sha256"] == before
+    same = holds(place(folder), contents)
     stale = () if same and set(PUBLISHED).isdisjoint(contents) else PUBLISHED
     files.write_folder(folder, contents, dropped={*FILES, *stale})
 

@@ -107,7 +107,7 @@ class Network:
         return self.record["cost"]
 
     @property
-    def groups(self) -> dict[str, int]:
+    def keep_counts(self) -> dict[str, int]:
         """Keep counts: channel group -> channels kept, or kernel -> weights kept."""
         return self.record["keep_counts"]
 
@@ -317,7 +317,7 @@ class Network:
             record={**self.record, "quantization": found.record()},
         )  # fmt: skip
 
-    def quantized(self, quantization: Quantization | None, *, model: Any = None) -> "Network":
+    def with_quantization(self, quantization: Quantization | None, *, model: Any = None) -> "Network":
         """Returns this network with given ranges of activations, or in float32 for None.
 
         Raises:
@@ -404,7 +404,7 @@ class Network:
         accuracy = (self.results or {}).get("accuracy", {})
         kept = [
             (name, f"{count:,}", f"{dense[name]:,}" if name in dense else "")
-            for name, count in self.groups.items()
+            for name, count in self.keep_counts.items()
         ]
         title = f"{self.name}: {len(self.class_names)} classes, images {self.image_shape}"
         parts = [

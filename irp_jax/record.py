@@ -47,8 +47,13 @@ def described(
 
 def quantization_of(record: Mapping[str, Any]) -> Quantization | None:
     """Returns the ranges in a network's record; None for a network in float32."""
+    return Quantization.of(record["quantization"]) if "quantization" in record else None
+
+
+def scheme_of(record: Mapping[str, Any]) -> str | None:
+    """Returns the quantization scheme in a network's record, or in results; None for float32."""
     found = record.get("quantization")
-    return Quantization.of(found) if found else None
+    return found["scheme"] if isinstance(found, Mapping) else found
 
 
 def model_of(record: dict[str, Any], model: Any) -> traced.TracedModel:

@@ -11,6 +11,7 @@ from irp_jax.errors import UserError
 from irp_jax.export import file as export
 from irp_jax.export import onnx
 from irp_jax.paths import public_results
+from irp_jax.record import scheme_of
 from irp_jax.report.card import model_card
 from irp_jax.report.robustbench import Paper, robustbench
 from irp_jax.results import NEEDED
@@ -48,11 +49,11 @@ def publish(
     """
     onnx.check_installed()
     trained = loading.load(run, log, model=model)
-    found = _checked(results, checkpoint.digest(trained.variables), run)
-    if into.exists() and layout.digest_in(into) != found["network_sha256"]:
-        raise UserError(f"{into} exists: remove it first, or choose another name")
+    found = _checked(results, trained, run)
     found, published = _without_paths(found, trained)
     contents = network.packed(published)
+    if into.exists() and not layout.holds(into, contents):
+        raise UserError(f"{into} exists: remove it first, or choose another name")
     contents |= _onnx(published, model, log)
     facts = robustbench(found, paper or Paper(title=into.name))
     contents["robustbench.json"] = files.as_bytes(facts)
@@ -61,8 +62,8 @@ def publish(
     layout.write(into, {**contents, "README.md": card.encode()})
 
 
-def _checked(results: Path, digest: str, run: Path) -> dict[str, Any]:
-    """Reads results, which must be of test images and of the network with this digest."""
+def _checked(results: Path, trained: network.Network, run: Path) -> dict[str, Any]:
+    """Reads results, which must be of test images and of this network."""
     found = files.read_json(results)
     if found is None:
         raise UserError(
@@ -80,8 +81,14 @@ def _checked(results: Path, digest: str, run: Path) -> dict[str, Any]:
             f"{results} is of held-out images, but a model card needs test images: train with "
             f"--evaluate-on=test"
         )
-    if found["network_sha256"] != digest:
+    if found["network_sha256"] != checkpoint.digest(trained.variables):
         raise UserError(f"{results} is of another network than the one in {run}: give its results")
+    here, there = (scheme_of(each) or "float32" for each in (trained.record, found))
+    if here != there:
+        raise UserError(
+            f"{results} is of the network in {there}, and the one in {run} is in {here}: give the "
+            f"results of bin/train --quantize, or publish the network in {there}"
+        )
     return found
 
 

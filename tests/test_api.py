@@ -89,12 +89,12 @@ def test_training_returns_a_compact_network(finished):
     as_floats = network(pixels().astype(np.float32) / np.float32(255))
     np.testing.assert_allclose(network(pixels()), as_floats, atol=1e-5)
     assert network.cost["macs_ratio"] <= 0.4 and network.cost["params_ratio"] < 1
-    assert set(network.groups) == {"first", "second"}
+    assert set(network.keep_counts) == {"first", "second"}
     arrays = network.variables["params"]
-    assert arrays["first/kernel"].shape == (3, 3, 1, network.groups["first"])
+    assert arrays["first/kernel"].shape == (3, 3, 1, network.keep_counts["first"])
     assert sum(array.size for array in arrays.values()) == network.cost["params"]
     assert network.variables["batch_stats"]["batch_stats/norm/mean"].shape == (
-        network.groups["first"],
+        network.keep_counts["first"],
     )
     assert (network.epoch, network.epsilon, network.image_shape) == (3, 0.1, (8, 8, 1))
     assert network.class_names == tuple("0123456789")
@@ -187,9 +187,9 @@ def test_training_starts_from_the_weights_that_are_given(no_attacks):
         layer, kind = name.split("/")
         before = start["params"][layer][kind]
         np.testing.assert_allclose(array, np.where(array == 0, 0, before), atol=1e-25)
-        if name in network.groups:
-            assert np.count_nonzero(array) == network.groups[name] < array.size
-    assert set(network.groups) == {"first/kernel", "second/kernel"}
+        if name in network.keep_counts:
+            assert np.count_nonzero(array) == network.keep_counts[name] < array.size
+    assert set(network.keep_counts) == {"first/kernel", "second/kernel"}
 
 
 @pytest.mark.parametrize(
@@ -242,8 +242,8 @@ def test_a_saved_network_loads_without_its_class(finished, saved):
         "config.json", "function.stablehlo", "model.safetensors",
     ]  # fmt: skip
     assert digest(loaded) == digest(network)
-    assert (loaded.cost, loaded.groups, loaded.history) == (
-        network.cost, network.groups, network.history,
+    assert (loaded.cost, loaded.keep_counts, loaded.history) == (
+        network.cost, network.keep_counts, network.history,
     )  # fmt: skip
     for count in (1, 7):  # any number of images
         np.testing.assert_allclose(loaded(pixels(count)), network(pixels(count)), atol=1e-5)

@@ -98,9 +98,9 @@ def test_the_emulation_has_gradients_like_those_of_the_network(network, model, i
 
 def test_a_quantized_network_can_be_taken_back(network, model, images):
     small = network.quantize(images, model=model)
-    back = small.quantized(None, model=model)
+    back = small.with_quantization(None, model=model)
     np.testing.assert_array_equal(back(images), network(images))
-    assert network.quantized(None) is network
+    assert network.with_quantization(None) is network
 
 
 def test_a_quantized_network_is_saved_and_loaded(network, model, images, tmp_path):

@@ -76,7 +76,7 @@ def test_the_saved_network_is_quantized_and_its_file_computes_the_same(finished,
     assert isinstance(net.quantization, Quantization)
     assert irp.load(run).quantization == net.quantization  # from the checkpoint
     logits = np.asarray(net(test.images))
-    assert (logits != np.asarray(net.quantized(None)(test.images))).any()
+    assert (logits != np.asarray(net.with_quantization(None)(test.images))).any()
     for flags in ([], ["--quantize=int8"]):
         out = tmp_path / f"{len(flags)}.onnx"
         export.export([f"--checkpoint={run}", f"--out={out}", *flags])

@@ -23,6 +23,7 @@ from irp_jax.config import EVALUATED_ON, fraction
 from irp_jax.data.augment import to_float
 from irp_jax.errors import UserError, extra, unknown
 from irp_jax.network import Network
+from irp_jax.record import scheme_of
 from irp_jax.report.terminal import (
     Terminal,
     attack_table,
@@ -196,7 +197,7 @@ def _results(options: Options, found: Measured, command: str) -> dict[str, Any]:
         "commit": files.commit(),
     }
     if net.quantization is not None:
-        results["quantization"] = net.quantization.record()["scheme"]
+        results["quantization"] = scheme_of(net.record)
     if options.epsilons is not None:
         pairs = zip(found.specs, found.reports, strict=True)
         robust = {each.epsilon: one.robust for each, one in pairs}

@@ -13,6 +13,7 @@ from irp_jax.cli.run import main, parse, publishable
 from irp_jax.errors import UserError, unknown
 from irp_jax.export import artifact, onnx
 from irp_jax.quantization import IMAGES, SCHEMES, calibration_images
+from irp_jax.record import scheme_of
 from irp_jax.report.export import verify_table
 from irp_jax.report.terminal import plain_console
 
@@ -134,6 +135,8 @@ def _with_results(net: network.Network, run: Path) -> network.Network:
     if not isinstance(results, dict):
         return net
     if results.get("network_sha256") != checkpoint.digest(net.variables):
+        return net
+    if scheme_of(results) != scheme_of(net.record):
         return net
     return dataclasses.replace(net, results=results)
 

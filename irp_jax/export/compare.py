@@ -87,7 +87,7 @@ def verify(
     check_network(file, network, artifact)
     images, labels = _images(network, data)
     threat = attacks.linf(network.epsilon if epsilon is None else epsilon)
-    rounded, network = file_network(file, network, model), network.quantized(None, model=model)
+    rounded, network = file_network(file, network, model), network.with_quantization(None, model=model)
     there = predict(file, images)
     shown = (file, there, images, labels, threat, steps, seed)
     report: dict[str, Any] = {
@@ -131,7 +131,7 @@ def file_network(file: Artifact, network: "Network", model: Any = None) -> "Netw
     """Returns the network that computes in JAX as an 8-bit file does; None for other files.
 
     Raises:
-        UserError: the ranges in the file are damaged, or see `Network.quantized`.
+        UserError: the ranges in the file are damaged, or see `Network.with_quantization`.
     """
     stored = file.facts.get("quantization")
     if stored is None:
@@ -140,7 +140,7 @@ def file_network(file: Artifact, network: "Network", model: Any = None) -> "Netw
         ranges = json.loads(stored)
     except json.JSONDecodeError:
         ranges = None
-    return network.quantized(Quantization.of(ranges), model=model)
+    return network.with_quantization(Quantization.of(ranges), model=model)
 
 
 def _compared(

@@ -4,7 +4,8 @@ A runtime computes a layer in 8-bit integers if its inputs, its weights and its 
 numbers. So these are rounded:
 
 - the input of each convolution and matrix product with weights, and the weights;
-- both operands of each residual addition.
+- both operands of each residual addition: a sum of two activations that come from other layers.
+  Sums within a function of one activation, such as GELU, are not rounded.
 
 The output of one layer is the input of the next, so outputs are covered as well. The logits are not
 rounded. Layers in loops (`jax.lax.scan`) are not rounded either.
@@ -44,6 +45,10 @@ def find(analysis: Analysis) -> dict[Equation, tuple[Site, ...]]:
     return _Search(analysis).found
 
 
+Origins = dict[Any, frozenset[Any]]
+"""Variable -> the values that it was computed from."""
+
+
 class _Search:
     """Goes through a program and its rematerialised parts, in order of evaluation."""
 
@@ -52,30 +57,43 @@ class _Search:
         self.found: dict[Equation, tuple[Site, ...]] = {}
         self.names: dict[int, str] = {}
         self.often: Counter[str] = Counter()
-        self.run(analysis.program, {analysis.program.inputs[-2]})
+        images = analysis.program.inputs[-2]
+        self.run(analysis.program, {images: frozenset({images})})
 
-    def run(self, program: Program, activations: set[int]) -> set[int]:
-        """Extends `found`. Returns the variables that hold a value of their own for each image."""
-        activations = set(activations)
+    def run(self, program: Program, activations: Origins) -> Origins:
+        """Extends `found`.
+
+        Args:
+            program: to go through.
+            activations: variables that hold a value of their own for each image, with the outputs
+                of layers that they were computed from, back to the last layer or addition.
+
+        Returns:
+            These variables and those of the program.
+        """
+        activations = dict(activations)
         for equation in program.equations:
             if equation.call is not None and equation.call.jvp is None:
                 body = equation.call.body
                 pairs = zip(body.inputs, equation.inputs, strict=True)
-                inside = self.run(body, {to for to, source in pairs if _is_in(source, activations)})
+                given = {to: activations[a] for to, a in pairs if _is_in(a, activations)}
+                inside = self.run(body, given)
                 outputs = zip(equation.outputs, body.outputs, strict=True)
-                activations.update(to for to, source in outputs if _is_in(source, inside))
+                activations |= {to: inside[a] for to, a in outputs if _is_in(a, inside)}
                 continue
             if sites := self.sites(equation, activations):
                 self.found[equation] = sites
-            if any(_is_in(atom, activations) for atom in equation.inputs):
-                activations.update(v for v in equation.outputs if self.counts_images(v))
+            held = [activations[atom] for atom in equation.inputs if _is_in(atom, activations)]
+            if held:
+                origins = frozenset(equation.outputs) if sites else frozenset().union(*held)
+                activations |= {v: origins for v in equation.outputs if self.counts_images(v)}
         return activations
 
     def counts_images(self, variable: int) -> bool:
         batch = root(self.analysis.batch)
         return any(root(axis) is batch for axis in self.analysis.axes[variable])
 
-    def sites(self, equation: Equation, activations: set[int]) -> tuple[Site, ...]:
+    def sites(self, equation: Equation, activations: Origins) -> tuple[Site, ...]:
         if len(equation.inputs) != 2:
             return ()
         held = [_is_in(atom, activations) for atom in equation.inputs]
@@ -83,6 +101,8 @@ class _Search:
             shapes = {self.analysis.program.shape(atom) for atom in equation.inputs}
             if len(shapes) != 1 or len(shapes.pop()) < 2:
                 return ()
+            if len({activations[atom] for atom in equation.inputs}) == 1:
+                return ()  # within a function of one value, such as GELU
             return tuple(Site(place, self.name(equation, place)) for place in (0, 1))
         if equation.name not in KERNEL_CHANNELS or sum(held) != 1:
             return ()
@@ -100,7 +120,7 @@ class _Search:
         return self.names[variable]
 
 
-def _is_in(atom: Atom, variables: set[int]) -> bool:
+def _is_in(atom: Atom, variables: Origins) -> bool:
     return isinstance(atom, int) and atom in variables
 
 
