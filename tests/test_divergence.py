@@ -145,11 +145,12 @@ def test_a_network_that_is_about_to_guess_is_not_sound(losses, clip, sound):
     assert found == sound
 
 
-def grow(losses, grows, freeze=99):
+def grow(losses, grows, freeze=99, rounded=None):
     """Returns the LossRecord after each epoch of ten steps. The radius grows for `grows` steps."""
     plan = SimpleNamespace(
-        epsilon_steps=grows, steps_per_epoch=10, freeze_epoch=freeze, stages=(0,), reinit=False
-    )
+        epsilon_steps=grows, steps_per_epoch=10, freeze_epoch=freeze, stages=(0,), reinit=False,
+        quantize_epoch=rounded,
+    )  # fmt: skip
     followed = [LossRecord.begin(np.arange(10), 10)]
     for epoch, loss in enumerate(losses):
         now = SimpleNamespace(epoch=epoch, loss_record=followed[-1])
@@ -183,6 +184,12 @@ def test_divergence_right_before_compaction_is_an_alarm(cut):
 def test_loss_may_rise_to_guessing_at_compaction():
     """A run of results/trials_weights did so and still reached 96.5 %."""
     assert not any(now.suspicious for now in grow([1.9, 1.6, 2.38, 2.38, 2.34, 2.19], 0, freeze=2))
+
+
+def test_loss_may_rise_when_rounding_begins():
+    losses = [1.2, 0.4, 2.2, 1.8]
+    assert any(now.suspicious for now in grow(losses, 0, freeze=1))
+    assert not any(now.suspicious for now in grow(losses, 0, freeze=1, rounded=2))
 
 
 def test_what_an_epoch_ends_with_counts(monkeypatch):
