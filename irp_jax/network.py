@@ -317,7 +317,9 @@ class Network:
             record={**self.record, "quantization": found.record()},
         )  # fmt: skip
 
-    def with_quantization(self, quantization: Quantization | None, *, model: Any = None) -> "Network":
+    def with_quantization(
+        self, quantization: Quantization | None, *, model: Any = None
+    ) -> "Network":
         """Returns this network with given ranges of activations, or in float32 for None.
 
         Raises:

@@ -249,7 +249,9 @@ def test_a_network_is_trained_for_a_table_and_exported_as_it_says(measured):
         if len(array.dims) == 4
         for size in array.dims[:2]
     }
-    padded = {min(-(-n // MULTIPLE) * MULTIPLE, graph.groups[g]) for g, n in network.keep_counts.items()}
+    padded = {
+        min(-(-n // MULTIPLE) * MULTIPLE, graph.groups[g]) for g, n in network.keep_counts.items()
+    }
     assert padded <= sizes and artifact.load("net.onnx").facts["multiple"] == str(MULTIPLE)
 
 

@@ -17,7 +17,7 @@ from irp_jax.cli import export
 from irp_jax.errors import UserError
 from irp_jax.export import artifact
 from irp_jax.network import Network, inference
-from irp_jax.quantization import Quantization, fake
+from irp_jax.quantization import Quantization, calibrate, fake
 from irp_jax.record import cost_report
 
 SHAPE = (8, 8, 3)
@@ -152,5 +152,24 @@ def test_bad_input_is_refused(network, model, images):
         network.quantize(images[:, :4], model=model)
     with pytest.raises(UserError, match="int4"):
         Quantization.of({"scheme": "int4", "ranges": {}})
+    with pytest.raises(UserError, match="255"):
+        network.quantize(255 * images, model=model)
     unknown = dataclasses.replace(network, record={**network.record, "quantization": {}})
-    assert unknown.quantization is None
+    with pytest.raises(UserError):
+        _ = unknown.quantization
+
+
+def test_sums_of_two_layers_are_rounded_and_sums_within_an_activation_are_not():
+    def residual(variables, images):
+        first = jax.nn.gelu(images.reshape(len(images), -1) @ variables["a"])
+        return (jax.nn.gelu(first @ variables["b"]) + first) @ variables["c"]
+
+    rng = np.random.default_rng(0)
+    sizes = {"a": (48, 8), "b": (8, 8), "c": (8, 3)}
+    arrays = {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()}
+    known = traced.trace((residual, arrays), (4, 4, 3))
+    variables = dict(zip(("params", "batch_stats"), known.init(draws.key(0)), strict=True))
+    images = rng.uniform(size=(2, 4, 4, 3)).astype(np.float32)
+    found = [name for name, _, _ in calibrate(known.network, variables, images).ranges]
+    # The inputs of the three products, among them one operand of the sum, and its other operand.
+    assert sorted("add" in name for name in found) == [False, False, False, True]

@@ -87,7 +87,10 @@ def verify(
     check_network(file, network, artifact)
     images, labels = _images(network, data)
     threat = attacks.linf(network.epsilon if epsilon is None else epsilon)
-    rounded, network = file_network(file, network, model), network.with_quantization(None, model=model)
+    rounded, network = (
+        file_network(file, network, model),
+        network.with_quantization(None, model=model),
+    )
     there = predict(file, images)
     shown = (file, there, images, labels, threat, steps, seed)
     report: dict[str, Any] = {
