@@ -15,7 +15,7 @@ from jax.tree_util import Partial
 
 from irp_jax import attacks, parallel
 from irp_jax.attacks import AttackReport, AttackSpec
-from irp_jax.data.augment import to_float
+from irp_jax.data.augmentation import to_float
 from irp_jax.errors import extra
 
 Apply = Callable[[Any, jax.Array], jax.Array]

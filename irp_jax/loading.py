@@ -10,7 +10,8 @@ import numpy as np
 from irp_jax import checkpoint, hub, layout
 from irp_jax.errors import UserError
 from irp_jax.graph import ChannelGraph
-from irp_jax.network import Network, deployed, inference, network_params
+from irp_jax.inference import deployed, inference, network_params
+from irp_jax.network import Network
 from irp_jax.pruning import masks
 from irp_jax.record import (
     cost_report,

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import html
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,10 @@ from irp_jax.data import load as load_data
 from irp_jax.data.arrays import in_unit_range
 from irp_jax.errors import UserError
 from irp_jax.graph import ChannelGraph
-from irp_jax.pruning import masks, sparse
-from irp_jax.quantization import Quantization, calibrate, emulated
+from irp_jax.inference import inference
+from irp_jax.quantization import Quantization, calibrate
 from irp_jax.record import described, model_of, quantization_of, stored_name
+from irp_jax.saving import packed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -258,7 +258,7 @@ class Network:
             UserError: the folder cannot be written, holds something else, or the function was
                 requested and cannot be exported.
         """
-        save(self, Path(folder), function=function)
+        layout.write(Path(folder), packed(self, function=function))
 
     def export(
         self,
@@ -398,25 +398,9 @@ class Network:
 
     def _repr_html_(self) -> str:
         """Returns small tables for notebooks: cost, accuracy if known, and what was kept."""
-        cost, dense = self.cost, self.record["groups"]
-        costs = [
-            (name, f"{cost[key]:,}", f"{cost[f'dense_{key}']:,}", f"{cost[f'{key}_ratio']:.1%}")
-            for key, name in (("macs", "MACs per image"), ("params", "parameters"))
-        ]
-        accuracy = (self.results or {}).get("accuracy", {})
-        kept = [
-            (name, f"{count:,}", f"{dense[name]:,}" if name in dense else "")
-            for name, count in self.keep_counts.items()
-        ]
-        title = f"{self.name}: {len(self.class_names)} classes, images {self.image_shape}"
-        parts = [
-            f"<p><b>{html.escape(title)}</b></p>",
-            _html_table(("cost", "left", "dense", "share"), costs),
-            _html_table(("accuracy", "%"), [(k, f"{100 * v:.2f}") for k, v in accuracy.items()]),
-            f"<details><summary>{len(kept)} groups</summary>"
-            f"{_html_table(('group', 'kept', 'dense'), kept)}</details>",
-        ]
-        return f"<div>{''.join(parts)}</div>"
+        from irp_jax.report.notebook import network_tables
+
+        return network_tables(self)
 
 
 def _check_range(images: np.ndarray) -> None:
@@ -430,104 +414,3 @@ def _check_range(images: np.ndarray) -> None:
             f"images in float must be in [0, 1], these range from {images.min():.6g} to "
             f"{images.max():.6g}: divide by 255, or give them as uint8"
         )
-
-
-def _html_table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """Returns a table with escaped cells; nothing if it has no rows."""
-    head = "".join(f"<th scope='col'>{html.escape(title)}</th>" for title in titles)
-    body = "".join(
-        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows
-    )
-    return body and f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def inference(
-    network: Callable, quantization: Quantization | None = None
-) -> Callable[[Any, jax.Array], jax.Array]:
-    """Returns the network in inference mode: (variables, images) -> logits.
-
-    It and its gradients are computed in full float32 precision on every device, as ensured by
-    `graph.network`. The functions for equal arguments are equal, so that JAX compiles them once.
-
-    Args:
-        network: see `graph.network`.
-        quantization: rounds weights and activations; None for none.
-    """
-    return _Inference(emulated(network, quantization))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Inference:
-    network: Callable
-
-    def __call__(self, variables: Any, images: jax.Array) -> jax.Array:
-        return self.network(variables["params"], variables["batch_stats"], images, train=False)[0]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def deployed(graph: ChannelGraph, params: Any, batch_stats: Any) -> dict[str, Any]:
-    """Returns the variables of the network for deployment: masks are binarised and applied.
-
-    Args:
-        graph: the channel graph of the dense network.
-        params: {"weights", "masks"}.
-        batch_stats: name -> array.
-    """
-    weights = masks.apply(graph, params["weights"], masks.gates(params["masks"]))
-    # -0 becomes 0. A negative weight times a gate of 0 is -0, but a packed kernel stores it as 0.
-    # The same network must have the same `checkpoint.digest`.
-    weights = jax.tree.map(lambda leaf: jnp.where(leaf == 0, jnp.zeros_like(leaf), leaf), weights)
-    return {"params": weights, "batch_stats": batch_stats}
-
-
-def network_params(graph: ChannelGraph, network: dict[str, Any]) -> dict[str, Any]:
-    """Returns {"weights", "masks"} of a checkpoint's network item, whose kernels may be packed."""
-    weights, frozen = sparse.unpack(graph, network["weights"])
-    return {"weights": weights, "masks": frozen or network["masks"]}
-
-
-# ---- saving ---------------------------------------------------------------------------------
-
-
-def save(network: Network, folder: Path, *, function: bool | None = None) -> None:
-    """See `Network.save`."""
-    layout.write(folder, packed(network, function=function))
-
-
-def packed(network: Network, *, function: bool | None = None) -> dict[str, bytes]:
-    """Returns the files that `Network.save` writes: name -> content.
-
-    Args:
-        network: the network.
-        function: see `Network.save`; so are the errors.
-    """
-    ours = layout.is_ours(network.record["model"])
-    wanted = not ours if function is None else function
-    exported = None
-    if wanted:
-        try:
-            exported = _exported(network)
-        except Exception as error:  # JAX raises many types of errors
-            if function:
-                raise UserError(
-                    f"the network's function cannot be exported ({type(error).__name__}: "
-                    f"{(str(error).splitlines() or [''])[0]}): leave out function=True"
-                ) from error
-    record = dict(network.record)
-    if network.history:
-        record["history"] = network.history
-    return layout.packed(record, network.variables, exported)
-
-
-def _exported(network: Network) -> bytes:
-    """Returns (variables, any number of images) -> logits and its gradient as StableHLO."""
-    from jax import export
-
-    from irp_jax.export import stablehlo
-
-    (count,) = export.symbolic_shape("n")
-    images = jax.ShapeDtypeStruct((count, *network.image_shape), jnp.float32)
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), network.variables
-    )
-    return stablehlo.serialized(network.apply, shapes, images)

@@ -15,6 +15,7 @@ from irp_jax.record import scheme_of
 from irp_jax.report.card import model_card
 from irp_jax.report.robustbench import Paper, robustbench
 from irp_jax.results import NEEDED
+from irp_jax.saving import packed
 
 
 def publish(
@@ -51,7 +52,7 @@ def publish(
     trained = loading.load(run, log, model=model)
     found = _checked(results, trained, run)
     found, published = _without_paths(found, trained)
-    contents = network.packed(published)
+    contents = packed(published)
     if into.exists() and not layout.holds(into, contents):
         raise UserError(f"{into} exists: remove it first, or choose another name")
     contents |= _onnx(published, model, log)

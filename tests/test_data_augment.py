@@ -1,4 +1,4 @@
-"""Tests of irp_jax.data.augment."""
+"""Tests of irp_jax.data.augmentation."""
 
 import chex
 import jax
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from irp_jax.data.augment import Augmentation, augment, to_float
+from irp_jax.data.augmentation import Augmentation, augment, to_float
 from irp_jax.errors import UserError
 
 KEY = jax.random.key(3)

@@ -21,6 +21,7 @@ from irp_jax.cli import run
 from irp_jax.errors import UserError
 from irp_jax.export import onnx as exporting
 from irp_jax.export import verify
+from irp_jax.inference import inference
 from irp_jax.models import VGG, DenseNet, MobileNetV2, ResNet, WideResNet, mobilenet
 from irp_jax.pruning import compaction
 from irp_jax.record import cost_report
@@ -262,7 +263,7 @@ def small(channels=4):
         "keep_counts": {},
     }  # fmt: skip
     return networks.Network(
-        apply=networks.inference(known.network), record=record,
+        apply=inference(known.network), record=record,
         variables={"params": params, "batch_stats": state},
     )  # fmt: skip
 

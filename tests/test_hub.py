@@ -18,6 +18,7 @@ import irp_jax as irp
 from irp_jax import layout, models, traced
 from irp_jax import network as networks
 from irp_jax.checkpoint import digest
+from irp_jax.inference import inference
 from irp_jax.record import cost_report
 from irp_jax.report.robustbench import Paper, robustbench
 
@@ -49,7 +50,7 @@ def network(tiny):
     for name in ("library_name", "format", "network_sha256"):
         del record[name]
     return networks.Network(
-        apply=networks.inference(known.network), record=record,
+        apply=inference(known.network), record=record,
         variables={"params": params, "batch_stats": state},
     )  # fmt: skip
 

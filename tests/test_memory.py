@@ -22,7 +22,7 @@ from defense_nets import (
 from pruning_nets import quick_jit
 
 from irp_jax.data import Augmentation
-from irp_jax.data.augment import augment
+from irp_jax.data.augmentation import augment
 from irp_jax.training import optimizer as optimizers
 from irp_jax.training.defenses import DEFENSES, Mep, Perturbed, recall
 from irp_jax.training.defenses.mep import LEVELS, ROOTS, Prior

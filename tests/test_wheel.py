@@ -94,7 +94,9 @@ def test_the_wheel_holds_the_package_and_the_configs(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(ROOT)) for path in ROOT.glob("irp_jax/**/*.py")}
     configs = {f"irp_jax/configs/{path.name}" for path in ROOT.glob("configs/*.py")}
-    page = {f"irp_jax/report/page.{kind}" for kind in ("html.jinja", "css", "js")}
+    page = {
+        f"irp_jax/report/{name}" for name in ("page.html.jinja", "page.css", "page.js", "live.js")
+    }
     rest = {name for name in names if ".dist-info/" not in name}
     assert rest == modules | configs | page | {"irp_jax/py.typed"}
     assert wheel.name.startswith(f"irp_jax-{irp_jax.__version__}-")

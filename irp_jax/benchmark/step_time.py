@@ -16,7 +16,7 @@ import optax
 
 from irp_jax import attacks, draws, models, parallel, traced
 from irp_jax.config import Config
-from irp_jax.data.augment import Augmentation
+from irp_jax.data.augmentation import Augmentation
 from irp_jax.errors import UserError
 from irp_jax.pruning import cost
 from irp_jax.pruning.masks import Granularity

@@ -20,7 +20,7 @@ from irp_jax import attacks, checkpoint, data, evaluation, files, loading, paral
 from irp_jax.attacks import AttackName, AttackSpec, Norm
 from irp_jax.cli.run import main, parse, publishable
 from irp_jax.config import EVALUATED_ON, fraction
-from irp_jax.data.augment import to_float
+from irp_jax.data.augmentation import to_float
 from irp_jax.errors import UserError, extra, unknown
 from irp_jax.network import Network
 from irp_jax.record import scheme_of

@@ -12,8 +12,8 @@ from irp_jax.data.arrays import (
     split_digest,
     validation_size,
 )
-from irp_jax.data.augment import Augmentation, augment, to_float
-from irp_jax.data.load import DATASETS, check_name, default_augmentation, load
+from irp_jax.data.augmentation import Augmentation, augment, to_float
+from irp_jax.data.names import DATASETS, check_name, default_augmentation, load
 from irp_jax.data.npz import checked
 
 __all__ = [

@@ -1,7 +1,7 @@
 """The channel graph of any JAX network, derived from its jaxpr. Depends on JAX, not on Flax."""
 
 from irp_jax.graph.analysis import Analysis
-from irp_jax.graph.build import build
+from irp_jax.graph.building import build
 from irp_jax.graph.channels import ChannelGraph, Layer, Whole, Window
 from irp_jax.graph.extent import Extent
 from irp_jax.graph.program import Equation, Program

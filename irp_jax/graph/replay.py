@@ -17,7 +17,7 @@ import numpy as np
 from irp_jax import draws
 from irp_jax.graph.analysis import Analysis
 from irp_jax.graph.axes import BATCH, Axis, is_whole, pieces, root
-from irp_jax.graph.build import Function, analysed, shapes_of, traced
+from irp_jax.graph.building import Function, analysed, shapes_of, traced
 from irp_jax.graph.channels import Arrays, ChannelGraph
 from irp_jax.graph.convolution import convolution
 from irp_jax.graph.program import Atom, Equation, Program, evaluate_alone

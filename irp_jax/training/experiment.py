@@ -18,11 +18,11 @@ from irp_jax import (
     traced,
 )
 from irp_jax import config as configs
-from irp_jax import network as networks
 from irp_jax.config import Config
 from irp_jax.data import Dataset
 from irp_jax.errors import UserError
-from irp_jax.network import Network, deployed, inference
+from irp_jax.inference import deployed, inference
+from irp_jax.network import Network
 from irp_jax.pruning import cost
 from irp_jax.pruning.latency import MULTIPLE
 from irp_jax.record import cost_report, described
@@ -149,7 +149,7 @@ def run(
             "layers": cost.table(setup.graph, progress.keep_counts),
             "history": trained.history,
         }
-        networks.save(trained, workdir / "network")
+        trained.save(workdir / "network")
         files.write_json(workdir / "results.json", results)
     reporter.end(results)
     return results

@@ -19,7 +19,7 @@ from irp_jax import attacks, data, draws, evaluation, files, parallel
 from irp_jax.config import AVERAGE, Config
 from irp_jax.data import Augmentation, Split
 from irp_jax.errors import UserError
-from irp_jax.network import deployed, inference
+from irp_jax.inference import deployed, inference
 from irp_jax.quantization import emulated
 from irp_jax.record import cost_report
 from irp_jax.training import defenses, guard

@@ -14,7 +14,8 @@ from irp_jax.config import Config
 from irp_jax.data import Dataset
 from irp_jax.errors import UserError
 from irp_jax.graph import ChannelGraph
-from irp_jax.network import Network, network_params
+from irp_jax.inference import network_params
+from irp_jax.network import Network
 from irp_jax.pruning import sparse
 from irp_jax.pruning.latency import MULTIPLE
 from irp_jax.quantization import Quantization

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from irp_jax import parallel
 from irp_jax.attacks import Threat
-from irp_jax.data.augment import Augmentation, augment_each, to_float, view_keys
+from irp_jax.data.augmentation import Augmentation, augment_each, to_float, view_keys
 from irp_jax.graph import ChannelGraph
 from irp_jax.pruning import cost, masks
 from irp_jax.training import overfitting
@@ -91,7 +91,7 @@ def train_step(
         images: (N, H, W, C) uint8.
         labels: (N,) int32.
         indices: (N,) int32, positions in the data set, all different.
-        view: () int32, number of the augmentation of each image: see `augment.view_keys`.
+        view: () int32, number of the augmentation of each image: see `augmentation.view_keys`.
         taught: (N, K) float32, a teacher's probabilities for that view; None without a teacher.
 
     Returns:

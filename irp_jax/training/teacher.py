@@ -20,7 +20,7 @@ import numpy as np
 from irp_jax import checkpoint, loading, parallel
 from irp_jax.config import AVERAGE, PARENT, Config
 from irp_jax.data import Dataset
-from irp_jax.data.augment import Augmentation, augment_each, to_float, view_keys
+from irp_jax.data.augmentation import Augmentation, augment_each, to_float, view_keys
 from irp_jax.errors import UserError
 from irp_jax.evaluation import Apply
 from irp_jax.network import Network
@@ -31,7 +31,7 @@ class TeacherOutputs(NamedTuple):
     """The view and the teacher's outputs of an epoch.
 
     Attributes:
-        view: number of the augmentation of the images: see `augment.view_keys`.
+        view: number of the augmentation of the images: see `augmentation.view_keys`.
         probabilities: (M, K) float32, the teacher's outputs for that view; None without a teacher.
         passes: cost of computing the probabilities, in pairs of passes per image.
     """

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from irp_jax import draws, parallel
-from irp_jax.network import deployed
+from irp_jax.inference import deployed
 from irp_jax.quantization import calibrate, calibration_images
 from irp_jax.record import cost_report
 from irp_jax.training.progress import Progress, Reporter, Setup

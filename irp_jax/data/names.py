@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from irp_jax.data.arrays import Dataset, Split, hold_out, validation_size
-from irp_jax.data.augment import Augmentation
+from irp_jax.data.augmentation import Augmentation
 from irp_jax.data.npz import load_npz
 from irp_jax.errors import UserError, extra, unknown
 

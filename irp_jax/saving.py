@@ -1,0 +1,52 @@
+"""Saves a trained network: makes the files that `layout` writes."""
+
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from irp_jax import layout
+from irp_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from irp_jax.network import Network
+
+
+def packed(network: "Network", *, function: bool | None = None) -> dict[str, bytes]:
+    """Returns the files that `Network.save` writes: name -> content.
+
+    Args:
+        network: the network.
+        function: see `Network.save`; so are the errors.
+    """
+    ours = layout.is_ours(network.record["model"])
+    wanted = not ours if function is None else function
+    exported = None
+    if wanted:
+        try:
+            exported = _exported(network)
+        except Exception as error:  # JAX raises many types of errors
+            if function:
+                raise UserError(
+                    f"the network's function cannot be exported ({type(error).__name__}: "
+                    f"{(str(error).splitlines() or [''])[0]}): leave out function=True"
+                ) from error
+    record = dict(network.record)
+    if network.history:
+        record["history"] = network.history
+    return layout.packed(record, network.variables, exported)
+
+
+def _exported(network: "Network") -> bytes:
+    """Returns (variables, any number of images) -> logits and its gradient as StableHLO."""
+    from jax import export
+
+    from irp_jax.export import stablehlo
+
+    (count,) = export.symbolic_shape("n")
+    images = jax.ShapeDtypeStruct((count, *network.image_shape), jnp.float32)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), network.variables
+    )
+    return stablehlo.serialized(network.apply, shapes, images)
