@@ -88,8 +88,9 @@ def stop(row):
     print(row)
 
 
+RUN = f"{FOLDER}/{DATASET}"
 try:
-    irp.train(MODEL, DATASET, budget=BUDGET, workdir=FOLDER, progress=False, callback=stop, **MORE)
+    irp.train(MODEL, DATASET, budget=BUDGET, workdir=RUN, progress=False, callback=stop, **MORE)
 except KeyboardInterrupt:
     book = nbformat.read("colab.ipynb", 4)
     nbclient.NotebookClient(book, kernel_name="python3").execute()
@@ -122,7 +123,8 @@ def test_it_runs_and_continues_a_run_that_was_interrupted(tmp_path):
     done = nbformat.read(tmp_path / "done.ipynb", as_version=4)
     outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs)
-    history = files.read_log(tmp_path / "run" / "metrics.jsonl")
+    run = tmp_path / "run" / "digits"
+    history = files.read_log(run / "metrics.jsonl")
     assert [row["epoch"] for row in history] == [1, 2] and history[0] == first
-    assert (tmp_path / "run" / "results.json").exists()
-    assert (tmp_path / "run" / "model.onnx").stat().st_size > 0
+    assert (run / "results.json").exists()
+    assert (run / "model.onnx").stat().st_size > 0
