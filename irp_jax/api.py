@@ -17,7 +17,7 @@ from irp_jax.errors import UserError, unknown
 from irp_jax.export.measure import measure
 from irp_jax.graph import ChannelGraph
 from irp_jax.network import Network
-from irp_jax.pruning.latency import LatencyTable
+from irp_jax.pruning.latency_table import LatencyTable
 from irp_jax.report.terminal import Terminal
 from irp_jax.training import experiment
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from irp_jax import files, parallel
 from irp_jax.errors import UserError
-from irp_jax.pruning.latency import LatencyTable, from_json
+from irp_jax.pruning.latency_table import LatencyTable, from_json
 from irp_jax.traced import TracedModel
 
 

@@ -20,8 +20,8 @@ class TracedModel:
 
     Attributes:
         name: the network's name.
-        spec: how to build it again: {"name", "width"} for a model of this package, with
-            "activation" if it is not "relu"; {"file"} for a user's "FILE.py:NAME"; {"class"} for an
+        spec: how to build it again: {"name", "width", "activation"} for a model of this
+            package; {"file"} for a user's "FILE.py:NAME"; {"class"} for an
             object.
         graph: its channel graph.
         network: (params, state, images, train, key) -> (logits, state), for arrays of any width.

@@ -23,7 +23,7 @@ from irp_jax.config import Config, check, identity
 from irp_jax.errors import UserError
 from irp_jax.export import artifact, layers, measure
 from irp_jax.pruning import budget, cost, masks, uniform
-from irp_jax.pruning.latency import LatencyTable, LayerLatency, from_json, rising
+from irp_jax.pruning.latency_table import LatencyTable, LayerLatency, from_json, rising
 
 MULTIPLE = 2
 

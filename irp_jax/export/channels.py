@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from irp_jax.graph import ChannelGraph
-from irp_jax.pruning.latency import MULTIPLE, rounded_up
+from irp_jax.pruning.latency_table import MULTIPLE, rounded_up
 
 
 def padded(

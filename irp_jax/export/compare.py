@@ -19,7 +19,7 @@ from irp_jax.errors import UserError
 from irp_jax.export import artifact as artifacts
 from irp_jax.export.artifact import Artifact
 from irp_jax.export.file import serialized, with_zero_channels
-from irp_jax.export.latency import measured
+from irp_jax.export.timing import measured
 from irp_jax.quantization import Quantization
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def verify(
             `square`: accuracy of the file.
             `agreement`: share of images with the same prediction.
             `max_difference`: largest absolute difference of a logit.
-            `latency`: see `latency.measured`; and `threads`.
+            `latency`: see `timing.measured`; and `threads`.
             `emulation`, for an 8-bit file: `natural`, `pgd`, `agreement` and `max_difference` of
                 its emulation and the file. PGD uses the gradients of the emulation.
 

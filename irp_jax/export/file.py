@@ -1,7 +1,7 @@
 """Writes a network to a file.
 
-The file is checked before it is written: its logits must equal those of the network. It is written
-completely or not at all.
+The file is checked before it is written: its logits must equal those of the network, up to
+`TOLERANCE`. It is written completely or not at all.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import numpy as np
 from irp_jax import __version__, checkpoint, files
 from irp_jax.errors import UserError, unknown
 from irp_jax.export import artifact, channels, onnx, stablehlo
-from irp_jax.pruning.latency import MULTIPLE
+from irp_jax.pruning.latency_table import MULTIPLE
 
 if TYPE_CHECKING:
     from irp_jax.network import Network

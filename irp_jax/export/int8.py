@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from irp_jax.export.rules import Operation
-from irp_jax.export.simplify import Program
+from irp_jax.export.simplify import OnnxNodes
 from irp_jax.export.tensors import Node, Tensors, Value, known
 from irp_jax.quantization.fake import LARGEST
 
@@ -26,7 +26,7 @@ def fake_quantize(t: Tensors, op: Operation, inputs: list[Value]) -> list[Value]
     return [t.apply("DequantizeLinear", levels, scale, zero_point, dtype=np.float32)]
 
 
-def integer_weights(program: Program) -> None:
+def integer_weights(program: OnnxNodes) -> None:
     """Stores the kernels and biases of layers with 8-bit inputs as integers, in place.
 
     It comes after simplification, when batch norms are part of the kernels. The kernels were
@@ -45,7 +45,7 @@ def integer_weights(program: Program) -> None:
     program.update()
 
 
-def _moved(program: Program, name: str) -> Node | None:
+def _moved(program: OnnxNodes, name: str) -> Node | None:
     """Returns the operator whose output a tensor is, apart from the order of its axes."""
     node = program.makers.get(name)
     while node is not None and node.op == "Transpose":

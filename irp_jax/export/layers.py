@@ -10,13 +10,13 @@ import numpy as np
 
 from irp_jax.export import artifact, onnx
 from irp_jax.graph import Layer, Window
-from irp_jax.pruning.latency import rounded_up
+from irp_jax.pruning.latency_table import rounded_up
 from irp_jax.traced import TracedModel
 
 ORDER = ("NHWC", "HWIO", "NHWC")
 
 
-class Subject(NamedTuple):
+class TimedFunction(NamedTuple):
     """A function to time.
 
     Attributes:
@@ -30,12 +30,12 @@ class Subject(NamedTuple):
     image_shape: tuple[int, int, int]
 
 
-def nothing() -> Subject:
+def nothing() -> TimedFunction:
     """Returns a function that does almost nothing. Its time is the overhead of a call."""
-    return Subject(lambda arrays, images: jnp.maximum(images, 0), (), (1, 1, 4))
+    return TimedFunction(lambda arrays, images: jnp.maximum(images, 0), (), (1, 1, 4))
 
 
-def single(layer: Layer, channels_in: int, channels_out: int) -> Subject:
+def single(layer: Layer, channels_in: int, channels_out: int) -> TimedFunction:
     """Returns a layer with a bias, and with ReLU unless it gives the logits.
 
     A norm after the layer is part of its kernel and bias in an exported file.
@@ -53,7 +53,7 @@ def single(layer: Layer, channels_in: int, channels_out: int) -> Subject:
             flat = images.reshape(-1, channels_in) @ arrays[0] + arrays[1]
             return act(flat.reshape(*images.shape[:3], channels_out))
 
-        return Subject(product, (kernel, bias), (layer.uses, 1, channels_in))
+        return TimedFunction(product, (kernel, bias), (layer.uses, 1, channels_in))
     window = _flat(layer.window)
     _, dense_out = layer.channels({})
     # A group of a grouped convolution is pruned as a whole.
@@ -71,7 +71,7 @@ def single(layer: Layer, channels_in: int, channels_out: int) -> Subject:
         return act(out + arrays[1])
 
     height, width = window.positions
-    return Subject(convolution, arrays, (height, width, groups * channels_in))
+    return TimedFunction(convolution, arrays, (height, width, groups * channels_in))
 
 
 def _flat(window: Window) -> Window:
@@ -86,7 +86,7 @@ def _flat(window: Window) -> Window:
     )  # fmt: skip
 
 
-def whole(model: TracedModel, keep_counts: Mapping[str, int], multiple: int) -> Subject:
+def whole(model: TracedModel, keep_counts: Mapping[str, int], multiple: int) -> TimedFunction:
     """Returns a whole network with random weights, as an exported file has it.
 
     Args:
@@ -111,7 +111,7 @@ def whole(model: TracedModel, keep_counts: Mapping[str, int], multiple: int) -> 
     def apply(arrays: Any, images: jax.Array) -> jax.Array:
         return model.network(arrays[0], arrays[1], images, train=False)[0]
 
-    return Subject(apply, (params, state), graph.image_shape)
+    return TimedFunction(apply, (params, state), graph.image_shape)
 
 
 def _drawn(shape: Any, dtype: Any = np.float32) -> np.ndarray:
@@ -125,7 +125,7 @@ def _drawn(shape: Any, dtype: Any = np.float32) -> np.ndarray:
 # ---- runtimes ------------------------------------------------------------------------------------
 
 
-def in_onnxruntime(subject: Subject, threads: int) -> Callable[[], object]:
+def in_onnxruntime(subject: TimedFunction, threads: int) -> Callable[[], object]:
     """Returns a call of onnxruntime on one image, in a file as `Network.export` writes it."""
     layout = "NHWC"
     image = jax.ShapeDtypeStruct((1, *subject.image_shape), jnp.float32)
@@ -143,7 +143,7 @@ def in_onnxruntime(subject: Subject, threads: int) -> Callable[[], object]:
     return functools.partial(file.run, images)
 
 
-def in_jax(subject: Subject, threads: int) -> Callable[[], object]:
+def in_jax(subject: TimedFunction, threads: int) -> Callable[[], object]:
     """Returns a call of JAX on one image, on its default device."""
     arrays = jax.device_put(subject.arrays)
     images = jnp.full((1, *subject.image_shape), 0.5, jnp.float32)

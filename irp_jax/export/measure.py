@@ -12,10 +12,10 @@ import numpy as np
 from irp_jax import __version__, parallel
 from irp_jax.errors import UserError, unknown
 from irp_jax.export import layers, onnx
-from irp_jax.export.latency import in_turns
+from irp_jax.export.timing import in_turns
 from irp_jax.graph import ChannelGraph, Layer
 from irp_jax.latency import device_of, version_of
-from irp_jax.pruning.latency import MULTIPLE, LatencyTable, LayerLatency, rising, rounded_up
+from irp_jax.pruning.latency_table import MULTIPLE, LatencyTable, LayerLatency, rising, rounded_up
 from irp_jax.traced import TracedModel
 
 STEPS = 8
@@ -75,11 +75,11 @@ def measure(
         threads, multiple = parallel.cores(), 1
     graph = model.graph
 
-    def compiled(subject: layers.Subject) -> Run:
+    def compiled(subject: layers.TimedFunction) -> Run:
         return layers.RUNTIMES[runtime](subject, threads)
 
     sizes = _sizes(graph)
-    subjects: dict[Any, layers.Subject] = {"nothing": layers.nothing()}
+    subjects: dict[Any, layers.TimedFunction] = {"nothing": layers.nothing()}
     grids = {}
     for size, names in sizes.items():
         layer = next(each for each in graph.layers if each.name == names[0])

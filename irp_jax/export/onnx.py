@@ -17,8 +17,7 @@ from jax.extend import core as jex
 
 from irp_jax.errors import UserError, extra, unknown
 from irp_jax.export import int8, rules
-from irp_jax.export.simplify import Program as Simplified
-from irp_jax.export.simplify import simplified
+from irp_jax.export.simplify import OnnxNodes, simplified
 from irp_jax.export.tensors import IMAGES, LOGITS, Tensors, Value, known
 from irp_jax.graph.program import Equation, Program, evaluate_alone, trace
 
@@ -328,7 +327,7 @@ CALLS: dict[str, Callable[[_Writer, Equation, list[Value]], list[Value]]] = {
 # ---- the file ------------------------------------------------------------------------------------
 
 
-def _model(program: Simplified, name: str) -> Any:
+def _model(program: OnnxNodes, name: str) -> Any:
     """Returns the model as a protocol buffer of ONNX."""
     import onnx
     from onnx import helper, numpy_helper

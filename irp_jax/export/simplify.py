@@ -14,13 +14,13 @@ import numpy as np
 
 from irp_jax.export.tensors import Node, Tensors
 
-Rewrite = Callable[["Program", Node], list[Node] | None]
+Rewrite = Callable[["OnnxNodes", Node], list[Node] | None]
 """(program, node) -> the nodes that replace the node; None if the rule does not apply.
 
 The last of the new nodes has the outputs of the old one."""
 
 
-class Program:
+class OnnxNodes:
     """The nodes of a model.
 
     Attributes:
@@ -75,7 +75,7 @@ class Program:
         return None
 
 
-def simplified(tensors: Tensors, output: str) -> Program:
+def simplified(tensors: Tensors, output: str) -> OnnxNodes:
     """Applies the rules until none applies.
 
     Args:
@@ -85,7 +85,7 @@ def simplified(tensors: Tensors, output: str) -> Program:
     Returns:
         The remaining nodes.
     """
-    program = Program(tensors, output)
+    program = OnnxNodes(tensors, output)
     place = 0
     while place < len(program.nodes):
         node = program.nodes[place]
@@ -104,7 +104,7 @@ def _with(node: Node, **changes: object) -> Node:
     return dataclasses.replace(node, **changes)  # type: ignore[arg-type]
 
 
-def _is_kept(program: Program, node: Node, x: str) -> bool:
+def _is_kept(program: OnnxNodes, node: Node, x: str) -> bool:
     """Returns whether the output of a node has the shape of the input `x`."""
     shapes = program.tensors.shapes
     return shapes[node.outputs[0]] == shapes[x]
@@ -113,7 +113,7 @@ def _is_kept(program: Program, node: Node, x: str) -> bool:
 # ---- scale and shift -----------------------------------------------------------------------------
 
 
-def canonical(program: Program, node: Node) -> list[Node] | None:
+def canonical(program: OnnxNodes, node: Node) -> list[Node] | None:
     """Replaces subtraction of a constant by addition, and division by multiplication."""
     if node.op not in ("Sub", "Div") or (found := program.operand(node)) is None:
         return None
@@ -127,7 +127,7 @@ def canonical(program: Program, node: Node) -> list[Node] | None:
     return [_with(node, op="Mul", inputs=(x, program.tensors.constant(inverse)))]
 
 
-def neutral(program: Program, node: Node) -> list[Node] | None:
+def neutral(program: OnnxNodes, node: Node) -> list[Node] | None:
     """Removes additions of zero and multiplications by one."""
     if node.op not in ("Add", "Mul") or (found := program.operand(node)) is None:
         return None
@@ -144,7 +144,7 @@ def neutral(program: Program, node: Node) -> list[Node] | None:
     return []
 
 
-def merged(program: Program, node: Node) -> list[Node] | None:
+def merged(program: OnnxNodes, node: Node) -> list[Node] | None:
     """Merges two scales into one, two shifts into one, and moves a scale before a shift."""
     if node.op not in ("Add", "Mul") or (found := program.operand(node)) is None:
         return None
@@ -174,7 +174,7 @@ def merged(program: Program, node: Node) -> list[Node] | None:
     return [scaled, _with(node, op="Add", inputs=(name, constant(both)))]
 
 
-def into_convolution(program: Program, node: Node) -> list[Node] | None:
+def into_convolution(program: OnnxNodes, node: Node) -> list[Node] | None:
     """Folds a scale or shift of channels into the kernel and bias of the convolution before it."""
     if node.op not in ("Add", "Mul") or (found := program.operand(node)) is None:
         return None
@@ -204,7 +204,7 @@ def into_convolution(program: Program, node: Node) -> list[Node] | None:
     return [_with(conv, inputs=tuple(inputs), outputs=node.outputs)]
 
 
-def into_product(program: Program, node: Node) -> list[Node] | None:
+def into_product(program: OnnxNodes, node: Node) -> list[Node] | None:
     """Merges a matrix product and the addition of its bias."""
     if node.op != "Add" or (found := program.operand(node)) is None:
         return None
@@ -222,7 +222,7 @@ def into_product(program: Program, node: Node) -> list[Node] | None:
 # ---- named operators -----------------------------------------------------------------------------
 
 
-def mean(program: Program, node: Node) -> list[Node] | None:
+def mean(program: OnnxNodes, node: Node) -> list[Node] | None:
     """Replaces a sum that is divided by the number of summands by a mean."""
     if node.op != "Mul" or (found := program.operand(node)) is None:
         return None
@@ -241,7 +241,7 @@ def mean(program: Program, node: Node) -> list[Node] | None:
     ]  # fmt: skip
 
 
-def clip(program: Program, node: Node) -> list[Node] | None:
+def clip(program: OnnxNodes, node: Node) -> list[Node] | None:
     """Replaces a minimum of a maximum, both with constants, by one clip."""
     if node.op != "Min":
         return None
@@ -266,7 +266,7 @@ def clip(program: Program, node: Node) -> list[Node] | None:
 POOLS = {"ReduceMax": "MaxPool", "ReduceMean": "AveragePool"}
 
 
-def pool(program: Program, node: Node) -> list[Node] | None:
+def pool(program: OnnxNodes, node: Node) -> list[Node] | None:
     """Replaces a reshape into windows and a reduction of each window by a pooling operator."""
     if node.op not in POOLS or node.attributes["axes"] != [3, 5]:
         return None

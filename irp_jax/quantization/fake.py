@@ -15,7 +15,7 @@ import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-LEVELS = 255
+MAX_LEVEL = 255
 """Largest unsigned 8-bit number."""
 
 LARGEST = 64
@@ -30,8 +30,8 @@ def scale_of(low: float, high: float) -> tuple[float, int]:
     Zero is always represented exactly, since convolutions pad with it.
     """
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = float(np.float32((high - low) / LEVELS)) or 1.0
-    return scale, int(np.clip(round(-low / scale), 0, LEVELS))
+    scale = float(np.float32((high - low) / MAX_LEVEL)) or 1.0
+    return scale, int(np.clip(round(-low / scale), 0, MAX_LEVEL))
 
 
 def activations(values: jax.Array, low: float, high: float) -> jax.Array:
@@ -73,7 +73,7 @@ fake_quantize_p = Primitive("fake_quantize")
 
 @fake_quantize_p.def_impl
 def _rounded(values: Any, *, scale: float, zero_point: int) -> jax.Array:
-    levels = jnp.clip(jnp.round(values / scale) + zero_point, 0, LEVELS)
+    levels = jnp.clip(jnp.round(values / scale) + zero_point, 0, MAX_LEVEL)
     return (levels - zero_point) * scale
 
 
@@ -87,7 +87,7 @@ def _jvp(primals: Any, tangents: Any, *, scale: float, zero_point: int) -> Any:
     rounded = fake_quantize_p.bind(values, scale=scale, zero_point=zero_point)
     if isinstance(tangent, ad.Zero):
         return rounded, tangent
-    low, high = -zero_point * scale, (LEVELS - zero_point) * scale
+    low, high = -zero_point * scale, (MAX_LEVEL - zero_point) * scale
     inside = (values >= low) & (values <= high)
     return rounded, jnp.where(inside, tangent, jnp.zeros_like(tangent))
 

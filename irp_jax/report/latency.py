@@ -3,7 +3,7 @@
 import numpy as np
 from rich.table import Table
 
-from irp_jax.pruning.latency import LatencyTable
+from irp_jax.pruning.latency_table import LatencyTable
 
 
 def check_table(table: LatencyTable) -> Table:

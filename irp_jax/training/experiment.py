@@ -24,7 +24,7 @@ from irp_jax.errors import UserError
 from irp_jax.inference import deployed, inference
 from irp_jax.network import Network
 from irp_jax.pruning import cost
-from irp_jax.pruning.latency import MULTIPLE
+from irp_jax.pruning.latency_table import MULTIPLE
 from irp_jax.record import cost_report, described
 from irp_jax.results import check_version
 from irp_jax.training import logs, loop, teacher

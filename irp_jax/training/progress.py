@@ -17,7 +17,7 @@ from irp_jax.graph import ChannelGraph
 from irp_jax.inference import network_params
 from irp_jax.network import Network
 from irp_jax.pruning import sparse
-from irp_jax.pruning.latency import MULTIPLE
+from irp_jax.pruning.latency_table import MULTIPLE
 from irp_jax.quantization import Quantization
 from irp_jax.record import quantization_of
 from irp_jax.traced import TracedModel
