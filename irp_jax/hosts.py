@@ -5,6 +5,7 @@ Process 0 alone writes files and reports. A process that fails ends, and the run
 others. The run is resumed by starting all processes again.
 """
 
+import atexit
 import functools
 import importlib.util
 import json
@@ -78,7 +79,9 @@ def start(
             )  # fmt: skip
     if not is_several():
         return
-    threading.Thread(target=_watch, daemon=True).start()
+    watching = threading.Thread(target=_watch, daemon=True)
+    watching.start()
+    atexit.register(lambda: (_over.set(), watching.join()))
     sys.excepthook = _fail_uncaught
     counts = Counter(device.process_index for device in jax.devices())
     if len(set(counts.values())) > 1:
@@ -166,13 +169,15 @@ def fail(message: str, code: int) -> NoReturn:
     if not is_several():
         sys.exit(code)
     with suppress(jax.errors.JaxRuntimeError):  # another process was first
-        _client().key_value_set(_FAILED, message)
+        _client().key_value_set(f"{_FAILED}/message", message)
     _end(code)
 
 
 _FAILED = "irp_jax/failed"
 _GOODBYE = 5
 """Seconds in which all processes must have read an error."""
+_over = threading.Event()
+"""Set when the program ends, because no other thread may then be within JAX."""
 _ending = threading.Lock()
 """Held by the thread that prints the error and ends the process."""
 
@@ -185,14 +190,16 @@ def _client() -> Any:
 
 
 def _watch() -> None:
-    """Waits until another process fails, then ends this one."""
-    try:
-        message = _client().blocking_key_value_get(_FAILED, 2**31 - 1)
-    except jax.errors.JaxRuntimeError:  # the run has ended
-        return
-    if _ending.acquire(blocking=False):
-        print(message, file=sys.stderr)
-        _end(2)
+    """Ends this process if another one fails."""
+    client = _client()
+    while not _over.wait(timeout=1):
+        try:
+            found = client.key_value_dir_get(_FAILED)
+        except jax.errors.JaxRuntimeError:  # process 0 ended, which JAX's runtime notices
+            return
+        if found and _ending.acquire(blocking=False):
+            print(found[0][1], file=sys.stderr)
+            _end(2)
 
 
 def _end(code: int) -> NoReturn:

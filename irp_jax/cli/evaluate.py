@@ -221,11 +221,9 @@ def _results(options: Options, found: Measured, command: str) -> dict[str, Any]:
 
 def _remove_states(options: Options, found: Measured) -> None:
     """Removes the states of interrupted attacks, now that all results are written."""
-    if not hosts.is_first():
-        return
     for spec in found.specs:
         state_file = _state_file(options, found.network, spec, images=len(found.images))
-        if state_file is not None:
+        if state_file is not None and hosts.is_first():
             same, _, _ = state_file.name.rpartition("-")
             for other in state_file.parent.glob(f"{same}-*.npz"):  # also of earlier networks
                 other.unlink(missing_ok=True)
