@@ -203,10 +203,12 @@ def _watch() -> None:
 
 
 def _end(code: int) -> NoReturn:
-    with suppress(jax.errors.JaxRuntimeError):  # process 0 is needed until all know
-        _client().wait_at_barrier(_FAILED, _GOODBYE * 1000)
     sys.stdout.flush()
     sys.stderr.flush()
+    with suppress(jax.errors.JaxRuntimeError):
+        _client().wait_at_barrier(_FAILED, _GOODBYE * 1000)
+    if is_first():  # JAX's runtime aborts the processes that are left when process 0 ends
+        time.sleep(2)
     os._exit(code)  # the usual exit waits until the run is complete
 
 

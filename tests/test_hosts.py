@@ -144,6 +144,7 @@ def test_only_the_first_process_writes_and_reports(of_two):
     assert [json.loads(row)["epoch"] for row in rows] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_shown_again(of_two, flags):
     workdir, _ = of_two
     (_, first, _), (_, second, _) = run("train", [*flags, f"--workdir={workdir}"], 2)
@@ -174,6 +175,7 @@ def test_an_error_of_one_process_ends_all_with_its_line(flags, tmp_path):
         assert len(errors) == 1 and str(tmp_path / "file") in errors[0]
 
 
+@pytest.mark.slow
 def test_processes_with_other_settings_are_refused(flags, tmp_path):
     own = [["--seed=0"], ["--seed=1"]]
     ends = finish(start("train", [*flags, f"--workdir={tmp_path}"], 2, own=own))
