@@ -197,13 +197,14 @@ def test_two_processes_measure_the_accuracy_that_one_measures(of_two, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_run_the_autoattack_of_one(of_two, tmp_path):
+def test_two_processes_run_the_autoattack_of_one(of_two, flags, tmp_path):
     workdir, _ = of_two
+    model = next(flag for flag in flags if flag.startswith("--model="))
     measured = []
     for count in (1, 2):
         out = tmp_path / f"{count}.json"
         chosen = [f"--checkpoint={workdir}", "--images=60", "--epsilon=0.02", "--attack=autoattack"]
-        run("evaluate", [*chosen, f"--out={out}"], count)
+        run("evaluate", [*chosen, model, f"--out={out}"], count)
         measured.append(json.loads(out.read_text())["accuracy"])
     assert measured[0] == measured[1]
 
