@@ -81,7 +81,8 @@ def start(
         return
     watching = threading.Thread(target=_watch, daemon=True)
     watching.start()
-    atexit.register(lambda: (_over.set(), watching.join()))
+    atexit.register(watching.join)
+    atexit.register(_over.set)  # called first
     sys.excepthook = _fail_uncaught
     counts = Counter(device.process_index for device in jax.devices())
     if len(set(counts.values())) > 1:
