@@ -219,6 +219,8 @@ def _fail_uncaught(kind: type[BaseException], error: BaseException, trace: Any) 
 
 
 def _initialize(wait: int, **which: Any) -> None:
+    with suppress(AttributeError):  # versions of JAX without this setting
+        jax.config.update("jax_enable_preemption_service", False)  # it would ignore SIGTERM
     jax.distributed.initialize(
         initialization_timeout=wait, heartbeat_timeout_seconds=LOST_AFTER,
         shutdown_timeout_seconds=wait, **which,
