@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from irp_jax import attacks, data, latency, models
+    from irp_jax import attacks, data, hosts, latency, models
     from irp_jax.api import (
         describe,
         from_arrays,
@@ -50,15 +50,15 @@ _PLACES = {
 
 __all__ = [
     "ChannelGraph", "Config", "Dataset", "Network", "UserError", "__version__", "attacks", "data",
-    "describe", "from_arrays", "latency", "load", "load_data", "load_model", "measure_latency",
-    "models", "train",
+    "describe", "from_arrays", "hosts", "latency", "load", "load_data", "load_model",
+    "measure_latency", "models", "train",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name in _PLACES:
         return getattr(importlib.import_module(_PLACES[name]), name)
-    if name in ("attacks", "data", "latency", "models"):
+    if name in ("attacks", "data", "hosts", "latency", "models"):
         return importlib.import_module(f"irp_jax.{name}")
     raise AttributeError(f"module 'irp_jax' has no attribute {name!r}")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from irp_jax import checkpoint, data, loading, models, parallel, traced
+from irp_jax import checkpoint, data, hosts, loading, models, parallel, traced
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.data import Dataset
@@ -112,7 +112,8 @@ def train(
         workdir: the folder of the run. The same call again resumes the run, or returns the
             finished network. If None, nothing is kept, and an interrupted run is lost.
         callback: called with a dictionary after each epoch: "epoch", "loss", "natural", "fgsm",
-            "pgd", "cost_ratio" and more. An exception that it raises ends the run.
+            "pgd", "cost_ratio" and more. An exception that it raises ends the run. Of several
+            processes, only the first calls it.
         progress: whether to show progress.
         **settings: fields of `Config` that override `config`: budget, cost, epsilon, epochs,
             defense, seed and so on.
@@ -143,6 +144,8 @@ def train(
     settings = {key: _plain(key, value) for key, value in settings.items()}
     chosen = dataclasses.replace(base, **settings, dataset=name)
     workdir = base.workdir if workdir is None else workdir
+    if workdir is None and hosts.is_several():
+        raise UserError("several processes need workdir=, a folder that all of them can read")
     if isinstance(variables, Network):
         variables = variables.variables
     if isinstance(dataset, str):
@@ -310,12 +313,12 @@ class _Reporter(Terminal):
     """Shows a run unless `shown` is false, and calls the callback after each epoch."""
 
     def __init__(self, callback: Callback | None, shown: bool) -> None:
-        super().__init__(quiet=not shown)
+        super().__init__(quiet=not (shown and hosts.is_first()))
         self._callback = callback
 
     def epoch(self, row: dict[str, Any]) -> None:
         super().epoch(row)
-        if self._callback is not None:
+        if self._callback is not None and hosts.is_first():
             self._callback(dict(row))
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from irp_jax import files
+from irp_jax import files, hosts
 from irp_jax.errors import UserError, extra
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ def _orbax() -> ModuleType:
     return orbax.checkpoint
 
 
+@hosts.by_first
 def save(folder: Path, epoch: int, network: Any, training: Any, record: dict[str, Any]) -> None:
     """Writes a checkpoint completely or not at all, then removes all but the newest `KEPT`.
 
@@ -190,13 +191,19 @@ def _read_item(manager, epoch, name, example):
 @contextlib.contextmanager
 def _manager(folder: Path) -> "Iterator[ocp.CheckpointManager]":
     ocp = _orbax()
+    me = jax.process_index()
+    # Otherwise orbax would wait for all processes of a run of several.
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
     # Saving is synchronous, so that an epoch is not lost if the run is killed right after it.
     with (
         _plain_path(folder.absolute()) as place,
         ocp.CheckpointManager(
             place,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=KEPT, create=True, enable_async_checkpointing=False
+                max_to_keep=KEPT,
+                create=False,
+                enable_async_checkpointing=False,
+                multiprocessing_options=alone,
             ),
             item_names=("network", "training", "record"),
         ) as manager,

@@ -65,7 +65,7 @@ def evaluate(
     """
     mesh = parallel.along_one_axis(mesh)
     everywhere = None if mesh is None else parallel.replicated(mesh)
-    network = Partial(apply, jax.device_put(variables, everywhere))
+    network = Partial(apply, parallel.place(variables, everywhere))
     return attacks.evaluate(
         network, images, labels, spec.attacks, threat=spec.threat, seed=spec.seed,
         batch_size=batch_size, mesh=mesh, sanity_checks=spec.name == "autoattack",
@@ -165,7 +165,7 @@ def corrupted(
     callbacks = callbacks or attacks.Callbacks()
     devices = 1 if mesh is None else mesh.size
     everywhere = None if mesh is None else parallel.replicated(mesh)
-    network = Partial(apply, jax.device_put(variables, everywhere))
+    network = Partial(apply, parallel.place(variables, everywhere))
     batch_size = min(batch_size, devices * math.ceil(len(images) / devices))
     found: dict[str, list[float]] = {}
     callbacks.begin("corruptions", len(images))

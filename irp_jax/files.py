@@ -1,4 +1,7 @@
-"""Files and folders of a run, except its checkpoints."""
+"""Files and folders of a run, except its checkpoints.
+
+Of several processes, only the first writes: see `hosts`.
+"""
 
 import contextlib
 import errno
@@ -12,6 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from irp_jax import hosts
 from irp_jax.errors import UserError
 
 
@@ -36,6 +40,7 @@ def as_bytes(value: Any) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
+@hosts.by_first
 def write_whole(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Writes a file completely or not at all.
 
@@ -71,6 +76,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     write_whole(path, lambda file: file.write(content))
 
 
+@hosts.by_first
 def write_folder(
     folder: Path, contents: Mapping[str, bytes], *, dropped: Collection[str] = ()
 ) -> None:
@@ -130,6 +136,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+@hosts.by_first
 def check_place(path: Path) -> None:
     """Checks that a file can be written. Called before the work whose result it will hold.
 
@@ -150,6 +157,7 @@ def _is_writable(folder: Path) -> bool:
         return False
 
 
+@hosts.by_first
 def make_folder(path: Path) -> None:
     """Makes a folder. Called before the work whose results it will hold.
 
@@ -199,6 +207,9 @@ def claim(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
     Raises:
         UserError: the folder cannot be written, belongs to a different config, or is in use.
     """
+    if not hosts.is_first():  # the first process claims it for all
+        yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -243,6 +254,7 @@ def claim(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
         yield
 
 
+@hosts.by_first
 def truncate_log(path: Path, epoch: int) -> None:
     """Removes the lines of epochs after `epoch`. A resumed run writes them again."""
     if not path.exists():
@@ -260,6 +272,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@hosts.by_first
 def append_log(path: Path, row: dict[str, Any]) -> None:
     """Appends one line of JSON to a log.
 

@@ -18,7 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from irp_jax import checkpoint, files, models
+from irp_jax import checkpoint, files, hosts, models
 from irp_jax.errors import UserError
 
 FORMAT = 4
@@ -110,6 +110,7 @@ def packed(
     return contents
 
 
+@hosts.by_first
 def write(folder: Path, contents: Mapping[str, bytes]) -> None:
     """Writes the files of a saved network, all of them or none.
 

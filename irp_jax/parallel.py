@@ -2,8 +2,8 @@
 
 Everything runs data-parallel under `jax.jit`. Parameters are replicated. Batches are split over one
 mesh axis called "data". The compiler inserts the sums over devices. The same program runs on one
-GPU, several, the TPU chips of one host, or the cores of a CPU. Batch statistics are those of the
-whole batch, whatever the number of devices.
+GPU, several, TPU chips, or the cores of a CPU, of one process or of several (see `hosts`). Batch
+statistics are those of the whole batch, whatever the number of devices.
 
 On a CPU each core is a device of its own. XLA's threads within one device share a convolution
 badly: on two cores a Fast AT step of ResNet20 at batch 128 ran at 157 images/s as one device and at
@@ -109,16 +109,22 @@ def mesh(device_count: int | None = None) -> Mesh:
     Raises:
         UserError: the count is not positive or above the number of devices.
     """
-    devices = jax.devices()
+    devices, processes = jax.devices(), jax.process_count()
     if device_count is None:
         device_count = len(devices)
     if not 1 <= device_count <= len(devices):
         raise UserError(
             f"device count must be between 1 and the {len(devices)} present, got {device_count}"
         )
-    return jax.make_mesh(
-        (device_count,), (AXIS,), axis_types=(AxisType.Auto,), devices=devices[:device_count]
-    )
+    if device_count % processes:
+        raise UserError(f"{processes} processes cannot use {device_count} devices evenly")
+    each = device_count // processes
+    chosen = [
+        device
+        for number in range(processes)
+        for device in [one for one in devices if one.process_index == number][:each]
+    ]
+    return jax.make_mesh((device_count,), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
 
 
 def along_one_axis(given: Mesh | None) -> Mesh | None:
@@ -166,24 +172,37 @@ def is_explicit(mesh: Any) -> bool:
 
 
 def busy_devices(images: int) -> int:
-    """Returns how many devices are worth using for `images` images at once, at least one.
+    """Returns how many devices are worth using for `images` images at once.
+
+    It is a multiple of the number of processes, at least one device of each.
 
     A CPU core is used only with `FEWEST` images or more. With fewer, it mostly waits for the other
     cores. Each core also takes memory for replicated arrays, such as the training images.
     """
-    count = jax.device_count()
-    return max(1, min(count, images // FEWEST)) if jax.default_backend() == "cpu" else count
+    count, processes = jax.device_count(), jax.process_count()
+    if jax.default_backend() == "cpu":
+        count = min(count, images // FEWEST // processes * processes)
+    return max(processes, count)
 
 
 def usable_devices(batch_size: int) -> int:
     """Returns the largest number of devices that divides a batch evenly, up to `busy_devices`.
 
+    Every process has the same share of them.
+
     Raises:
-        UserError: the batch size is not positive.
+        UserError: the batch size is not positive, or the processes cannot share it evenly.
     """
     if batch_size < 1:
         raise UserError(f"batch size must be at least 1, got {batch_size}: try 128")
-    return max(n for n in range(1, busy_devices(batch_size) + 1) if batch_size % n == 0)
+    processes = jax.process_count()
+    if batch_size % processes:
+        raise UserError(
+            f"batch size {batch_size} cannot be shared by {processes} processes: give a multiple "
+            f"of {processes}"
+        )
+    counts = range(processes, busy_devices(batch_size) + 1, processes)
+    return max(n for n in counts if batch_size % n == 0)
 
 
 def attacked_at_once(mesh: Mesh, height: int, width: int) -> int:
@@ -210,15 +229,40 @@ def batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
-def place(tree: Tree, sharding: Sharding) -> Tree:
+def place(tree: Tree, sharding: Sharding | None) -> Tree:
     """Puts every array of a tree on the devices; values, shapes and dtypes are kept.
 
     Args:
         tree: any pytree of arrays, of NumPy's or JAX's. Under `batch`, every leading axis must be
-            a multiple of the number of devices.
-        sharding: `replicated(mesh)` or `batch(mesh)`.
+            a multiple of the number of devices. If the devices are of several processes, each gives
+            the same values.
+        sharding: `replicated(mesh)` or `batch(mesh)`; None for the default device.
     """
-    return jax.device_put(tree, sharding)
+    if sharding is None or sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+    # `device_put` would compare the values of all processes and takes no keys.
+    return jax.jit(_same, out_shardings=sharding)(tree)
+
+
+def _same(tree: Tree) -> Tree:
+    return tree
+
+
+def fetch(tree: Tree) -> Tree:
+    """Returns a tree of whole NumPy arrays, in every process.
+
+    Args:
+        tree: any pytree of arrays. Those of several processes are fetched by all of them at the
+            same point.
+    """
+
+    def whole(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            return leaf
+        spread: Any = leaf.sharding  # a NamedSharding, as `place` makes them
+        return leaf if leaf.is_fully_replicated else place(leaf, replicated(spread.mesh))
+
+    return jax.device_get(jax.tree.map(whole, tree))
 
 
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "numpy")

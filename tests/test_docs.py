@@ -18,7 +18,7 @@ from PIL import Image
 
 import irp_jax
 from irp_jax import config, layout
-from irp_jax.cli import bench, describe, evaluate, export, latency, publish, report, sweep
+from irp_jax.cli import bench, describe, evaluate, export, latency, publish, report, run, sweep
 from irp_jax.config import Config
 from irp_jax.quantization import Quantization
 from irp_jax.report.card import model_card
@@ -127,6 +127,9 @@ OPTIONS = {
 }
 
 
+HOSTS = {flag[2:] for flag in run.HOSTS}
+
+
 def command_in(line):
     """Returns the command of a line, with its subcommand if it has one."""
     return re.search(r"bin/(export verify|\w+)", line).group(1)
@@ -151,6 +154,7 @@ def test_commands_have_the_flags_that_the_page_gives_them(page):
         fields = {f.name for f in dataclasses.fields(OPTIONS[name])} if name in OPTIONS else set()
         allowed = {field.replace("_", "-") for field in fields} | {"help"}
         allowed |= {"train": {"dry-run", "list"}, "test": {"all"}}.get(name, set())
+        allowed |= HOSTS if name in ("train", "evaluate") else set()
         for flag, value in flags:
             if name in ("train", "sweep") and flag == "config":
                 assert (ROOT / "configs" / f"{value}.py").exists(), value
@@ -162,7 +166,11 @@ def test_commands_have_the_flags_that_the_page_gives_them(page):
 def test_settings_that_a_page_names_are_settings(page):
     """Checks flags that stand alone in backticks. They may belong to any command or benchmark."""
     fields = {f.name for kind in OPTIONS.values() for f in dataclasses.fields(kind)}
-    known = {field.replace("_", "-") for field in fields} | {"help", "config", "costs", "upgrade"}
+    known = (
+        {field.replace("_", "-") for field in fields}
+        | {"help", "config", "costs", "upgrade"}
+        | HOSTS
+    )
     for flag in re.findall(r"`--([a-z][\w-]*)", text_of(page)):
         assert flag.removeprefix("no-") in known, f"--{flag}"
 

@@ -244,5 +244,5 @@ def predict(
     found = []
     for first in range(0, len(images), batch_size):
         rows = np.minimum(np.arange(first, first + batch_size), len(images) - 1)
-        found.append(inputs.ask(network, jax.device_put(images[rows], sharding)))
-    return np.concatenate([np.asarray(part, np.float32) for part in found])[: len(images)]
+        found.append(inputs.ask(network, parallel.place(images[rows], sharding)))
+    return np.concatenate(parallel.fetch(found)).astype(np.float32)[: len(images)]

@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
+from irp_jax import parallel
 from irp_jax.attacks import trials
 from irp_jax.attacks.attack import Attack
 from irp_jax.attacks.inputs import as_network
@@ -148,13 +149,13 @@ def _one_attack(
             batch = slots.fill(network, attack, batch, held, filled, progress.survived)
             chunk = 1
         assert batch is not None
-        done += chunk * int(np.asarray(batch.running).sum())
+        done += chunk * int(parallel.fetch(batch.running).sum())
         batch = trials.advance(network, attack, batch, chunk)
         # Few steps at first, when most trials succeed. Then many, so that the host seldom waits.
         chunk = min(2 * chunk, max(1, min(attack.steps // 20, LONGEST)))
-        over = (held != FREE) & ~np.asarray(batch.running)
+        over = (held != FREE) & ~parallel.fetch(batch.running)
         if over.sum() >= max(1, (held != FREE).sum() // REFILL):
-            found = jax.device_get(trials.outcome(network, batch))
+            found = parallel.fetch(trials.outcome(network, batch))
             batch = _record_outcomes(attack, batch, held, np.flatnonzero(over), found, progress)
             batch, held = _shrink_batch(batch, held, found.steps, progress, slots)
         callbacks.progress(done, done + progress.steps_left, int(progress.is_robust.sum()))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 import zipfile
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from irp_jax import files
+from irp_jax import files, hosts
 from irp_jax.attacks.attack import Attack
 from irp_jax.attacks.trials import Outcome
 from irp_jax.errors import UserError
@@ -227,10 +228,12 @@ def read(path: Path, name: str, answers: Answers) -> EvaluationState | None:
     Raises:
         UserError: the file is damaged, or belongs to another evaluation.
     """
-    if not path.exists():
+    here = hosts.is_first() and path.exists()
+    content = hosts.from_first(path.read_bytes() if here else b"")
+    if not content:
         return None
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+        with np.load(io.BytesIO(content), allow_pickle=False) as saved:
             arrays = {key: saved[key] for key in saved.files}
         found = str(arrays.pop("identity"))
         at = EvaluationState(

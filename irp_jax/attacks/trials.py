@@ -96,7 +96,7 @@ def once(
         # Arrays that start with equal values for all images come out replicated. With them, the
         # first step would have its own compiled program.
         rows = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
-        batch = jax.device_put(without_threat(batch), rows)
+        batch = parallel.place(without_threat(batch), rows)
     batch = with_threat(batch, threat)
     return advance(network, attack, batch, attack.steps).state
 
@@ -259,9 +259,8 @@ class Slots(NamedTuple):
 
     def _problem(self, attack: Attack, rows: np.ndarray, numbers: np.ndarray) -> Problem:
         """Returns the trials `numbers` of the images `rows`, on the devices."""
-        image, label, order, row, number = jax.device_put(
-            (self.images[rows], self.labels[rows], self.order[rows], rows, numbers), self._sharding
-        )
+        chosen: Any = (self.images[rows], self.labels[rows], self.order[rows], rows, numbers)
+        image, label, order, row, number = parallel.place(chosen, self._sharding)
         salt = np.uint32(zlib.crc32(getattr(attack, "draws", attack.name).encode()))
         key = jax.random.fold_in(draws.key(self.seed), salt)
         return Problem(image, label, order, number, trial_keys(key, row, number), self.threat)
@@ -292,7 +291,7 @@ class Slots(NamedTuple):
         if batch is None:
             shapes = jax.eval_shape(functools.partial(start, network, attack), problem)
             blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes.state)
-            blank = jax.device_put(blank, self._sharding)
+            blank = parallel.place(blank, self._sharding)
             batch = Trials(problem, blank, jnp.zeros_like(problem.number), problem.number < 0)
         return with_threat(restart(network, attack, batch, problem, fresh), self.threat)
 
@@ -301,5 +300,5 @@ class Slots(NamedTuple):
         rows = np.argsort(held == FREE, kind="stable")[:size]
         smaller = take(without_threat(batch), rows)
         if self.mesh is not None:
-            smaller = jax.device_put(smaller, self._sharding)
+            smaller = parallel.place(smaller, self._sharding)
         return with_threat(smaller, self.threat), held[rows]

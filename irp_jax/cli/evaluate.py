@@ -16,9 +16,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.tree_util import Partial
 
-from irp_jax import attacks, checkpoint, data, evaluation, files, loading, parallel
+from irp_jax import attacks, checkpoint, data, evaluation, files, hosts, loading, parallel
 from irp_jax.attacks import AttackName, AttackSpec, Norm
-from irp_jax.cli.run import main, parse, publishable
+from irp_jax.cli.run import ABOUT_HOSTS, join, main, parse, publishable, take_hosts
 from irp_jax.config import EVALUATED_ON, fraction
 from irp_jax.data.augmentation import to_float
 from irp_jax.errors import UserError, extra, unknown
@@ -112,9 +112,11 @@ class Measured:
 
 def evaluate(arguments: list[str]) -> None:
     """Attacks a network and prints a table. `--out` writes the results to a file."""
-    options = parse(Options, arguments, "bin/evaluate")
+    joined, rest = take_hosts(arguments)
+    options = parse(Options, rest, "bin/evaluate", about=f"{Options.__doc__}\n\n{ABOUT_HOSTS}")
+    join(joined)
     _check(options)
-    terminal = Terminal()
+    terminal = Terminal(quiet=not hosts.is_first())
     net = loading.load(options.checkpoint, terminal.note, model=options.model)
     try:
         found = _measure(options, net, terminal)
@@ -157,6 +159,9 @@ def _measure(options: Options, net: Network, terminal: Terminal) -> Measured:
         with extra("data"):
             from irp_jax.data import corruptions
         corruptions.corrupt(images[:1], corruptions.CORRUPTIONS[0], 1)
+    if hosts.is_several():
+        files_of = [checkpoint.digest(net.variables), checkpoint.digest([images, labels])]
+        hosts.check_same("weights or images", files_of)
     mesh, batch_size = _devices(options, images)
     subject = (net.apply, net.variables, images, labels)
     how: dict[str, Any] = {
@@ -221,7 +226,7 @@ def _remove_states(options: Options, found: Measured) -> None:
     """Removes the states of interrupted attacks, now that all results are written."""
     for spec in found.specs:
         state_file = _state_file(options, found.network, spec, images=len(found.images))
-        if state_file is not None:
+        if state_file is not None and hosts.is_first():
             same, _, _ = state_file.name.rpartition("-")
             for other in state_file.parent.glob(f"{same}-*.npz"):  # also of earlier networks
                 other.unlink(missing_ok=True)
@@ -337,7 +342,7 @@ def _state_file(options: Options, net: Network, spec: AttackSpec, *, images: int
     Returns None if there is no attack or the folder is not writable.
     """
     folder = Path(options.checkpoint)
-    if spec.name == "none" or not os.access(folder, os.W_OK):
+    if spec.name == "none" or not hosts.agreed(os.access(folder, os.W_OK)):
         return None
     facts = [spec.describe(), options.dataset, options.epsilons, images, *_split(options).values()]
     what = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
@@ -373,13 +378,16 @@ def _save_adversarial(path: Path, found: Measured, terminal: Terminal) -> None:
     }
     files.write_whole(path, lambda file: np.savez_compressed(file, **arrays))
     picture = path.with_suffix(".png")
-    picture.unlink(missing_ok=True)  # a picture of an earlier command shows other images
     drawn = ""
+    names, images = net.class_names, found.images[chosen]
+    if len(chosen):
+        natural = predict(np.asarray(to_float(jnp.asarray(images)))).argmax(-1)
+    if not hosts.is_first():
+        return
+    picture.unlink(missing_ok=True)  # a picture of an earlier command shows other images
     if len(chosen):
         from irp_jax.report import plots
 
-        names, images = net.class_names, found.images[chosen]
-        natural = predict(np.asarray(to_float(jnp.asarray(images)))).argmax(-1)
         plots.adversarial_picture(
             images / 255,
             report.adversarial[chosen],

@@ -13,13 +13,18 @@ import jax
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
-from irp_jax import checkpoint, parallel
-from irp_jax.cli import COMMANDS
+from irp_jax import checkpoint, hosts, parallel
+from irp_jax.cli import COMMANDS, stderr
 from irp_jax.config import fraction
 from irp_jax.errors import UserError, unknown
 from irp_jax.paths import public_command
 
 Parsed = TypeVar("Parsed")
+
+HOSTS = ("--coordinator", "--processes", "--process")
+"""Flags of a command that runs in several processes: see `hosts.start`."""
+ABOUT_HOSTS = """--coordinator=HOST:PORT --processes=N --process=I makes this process I of N, on one
+host or several. Slurm, Kubernetes and TPU pods need none of them (docs/scale.md)."""
 
 
 def as_typed(text: str) -> str:
@@ -188,12 +193,37 @@ def take_flag(arguments: list[str], flag: str) -> tuple[str | None, list[str]]:
     return value and os.path.expanduser(value), rest  # shells do not expand ~ in --flag=~/folder
 
 
+def take_hosts(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Returns the arguments of `hosts.start` that are given, and the other words.
+
+    Raises:
+        UserError: a value is missing or no whole number.
+    """
+    found: dict[str, Any] = {}
+    for flag in HOSTS:
+        value, arguments = take_flag(arguments, flag)
+        if value is not None:
+            found[flag[2:]] = value
+            if flag != "--coordinator":
+                if not re.fullmatch(r"-?\d+", value, re.ASCII):
+                    raise UserError(f"{flag} must be a whole number, got {value!r}")
+                found[flag[2:]] = int(value)
+    return found, arguments
+
+
+def join(found: dict[str, Any]) -> None:
+    """Joins the processes of a run: see `hosts.start`, which takes what `take_hosts` found."""
+    if found or hosts.is_cluster():
+        stderr.shorten(hosts.LOST)
+    hosts.start(**found)
+
+
 def publishable(command: str, arguments: list[str]) -> str:
     """Returns the command line to store with a result, without paths of this machine.
 
     Flags that only name places are left out.
     """
-    for flag in ("--workdir", "--data-dir", "--out", "--official", "--save-adversarial"):
+    for flag in ("--workdir", "--data-dir", "--out", "--official", "--save-adversarial", *HOSTS):
         _, arguments = take_flag(arguments, flag)
     for flag in ("--checkpoint", "--checkpoints"):
         where, rest = take_flag(arguments, flag)
@@ -210,20 +240,18 @@ def main(command: Callable[[list[str]], None]) -> None:
         checkpoint.quiet()
         command(sys.argv[1:])
     except UserError as error:
-        print(f"error: {as_typed(str(error))}", file=sys.stderr)
-        sys.exit(2)
+        hosts.fail(f"error: {as_typed(str(error))}", 2)
     except OSError as error:  # a file or folder that may not be read or written
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        hosts.fail(f"error: {where}{error.strerror or error}", 2)
+    except (MemoryError, jax.errors.JaxRuntimeError, ValueError) as error:
+        if hosts.is_loss(error):
+            hosts.fail(hosts.LOST, 2)
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        print("error: out of memory: give a smaller --batch-size", file=sys.stderr)
-        sys.exit(2)
+        hosts.fail("error: out of memory: give a smaller --batch-size", 2)
     except KeyboardInterrupt:
-        print(
+        hosts.fail(
             "\ninterrupted: the same command goes on from the last saved state, if there is one",
-            file=sys.stderr,
+            130,
         )
-        sys.exit(130)

@@ -3,21 +3,24 @@
 import json
 
 from irp_jax import config as configs
-from irp_jax.cli.run import main, parse, publishable, take_flag
+from irp_jax import hosts
+from irp_jax.cli.run import ABOUT_HOSTS, join, main, parse, publishable, take_flag, take_hosts
 from irp_jax.config import Config
 from irp_jax.report import names
 from irp_jax.report.terminal import Terminal, cost_table, plain_console
 from irp_jax.training import experiment
 from irp_jax.training.preview import Preview, preview
 
-ABOUT = """Train and prune a robust network in one run.
+ABOUT = f"""Train and prune a robust network in one run.
 
 --config=NAME takes the defaults from configs/NAME.py, --config=PATH.py from a file of your own.
 Give the same command again to resume an interrupted run.
 
 --dry-run prints all settings, the cost of each layer at the budget and an estimate of the memory,
 and writes nothing. --list prints the names of models, data sets, methods, defenses, attacks and
-configs."""
+configs.
+
+{ABOUT_HOSTS}"""
 
 
 def train(arguments: list[str]) -> None:
@@ -29,7 +32,8 @@ def train(arguments: list[str]) -> None:
         _list()
         return
     dry = "--dry-run" in arguments
-    path, rest = take_flag([word for word in arguments if word != "--dry-run"], "--config")
+    joined, rest = take_hosts([word for word in arguments if word != "--dry-run"])
+    path, rest = take_flag(rest, "--config")
     default = Config() if path is None else configs.load(path)
     dataset, _ = take_flag(rest, "--dataset")
     if dataset not in (None, default.dataset):
@@ -38,7 +42,8 @@ def train(arguments: list[str]) -> None:
     if dry:
         _show(preview(config))
         return
-    terminal = Terminal()
+    join(joined)
+    terminal = Terminal(quiet=not hosts.is_first())
     try:
         experiment.run(config, terminal, publishable("bin/train", arguments))
     finally:

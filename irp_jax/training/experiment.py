@@ -12,6 +12,7 @@ from irp_jax import (
     data,
     evaluation,
     files,
+    hosts,
     latency,
     models,
     parallel,
@@ -69,8 +70,6 @@ def run(
     config = dataclasses.replace(config, budget=str(config.budget))
     given = {"model": model, "dataset": dataset}
     configs.check(config, [name for name, value in given.items() if value is not None])
-    if jax.process_count() > 1:
-        raise UserError("training runs on the devices of one host: start it on one host alone")
     workdir, identity = configs.workdir(config), configs.identity(config)
     if dataset is None:
         dataset = data.load(
@@ -117,10 +116,13 @@ def run(
         held_out=data.split_digest(dataset.validation), tested=data.split_digest(dataset.test),
         multiple=multiple,
     )  # fmt: skip
-    copies = logs.make(config.log_to, workdir, configs.settings(config))
+    copies = logs.make(config.log_to if hosts.is_first() else "", workdir, configs.settings(config))
+    if hosts.is_several():
+        hosts.check_same("settings or images", [identity, data.digest(dataset)])
     commit = files.commit()  # read now, because the files may change during the run
     with files.claim(workdir, identity):
-        finished = files.read_json(workdir / "results.json")
+        finished = files.read_json(workdir / "results.json") if hosts.is_first() else None
+        finished = hosts.agreed(finished)
         if finished is not None:
             if not isinstance(finished, dict) or finished.get("identity") != identity:
                 raise UserError(
@@ -151,6 +153,7 @@ def run(
         }
         trained.save(workdir / "network")
         files.write_json(workdir / "results.json", results)
+    results = hosts.agreed(results)  # all files are written when this returns
     reporter.end(results)
     return results
 
@@ -194,7 +197,7 @@ def _network(setup: Setup, progress: Progress, workdir: Any) -> Network:
         apply=inference(setup.model.network, progress.quantization),
         variables=variables,
         record=described(record, setup.graph, progress.keep_counts, progress.epoch),
-        history=files.read_log(workdir / "metrics.jsonl"),
+        history=files.read_log(workdir / "metrics.jsonl") if hosts.is_first() else [],
     )
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from irp_jax import checkpoint, draws, files
+from irp_jax import checkpoint, draws, files, hosts
 from irp_jax.config import Config
 from irp_jax.data import Dataset
 from irp_jax.errors import UserError
@@ -191,7 +191,17 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), memory)
         return _training_arrays(dataclasses.replace(state, memory=zeros), dense)
 
-    saved = checkpoint.restore(workdir / "checkpoints", make_training, log, discard=True)
+    folder, saved = workdir / "checkpoints", None
+    if hosts.is_first():
+        saved = checkpoint.restore(folder, make_training, log, discard=True)
+    epoch = hosts.agreed(saved and saved.epoch)
+    if epoch is not None and not hosts.is_first():
+        saved = checkpoint.restore(folder / str(epoch), make_training, log)
+        if saved is None:
+            raise UserError(
+                f"{folder / str(epoch)} is not found by all processes: give a --workdir in a file "
+                f"system that all hosts share"
+            )
     files.truncate_log(workdir / "metrics.jsonl", saved.epoch if saved else 0)
     if saved is None:
         return None
