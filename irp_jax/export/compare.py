@@ -109,25 +109,36 @@ def verify(
             "queries": queries, "file": square(file, images, labels, threat, queries, seed)
         }  # fmt: skip
     if rounds:
-        compared = {"compact": file}
-        if rounded is not None:
-            unrounded = with_zero_channels(network, artifacts.multiple(file.facts), model)
-            content = serialized(unrounded, file.format, layout=file.layout)
-            compared["float32"] = artifacts.from_bytes(
-                content, file.format, file.facts, threads=threads
-            )
-            report["artifact"]["float32_bytes"] = len(content)
-        dense = network.dense(model)
-        if dense is not None:
-            content = serialized(dense, file.format, layout=file.layout)
-            compared["dense"] = artifacts.from_bytes(
-                content, file.format, file.facts, threads=threads
-            )
-            report["artifact"]["dense_bytes"] = len(content)
-        report["latency"] = measured(compared, images[:64], rounds=rounds)
+        beside = _beside(file, network, rounded is not None, model, threads)
+        for name, other in beside.items():
+            report["artifact"][f"{name}_bytes"] = other.size
+        report["latency"] = measured({"compact": file, **beside}, images[:64], rounds=rounds)
         # JAX uses all cores.
         report["threads"] = threads if file.format == "onnx" else parallel.cores()
     return report
+
+
+def _beside(
+    file: Artifact, network: "Network", is_rounded: bool, model: Any, threads: int
+) -> dict[str, Artifact]:
+    """Returns files to compare size and latency with: name -> file of the same format and layout.
+
+    These are the network in float32, for an 8-bit file, and the dense network, if its model is
+    known.
+    """
+    found = {}
+    if is_rounded:
+        found["float32"] = with_zero_channels(network, artifacts.multiple(file.facts), model)
+    dense = network.dense(model)
+    if dense is not None:
+        found["dense"] = dense
+    return {
+        name: artifacts.from_bytes(
+            serialized(other, file.format, layout=file.layout), file.format, file.facts,
+            threads=threads,
+        )
+        for name, other in found.items()
+    }  # fmt: skip
 
 
 def file_network(file: Artifact, network: "Network", model: Any = None) -> "Network | None":

@@ -30,8 +30,6 @@ HELD_OUT = 4
 Progress = Callable[[str, int, int], None]
 """Called with the name of a part, steps done and number of steps."""
 
-Run = Callable[[], object]
-
 
 def measure(
     model: TracedModel,
@@ -74,43 +72,30 @@ def measure(
                 raise UserError(f"{name} is for onnxruntime: leave it out for {runtime}")
         threads, multiple = parallel.cores(), 1
     graph = model.graph
-
-    def compiled(subject: layers.TimedFunction) -> Run:
-        return layers.RUNTIMES[runtime](subject, threads)
-
-    sizes = _sizes(graph)
-    subjects: dict[Any, layers.TimedFunction] = {"nothing": layers.nothing()}
-    grids = {}
-    for size, names in sizes.items():
-        layer = next(each for each in graph.layers if each.name == names[0])
-        grids[size] = _knots(layer, multiple)
-        for i in grids[size][0]:
-            for o in grids[size][1]:
-                subjects[size, i, o] = layers.single(layer, i, o)
-    kept = _networks(graph)
+    sizes, kept = _sizes(graph), _networks(graph)
+    grids, subjects = _subjects(graph, sizes, multiple)
     subjects |= {name: layers.whole(model, counts, multiple) for name, counts in kept.items()}
     runs = {}
     for number, (key, subject) in enumerate(subjects.items()):
         progress("compiling", number, len(subjects))
-        runs[key] = compiled(subject)
+        runs[key] = layers.RUNTIMES[runtime](subject, threads)
     taken = in_turns(runs, rounds, functools.partial(progress, "measuring"))
     times = {key: 1e9 * float(np.median(each)) for key, each in taken.items()}
+
+    def alone(size: Any) -> np.ndarray:
+        """Returns the nanoseconds of a layer at each pair of numbers of channels."""
+        inputs, outputs = grids[size]
+        return np.array(
+            [[max(times[size, i, o] - times[NOTHING], 0.0) for o in outputs] for i in inputs]
+        )
+
     found = tuple(
         LayerLatency(
-            layers=names,
-            channels_in=grids[size][0],
-            channels_out=grids[size][1],
-            nanoseconds=rising(
-                np.array(
-                    [
-                        [max(times[size, i, o] - times["nothing"], 0.0) for o in grids[size][1]]
-                        for i in grids[size][0]
-                    ]
-                )
-            ),
+            layers=names, channels_in=grids[size][0], channels_out=grids[size][1],
+            nanoseconds=rising(alone(size)),
         )
         for size, names in sizes.items()
-    )
+    )  # fmt: skip
     raw = LatencyTable(
         model=model.spec.get("name", model.name), image_shape=graph.image_shape,
         fingerprint=graph.fingerprint,
@@ -119,6 +104,29 @@ def measure(
         per_value=0.0, layers=found,
     )  # fmt: skip
     return _fitted(raw, graph, kept, times)
+
+
+NOTHING = "nothing"
+"""Key of a program without a layer, whose time is subtracted."""
+
+
+def _subjects(
+    graph: ChannelGraph, sizes: Mapping[Any, tuple[str, ...]], multiple: int
+) -> tuple[dict[Any, tuple[tuple[int, ...], tuple[int, ...]]], dict[Any, layers.TimedFunction]]:
+    """Returns what is timed for single layers.
+
+    Returns:
+        size of a layer -> numbers of input and output channels; (size, input, output channels) ->
+        function.
+    """
+    grids = {}
+    subjects: dict[Any, layers.TimedFunction] = {NOTHING: layers.nothing()}
+    for size, names in sizes.items():
+        layer = next(each for each in graph.layers if each.name == names[0])
+        inputs, outputs = grids[size] = _knots(layer, multiple)
+        for i, o in itertools.product(inputs, outputs):
+            subjects[size, i, o] = layers.single(layer, i, o)
+    return grids, subjects
 
 
 def _sizes(graph: ChannelGraph) -> dict[Any, tuple[str, ...]]:
