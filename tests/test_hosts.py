@@ -151,6 +151,7 @@ def test_a_finished_run_is_shown_again(of_two, flags):
     assert any("is finished" in line for line in first) and second == []
 
 
+@pytest.mark.slow
 def test_the_run_goes_on_after_a_process_was_killed(of_two, flags, tmp_path):
     started = start("train", [*flags, f"--workdir={tmp_path}"], 2)
     while not list(tmp_path.glob("checkpoints/[12]")):
@@ -184,6 +185,7 @@ def test_processes_with_other_settings_are_refused(flags, tmp_path):
     assert not (tmp_path / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_measure_the_accuracy_that_one_measures(of_two, tmp_path):
     workdir, _ = of_two
     measured = []
