@@ -13,7 +13,7 @@ from irp_jax import checkpoint, data, hosts, loading, models, parallel, traced
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.data import Dataset
-from irp_jax.errors import UserError, unknown
+from irp_jax.errors import UserError, in_python, unknown
 from irp_jax.export.measure import measure
 from irp_jax.graph import ChannelGraph
 from irp_jax.network import Network
@@ -25,6 +25,7 @@ Callback = Callable[[dict[str, Any]], None]
 """Called after each epoch with a dict: "epoch", "loss", "natural", "pgd", "cost_ratio" and more."""
 
 
+@in_python
 def load_data(
     name: str, *, data_dir: str | None = None, validation: float | None = None
 ) -> Dataset:
@@ -47,6 +48,7 @@ def load_data(
     return data.load(name, data_dir=data_dir, validation_fraction=share)
 
 
+@in_python
 def from_arrays(
     images: Any,
     labels: Any,
@@ -85,6 +87,7 @@ def from_arrays(
     return Dataset(name=name, train=train, validation=held_out, test=test, class_names=names)
 
 
+@in_python
 def train(
     model: Any,
     dataset: Dataset | str,
@@ -177,6 +180,7 @@ def train(
     return dataclasses.replace(network, results=results)
 
 
+@in_python
 def describe(model: Any, image_shape: Sequence[int], classes: int = 10) -> ChannelGraph:
     """Returns the channel graph of a network: groups, layers, cost, and why some channels stay.
 
@@ -197,6 +201,7 @@ def describe(model: Any, image_shape: Sequence[int], classes: int = 10) -> Chann
     return traced.trace(model, shape).graph
 
 
+@in_python
 def measure_latency(
     model: Any,
     image_shape: Sequence[int],
@@ -241,6 +246,7 @@ def measure_latency(
     )
 
 
+@in_python
 def load(path: str | Path, *, model: Any = None) -> Network:
     """Loads a saved network, or the network of a run: see `loading.load`.
 

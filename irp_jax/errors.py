@@ -2,8 +2,11 @@
 
 import contextlib
 import difflib
+import functools
 import itertools
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import ParamSpec, TypeVar
 
 
 class UserError(ValueError):
@@ -21,6 +24,29 @@ class UserError(ValueError):
                 space.
         """
         super().__init__(" ".join(message.split()))
+
+
+Arguments = ParamSpec("Arguments")
+Returned = TypeVar("Returned")
+
+
+def in_python(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
+    """Makes the errors of a function name arguments of Python instead of flags.
+
+    The commands and the Python interface check values with the same code, whose messages name
+    flags: --batch-size=32 becomes batch_size=32.
+    """
+
+    @functools.wraps(function)
+    def called(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            flag = re.compile(r"(?<![\w-])--([a-z]+(?:-[a-z]+)*)")
+            error.args = (flag.sub(lambda found: found[1].replace("-", "_"), str(error)),)
+            raise
+
+    return called
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import pytest
 
+from irp_jax import errors
 from irp_jax.errors import UserError, unknown
 
 MODELS = ["resnet20", "resnet18", "vgg16"]
@@ -42,3 +43,14 @@ def test_is_one_line_and_a_value_error():
     error = UserError("two\n  lines")
     assert str(error) == "two lines"
     assert isinstance(error, ValueError)
+
+
+def test_errors_of_the_python_interface_name_arguments():
+    @errors.in_python
+    def checked(value):
+        raise UserError(f"--batch-size must be at least 1, got {value}: give --epochs=2, not a--b")
+
+    with pytest.raises(UserError) as caught:
+        checked(0)
+    expected = "batch_size must be at least 1, got 0: give epochs=2, not a--b"
+    assert str(caught.value) == expected
