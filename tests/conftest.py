@@ -36,6 +36,13 @@ settings.register_profile("irp_jax", derandomize=True, max_examples=20, deadline
 settings.load_profile("irp_jax")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_a_file():
+    """Frees the compiled programs after each file: thousands of them crash XLA's compiler."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def no_attacks(monkeypatch):
     """Leaves out the attacks after each epoch and each run, because they take long to compile."""

@@ -207,7 +207,9 @@ def test_number_of_trials():
         assert attack.trials(classes) == runs
 
 
-@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.1), ("l2", 0.6)])
+@pytest.mark.parametrize(
+    ("norm", "epsilon"), [("linf", 0.1), pytest.param("l2", 0.6, marks=pytest.mark.slow)]
+)
 def test_breaks_what_pgd_breaks(norm, epsilon):
     variables, test_x, test_y = trained_on_digits()
     images, labels = jnp.asarray(test_x / np.float32(255), jnp.float32), jnp.asarray(test_y)

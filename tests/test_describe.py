@@ -193,6 +193,7 @@ def test_what_cannot_be_trained_is_one_line_and_leaves_nothing(
     assert not Path("run").exists()
 
 
+@pytest.mark.slow
 def test_a_network_in_a_file_is_trained_attacked_and_handed_on(capsys, monkeypatch):
     command = [*TINY, "--model=nets.py:Net", "--budget=0.5", "--workdir=run"]
     train.train(command)

@@ -274,6 +274,7 @@ def test_a_run_that_diverges_at_once_ends_as_if_clipped_from_the_start(run, dige
     assert digest("clipped") == digest("guarded")
 
 
+@pytest.mark.slow
 def test_a_run_killed_on_either_side_of_an_alarm_ends_the_same(run, digest, monkeypatch):
     """The verdict is replaced: it says that the third epoch has diverged."""
     monkeypatch.setattr(

@@ -123,6 +123,7 @@ def of_one(tmp_path_factory, flags):
     return workdir
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_network_that_one_trains(of_one, of_two):
     workdir, _ = of_two
     one, two = weights(of_one), weights(workdir)
@@ -168,6 +169,7 @@ def test_the_run_goes_on_after_a_process_was_killed(of_two, flags, tmp_path):
     assert results(tmp_path)["network_sha256"] == results(whole)["network_sha256"]
 
 
+@pytest.mark.slow
 def test_an_error_of_one_process_ends_all_with_its_line(flags, tmp_path):
     (tmp_path / "file").write_text("a file where the folder should go")
     ends = finish(start("train", [*flags, f"--workdir={tmp_path / 'file'}"], 2))

@@ -193,6 +193,7 @@ def test_bin_evaluate_saves_what_it_found_and_corrupts(finished, tmp_path):
         assert np.abs(saved["images"] - load("digits").test.images[:60] / 255).max() <= 0.1 + 1e-5
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_and_after_the_freeze_resumes_to_the_identical_result(
     finished, tiny, tmp_path
 ):
@@ -254,6 +255,7 @@ def test_a_checkpoint_of_another_version_is_called_so(finished, tmp_path):
             loading.load(folder, print)
 
 
+@pytest.mark.slow
 def test_weight_masks_leave_zeros_that_are_counted(tmp_path, small):
     config = dataclasses.replace(
         TINY, granularity="weight", epochs=2, defense="none", guard=False, workdir=str(tmp_path)

@@ -61,6 +61,7 @@ def run_step(cache: Path, **variables: str) -> tuple[int, str]:
     return count, digest
 
 
+@pytest.mark.slow
 def test_compiled_programs_are_kept_and_change_no_bit(tmp_path: Path) -> None:
     count, cold = run_step(tmp_path)
     assert count == parallel.cores()

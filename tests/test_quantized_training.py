@@ -99,6 +99,7 @@ def test_calibration_of_a_network_that_has_its_ranges_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_interrupted_on_both_sides_resumes_to_the_identical_result(finished, tmp_path):
     config, _, results = finished
     again = dataclasses.replace(config, workdir=str(tmp_path / "run"))
@@ -114,6 +115,7 @@ def test_a_run_interrupted_on_both_sides_resumes_to_the_identical_result(finishe
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_the_guard_rolls_back_to_a_quantized_state(quick_runs, tmp_path, monkeypatch):
     """The verdict is replaced: it says that the third epoch in 8 bits has diverged."""
     monkeypatch.setattr(divergence, "CLIP", 0.01)

@@ -114,6 +114,7 @@ def test_both_ways_of_counting_are_collected_and_shown(swept, capsys):
         sweep_command.sweep([f"--config={folder / 'mine.py'}", "--attacks=pgd-last"])
 
 
+@pytest.mark.slow
 def test_what_is_collected_is_not_run_again_and_what_is_missing_is(swept):
     folder, _ = swept
     shutil.move(folder / "runs", folder / "elsewhere")
@@ -131,6 +132,7 @@ def test_what_is_collected_is_not_run_again_and_what_is_missing_is(swept):
     shutil.move(folder / "elsewhere", folder / "runs")
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_terminated_takes_its_runs_along(swept, tmp_path):
     folder, _ = swept
     for name in ("mine.py", "net.py"):

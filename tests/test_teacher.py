@@ -159,6 +159,7 @@ def configured(folder, **changes):
 
 
 @pytest.mark.parametrize("method", ["magnitude", "admm"])
+@pytest.mark.slow
 def test_the_parent_of_a_baseline_is_dense(method, quick_runs, tmp_path, monkeypatch):
     taken, make = [], loop.with_parent
 
