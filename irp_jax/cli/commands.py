@@ -1,16 +1,47 @@
-"""Commands of this package as child processes: several run at once, and all stop together."""
+"""Commands of this package as child processes: several run at once, and all stop together.
+
+A command also ends when the process that started it is killed. Otherwise it would keep its folder
+locked while another process takes over its run.
+"""
 
 import contextlib
+import os
 import shlex
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from irp_jax import parallel
 from irp_jax.errors import UserError
+
+_PARENT = "IRP_JAX_PARENT"
+"""Variable with the number of the process that a command shall not outlive."""
+
+
+def child_environment() -> dict[str, str]:
+    """Returns the environment for a command that shall not outlive this process."""
+    return os.environ | {_PARENT: str(os.getpid())}
+
+
+def end_with_parent() -> None:
+    """Ends this process within a second after the one that started it, if that one asks for it.
+
+    A command calls this once when it begins. `child_environment` is how its parent asks.
+    """
+    parent = os.environ.pop(_PARENT, None)  # it does not hold for the children of this process
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while str(os.getppid()) == parent:
+            time.sleep(0.5)
+        os._exit(1)  # as a kill, from which every command can resume
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Commands:
@@ -22,7 +53,7 @@ class Commands:
 
     def __init__(self) -> None:
         self.stopping = threading.Event()
-        self._running: set[subprocess.Popen] = set()
+        self._running: dict[subprocess.Popen, Path] = {}
 
     def run(self, command: str, flags: list[str], log: Path, cores: set[int]) -> None:
         """Runs bin/`command` to its end. The calling thread stays on `cores` from then on.
@@ -47,16 +78,23 @@ class Commands:
                 [sys.executable, "-P", "-m", f"irp_jax.cli.{command}", *flags],
                 stdout=file,
                 stderr=file,
+                env=child_environment(),
             )
-        self._running.add(child)
+        self._running[child] = log
         if self.stopping.is_set():  # may have been set before the child was added
             child.terminate()
         try:
             failed = child.wait()
         finally:
-            self._running.discard(child)
+            del self._running[child]
         if failed:
             raise UserError(_error(log, begin) or f"bin/{command} ended with code {failed}")
+
+    def stop(self, log: Path) -> None:
+        """Terminates the command that writes to `log`, if there is one."""
+        for child, its_log in list(self._running.items()):
+            if its_log == log:
+                child.terminate()
 
     @contextlib.contextmanager
     def stopped_together(self) -> Iterator[None]:
