@@ -85,12 +85,9 @@ def launch(
         console: where the names of the jobs are printed.
 
     Raises:
-        UserError: the launcher or a setting is unknown, Slurm is absent or refuses the jobs, or a
-            local job failed.
+        UserError: as `read_settings`; Slurm is absent or refuses the jobs; or a local job failed.
     """
-    if launcher not in LAUNCHERS:
-        raise unknown("launcher", launcher, LAUNCHERS)
-    chosen = {"timeout_min": 240} | read_settings(settings)
+    chosen = {"timeout_min": 240} | read_settings(launcher, settings)
     with extra("slurm"):
         import submitit
     if not shards:
@@ -115,17 +112,23 @@ def launch(
     console.print("all jobs are done")
 
 
-def read_settings(text: str | None) -> dict[str, Any]:
+def read_settings(launcher: str | None, text: str | None) -> dict[str, Any]:
     """Returns settings as submitit takes them, for instance {"slurm_partition": "gpu"}.
 
     Args:
+        launcher: one of `LAUNCHERS`, or None for a sweep without jobs.
         text: key=value,key=value with keys of `SETTINGS`; none if None.
 
     Raises:
-        UserError: a key is unknown, or a value is missing or no number.
+        UserError: the launcher or a key is unknown, a value is missing or no number, or there are
+            settings without a launcher.
     """
+    if launcher is not None and launcher not in LAUNCHERS:
+        raise unknown("launcher", launcher, LAUNCHERS)
+    if launcher is None and text is not None:
+        raise UserError(f"--slurm={text} is for jobs: give --launcher=slurm too")
     settings: dict[str, Any] = {}
-    for part in (text or "").split(",") if text else []:
+    for part in text.split(",") if text else []:
         key, _, value = (word.strip() for word in part.partition("="))
         if key not in SETTINGS:
             raise unknown("setting of --slurm", key, SETTINGS)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from irp_jax.attacks import AttackName, AttackSpec
 from irp_jax.claims import STALE_S, Claims
 from irp_jax.cli.commands import Commands
 from irp_jax.cli.dispatch import Dispatch
-from irp_jax.cli.launch import launch
+from irp_jax.cli.launch import launch, read_settings
 from irp_jax.cli.one_run import Wanted, collected, is_complete
 from irp_jax.cli.run import main, parse, take_flag
 from irp_jax.config import Config
@@ -77,14 +78,7 @@ def sweep(arguments: list[str]) -> None:
     options = parse(Options, arguments, "bin/sweep")
     names = [name.strip() for name in (options.attacks or "").split(",")]
     attacks = {name: _flags(name) for name in names if name}
-    if options.images is not None and options.images < 1:
-        raise UserError(f"--images must be at least 1, got {options.images}")
-    if options.images is not None and not attacks:
-        raise UserError("--images is for --attacks: give some, for instance --attacks=autoattack")
-    if options.jobs < 0:
-        raise UserError(f"--jobs must be at least 1, got {options.jobs}")
-    if not options.stale >= 1:
-        raise UserError(f"--stale must be at least 1 second, got {options.stale:g}")
+    _check(options)
     part, parts = _shard(options.shard)
     runs = list({run.workdir: run for run in _runs(options)}.values())
     for folder in (options.workdir, options.results):
@@ -123,6 +117,22 @@ def sweep(arguments: list[str]) -> None:
         )
 
 
+def _check(options: Options) -> None:
+    """Raises an error for flags that are wrong by themselves or do not go together."""
+    if options.images is not None and options.images < 1:
+        raise UserError(f"--images must be at least 1, got {options.images}")
+    if options.images is not None and not options.attacks:
+        raise UserError("--images is for --attacks: give some, for instance --attacks=autoattack")
+    if options.jobs < 0:
+        raise UserError(f"--jobs must be at least 1, got {options.jobs}")
+    if not 1 <= options.stale < math.inf:
+        raise UserError(f"--stale must be at least 1 second, got {options.stale:g}")
+    read_settings(options.launcher, options.slurm)
+    if options.launcher is not None and (options.shard or options.jobs):
+        flag = "--shard" if options.shard else "--jobs"
+        raise UserError(f"{flag} is not for --launcher: there each run is a job of its own")
+
+
 def _shard(text: str | None) -> tuple[int, int]:
     """Returns the part and the number of parts of --shard=I/N; (1, 1) for None."""
     found = re.fullmatch(r"(\d+)/(\d+)", text or "1/1")
@@ -136,9 +146,6 @@ def _launch(
     options: Options, arguments: list[str], missing: list[int], count: int, console: Console
 ) -> None:
     """Starts a job for each missing run. It does this command with --shard."""
-    for name, value in (("shard", options.shard), ("jobs", options.jobs)):
-        if value:
-            raise UserError(f"--{name} is not for --launcher: each run is a job of its own")
     for flag in ("--launcher", "--slurm"):
         _, arguments = take_flag(arguments, flag)
     shards = [[*arguments, "--jobs=1", f"--shard={number}/{count}"] for number in missing]
