@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from irp_jax.cli.commands import child_environment
+from irp_jax.cli.parent import child_environment
 from irp_jax.errors import UserError, extra, unknown
 
 LAUNCHERS = ("local", "slurm")

@@ -15,7 +15,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
 from irp_jax import checkpoint, parallel
 from irp_jax.cli import COMMANDS
-from irp_jax.cli.commands import end_with_parent
+from irp_jax.cli.parent import end_with_parent
 from irp_jax.config import fraction
 from irp_jax.errors import UserError, unknown
 from irp_jax.paths import public_command
