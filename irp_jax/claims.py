@@ -18,7 +18,7 @@ Guarantees:
 
 - At any time at most one process owns a name, as far as each process touches its files in time.
 - An owner that was suspended for too long, and was therefore replaced, learns it at its next sign
-  of life: its claim is `lost`.
+  of life, or when it asks `holds`: its claim is `lost`.
 - Work that a dead process owned is free again, at once on the same machine and after `stale_s`
   elsewhere.
 
@@ -100,6 +100,13 @@ class Claims:
         self._held.add(claim)
         return claim
 
+    def holds(self, claim: Claim) -> bool:
+        """Looks whether no other process has taken over. Otherwise sets `claim.lost`."""
+        own, following = (_path(claim.stem, claim.number + more) for more in (0, 1))
+        if following.exists() or not own.exists():
+            claim.lost.set()
+        return not claim.lost.is_set()
+
     def finish(self, claim: Claim) -> None:
         """Gives up a name whose work is done. No files of the claim remain."""
         self._held.discard(claim)
@@ -139,12 +146,10 @@ class Claims:
         while not self._closing.wait(self.stale_s / _BEATS):
             for claim in list(self._held):
                 with contextlib.suppress(OSError):  # the network may be away for a while
-                    own = _path(claim.stem, claim.number)
-                    if own.exists() and not _path(claim.stem, claim.number + 1).exists():
-                        os.utime(own)
+                    if self.holds(claim):
+                        os.utime(_path(claim.stem, claim.number))
                     elif claim in self._held:  # it may have been given up just now
                         self._held.discard(claim)
-                        claim.lost.set()
                         claim.on_lost()
 
     def __enter__(self) -> Self:

@@ -114,7 +114,7 @@ class Dispatch:
         log, finished = configs.workdir(run) / "log.txt", False
 
         def call(command: str, flags: list[str]) -> None:
-            if claim.lost.is_set():
+            if not self._claims.holds(claim):
                 raise UserError("another process has taken over this run")
             self._commands.run(command, flags, log=log, cores=share)
 
@@ -123,7 +123,7 @@ class Dispatch:
                 self._say(number, "begins, see its log.txt")
                 before = collected(run, self._wanted)
                 results = train_and_attack(run, before, self._wanted, call)
-                if not claim.lost.is_set():
+                if self._claims.holds(claim):
                     collect(run, results, self._wanted)
                     self._note(number, results, "done")
             finished = number in self.found

@@ -105,7 +105,12 @@ def launch(
     console.print(f"{len(jobs)} jobs, first {jobs[0].job_id}; their output is in {folder}")
     if launcher == "slurm":
         return
-    failed = [job for job in jobs if job.exception() is not None]
+    try:
+        failed = [job for job in jobs if job.exception() is not None]
+    except KeyboardInterrupt:
+        for job in jobs:
+            job.cancel()
+        raise
     if failed:
         log = failed[0].paths.stderr
         raise UserError(f"{len(failed)} of {len(jobs)} jobs failed; see {log}")
