@@ -254,6 +254,20 @@ def claim(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
         yield
 
 
+def in_use(folder: Path) -> bool:
+    """Returns whether a process has claimed the folder of a run, as far as locks tell."""
+    try:
+        import fcntl
+
+        with (folder / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):  # no such folder, or no locks
+        return False
+    return False
+
+
 @hosts.by_first
 def truncate_log(path: Path, epoch: int) -> None:
     """Removes the lines of epochs after `epoch`. A resumed run writes them again."""

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -59,3 +62,29 @@ def test_the_error_of_a_command_is_its_own_last_one(tmp_path, monkeypatch):
         running = pool.submit(Commands().run, "train", ["--budget=16"], log, cores)
         with pytest.raises(UserError, match=r"^budget must be in .* did you mean 0\.16"):
             running.result(timeout=60)
+
+
+CHILD = """
+import time
+from irp_jax.cli.parent import end_with_parent
+end_with_parent()
+print("begun", flush=True)
+time.sleep(1000)
+"""
+PARENT = f"""
+import subprocess, sys
+from irp_jax.cli.parent import child_environment
+subprocess.run([sys.executable, "-P", "-c", {CHILD!r}], env=child_environment())
+"""
+
+
+def test_a_command_ends_when_the_process_that_started_it_is_killed():
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", PARENT], stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    ) as parent:  # fmt: skip
+        assert parent.stdout.readline() == "begun\n"
+        parent.kill()
+        begin = time.monotonic()
+        assert parent.stdout.read() == ""  # the child has closed it, too
+    assert time.monotonic() - begin < 30

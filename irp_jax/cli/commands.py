@@ -1,4 +1,7 @@
-"""Commands of this package as child processes: several run at once, and all stop together."""
+"""Commands of this package as child processes: several run at once, and all stop together.
+
+A command also ends when the process that started it is killed (`parent.py`).
+"""
 
 import contextlib
 import shlex
@@ -10,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from irp_jax import parallel
+from irp_jax.cli.parent import child_environment
 from irp_jax.errors import UserError
 
 
@@ -22,7 +26,7 @@ class Commands:
 
     def __init__(self) -> None:
         self.stopping = threading.Event()
-        self._running: set[subprocess.Popen] = set()
+        self._running: dict[subprocess.Popen, Path] = {}
 
     def run(self, command: str, flags: list[str], log: Path, cores: set[int]) -> None:
         """Runs bin/`command` to its end. The calling thread stays on `cores` from then on.
@@ -47,16 +51,23 @@ class Commands:
                 [sys.executable, "-P", "-m", f"irp_jax.cli.{command}", *flags],
                 stdout=file,
                 stderr=file,
+                env=child_environment(),
             )
-        self._running.add(child)
+        self._running[child] = log
         if self.stopping.is_set():  # may have been set before the child was added
             child.terminate()
         try:
             failed = child.wait()
         finally:
-            self._running.discard(child)
+            del self._running[child]
         if failed:
             raise UserError(_error(log, begin) or f"bin/{command} ended with code {failed}")
+
+    def stop(self, log: Path) -> None:
+        """Terminates the command that writes to `log`, if there is one."""
+        for child, its_log in list(self._running.items()):
+            if its_log == log:
+                child.terminate()
 
     @contextlib.contextmanager
     def stopped_together(self) -> Iterator[None]:

@@ -15,6 +15,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
 from irp_jax import checkpoint, hosts, parallel
 from irp_jax.cli import COMMANDS, stderr
+from irp_jax.cli.parent import end_with_parent
 from irp_jax.config import fraction
 from irp_jax.errors import UserError, unknown
 from irp_jax.paths import public_command
@@ -235,6 +236,7 @@ def publishable(command: str, arguments: list[str]) -> str:
 
 def main(command: Callable[[list[str]], None]) -> None:
     """Runs a command. An error that the user can correct is one line on stderr and exit code 2."""
+    end_with_parent()
     try:
         parallel.configure()
         checkpoint.quiet()

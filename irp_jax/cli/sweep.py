@@ -1,34 +1,28 @@
 """bin/sweep: trains and attacks many networks and collects the results. It can be resumed."""
 
 import dataclasses
-import functools
 import itertools
+import math
 import os
 import re
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from queue import Queue
 from typing import Any, cast
+
+from rich.console import Console
 
 from irp_jax import config as configs
 from irp_jax import files, parallel
 from irp_jax.attacks import AttackName, AttackSpec
+from irp_jax.claims import STALE_S, Claims
 from irp_jax.cli.commands import Commands
-from irp_jax.cli.run import main, parse
+from irp_jax.cli.dispatch import Dispatch
+from irp_jax.cli.launch import launch, read_settings
+from irp_jax.cli.one_run import Wanted, collected, is_complete
+from irp_jax.cli.run import main, parse, take_flag
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.report.terminal import plain_console, show_results
-from irp_jax.results import check_version
-
-ATTACK_FACTS = (
-    "command", "attack", "accuracy", "wall_time_s", "warnings", "environment", "commit",
-)  # fmt: skip
-"""The facts that are collected of each attack."""
-
-Call = Callable[[str, list[str]], None]
-"""Runs a command: (name, flags)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +30,8 @@ class Options:
     """Train and attack one network for every combination of the lists, and collect the results.
 
     Lists are separated by commas: --seeds=0,1,2. Give the same command again to resume. A run whose
-    results are already collected is not repeated.
+    results are already collected is not repeated. The same command at the same time, here or on
+    machines that share the folder of --results, shares the runs: each is done by one of them.
     """
 
     config: str = "digits"
@@ -68,68 +63,111 @@ class Options:
     jobs: int = 0
     """Runs at a time. On a CPU each run has its own cores. Default: on a CPU the number of cores or
     of runs, whichever is smaller; otherwise 1."""
+    shard: str | None = None
+    """I/N: do only part I of N of the runs, for machines that share no folder."""
+    stale: float = STALE_S
+    """Seconds without a sign of life after which others take over the runs of this process."""
+    launcher: str | None = None
+    """Do each run as a job: slurm (an array job, through submitit), local (to try it out)."""
+    slurm: str | None = None
+    """Settings of the jobs, for instance partition=gpu,gpus=1,time=120 (time in minutes)."""
 
 
 def sweep(arguments: list[str]) -> None:
     """Does the runs and attacks that are missing, then prints the table of all results."""
     options = parse(Options, arguments, "bin/sweep")
     names = [name.strip() for name in (options.attacks or "").split(",")]
-    wanted = {name: _flags(name) for name in names if name}
-    if options.images is not None and options.images < 1:
-        raise UserError(f"--images must be at least 1, got {options.images}")
-    if options.images is not None and not wanted:
-        raise UserError("--images is for --attacks: give some, for instance --attacks=autoattack")
+    attacks = {name: _flags(name) for name in names if name}
+    _check(options)
+    part, parts = _shard(options.shard)
     runs = list({run.workdir: run for run in _runs(options)}.values())
-    console = plain_console()
-    on_cpu = not parallel.has_accelerator()
-    jobs = options.jobs or (min(parallel.cores(), len(runs)) if on_cpu else 1)
-    if jobs < 1:
-        raise UserError(f"--jobs must be at least 1, got {options.jobs}")
-    if not on_cpu and jobs > 1:  # otherwise the first run preallocates most of the device's memory
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     for folder in (options.workdir, options.results):
         if folder is not None:
             files.make_folder(Path(folder))
-    before = {run.workdir: _collected(run, options) for run in runs}
+    results = None if options.results is None else Path(options.results)
+    wanted = Wanted(attacks, options.images, results)
+    collected_before = [collected(run, wanted) for run in runs]  # a wrong file is reported now
+    console = plain_console()
+    if options.launcher is not None:
+        missing = [
+            number
+            for number, found in enumerate(collected_before, start=1)
+            if not is_complete(found, wanted)
+        ]
+        _launch(options, arguments, missing, len(runs), console)
+        return
+    runs = runs[part - 1 :: parts]
+    if not runs:
+        console.print(f"no run is in part {options.shard}")
+        return
     commands = Commands()
-    shares: Queue[set[int]] = Queue()
-    # `cores()` respects a CPU quota, which may allow fewer cores than there are.
-    cores = parallel.core_numbers()[: parallel.cores()]
-    for share in _shares(cores, jobs) if on_cpu else [set(cores)] * jobs:
-        shares.put(share)
-    began, failed = time.monotonic(), {}
-
-    def one(numbered: tuple[int, Config]) -> dict[str, Any] | None:
-        number, run = numbered
-        found, word = before[run.workdir], "was done"
-        if found is None or _missing(found, wanted, options):
-            share, log = shares.get(), configs.workdir(run) / "log.txt"
-            console.print(
-                f"[{number}/{len(runs)}] {run.workdir} begins, see its log.txt", markup=False
-            )
-            try:
-                call = functools.partial(commands.run, log=log, cores=share)
-                found = _run(run, found, wanted, options, call)
-                word = "done"
-            except (UserError, OSError) as error:  # the other runs continue
-                found, word, failed[run.workdir] = None, "failed", str(error)
-            finally:
-                shares.put(share)
-        if commands.stopping.is_set():
-            return None
-        elapsed = time.monotonic() - began
-        console.print(f"[{number}/{len(runs)}] {run.workdir} {word}, {elapsed:.0f} s", markup=False)
-        return found
-
-    with commands.stopped_together(), ThreadPoolExecutor(jobs) as pool:
-        found = list(pool.map(one, enumerate(runs, start=1)))
-    done = [results for results in found if results is not None]
+    claims = Claims(Path(options.results or options.workdir), options.stale)
+    dispatch = Dispatch(runs, wanted, claims, commands, console)
+    shares = _shares_of_jobs(options.jobs, len(runs))
+    with commands.stopped_together(), claims:
+        dispatch.work(shares)
+    done = [dispatch.found[number] for number in sorted(dispatch.found)]
     if done:
         show_results(console, done)
-    if failed:
-        first = next(run.workdir for run in runs if run.workdir in failed)
-        count = f"{len(failed)} of {len(runs)} runs failed"
-        raise UserError(f"{count}; {first} (see its log.txt): {failed[first]}")
+    if dispatch.failed:
+        first = min(dispatch.failed)
+        raise UserError(
+            f"{len(dispatch.failed)} of {len(runs)} runs failed; {runs[first - 1].workdir} (see "
+            f"its log.txt): {dispatch.failed[first]}"
+        )
+
+
+def _check(options: Options) -> None:
+    """Raises an error for flags that are wrong by themselves or do not go together."""
+    if options.images is not None and options.images < 1:
+        raise UserError(f"--images must be at least 1, got {options.images}")
+    if options.images is not None and not options.attacks:
+        raise UserError("--images is for --attacks: give some, for instance --attacks=autoattack")
+    if options.jobs < 0:
+        raise UserError(f"--jobs must be at least 1, got {options.jobs}")
+    if not 1 <= options.stale < math.inf:
+        raise UserError(f"--stale must be at least 1 second, got {options.stale:g}")
+    read_settings(options.launcher, options.slurm)
+    if options.launcher is not None and (options.shard or options.jobs):
+        flag = "--shard" if options.shard else "--jobs"
+        raise UserError(f"{flag} is not for --launcher: there each run is a job of its own")
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    """Returns the part and the number of parts of --shard=I/N; (1, 1) for None."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text or "1/1")
+    part, parts = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 <= part <= parts:
+        raise UserError(f"--shard must be I/N with I from 1 to N, for instance 1/4, got {text!r}")
+    return part, parts
+
+
+def _launch(
+    options: Options, arguments: list[str], missing: list[int], count: int, console: Console
+) -> None:
+    """Starts a job for each missing run. It does this command with --shard."""
+    for flag in ("--launcher", "--slurm"):
+        _, arguments = take_flag(arguments, flag)
+    shards = [[*arguments, "--jobs=1", f"--shard={number}/{count}"] for number in missing]
+    launch(str(options.launcher), options.slurm, shards, Path(options.workdir) / "jobs", console)
+
+
+def _shares_of_jobs(jobs: int, runs: int) -> list[set[int]]:
+    """Returns the CPU cores of each of the runs that are done at a time.
+
+    Args:
+        jobs: how many at a time; 0 for as many as are sensible.
+        runs: how many there are.
+    """
+    on_cpu = not parallel.has_accelerator()
+    jobs = jobs or (min(parallel.cores(), runs) if on_cpu else 1)
+    # `cores()` respects a CPU quota, which may allow fewer cores than there are.
+    cores = parallel.core_numbers()[: parallel.cores()]
+    if on_cpu:
+        return _shares(cores, jobs)
+    if jobs > 1:  # otherwise the first run preallocates most of the device's memory
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    return [set(cores)] * jobs
 
 
 def _shares(cores: list[int], jobs: int) -> list[set[int]]:
@@ -185,104 +223,6 @@ def _runs(options: Options) -> Iterator[Config]:
             configs.check(run)
             folder = Path(options.workdir) / configs.run_name(run)
             yield dataclasses.replace(run, workdir=str(folder))
-
-
-def _run(
-    run: Config,
-    before: dict[str, Any] | None,
-    wanted: dict[str, list[str]],
-    options: Options,
-    call: Call,
-) -> dict[str, Any]:
-    """Trains and attacks one network, except for what is done already, and collects the results.
-
-    Returns:
-        The results of the run, with those of every attack under `accuracy` and `attacks`.
-
-    Raises:
-        UserError: training or an attack failed.
-    """
-    call("train", configs.flags(run, configs.suited(run.dataset)))
-    results = files.read_json(_finished(run)) | {"attacks": {}}
-    if before is not None and _same_network(before, results):
-        results |= {"attacks": before.get("attacks", {}), "accuracy": before["accuracy"]}
-    for name, flags in _missing(results, wanted, options).items():
-        _attack(run, name, flags, options, call)
-        found = files.read_json(_attacked(run, name, options))
-        if not _same_network(found, results):
-            raise UserError(
-                f"the last checkpoint in {run.workdir} cannot be read, so {name} attacked the one "
-                f"before it: remove the folder to train anew"
-            )
-        results["accuracy"][name] = found["accuracy"][flags[0].partition("=")[2]]
-        if "pgd-last" in found["accuracy"]:
-            results["accuracy"][f"{name}-last"] = found["accuracy"]["pgd-last"]
-        results["attacks"][name] = {key: found[key] for key in ATTACK_FACTS}
-    if options.results is not None:
-        files.write_json(_target(run, options.results), results)
-    return results
-
-
-def _same_network(one: dict[str, Any], trained: dict[str, Any]) -> bool:
-    return one.get("network_sha256", "") == trained.get("network_sha256")
-
-
-def _attack(run: Config, name: str, flags: list[str], options: Options, call: Call) -> None:
-    """Attacks the trained network and leaves the results in its folder."""
-    target = _attacked(run, name, options)
-    # Results older than the training belong to another network.
-    if target.exists() and target.stat().st_mtime >= _finished(run).stat().st_mtime:
-        return
-    places = [f"--checkpoint={run.workdir}", f"--out={target}"]
-    places += [f"--data-dir={run.data_dir}"] if run.data_dir is not None else []
-    places += [f"--split={run.evaluate_on}"] if run.evaluate_on != "test" else []
-    places += [f"--images={options.images}"] if options.images is not None else []
-    call("evaluate", [*places, *flags])
-
-
-def _finished(run: Config) -> Path:
-    return configs.workdir(run) / "results.json"
-
-
-def _attacked(run: Config, name: str, options: Options) -> Path:
-    count = "" if options.images is None else f"-{options.images}"
-    return configs.workdir(run) / f"{name}{count}.json"
-
-
-def _collected(run: Config, options: Options) -> dict[str, Any] | None:
-    """Returns what an earlier sweep collected of the same run, or None."""
-    if options.results is None:
-        return None
-    target = _target(run, options.results)
-    found = files.read_json(target)
-    if found is None:
-        return None
-    same = files.as_json(configs.identity(run))
-    known = isinstance(found, dict) and {"accuracy", "attack", "identity", "wall_time_s"} <= set(
-        found
-    )
-    stored = found["identity"] if known else {}
-    if {k: v for k, v in stored.items() if k not in configs.BY_RUN} != same:
-        raise UserError(
-            f"{target} does not hold results of this run: move it away, or give another --results"
-        )
-    check_version(found, target, "--results")
-    return found
-
-
-def _missing(
-    found: dict[str, Any], wanted: dict[str, list[str]], options: Options
-) -> dict[str, list[str]]:
-    """Returns the attacks that the results lack, or have for fewer images than requested."""
-    whole = found["attack"]["images"]
-    enough = min(options.images or whole, whole)
-    attacks = found.get("attacks", {})
-    counts = {name: attack["attack"]["images"] for name, attack in attacks.items()}
-    return {name: flags for name, flags in wanted.items() if counts.get(name, 0) < enough}
-
-
-def _target(run: Config, folder: str) -> Path:
-    return Path(folder) / f"{configs.workdir(run).name}.json"
 
 
 if __name__ == "__main__":
