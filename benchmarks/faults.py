@@ -4,10 +4,10 @@
 
 Each case is a run in a fresh folder. SIGKILL ends it once or twice, then the same command finishes
 it. The moments are uniform over the time of a run that nothing interrupts, from the start of the
-process to its end. In every third case the first kill waits for that moment or later, until a
-checkpoint is half written. Every second case trains in 8-bit integers from the third epoch on, when
-the masks are frozen. All figures except times must be the same, and so must the digest of the
-network.
+process to its end; if a run ends earlier, the case begins anew. In every third case the first kill
+waits for that moment or later, until a checkpoint is half written. Every second case trains in
+8-bit integers from the third epoch on, when the masks are frozen. All figures except times must be
+the same, and so must the digest of the network.
 """
 
 import dataclasses
@@ -15,6 +15,8 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -93,13 +95,15 @@ def bench(arguments: list[str]) -> None:
         net = Path(temporary, "net.py")
         net.write_text(NET)
         whole = {kind: _uninterrupted(kind, net) for kind in KINDS}
-        for number in range(options.cases):
+        while (number := len(rows)) < options.cases:
             if time.monotonic() - began > 60 * options.minutes:
                 break
             kind = tuple(KINDS)[number % len(KINDS)]
             seconds, expected = whole[kind]
-            moments = [draws.uniform(0, seconds) for _ in range(1 + number // 2 % 2)]
-            row = _case(kind, net, Path(temporary, str(number)), moments, number % 3 == 2)
+            row = None
+            while row is None:  # until no run ends before it is killed
+                moments = [draws.uniform(0, seconds) for _ in range(1 + number // 2 % 2)]
+                row = _case(kind, net, Path(temporary, "run"), moments, number % 3 == 2)
             row["identical"] = row.pop("outcome") == expected
             rows.append(row)
             print(json.dumps(row), flush=True)
@@ -143,10 +147,14 @@ def _finish(kind: str, net: Path, workdir: Path) -> dict[str, Any]:
     """Runs the command to its end. Returns its figures."""
     process = _start(kind, net, workdir)
     process.join()
-    if process.exitcode:
+    _check(process, workdir, expected=0)
+    return _outcome(json.loads((workdir / "results.json").read_text()))
+
+
+def _check(process: ForkServerProcess, workdir: Path, expected: int) -> None:
+    if process.exitcode != expected:
         said = _log(workdir).read_text()
         raise UserError(f"a run ended with code {process.exitcode}: {said[-300:]}")
-    return _outcome(json.loads((workdir / "results.json").read_text()))
 
 
 def _outcome(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,18 +178,26 @@ def _uninterrupted(kind: str, net: Path) -> tuple[float, dict[str, Any]]:
 
 def _case(
     kind: str, net: Path, workdir: Path, moments: list[float], in_a_write: bool
-) -> dict[str, Any]:
-    """Kills a run at some moments, then finishes it. Returns what happened."""
-    kills = []
+) -> dict[str, Any] | None:
+    """Kills a run at some moments, then finishes it.
+
+    Returns:
+        What happened; None if the run ended before it was killed.
+    """
+    shutil.rmtree(workdir, ignore_errors=True)
+    _log(workdir).unlink(missing_ok=True)
+    kills: list[dict[str, Any]] = []
     for moment in moments:
         process = _start(kind, net, workdir)
         process.join(moment)
-        if in_a_write:
+        if in_a_write and not kills:
             _await_write(process, workdir)
         process.kill()
         process.join()
-        if process.exitcode != 0:  # 0: it had finished before
-            kills.append({"after_s": round(moment, 2), **_state(workdir)})
+        if process.exitcode == 0:
+            return None
+        _check(process, workdir, expected=-signal.SIGKILL)
+        kills.append({"after_s": round(moment, 2), **_state(workdir)})
     return {"kind": kind, "kills": kills, "outcome": _finish(kind, net, workdir)}
 
 
@@ -212,7 +228,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
         kills = row["kills"]
         table.add_row(
             row["kind"],
-            ", ".join(f"{kill['after_s']:.1f} s" for kill in kills) or "not in time",
+            ", ".join(f"{kill['after_s']:.1f} s" for kill in kills),
             ", ".join(str(kill["saved_epoch"]) for kill in kills),
             ", ".join("yes" if kill["writing"] else "no" for kill in kills),
             "identical" if row["identical"] else "DIFFERS",
