@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -305,6 +307,33 @@ def test_a_finished_run_is_shown_not_repeated(finished):
     results = experiment.run(finished[0], again, "bin/train")
     assert again.rows == []
     assert results["accuracy"] == finished[1]["accuracy"]
+
+
+def test_a_run_that_lost_files_or_found_the_disk_full_gives_the_identical_result(
+    finished, tmp_path, monkeypatch
+):
+    config = dataclasses.replace(finished[0], workdir=str(tmp_path / "run"))
+    run = Path(shutil.copytree(finished[0].workdir, config.workdir))
+    for name in ("config.json", "results.json"):
+        whole = (run / name).read_bytes()
+        (run / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(UserError, match=f"{name}.*move it away"):
+            experiment.run(config, Silent(), "bin/train")
+        (run / name).unlink()
+    shutil.rmtree(run / "network")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", full)
+        with pytest.raises(UserError, match="free some space"):
+            experiment.run(config, Silent(), "bin/train")
+    left = {path.name for path in run.iterdir()}
+    assert left == {".lock", "checkpoints", "metrics.jsonl"}
+    results = experiment.run(config, Silent(), "bin/train")
+    for key in ("network_sha256", "accuracy", "history"):
+        assert results[key] == finished[1][key]
 
 
 def test_a_checkpoint_of_another_version_is_called_so(finished, tmp_path):
