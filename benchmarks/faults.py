@@ -214,11 +214,12 @@ def _unfinished(workdir: Path) -> list[str]:
 def _state(workdir: Path) -> dict[str, Any]:
     """Returns where a run was when it was killed."""
     saved = [int(p.name) for p in workdir.glob("checkpoints/*") if p.name.isdecimal()]
-    lines = [" ".join(line.split()) for line in _log(workdir).read_text().splitlines()]
+    said = _log(workdir).read_text().replace(f"{workdir.parent}/", "")
+    lines = [" ".join(line.split()) for line in said.splitlines()]
     return {
         "saved_epoch": max(saved, default=0),
         "writing": bool(_unfinished(workdir)),
-        "last_line": lines[-1][:60].replace(str(workdir), "WORKDIR") if lines else "",
+        "last_line": lines[-1][:60] if lines else "",
     }
 
 
