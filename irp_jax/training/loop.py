@@ -113,9 +113,9 @@ def train(
             continue
         if not np.isfinite(progress.loss_record.last):
             raise UserError(
-                f"training diverged in epoch {progress.epoch}, a loss or a weight is not finite: "
-                f"give a smaller --learning-rate than {config.learning_rate:g}, or a network whose "
-                f"gradient is finite (checkpoints in {workdir} are from earlier epochs)"
+                f"training diverged in epoch {progress.epoch}: give a smaller --learning-rate "
+                f"than {config.learning_rate:g}, or a network whose gradient is finite "
+                f"(checkpoints in {workdir} are from earlier epochs)"
             )
         preemption.hold()  # until this epoch is saved
         network = progress.state.network
