@@ -5,7 +5,7 @@ A checkpoint holds three items:
 - `network`: weights, batch statistics and masks;
 - `training`: the rest of the training state, such as step and optimiser; it can be left out;
 - `record`: JSON with the config of the run, how the network was compacted, and a SHA-256 of each
-  array item. The network is rebuilt from it.
+  array item and of itself. The network is rebuilt from it.
 
 Nothing in a checkpoint is executed: arrays are plain tensorstore arrays, and the record is JSON.
 """
@@ -14,7 +14,9 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import json
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -78,7 +80,8 @@ def save(folder: Path, epoch: int, network: Any, training: Any, record: dict[str
     """
     ocp = _orbax()
     network, training = jax.tree.map(np.asarray, (network, training))
-    record = {**record, "sha256": {"network": digest(network), "training": digest(training)}}
+    sums = {"network": digest(network), "training": digest(training)}
+    record = {**record, "sha256": {**sums, "record": _digest_of_record(record)}}
     items = {
         "network": ocp.args.StandardSave(network),
         "record": ocp.args.JsonSave(record),
@@ -167,6 +170,8 @@ def _read(manager: "ocp.CheckpointManager", epoch: int, make_training: Callable 
     record = manager.restore(epoch, args=ocp.args.Composite(record=ocp.args.JsonRestore()))[
         "record"
     ]
+    if record["sha256"].get("record", _digest_of_record(record)) != _digest_of_record(record):
+        raise ValueError("the record's checksum differs")  # records of older versions have none
     network = _read_item(manager, epoch, "network", None)
     if digest(network) != record["sha256"]["network"]:
         raise ValueError("the network's checksum differs")
@@ -182,10 +187,27 @@ def _read(manager: "ocp.CheckpointManager", epoch: int, make_training: Callable 
 
 
 def _read_item(manager, epoch, name, example):
+    _check_readable(Path(manager.directory, str(epoch), name))
     ocp = _orbax()
     restore = ocp.args.StandardRestore(example)
     tree = manager.restore(epoch, args=ocp.args.Composite(**{name: restore}))[name]
     return jax.tree.map(np.asarray, tree)
+
+
+def _check_readable(item: Path) -> None:
+    """Raises an error of tensorstore if a file of an item is damaged.
+
+    Orbax would find it, too. But it reads arrays at the same time, and if one fails, the others
+    print tracebacks that cannot be caught.
+    """
+    import tensorstore
+
+    if not (item / "manifest.ocdbt").exists():
+        return  # orbax says what is missing
+    files_of_item = {"driver": "file", "path": f"{item}/"}
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": files_of_item}).result()
+    for key in store.list().result():
+        store.read(key).result()
 
 
 @contextlib.contextmanager
@@ -239,13 +261,25 @@ def digest(tree: Any) -> str:
     return total.hexdigest()
 
 
+def _digest_of_record(record: dict[str, Any]) -> str:
+    """Returns the SHA-256 of a record without the digests in it."""
+    content = {key: value for key, value in files.as_json(record).items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _check_space(folder: Path, trees: Any) -> None:
-    """Raises OSError if the disk lacks space. Orbax prints many lines if the disk fills up."""
+    """Raises OSError if the disk, a quota or a limit on file sizes leaves too little space.
+
+    Orbax prints many lines if it cannot write.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    needed = 1.2 * sum(leaf.nbytes for leaf in jax.tree.leaves(trees)) + 2**20
+    needed = int(1.2 * sum(leaf.nbytes for leaf in jax.tree.leaves(trees)) + 2**20)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(errno.ENOSPC, f"{needed / 2**20:.1f} MiB needed, {free / 2**20:.1f} MiB free")
+    if hasattr(os, "posix_fallocate"):  # Linux
+        with tempfile.TemporaryFile(dir=folder) as trial:
+            os.posix_fallocate(trial.fileno(), 0, needed)
 
 
 def _discard_unfinished(folder: Path) -> None:
@@ -260,5 +294,5 @@ def _first_line(error: Exception) -> str:
 
 
 def quiet() -> None:
-    """Silences the log lines of orbax, which writes several per checkpoint."""
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    """Silences the log lines of orbax: several per checkpoint, and more if one is damaged."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)

@@ -228,8 +228,10 @@ def claim(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
             pass  # Windows and the file systems of some clusters have no such locks
         found = read_json(folder / "config.json")
         if found is None:
+            # Checkpoints say whose they are. They are checked before anything is changed.
+            known = any(path.name.isdecimal() for path in folder.glob("checkpoints/*"))
             for name in ("results.json", "metrics.jsonl"):
-                if (folder / name).exists():
+                if (folder / name).exists() and not known:
                     raise UserError(
                         f"{folder} has {name} but no config.json that identifies the run: choose "
                         f"another --workdir"
@@ -273,12 +275,20 @@ def truncate_log(path: Path, epoch: int) -> None:
     """Removes the lines of epochs after `epoch`. A resumed run writes them again."""
     if not path.exists():
         return
-    rows = []
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(ValueError):  # an incomplete line of a killed run
-            if json.loads(line)["epoch"] <= epoch:
-                rows.append(line + "\n")
+    rows = [
+        line + "\n"
+        for line in path.read_text(errors="replace").splitlines()
+        if (number := _epoch_of(line)) is not None and number <= epoch
+    ]
     write_whole(path, lambda file: file.write("".join(rows).encode()))
+
+
+def _epoch_of(line: str) -> int | None:
+    """Returns the epoch of a line of a log; None for what a killed run or a bad disk left there."""
+    try:
+        return int(json.loads(line)["epoch"])
+    except (ValueError, TypeError, LookupError):
+        return None
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -296,6 +306,8 @@ def append_log(path: Path, row: dict[str, Any]) -> None:
     try:
         with open(path, "a") as file:
             file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())  # a checkpoint that is written next must not outlive the line
     except OSError as error:
         advice = "free some space" if is_full(error) else "make it writable"
         raise UserError(

@@ -124,7 +124,7 @@ def write(folder: Path, contents: Mapping[str, bytes]) -> None:
     """
     foreign = folder.exists() and digest_in(folder) is None
     if foreign and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} holds something else: choose another folder")
+        raise UserError(f"{folder} holds something else: move it away, or choose another")
     same = holds(place(folder), contents)
     stale = () if same and set(PUBLISHED).isdisjoint(contents) else PUBLISHED
     files.write_folder(folder, contents, dropped={*FILES, *stale})

@@ -1,5 +1,9 @@
 """Checkpoints are restored bit for bit. A damaged one is noticed and skipped."""
 
+import os
+import resource
+import shutil
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -73,6 +77,40 @@ def test_damage_falls_back_and_is_told(tmp_path, state):
     assert [line.endswith("trying an older one") for line in lines] == [True, True, False]
 
 
+def truncate(folder):
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        lambda folder: truncate(folder / "network" / "d"),
+        lambda folder: shutil.rmtree(folder / "training" / "d"),
+        lambda folder: shutil.rmtree(folder / "network"),
+        lambda folder: (folder / "record" / "metadata").write_text("{"),
+        lambda folder: (folder / "record" / "metadata").write_text(
+            (folder / "record" / "metadata").read_text().replace("0.5", "0.25")
+        ),
+    ],
+    ids=["truncated", "a file lost", "half deleted", "record truncated", "record changed"],
+)
+def test_whatever_is_damaged_the_one_before_is_taken_and_one_line_is_told(
+    tmp_path, state, harm, capfd
+):
+    checkpoint.quiet()
+    for epoch in (1, 2):
+        checkpoint.save(tmp_path, epoch, *state, {"clip": 0.5})
+    harm(tmp_path / "2")
+    lines: list[str] = []
+    saved = checkpoint.restore(tmp_path, lambda *_: state[1], lines.append, discard=True)
+    assert (saved.epoch, saved.record["clip"], len(lines)) == (1, 0.5, 1)
+    assert checkpoint.digest(saved.network) == checkpoint.digest(state[0])
+    checkpoint.save(tmp_path, 2, *state, {"clip": 0.5})
+    assert checkpoint.restore(tmp_path, None, lines.append).epoch == 2
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_run_called_by_a_number_is_no_checkpoint(tmp_path, state):
     (tmp_path / "5" / "network").mkdir(parents=True)
     assert checkpoint.restore(tmp_path / "5", None, print) is None
@@ -142,3 +180,18 @@ def test_a_full_disk_is_told_before_anything_is_written(tmp_path, state, monkeyp
     with pytest.raises(UserError, match=r"1\.0 MiB free.*free some space"):
         checkpoint.save(tmp_path, 2, *state, {})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1"]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="only Linux can tell beforehand")
+def test_a_limit_is_told_before_anything_is_written(tmp_path, state, capfd):
+    """A quota shows no less free space on the disk, either."""
+    checkpoint.save(tmp_path, 1, *state, {})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write a checkpoint .*same command again"):
+            checkpoint.save(tmp_path, 2, *state, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1"]
+    assert capfd.readouterr() == ("", "")

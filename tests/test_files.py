@@ -84,6 +84,17 @@ def test_a_folder_without_a_config_is_refused(tmp_path, name):
     assert (tmp_path / name).read_text() == "{}"
 
 
+def test_a_lost_config_does_not_lock_a_run_out_of_its_checkpoints(tmp_path):
+    files.append_log(tmp_path / "metrics.jsonl", {"epoch": 1})
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    (tmp_path / "config.json").write_text('{"identity": {')
+    with pytest.raises(UserError, match=r"config\.json.*move it away"), files.claim(tmp_path, {}):
+        pass
+    (tmp_path / "config.json").unlink()
+    with files.claim(tmp_path, {}):
+        assert files.read_log(tmp_path / "metrics.jsonl") == [{"epoch": 1}]
+
+
 def test_the_root_is_no_file_to_write():
     with pytest.raises(UserError, match="cannot write '/'"):
         files.check_place(Path("/"))
@@ -102,8 +113,9 @@ def test_the_log_is_cut_back_to_the_epoch_resumed_from(tmp_path):
     log = tmp_path / "metrics.jsonl"
     for epoch in (1, 2, 3):
         files.append_log(log, {"epoch": epoch})
-    with log.open("a") as file:
-        file.write('{"epoch": 4, "lo')  # as after a kill in the middle of a line
+    with log.open("ab") as file:
+        file.write(b'3\n[1]\n{"a": 1}\n{"epoch": null}\n\xff\0\0\n')  # of a bad disk
+        file.write(b'{"epoch": 4, "lo')  # as after a kill in the middle of a line
     files.truncate_log(log, 2)
     assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [1, 2]
     assert files.read_log(log) == [{"epoch": 1}, {"epoch": 2}]

@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from irp_jax.config import Config
 from irp_jax.data import load
 from irp_jax.errors import UserError
 from irp_jax.training import experiment
+from irp_jax.training.preemption import Preempted, Preemption, on_sigterm
 from irp_jax.zoo import publish
 
 ROOT = Path(__file__).parent.parent
@@ -222,6 +225,73 @@ def test_a_run_killed_before_and_after_the_freeze_resumes_to_the_identical_resul
     assert [row["loss"] for row in rows] == [row["loss"] for row in finished[1]["history"]]
 
 
+class Stopped(Silent):
+    """Sends SIGTERM to this process in or after an epoch, as a scheduler does."""
+
+    def __init__(self, within: int | None = None, after: int | None = None):
+        super().__init__()
+        self.within, self.after = within, after
+
+    def progress(self, steps, images_per_s, metrics):
+        if len(self.rows) + 1 == self.within:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def epoch(self, row):
+        super().epoch(row)
+        if len(self.rows) == self.after:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_stopped_by_sigterm_saves_its_state_and_resumes_to_the_identical_result(
+    finished, tiny, tmp_path
+):
+    seldom = dataclasses.replace(tiny, workdir=str(tmp_path), checkpoint_every=1e9)
+    often = dataclasses.replace(seldom, checkpoint_every=0.0)
+    before = signal.getsignal(signal.SIGTERM)
+    for config, reporter, saved in (
+        (seldom, Stopped(within=1), None),  # nothing is lost but the epoch
+        (seldom, Stopped(after=1), 1),
+        (often, Stopped(within=2), 2),  # the second after the first of this process: epoch 3
+        (seldom, Stopped(after=2), 4),  # the last one
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            experiment.run(config, reporter, "bin/train")
+        assert stopped.value.code == 128 + signal.SIGTERM
+        assert sum("SIGTERM" in note for note in reporter.notes) == 1
+        found = checkpoint.restore(tmp_path / "checkpoints", None, print)
+        assert (found and found.epoch) == saved
+    results = experiment.run(seldom, Silent(), "bin/train")
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert last(seldom) == last(finished[0])
+    assert results["network_sha256"] == finished[1]["network_sha256"]
+    assert [row["loss"] for row in results["history"]] == [
+        row["loss"] for row in finished[1]["history"]
+    ]
+
+
+def test_an_epoch_that_is_not_saved_ends_before_sigterm_stops_the_run():
+    preemption = Preemption()
+    preemption.hold()
+    preemption.ask()
+    assert preemption.asked
+    with pytest.raises(Preempted):
+        preemption.release()
+    with pytest.raises(Preempted):
+        preemption.ask()
+
+
+def test_a_handler_of_the_caller_is_kept():
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
+    try:
+        with on_sigterm(print) as preemption:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert received == [True]
+        assert not preemption.asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_finished_run_is_shown_not_repeated(finished):
     again = Silent()
     path = Path(finished[0].workdir) / "results.json"
@@ -238,6 +308,33 @@ def test_a_finished_run_is_shown_not_repeated(finished):
     results = experiment.run(finished[0], again, "bin/train")
     assert again.rows == []
     assert results["accuracy"] == finished[1]["accuracy"]
+
+
+def test_a_run_that_lost_files_or_found_the_disk_full_gives_the_identical_result(
+    finished, tmp_path, monkeypatch
+):
+    config = dataclasses.replace(finished[0], workdir=str(tmp_path / "run"))
+    run = Path(shutil.copytree(finished[0].workdir, config.workdir))
+    for name in ("config.json", "results.json"):
+        whole = (run / name).read_bytes()
+        (run / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(UserError, match=f"{name}.*move it away"):
+            experiment.run(config, Silent(), "bin/train")
+        (run / name).unlink()
+    shutil.rmtree(run / "network")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", full)
+        with pytest.raises(UserError, match="free some space"):
+            experiment.run(config, Silent(), "bin/train")
+    left = {path.name for path in run.iterdir()}
+    assert left == {".lock", "checkpoints", "metrics.jsonl"}
+    results = experiment.run(config, Silent(), "bin/train")
+    for key in ("network_sha256", "accuracy", "history"):
+        assert results[key] == finished[1][key]
 
 
 def test_a_checkpoint_of_another_version_is_called_so(finished, tmp_path):

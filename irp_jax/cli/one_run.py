@@ -75,8 +75,7 @@ def _same_network(one: dict[str, Any], trained: dict[str, Any]) -> bool:
 def _attack(run: Config, name: str, flags: list[str], images: int | None, call: Call) -> None:
     """Attacks the trained network and leaves the results in its folder."""
     target = _attacked(run, name, images)
-    # Results older than the training belong to another network.
-    if target.exists() and target.stat().st_mtime >= _finished(run).stat().st_mtime:
+    if target.exists() and _same_network(files.read_json(target), files.read_json(_finished(run))):
         return
     places = [f"--checkpoint={run.workdir}", f"--out={target}"]
     places += [f"--data-dir={run.data_dir}"] if run.data_dir is not None else []

@@ -31,6 +31,7 @@ from irp_jax.results import check_version
 from irp_jax.training import logs, loop, teacher
 from irp_jax.training.methods import METHODS
 from irp_jax.training.plan import Plan, make_plan
+from irp_jax.training.preemption import on_sigterm
 from irp_jax.training.progress import (
     Progress,
     Reporter,
@@ -65,6 +66,7 @@ def run(
 
     Raises:
         UserError: the run cannot be done with these settings. Files written before are complete.
+        Preempted: SIGTERM stopped the run, and it can be resumed. It is a SystemExit.
     """
     began = time.monotonic()
     config = dataclasses.replace(config, budget=str(config.budget))
@@ -120,7 +122,7 @@ def run(
     if hosts.is_several():
         hosts.check_same("settings or images", [identity, data.digest(dataset)])
     commit = files.commit()  # read now, because the files may change during the run
-    with files.claim(workdir, identity):
+    with files.claim(workdir, identity), on_sigterm(reporter.note) as preemption:
         finished = files.read_json(workdir / "results.json") if hosts.is_first() else None
         finished = hosts.agreed(finished)
         if finished is not None:
@@ -142,7 +144,7 @@ def run(
         progress = progress or start(setup)
         progress = progress.after(time.monotonic() - began)
         with logs.closed(copies):
-            progress = loop.train(setup, progress, workdir, reporter, copies)
+            progress = loop.train(setup, progress, workdir, reporter, copies, preemption)
         trained = _network(setup, progress, workdir)
         results = _evaluate(setup, progress, trained, reporter) | {
             "environment": parallel.describe(),

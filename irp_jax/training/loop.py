@@ -27,6 +27,7 @@ from irp_jax.training import optimizer as optimizers
 from irp_jax.training.logs import Log
 from irp_jax.training.overfitting import AccuracyRecord
 from irp_jax.training.plan import Plan, threat_at
+from irp_jax.training.preemption import Preemption
 from irp_jax.training.progress import Progress, Reporter, Setup, save
 from irp_jax.training.state import TrainState
 from irp_jax.training.step import Metrics, Recipe, compile_steps
@@ -43,6 +44,7 @@ def train(
     workdir: Path,
     reporter: Reporter,
     logs: Sequence[Log] = (),
+    preemption: Preemption | None = None,
 ) -> Progress:
     """Trains all remaining epochs.
 
@@ -52,13 +54,16 @@ def train(
         workdir: folder of the checkpoints and of the log of epochs.
         reporter: receives messages and progress.
         logs: copies of the log of epochs.
+        preemption: may ask the run to stop; None for a run that nobody stops.
 
     Returns:
         The progress after the last epoch, which is saved.
 
     Raises:
         UserError: the loss is not finite.
+        Preempted: the run was asked to stop. All sound states are saved.
     """
+    preemption = preemption or Preemption()
     config, plan, whole = setup.config, setup.plan, parallel.replicated(setup.mesh)
     probe_images, probe_labels, _ = _probe_set(setup, reporter)
     resident = on_devices(setup)
@@ -109,9 +114,10 @@ def train(
         if not np.isfinite(progress.loss_record.last):
             raise UserError(
                 f"training diverged in epoch {progress.epoch}: give a smaller --learning-rate "
-                f"than {config.learning_rate:g} (the checkpoints in {workdir} are from earlier "
-                f"epochs)"
+                f"than {config.learning_rate:g}, or a network whose gradient is finite "
+                f"(checkpoints in {workdir} are from earlier epochs)"
             )
+        preemption.hold()  # until this epoch is saved
         network = progress.state.network
         accuracies = evaluation.probe(
             inference(setup.model.network, progress.quantization),
@@ -125,12 +131,15 @@ def train(
         reporter.epoch(row)
         # Only sound states are saved, so that a resumed run rolls back to the same state.
         is_saved = False
-        due = time.monotonic() - saved_at > config.checkpoint_every
-        if due and progress.epoch < plan.epochs and guard.is_sound(progress, healthy):
-            save(setup, progress, workdir)
-            saved_at, is_saved = time.monotonic(), True
+        due = preemption.asked or time.monotonic() - saved_at > config.checkpoint_every
+        if due and progress.epoch < plan.epochs:
+            if guard.is_sound(progress, healthy):
+                save(setup, progress, workdir)
+                saved_at, is_saved = time.monotonic(), True
+            preemption.release()
     if not is_saved:
         save(setup, progress, workdir)
+    preemption.release()
     return progress.after(time.monotonic() - counted)
 
 
