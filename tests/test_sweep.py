@@ -86,6 +86,7 @@ def swept(tmp_path_factory):
     return folder, sweep(folder, "pgd-3-2,fgsm")
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_attacks_and_collects(swept):
     folder, said = swept
     assert said.count(" done, ") == 2
@@ -101,6 +102,7 @@ def test_a_sweep_trains_attacks_and_collects(swept):
         )
 
 
+@pytest.mark.slow
 def test_both_ways_of_counting_are_collected_and_shown(swept, capsys):
     folder, _ = swept
     for path in sorted((folder / "results").iterdir()):
@@ -336,6 +338,7 @@ def test_all_trials_of_a_sweep_get_as_many_cores(cores, jobs, shares):
     assert sweep_command._shares(list(range(cores)), jobs) == shares
 
 
+@pytest.mark.slow
 def test_a_network_is_published_with_a_model_card(swept, monkeypatch, capsys):
     folder, _ = swept
     monkeypatch.chdir(folder)
