@@ -317,7 +317,7 @@ def refused(capsys, monkeypatch, *arguments):
 def test_the_command_writes_and_verifies(tmp_path, monkeypatch, capsys):
     given = images(8, (6, 6, 1)), np.arange(8) % 3
     found = irp_jax.from_arrays(*given, *given, class_names=("a", "b", "c"))
-    monkeypatch.setattr(networks, "load", lambda *_, **__: small())
+    monkeypatch.setattr(command.loading, "load", lambda *_, **__: small())
     monkeypatch.setattr(command.data, "load", lambda *_, **__: found)
     run_folder, path, out = tmp_path / "run", tmp_path / "model.onnx", tmp_path / "figures.json"
     run_folder.mkdir()

@@ -13,7 +13,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from irp_jax.config import COSTS, Config, settings
+from irp_jax.config import COSTS, SETTINGS_OF, Config, settings
 from irp_jax.report.tables import Results, lines
 
 NEEDED = {
@@ -264,11 +264,19 @@ def _completed(found: Results) -> tuple[Results, str]:
     The value of a setting that is missing is its default, as in `config.identity`.
     """
     usual = {name: value for name, value in settings(Config()).items() if value is not None}
-    added = sorted(set(usual) - set(found["config"]))
+    chosen = {**usual, **found["config"]}
+    without_effect = {
+        name
+        for by, users in SETTINGS_OF.items()
+        for value, names in users.items()
+        for name in names
+        if chosen.get(by) != value
+    }
+    added = sorted(set(usual) - set(found["config"]) - without_effect)
     said = [f"it has no setting {', '.join(added[:3])}" if added else ""]
     results = {
         **found,
-        "config": {**usual, **found["config"]},
+        "config": chosen,
         "rollbacks": found.get("rollbacks", []),
         "identity": found.get("identity", {}),
         "defense": found.get("defense", found["config"].get("defense", "unknown")),
