@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from run_results import result
 
+from irp_jax.cli import report as command
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.report import html, live
@@ -58,6 +59,9 @@ def test_the_page_follows_a_run(run):
         pass
     with live.serve([run], port):
         pass
+    for flags in (["--port=8000"], ["--follow", "--markdown"]):
+        with pytest.raises(UserError, match="--follow"):
+            command.report([str(run.parent), *flags])
 
 
 def test_lines_off_a_screen(run, monkeypatch):

@@ -59,6 +59,8 @@ def report(arguments: list[str]) -> None:
     given = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
     options = parse(Options, arguments[len(given) :], "bin/report")
     places = [Path(os.path.expanduser(name)) for name in given or [options.results]]
+    if options.port and not options.follow:
+        raise UserError(f"--port={options.port} is for --follow: give both, or leave it out")
     if options.follow:
         _follow(options, places)
         return

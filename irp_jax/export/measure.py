@@ -69,7 +69,7 @@ def measure(
     else:
         for name, value in (("threads", threads), ("multiple", multiple)):
             if value is not None:
-                raise UserError(f"{name} is for onnxruntime: leave it out for {runtime}")
+                raise UserError(f"--{name} is for onnxruntime: leave it out for {runtime}")
         threads, multiple = parallel.cores(), 1
     graph = model.graph
     sizes, kept = _sizes(graph), _networks(graph)
