@@ -1,6 +1,7 @@
 """Attacks a network and reports how robust it is."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -109,11 +110,7 @@ def evaluate(
         UserError: images, labels, logits or settings are invalid. The message is one line that
             names the value and a remedy.
     """
-    callbacks = callbacks or Callbacks()
     inputs.check_call(attacks, threat, seed)
-    names = [attack.name for attack in attacks]
-    if len(set(names)) < len(names):
-        raise UserError(f"attacks must have different names, got {', '.join(names)}")
     mesh = parallel.along_one_axis(mesh)
     images, labels = inputs.check_set(images, labels)
     batch_size = inputs.check_batch_size(batch_size, 1 if mesh is None else mesh.size, len(images))
@@ -123,64 +120,67 @@ def evaluate(
     logits = predict(network, images, batch_size=batch_size, mesh=mesh)
     inputs.check_logits(logits, labels)
     warnings: list[str] = []
-
-    def warn(message: str) -> None:
-        if message not in warnings:
-            warnings.append(message)
-            callbacks.warn(message)
-
+    callbacks = callbacks or Callbacks()
+    callbacks = dataclasses.replace(callbacks, warn=_once(callbacks.warn, warnings))
     if sanity_checks:
         some = slice(0, batch_size)
-        averaged = bool(attacks) and all(getattr(each, "eot", 1) > 1 for each in attacks)
-        blind = all(isinstance(each, Square) for each in attacks)
         sanity.before(
             network, images[some], labels[some], logits[some],
-            averaged=averaged, blind=blind, warn=warn,
+            averaged=bool(attacks) and all(getattr(each, "eot", 1) > 1 for each in attacks),
+            blind=all(isinstance(each, Square) for each in attacks),
+            warn=callbacks.warn,
         )  # fmt: skip
-    right = logits.argmax(-1) == labels
-    at = _begin(images, right, threat, known)
+    at = _begin(images, logits.argmax(-1) == labels, threat, known)
     if known_robust is not None:
-        if len(attacks) != 1 or np.shape(known_robust) != (len(images),):
-            raise UserError(
-                f"known_robust is ({len(images)},) bool for a single attack, got shape "
-                f"{np.shape(known_robust)} and {len(attacks)} attacks"
-            )
-        survived = np.where(known_robust, attacks[0].trials(logits.shape[-1]), 0)
-        at = dataclasses.replace(at, trials=survived.astype(np.int32))
-    save: Callable[[EvaluationState], None] = _discard
-    saved = None
+        at = _spared(at, known_robust, attacks, logits.shape[-1])
+    saved, save = None, _discard
     if state_file is not None:
-        path = Path(state_file)
-        without = () if known_robust is None else (np.flatnonzero(known_robust).tolist(),)
-        before = () if known is None else ("known", *_digests(known))
-        settings = (*attacks, threat, seed, *without, *before)
+        settings = (*attacks, threat, seed, *_digests(known, known_robust))
         name = state.identity(images, labels, settings)
         answers = state.Answers(logits, _gradients(network, images, labels))
-        saved = state.read(path, name, answers)
-
-        def save(at: EvaluationState) -> None:
-            state.write(path, at, name, answers)
-
+        saved = state.read(Path(state_file), name, answers)
+        save = functools.partial(state.write, Path(state_file), name=name, answers=answers)
     at = run_attacks(
         network, images, labels, logits, saved or at, attacks, threat,
-        seed=seed, batch_size=batch_size, mesh=mesh,
-        callbacks=dataclasses.replace(callbacks, warn=warn), save=save,
+        seed=seed, batch_size=batch_size, mesh=mesh, callbacks=callbacks, save=save,
     )  # fmt: skip
-    after = (count / len(images) for count in at.robust_after)
-    accuracy = dict(zip(names, after, strict=True))
+    report = _report(at, [attack.name for attack in attacks], logits, labels, known)
     if sanity_checks:
-        sanity.after(accuracy, warn)
+        sanity.after(report.accuracy, callbacks.warn)
+    return dataclasses.replace(report, warnings=tuple(warnings))
+
+
+def _once(warn: Callable[[str], None], warnings: list[str]) -> Callable[[str], None]:
+    """Returns `warn` for warnings that are not in the list yet, to which it adds them."""
+
+    def new(message: str) -> None:
+        if message not in warnings:
+            warnings.append(message)
+            warn(message)
+
+    return new
+
+
+def _report(
+    at: EvaluationState,
+    names: Sequence[str],
+    logits: np.ndarray,
+    labels: np.ndarray,
+    known: AttackReport | None,
+) -> AttackReport:
+    """Returns the report of a complete evaluation, without its warnings."""
     broken_by = np.array([*names, "natural"])[at.broken_by]
     if known is not None:
         broken_by = np.where(known.is_robust, broken_by, known.broken_by)
+    after = (count / len(labels) for count in at.robust_after)
     return AttackReport(
-        natural=float(right.mean()),
-        accuracy=accuracy,
+        natural=float(np.mean(logits.argmax(-1) == labels)),
+        accuracy=dict(zip(names, after, strict=True)),
         adversarial=at.images,
         is_robust=at.is_robust,
         broken_by=np.where(at.is_robust, "", broken_by),
         seconds=dict(zip(names, at.seconds, strict=True)),
-        warnings=tuple(warnings),
+        warnings=(),
     )
 
 
@@ -192,10 +192,16 @@ def _gradients(network: Partial, images: np.ndarray, labels: np.ndarray) -> np.n
         return np.zeros((0, *images.shape[1:]), np.float32)
 
 
-def _digests(known: AttackReport) -> tuple[str, str]:
-    """Returns the SHA-256 of what an evaluation takes from a report for a smaller ball."""
-    broken_by = hashlib.sha256(repr(known.broken_by.tolist()).encode())
-    return broken_by.hexdigest(), hashlib.sha256(known.adversarial.tobytes()).hexdigest()
+def _digests(known: AttackReport | None, known_robust: np.ndarray | None) -> tuple[Any, ...]:
+    """Returns what identifies earlier results that an evaluation starts from; () without any."""
+    found: list[Any] = []
+    if known_robust is not None:
+        found.append(np.flatnonzero(known_robust).tolist())
+    if known is not None:
+        broken_by = hashlib.sha256(repr(known.broken_by.tolist()).encode())
+        adversarial = hashlib.sha256(known.adversarial.tobytes())
+        found += ["known", broken_by.hexdigest(), adversarial.hexdigest()]
+    return tuple(found)
 
 
 def _discard(at: EvaluationState) -> None:
@@ -222,6 +228,20 @@ def _begin(
     return dataclasses.replace(
         at, is_robust=at.is_robust & known.is_robust, images=np.array(known.adversarial)
     )
+
+
+def _spared(
+    at: EvaluationState, known_robust: np.ndarray, attacks: Sequence[Attack], classes: int
+) -> EvaluationState:
+    """Returns the state in which images known to be robust have survived all trials."""
+    count = len(at.is_robust)
+    if len(attacks) != 1 or np.shape(known_robust) != (count,):
+        raise UserError(
+            f"known_robust is ({count},) bool for a single attack, got shape "
+            f"{np.shape(known_robust)} and {len(attacks)} attacks"
+        )
+    survived = np.where(known_robust, attacks[0].trials(classes), 0)
+    return dataclasses.replace(at, trials=survived.astype(np.int32))
 
 
 @jax.jit

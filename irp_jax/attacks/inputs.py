@@ -59,7 +59,7 @@ def check_set(images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_call(attacks: Any, threat: Any, seed: Any) -> None:
-    """Raises UserError unless these are a list of attacks, a threat and a seed."""
+    """Raises UserError unless these are a list of attacks (names differ), a threat and a seed."""
     if not isinstance(threat, Threat):
         raise UserError(f"threat must be a ball, got {threat!r}: give attacks.linf(8 / 255)")
     if not isinstance(attacks, Sequence) or isinstance(attacks, str):
@@ -67,6 +67,9 @@ def check_call(attacks: Any, threat: Any, seed: Any) -> None:
     for attack in attacks:
         if not all(hasattr(attack, part) for part in ("name", "steps", "trials", "start", "step")):
             raise UserError(f"{attack!r} is no attack: give for instance Pgd(gradient_steps=20)")
+    names = [attack.name for attack in attacks]
+    if len(set(names)) < len(names):
+        raise UserError(f"attacks must have different names, got {', '.join(names)}")
     if not 0 <= seed < 2**32:
         raise UserError(f"seed must be in 0 .. 2^32 - 1, got {seed}")
 
