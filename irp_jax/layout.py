@@ -152,7 +152,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]
                 f"{folder / RECORD} is of format {found}, and this version reads {FORMAT}: use the "
                 f"version of irp_jax that wrote it"
             )
-    fault = _fault(record)
+    fault = fault_in(record)
     if fault is not None:
         raise UserError(
             f"{folder / RECORD} is not the record of a network of irp_jax ({fault}): fetch the "
@@ -193,7 +193,7 @@ DESCRIBING = ("library_name", "format", "network_sha256", "function_sha256")
 """Keys of `config.json` that say what the files are."""
 
 
-def _fault(record: Any) -> str | None:
+def fault_in(record: Any) -> str | None:
     """Returns a text that says what is wrong with a record, or None if it is valid."""
     if not isinstance(record, dict):
         return "it is no JSON object"

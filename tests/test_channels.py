@@ -125,4 +125,4 @@ def test_channels_are_those_of_the_runs_that_are_narrow_from_the_start(tmp_path,
         "from irp_jax.config import Config\nconfig = Config(method='width', channels='stage1=12')\n"
     )
     options = sweep.Options(config="mine.py", methods="width,lagrangian")
-    assert [run.channels for run in sweep._runs(options)] == ["stage1=12", ""]
+    assert [run.channels for run in sweep.runs_of(options)] == ["stage1=12", ""]

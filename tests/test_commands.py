@@ -43,9 +43,9 @@ def test_a_command_begun_while_the_sweep_stops_is_stopped_too(tmp_path):
             with pytest.raises(UserError, match=r"bin/train ended with code -15"):
                 begun.result(timeout=60)
         finally:
-            for child in running._running:
+            for child in running.running:
                 child.kill()
-    assert not running._running
+    assert not running.running
     assert log.read_text() == "$ bin/train " + " ".join(flags) + "\n"
     assert parallel.core_numbers() == before
 
@@ -55,8 +55,8 @@ def test_the_error_of_a_command_is_its_own_last_one(tmp_path, monkeypatch):
     log = tmp_path / "log.txt"
     before = "$ bin/train\nerror: of another day\n"
     log.write_text(before + "$ bin/train\nerror: in use by another run\n└──┘ of that run\n")
-    assert commands._error(log, len(before)) == "in use by another run"
-    assert commands._error(log, log.stat().st_size) is None
+    assert commands.last_error(log, len(before)) == "in use by another run"
+    assert commands.last_error(log, log.stat().st_size) is None
     with ThreadPoolExecutor(1) as pool:
         cores = set(parallel.core_numbers())
         running = pool.submit(Commands().run, "train", ["--budget=16"], log, cores)

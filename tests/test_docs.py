@@ -274,9 +274,9 @@ def test_the_page_on_saved_networks_lists_the_format_and_all_keys():
 
     example = json.loads((RESULTS / "zoo" / "resnet20-digits-0.16" / "config.json").read_text())
     required = {}
-    while lacking := re.fullmatch(r"it has no (\w+)", layout._fault(required) or ""):
+    while lacking := re.fullmatch(r"it has no (\w+)", layout.fault_in(required) or ""):
         required[lacking.group(1)] = example[lacking.group(1)]
-    assert layout._fault(required) is None
+    assert layout.fault_in(required) is None
     written = network_record(MagicMock(), {}, Quantization(()))
     assert set(listed) == {
         *required, *written, *written["trained"], "history", "function_sha256",

@@ -42,10 +42,10 @@ def test_a_cut_that_leaves_more_than_the_budget_says_so():
     setup = make_setup(CONFIG)
     everything = {name: int(size) for name, size in setup.graph.groups.items()}
     over = 100 * (cost.total(setup.graph).macs / setup.plan.limit - 1)
-    assert f", {over:.1f}% over the budget of {setup.plan.limit:,}" in transitions._frozen_note(
+    assert f", {over:.1f}% over the budget of {setup.plan.limit:,}" in transitions.frozen_note(
         setup, everything
     )
-    assert "over" not in transitions._frozen_note(setup, {name: 1 for name in everything})
+    assert "over" not in transitions.frozen_note(setup, {name: 1 for name in everything})
 
 
 def test_epochs_measured_on_training_images_are_told(monkeypatch):

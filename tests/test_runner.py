@@ -226,7 +226,7 @@ def test_goes_on_after_an_interruption_to_the_identical_result(tmp_path, monkeyp
 
 
 def test_the_identity_of_a_state_file_is_the_same_in_every_process():
-    described = repr([state._facts(setting) for setting in (*LIST, THREAT, 0)])
+    described = repr([state.facts_of(setting) for setting in (*LIST, THREAT, 0)])
     assert "0x" not in described and "cross_entropy" in described and "0.03" in described
 
 

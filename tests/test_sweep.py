@@ -335,7 +335,7 @@ def test_few_runs_share_all_cores(ran, monkeypatch, seeds, shares):
     (4, 2, [{0, 1}, {2, 3}]), (4, 3, [{0}, {1}, {2}]), (2, 3, [{0}, {1}, {0}]), (3, 1, [{0, 1, 2}]),
 ])  # fmt: skip
 def test_all_trials_of_a_sweep_get_as_many_cores(cores, jobs, shares):
-    assert sweep_command._shares(list(range(cores)), jobs) == shares
+    assert sweep_command.share_cores(list(range(cores)), jobs) == shares
 
 
 @pytest.mark.slow

@@ -93,7 +93,7 @@ def test_answers_are_of_the_view_that_is_shown_and_none_is_computed_twice(views,
         output.probabilities is outputs[n % 2].probabilities for n, output in enumerate(outputs)
     ]
     assert same == ([True] * 4 if views else [True, True, False, False])
-    assert not teacher._known, "nothing is kept that no epoch will want"
+    assert not teacher.stored, "nothing is kept that no epoch will want"
     for output in outputs:
         rows = np.arange(24, dtype=np.int32)
         seen = to_float(augment_each(view_keys(KEY, output.view, rows), PIXELS, POLICY))

@@ -50,10 +50,8 @@ def before(
         UserError: the logits differ between two passes, and gradients are not averaged; or the
             attacks need gradients that JAX cannot compute.
     """
-    # A new trace: a random number that NumPy draws in the network is a constant of one program.
-    again = np.asarray(jax.jit(lambda network, images: network(images))(network, images))
-    apart = float(np.abs(again - logits).max())
     tolerance = 1e-3 * max(1.0, float(np.abs(logits).max()))
+    apart = _difference_of_passes(network, images, logits)
     if apart > tolerance and not averaged:
         raise UserError(
             f"logits_fn is not deterministic, its logits of two passes differ by {apart:.3g}: "
@@ -61,8 +59,7 @@ def before(
         )
     program = jax.make_jaxpr(ask)(network, images).jaxpr
     primitives = {equation.primitive.name for equation in _equations(program)}
-    drawn = primitives.intersection(RANDOM)
-    if drawn and not averaged:
+    if primitives.intersection(RANDOM) and not averaged:
         warn(
             "the network draws random numbers, here the same ones in every call: attack the mean "
             "of its logits over many draws instead"
@@ -72,19 +69,16 @@ def before(
             "the network loops inside: if it optimises its input at test time, gradients through "
             "the loop may vanish; attack it without that, or with a loss adapted to it"
         )
-    differentiable = True
-    if any("callback" in name for name in primitives):
-        try:
-            differentiate = functools.partial(_without_gradient, network, margin)
-            jax.eval_shape(differentiate, images, labels)
-        except (ValueError, TypeError, NotImplementedError) as error:
-            if not blind:
-                raise UserError(
-                    "JAX has no gradient of the callback in logits_fn: attack with [Square()] "
-                    "alone, or give the callback a jax.custom_vjp"
-                ) from error
-            differentiable = False
-            warn("JAX has no gradient of the callback in logits_fn: only Square can attack it")
+    differentiable = not any("callback" in name for name in primitives) or _has_gradient(
+        network, images, labels
+    )
+    if not differentiable:
+        message = "JAX has no gradient of the callback in logits_fn: "
+        if not blind:
+            raise UserError(
+                message + "attack with [Square()] alone, or give the callback a jax.custom_vjp"
+            )
+        warn(message + "only Square can attack it")
     alike = np.asarray(ask(network, np.repeat(images[:1], len(images), axis=0)))
     moved = float(np.abs(alike[0] - logits[0]).max())
     if moved > tolerance >= apart:  # a random network would differ here too
@@ -97,9 +91,30 @@ def before(
             "the outputs are probabilities: give the logits before the softmax, because its "
             "gradient vanishes where the network is confident"
         )
-    if not differentiable:
-        return
-    right = logits.argmax(-1) == labels
+    if differentiable:
+        _check_gradients(network, images, labels, logits.argmax(-1) == labels, warn)
+
+
+def _difference_of_passes(network: Partial, images: np.ndarray, logits: np.ndarray) -> float:
+    """Returns the largest difference between logits and those of another pass."""
+    # A new trace: a random number that NumPy draws in the network is a constant of one program.
+    again = np.asarray(jax.jit(lambda network, images: network(images))(network, images))
+    return float(np.abs(again - logits).max())
+
+
+def _has_gradient(network: Partial, images: np.ndarray, labels: np.ndarray) -> bool:
+    """Returns whether JAX can differentiate a network that calls Python."""
+    try:
+        jax.eval_shape(functools.partial(_without_gradient, network, margin), images, labels)
+    except (ValueError, TypeError, NotImplementedError):
+        return False
+    return True
+
+
+def _check_gradients(
+    network: Partial, images: np.ndarray, labels: np.ndarray, right: np.ndarray, warn: Warn
+) -> None:
+    """Warns of losses whose gradient is zero at images that are classified correctly."""
     flat = {
         loss: int((np.asarray(_without_gradient(network, loss, images, labels)) & right).sum())
         for loss in (cross_entropy, margin)

@@ -173,21 +173,21 @@ def identity(images: np.ndarray, labels: np.ndarray, settings: Sequence[Any]) ->
         labels: (N,) int32.
         settings: dataclasses (attacks, the threat) and other values, such as the seed.
     """
-    facts = [_facts(setting) for setting in settings]
+    facts = [facts_of(setting) for setting in settings]
     digest = hashlib.sha256(repr(facts).encode())
     for array in (images, labels):
         digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 
-def _facts(value: Any) -> Any:
+def facts_of(value: Any) -> Any:
     """Returns the contents of a setting, the same in every process; functions become names.
 
     Raises:
         UserError: a function has no name that identifies it.
     """
     if dataclasses.is_dataclass(value):
-        fields = {f.name: _facts(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {f.name: facts_of(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return type(value).__qualname__, fields
     if callable(value):
         name = getattr(value, "__qualname__", "")

@@ -22,11 +22,12 @@ class Commands:
 
     Attributes:
         stopping: set once all commands shall stop; a command that starts later stops at once.
+        running: process -> the log that it writes to.
     """
 
     def __init__(self) -> None:
         self.stopping = threading.Event()
-        self._running: dict[subprocess.Popen, Path] = {}
+        self.running: dict[subprocess.Popen, Path] = {}
 
     def run(self, command: str, flags: list[str], log: Path, cores: set[int]) -> None:
         """Runs bin/`command` to its end. The calling thread stays on `cores` from then on.
@@ -53,19 +54,19 @@ class Commands:
                 stderr=file,
                 env=child_environment(),
             )
-        self._running[child] = log
+        self.running[child] = log
         if self.stopping.is_set():  # may have been set before the child was added
             child.terminate()
         try:
             failed = child.wait()
         finally:
-            del self._running[child]
+            del self.running[child]
         if failed:
-            raise UserError(_error(log, begin) or f"bin/{command} ended with code {failed}")
+            raise UserError(last_error(log, begin) or f"bin/{command} ended with code {failed}")
 
     def stop(self, log: Path) -> None:
         """Terminates the command that writes to `log`, if there is one."""
-        for child, its_log in list(self._running.items()):
+        for child, its_log in list(self.running.items()):
             if its_log == log:
                 child.terminate()
 
@@ -80,7 +81,7 @@ class Commands:
 
         def stop(*_: object) -> None:
             self.stopping.set()
-            for child in list(self._running):
+            for child in list(self.running):
                 child.terminate()
             raise KeyboardInterrupt
 
@@ -96,7 +97,7 @@ class Commands:
                 signal.signal(number, handler)
 
 
-def _error(log: Path, begin: int) -> str | None:
+def last_error(log: Path, begin: int) -> str | None:
     """Returns the last error in a log after byte `begin`, or None.
 
     Other output may lie there too: a child of an earlier sweep that was killed may still write to

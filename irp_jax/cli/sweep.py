@@ -80,7 +80,7 @@ def sweep(arguments: list[str]) -> None:
     attacks = {name: _flags(name) for name in names if name}
     _check(options)
     part, parts = _shard(options.shard)
-    runs = list({run.workdir: run for run in _runs(options)}.values())
+    runs = list({run.workdir: run for run in runs_of(options)}.values())
     for folder in (options.workdir, options.results):
         if folder is not None:
             files.make_folder(Path(folder))
@@ -164,13 +164,13 @@ def _shares_of_jobs(jobs: int, runs: int) -> list[set[int]]:
     # `cores()` respects a CPU quota, which may allow fewer cores than there are.
     cores = parallel.core_numbers()[: parallel.cores()]
     if on_cpu:
-        return _shares(cores, jobs)
+        return share_cores(cores, jobs)
     if jobs > 1:  # otherwise the first run preallocates most of the device's memory
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     return [set(cores)] * jobs
 
 
-def _shares(cores: list[int], jobs: int) -> list[set[int]]:
+def share_cores(cores: list[int], jobs: int) -> list[set[int]]:
     """Returns the cores of each job.
 
     All jobs have the same number of cores, because it changes the results of a run slightly.
@@ -196,7 +196,7 @@ def _flags(attack: str) -> list[str]:
     return [f"--attack={name}", f"--steps={steps}", f"--restarts={restarts}"]
 
 
-def _runs(options: Options) -> Iterator[Config]:
+def runs_of(options: Options) -> Iterator[Config]:
     """Yields a checked config for each config of the file and each combination of the lists."""
 
     def split(text: str | None, fallback: Any) -> list[str]:

@@ -78,6 +78,9 @@ class Teacher:
     """A teacher with a cache of its outputs.
 
     It lives on the host. A resumed run computes the outputs again.
+
+    Attributes:
+        stored: view -> outputs that a later epoch needs, (M, K) float32.
     """
 
     def __init__(
@@ -110,7 +113,7 @@ class Teacher:
         self._variables = parallel.place(variables, parallel.replicated(mesh))
         self._key, self._images = key, images
         self._epochs, self._views, self._first = epochs, views, first
-        self._known: dict[int, jax.Array] = {}
+        self.stored: dict[int, jax.Array] = {}
 
     def outputs(self, epoch: int) -> TeacherOutputs:
         """Returns the view and the teacher's outputs for the epoch after `epoch` completed ones.
@@ -122,13 +125,13 @@ class Teacher:
         seen = epoch - self._first
         view = self._first + (seen % self._views if self._views else seen)
         cost = FORWARD if view == epoch else 0.0
-        probabilities = self._known.get(view)
+        probabilities = self.stored.get(view)
         if probabilities is None:
             probabilities = self._probabilities(view)
         if self._views and epoch + self._views < self._epochs:
-            self._known[view] = probabilities
+            self.stored[view] = probabilities
         else:
-            self._known.pop(view, None)
+            self.stored.pop(view, None)
         return TeacherOutputs(view, probabilities, cost)
 
     def _probabilities(self, view: int) -> jax.Array:

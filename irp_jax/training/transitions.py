@@ -31,7 +31,7 @@ def frozen(setup: Setup, progress: Progress, reporter: Reporter) -> Progress:
         drawn = jax.device_get(jax.jit(setup.model.init)(key))
         fresh = dict(zip(("params", "batch_stats"), drawn, strict=True))
     state, keep_counts = freeze(setup.config, setup.plan, setup.graph, progress.state, fresh)
-    reporter.note(_frozen_note(setup, keep_counts))
+    reporter.note(frozen_note(setup, keep_counts))
     state = parallel.place(state, parallel.replicated(setup.mesh))
     return dataclasses.replace(progress, keep_counts=keep_counts, state=state)
 
@@ -52,7 +52,7 @@ def quantized(setup: Setup, progress: Progress, reporter: Reporter) -> Progress:
     return dataclasses.replace(progress, quantization=found)
 
 
-def _frozen_note(setup: Setup, keep_counts: dict[str, int]) -> str:
+def frozen_note(setup: Setup, keep_counts: dict[str, int]) -> str:
     report, limit = cost_report(setup.graph, keep_counts), setup.plan.limit
     over = report[setup.config.cost] - limit  # only the published rule may exceed it
     return (
