@@ -336,13 +336,20 @@ class Network:
             self, apply=inference(known.network, quantization), record=record, results=None
         )
 
-    def _model(self, model: Any, purpose: str) -> traced.TracedModel:
+    def _known(self, model: Any) -> traced.TracedModel | None:
+        """Returns the traced model; None if it is not of this package and not given."""
         if model is None and not layout.is_ours(self.record["model"]):
+            return None
+        return model_of(self.record, model)
+
+    def _model(self, model: Any, purpose: str) -> traced.TracedModel:
+        known = self._known(model)
+        if known is None:
             raise UserError(
                 f"the network is from outside this package: give its model, "
                 f"{stored_name(self.record)}, to {purpose}"
             )
-        return model_of(self.record, model)
+        return known
 
     def graph(self, model: Any = None) -> ChannelGraph | None:
         """Returns the channel graph of the dense network.
@@ -355,9 +362,8 @@ class Network:
         Raises:
             UserError: the network was made with another model.
         """
-        if model is None and not layout.is_ours(self.record["model"]):
-            return None
-        return model_of(self.record, model).graph
+        known = self._known(model)
+        return None if known is None else known.graph
 
     def dense(self, model: Any = None) -> "Network | None":
         """Returns a dense network of this model with random weights, to compare size and speed.
@@ -370,9 +376,9 @@ class Network:
         Raises:
             UserError: the network was made with another model.
         """
-        if model is None and not layout.is_ours(self.record["model"]):
+        known = self._known(model)
+        if known is None:
             return None
-        known = model_of(self.record, model)
         random = np.random.default_rng(0)
 
         def drawn(leaf: Any) -> np.ndarray:
