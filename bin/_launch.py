@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ def test():
 
     `--all` adds the tests that are marked as slow.
     """
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `bin/test | head` ends without a traceback
     python = find_python(["test"])
     whole = sys.argv[1:] == ["--all"]
     arguments = [] if whole else sys.argv[1:]

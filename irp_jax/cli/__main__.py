@@ -5,11 +5,17 @@ import sys
 
 from irp_jax import __version__
 from irp_jax.cli import COMMANDS
+from irp_jax.cli.stdout import ends_with_its_reader
 from irp_jax.errors import unknown
 
 
 def main() -> None:
     """Runs the command that the first argument names, with the other arguments as its flags."""
+    with ends_with_its_reader():
+        _main()
+
+
+def _main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print("usage: irp-jax COMMAND [FLAGS]; irp-jax COMMAND --help lists its flags\n")

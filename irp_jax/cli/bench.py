@@ -23,6 +23,7 @@ from irp_jax.cli.run import main, parse, publishable
 from irp_jax.config import Config
 from irp_jax.errors import UserError, unknown
 from irp_jax.report import timing
+from irp_jax.report.terminal import plain_console
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ def bench(arguments: list[str]) -> None:
     files.check_place(Path(options.out))
     device = _prepare_torch() if options.torch else None
     whole_run = None if options.run is None else _whole_run(Path(options.run), config)
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = plain_console()
     report = _measure(config, options, device, console) | {
         "command": publishable("bin/bench", arguments),
         "commit": files.commit(),

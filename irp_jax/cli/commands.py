@@ -70,6 +70,12 @@ class Commands:
             if its_log == log:
                 child.terminate()
 
+    def stop_all(self) -> None:
+        """Terminates all commands; those that start later stop at once."""
+        self.stopping.set()
+        for child in list(self.running):
+            child.terminate()
+
     @contextlib.contextmanager
     def stopped_together(self) -> Iterator[None]:
         """Terminates all commands if this process is interrupted or terminated within the block.
@@ -80,9 +86,7 @@ class Commands:
         """
 
         def stop(*_: object) -> None:
-            self.stopping.set()
-            for child in list(self.running):
-                child.terminate()
+            self.stop_all()
             raise KeyboardInterrupt
 
         stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

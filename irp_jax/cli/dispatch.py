@@ -66,7 +66,7 @@ class Dispatch:
         begun: list[Future] = []
         look_s, told = min(_LOOK_S, self._claims.stale_s / 10), False
         with ThreadPoolExecutor(len(shares)) as pool:
-            while self._open():
+            while self._open() and not self._commands.stopping.is_set():
                 share = free.get()
                 self._changed.clear()
                 claimed = self._claim()
@@ -127,6 +127,8 @@ class Dispatch:
                     collect(run, results, self._wanted)
                     self._note(number, results, "done")
             finished = number in self.found
+        except BrokenPipeError:
+            raise
         except Exception as error:  # the other runs continue
             expected = isinstance(error, UserError | OSError)
             if not expected or not (claim.lost.is_set() or self._commands.stopping.is_set()):
@@ -157,4 +159,8 @@ class Dispatch:
 
     def _say(self, number: int, text: str) -> None:
         run = f"[{number}/{len(self._runs)}] {self._runs[number].workdir}"
-        self._console.print(f"{run} {text}", markup=False)
+        try:
+            self._console.print(f"{run} {text}", markup=False)
+        except BrokenPipeError:  # nobody reads the output: the sweep ends, as on a signal
+            self._commands.stop_all()
+            raise

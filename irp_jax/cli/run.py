@@ -14,7 +14,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 
 from irp_jax import checkpoint, hosts, parallel
-from irp_jax.cli import COMMANDS, stderr
+from irp_jax.cli import COMMANDS, stderr, stdout
 from irp_jax.cli.parent import end_with_parent
 from irp_jax.config import fraction
 from irp_jax.errors import UserError, unknown
@@ -235,12 +235,26 @@ def publishable(command: str, arguments: list[str]) -> str:
 
 
 def main(command: Callable[[list[str]], None]) -> None:
-    """Runs a command. An error that the user can correct is one line on stderr and exit code 2."""
+    """Runs a command. An error that the user can correct is one line on stderr and exit code 2.
+
+    A command whose output nobody reads any more ends without a message.
+    """
     end_with_parent()
+    with stdout.ends_with_its_reader():
+        _run(command)
+
+
+def _run(command: Callable[[list[str]], None]) -> None:
     try:
         parallel.configure()
         checkpoint.quiet()
         command(sys.argv[1:])
+    except BrokenPipeError:
+        if hosts.is_several():
+            hosts.fail(
+                "error: nobody reads the output of a process of this run", stdout.READER_GONE
+            )
+        raise
     except UserError as error:
         hosts.fail(f"error: {as_typed(str(error))}", 2)
     except OSError as error:  # a file or folder that may not be read or written

@@ -6,12 +6,14 @@ or has been killed, and follow any number of runs.
 
 import contextlib
 import hashlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -58,6 +60,13 @@ class _Pages:
             return self._page
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *about: Any) -> None:
+        """Prints an error, unless a browser has closed its connection."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(*about)
+
+
 @contextlib.contextmanager
 def serve(places: Sequence[str | Path], port: int = 0) -> Iterator[str]:
     """Serves the page of results within the block.
@@ -102,7 +111,7 @@ def serve(places: Sequence[str | Path], port: int = 0) -> Iterator[str]:
     if not 0 <= port <= 65535:
         raise UserError(f"--port must be in [0, 65535], got {port}")
     try:
-        server = ThreadingHTTPServer((HOST, port), Handler)
+        server = _Server((HOST, port), Handler)
     except OSError as error:
         raise UserError(
             f"cannot serve on port {port} ({error.strerror}): give another --port, or leave it out"

@@ -39,15 +39,23 @@ The time falls less than the MACs, because few channels use a processor less eff
 """
 
 
+class PlainConsole(Console):
+    """A console that reports a reader that is gone as other output does."""
+
+    def on_broken_pipe(self) -> None:
+        """Raises the BrokenPipeError that is being handled; rich would end with exit code 1."""
+        raise
+
+
 def plain_console() -> Console:
     """Returns a console that does not colour numbers. Off a screen it is 1000 characters wide.
 
     Markup is off, so that a name such as my[red].npz is printed as it is.
     """
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = PlainConsole(highlight=False, soft_wrap=True, markup=False)
     if console.is_terminal:
         return console
-    return Console(highlight=False, soft_wrap=True, markup=False, width=1000)
+    return PlainConsole(highlight=False, soft_wrap=True, markup=False, width=1000)
 
 
 def show_results(console: Console, results: Iterable[dict[str, Any]]) -> None:
