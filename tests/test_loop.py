@@ -193,6 +193,8 @@ def test_bin_evaluate_saves_what_it_found_and_corrupts(finished, tmp_path):
         assert saved["is_robust"].mean() == pytest.approx(results["accuracy"]["pgd"])
         wrong = saved["predictions"] != saved["labels"]
         np.testing.assert_array_equal(wrong, ~saved["is_robust"])
+        assert json.loads(str(saved["attack"])) == results["attack"]
+        assert saved["network_sha256"] == results["network_sha256"]
         assert np.abs(saved["images"] - load("digits").test.images[:60] / 255).max() <= 0.1 + 1e-5
 
 

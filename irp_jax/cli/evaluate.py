@@ -75,7 +75,8 @@ class Options:
     corruptions: bool = False
     """Also measure accuracy under the 15 common corruptions at 5 severities each."""
     save_adversarial: str | None = None
-    """Write the adversarial images to this .npz file, and a picture of some next to it."""
+    """Write the adversarial images to this .npz file, and a picture of some next to it. bin/report
+    compares the files of two networks."""
     out: str | None = None
     """Also write the results to this JSON file."""
 
@@ -126,7 +127,7 @@ def evaluate(arguments: list[str]) -> None:
     if options.out is not None:
         files.write_json(Path(options.out), results)
     if options.save_adversarial is not None:
-        _save_adversarial(Path(options.save_adversarial), found, terminal)
+        _save_adversarial(Path(options.save_adversarial), found, results, terminal)
     _remove_states(options, found)
     _show(options, results, terminal)
 
@@ -356,7 +357,9 @@ def _accuracies(spec: AttackSpec, report: attacks.AttackReport) -> dict[str, flo
     return {**report.accuracy, spec.name: report.robust}
 
 
-def _save_adversarial(path: Path, found: Measured, terminal: Terminal) -> None:
+def _save_adversarial(
+    path: Path, found: Measured, results: dict[str, Any], terminal: Terminal
+) -> None:
     """Writes PATH.npz, and PATH.png with some adversarial examples if there are any."""
     net, report = found.network, found.reports[-1]
     chosen = np.flatnonzero((report.broken_by != "") & (report.broken_by != "natural"))[:8]
@@ -375,6 +378,8 @@ def _save_adversarial(path: Path, found: Measured, terminal: Terminal) -> None:
         "predictions": guess,
         "is_robust": report.is_robust,
         "broken_by": report.broken_by,
+        "attack": np.array(json.dumps(results["attack"])),
+        "network_sha256": np.array(results["network_sha256"]),
     }
     files.write_whole(path, lambda file: np.savez_compressed(file, **arrays))
     picture = path.with_suffix(".png")

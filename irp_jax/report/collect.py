@@ -5,55 +5,16 @@ A file that cannot be used is not an error. It is named in a note of one line.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
-
-from irp_jax.config import COSTS, SETTINGS_OF, Config, settings
-from irp_jax.report.tables import Results, lines
-
-NEEDED = {
-    "model", "dataset", "method", "seed", "budget", "cost", "attack", "epochs", "wall_time_s",
-}  # fmt: skip
-"""Keys that the results of a run must have, in addition to config and accuracy."""
-
-NUMBERS = (
-    ("accuracy", "natural"), ("accuracy", "pgd"), ("cost", "macs"), ("cost", "params"),
-    ("cost", "macs_ratio"), ("cost", "params_ratio"), ("budget", "target"), ("attack", "epsilon"),
-    ("attack", "images"), ("epochs",), ("wall_time_s",),
-)  # fmt: skip
-"""Values of a run's results that must be numbers."""
-
-ROW = ("epoch", "natural", "pgd", "cost_ratio", "frozen")
-LAYER = ("layer", "channels_out", "dense_channels_out", "macs", "dense_macs", "params",
-         "dense_params")  # fmt: skip
-"""Keys of a row of `history` and of a row of `layers`."""
-
-FEW = 8
-"""Largest number of adversarial images shown from a file."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Examples:
-    """Some adversarial images of an evaluation.
-
-    Attributes:
-        name: name of the file.
-        adversarial: (N, H, W, C), in [0, 1].
-        natural: (N, H, W, C), the same images without perturbation; None if the file lacks them.
-        labels: N names of the true classes.
-        predictions: N names of the predicted classes.
-    """
-
-    name: str
-    adversarial: np.ndarray
-    natural: np.ndarray | None
-    labels: tuple[str, ...]
-    predictions: tuple[str, ...]
+from irp_jax.errors import UserError
+from irp_jax.report import checking, outcomes
+from irp_jax.report.outcomes import Examples, Outcomes, Separation, separating
+from irp_jax.report.tables import Results
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,36 +63,32 @@ class Found:
         runs: in the order of the places and their files.
         notes: a line for each file or run that could not be used or is incomplete.
         unfinished: runs without results.
+        separations: names of two runs, and how an attack ended for each image; for each attack
+            that `bin/evaluate --save-adversarial` made on both, if just two runs have such files.
     """
 
     runs: tuple[Run, ...]
     notes: tuple[str, ...]
     unfinished: tuple[Unfinished, ...] = ()
-
-
-def lacking(results: Mapping[str, Any]) -> list[str]:
-    """Returns the names of needed entries that the results of a run do not have."""
-    given = results.get("accuracy")
-    accuracy = set(given) if isinstance(given, dict) else set()
-    return sorted((NEEDED - set(results)) | ({"natural", "pgd"} - accuracy))
+    separations: tuple[tuple[str, str, Separation], ...] = ()
 
 
 def collect(places: Iterable[str | Path | Results]) -> Found:
     """Finds all runs.
 
     Args:
-        places: for each, the folder of a run, a folder of results, one JSON file, or the content of
-            a results.json.
+        places: for each, the folder of a run, a folder of results, one JSON file, one .npz file of
+            `bin/evaluate --save-adversarial`, or the content of a results.json.
     """
     runs: list[tuple[str, Path | None, Results]] = []
     others: list[tuple[Path, Results]] = []
-    examples: list[tuple[Path, Examples]] = []
+    attacked: list[tuple[Outcomes, Examples | None]] = []
     notes: list[str] = []
     unlike: list[str] = []
     unfinished: list[Unfinished] = []
     for number, place in enumerate(places, start=1):
         if isinstance(place, Mapping):
-            problem = _problem(place)
+            problem = checking.problem(place)
             if problem:
                 notes.append(f"results {number}: {problem}")
             else:
@@ -141,8 +98,12 @@ def collect(places: Iterable[str | Path | Results]) -> Found:
         if not place.exists():
             notes.append(f"no file or folder {place}")
             continue
-        before = len(runs), len(others), len(notes), len(unlike), len(unfinished)
-        for path in [place] if place.is_file() else sorted(place.rglob("*.json")):
+        lists: tuple[list[Any], ...] = (runs, others, attacked, notes, unlike, unfinished)
+        before = sum(map(len, lists))
+        for path in [place] if place.suffix == ".npz" else sorted(place.rglob("*.npz")):
+            if (read := _outcomes(path, notes)) is not None:
+                attacked.append(read)
+        for path in _json_files(place):
             try:
                 found = json.loads(path.read_text())
             except (OSError, ValueError) as error:
@@ -151,53 +112,62 @@ def collect(places: Iterable[str | Path | Results]) -> Found:
             if not isinstance(found, dict):
                 unlike.append(path.name)
             elif {"config", "accuracy"} <= set(found):
-                problem = _problem(found)
+                problem = checking.problem(found)
                 if problem:
                     notes.append(f"{path}: {problem}")
                 else:
                     runs.append((_name(path), path, found))
-            elif _is_evaluation(found):
+            elif checking.is_evaluation(found):
                 others.append((path, found))
             elif not _of_a_workdir(path):
                 unlike.append(path.name)
         if place.is_dir():
-            examples += _all_examples(place, notes)
             unfinished += _unfinished(place, notes)
-        if (len(runs), len(others), len(notes), len(unlike), len(unfinished)) == before:
+        if sum(map(len, lists)) == before:
             notes.append(f"no results in {place}")
     if unlike:
         more = f" and {len(unlike) - 3} more" if unlike[3:] else ""
         notes.append(f"not results of a run, left out: {', '.join(unlike[:3])}{more}")
-    found = _assembled(runs, others, examples, notes)
+    found = _assembled(runs, others, attacked, notes)
     return dataclasses.replace(found, unfinished=tuple(unfinished))
+
+
+def _json_files(place: Path) -> list[Path]:
+    if place.is_dir():
+        return sorted(place.rglob("*.json"))
+    return [] if place.suffix == ".npz" else [place]
 
 
 def _assembled(
     runs: list[tuple[str, Path | None, Results]],
     others: list[tuple[Path, Results]],
-    examples: list[tuple[Path, Examples]],
+    attacked: list[tuple[Outcomes, Examples | None]],
     notes: list[str],
 ) -> Found:
     """Returns the runs with unique names, and with their evaluations and images."""
     names = [name for name, _, _ in runs]
-    ready, used = [], set()
+    ready: list[tuple[Run, list[Outcomes]]] = []
+    used: set[Path] = set()
     for number, (name, path, results) in enumerate(runs):
         if names.count(name) > 1:
             name = f"{name} ({names[:number].count(name) + 1})"
-        results, older = _completed(results)
+        results, older = checking.completed(results)
         if older:
             notes.append(f"{name} is of another version: {older}")
         mine = [place for place, one in others if _same_network(one, results)]
-        shown = [place for place, _ in examples if path and _belongs(place, path, runs)]
-        used |= {*mine, *shown}
-        ready.append(Run(
+        shown = [one for one in attacked if _belongs(one[0], path, results, runs)]
+        used |= {*mine, *(one.path for one, _ in shown)}
+        run = Run(
             name=name, results=results,
             evaluations=tuple(one for place, one in others if place in mine),
-            examples=tuple(one for place, one in examples if place in shown),
-        ))  # fmt: skip
-    for place in [place for place, _ in [*others, *examples] if place not in used]:
-        notes.append(f"{place}: the run that this evaluation is of was not found")
-    return Found(runs=tuple(ready), notes=tuple(notes))
+            examples=tuple(few for _, few in shown if few is not None),
+        )  # fmt: skip
+        ready.append((run, [one for one, _ in shown]))
+    for place in [*(place for place, _ in others), *(one.path for one, _ in attacked)]:
+        if place not in used:
+            notes.append(f"{place}: the run that this evaluation is of was not found")
+    separations = tuple(_separations(ready, notes))
+    return Found(runs=tuple(run for run, _ in ready), notes=tuple(notes), separations=separations)
 
 
 def _name(path: Path) -> str:
@@ -207,39 +177,6 @@ def _name(path: Path) -> str:
 def _of_a_workdir(path: Path) -> bool:
     """Returns whether a file is of a run or a saved network, and no results: it needs no note."""
     return path.name in ("config.json", "robustbench.json") or "checkpoints" in path.parts
-
-
-def _problem(found: Mapping[str, Any]) -> str:
-    """Returns why results cannot be used; empty if they can."""
-    if missing := lacking(found):
-        return f"lacks {', '.join(missing)}"
-    if not isinstance(found.get("config"), dict):
-        return "config must be a JSON object"
-    for keys in NUMBERS:
-        value: Any = found
-        for key in keys:
-            value = value.get(key) if isinstance(value, Mapping) else None
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return f"{'.'.join(keys)} must be a number, got {str(value)[:40]!r}"
-    if found["budget"].get("kind") not in COSTS:
-        kinds = " or ".join(COSTS)
-        return f"budget.kind must be {kinds}, got {str(found['budget'].get('kind'))[:40]!r}"
-    return ""
-
-
-def _is_evaluation(found: Mapping[str, Any]) -> bool:
-    """Returns whether this is an output of `bin/evaluate --out` with all keys that are needed."""
-    attack, accuracy = found.get("attack"), found.get("accuracy")
-    curve = found.get("curve", {"epsilon": [], "accuracy": []})
-    return (
-        isinstance(attack, dict)
-        and {"name", "epsilon", "images"} <= set(attack)
-        and isinstance(accuracy, dict)
-        and all(isinstance(value, int | float) for value in accuracy.values())
-        and isinstance(curve, dict)
-        and {"epsilon", "accuracy"} <= set(curve)
-        and len(curve["epsilon"]) == len(curve["accuracy"])
-    )
 
 
 def _same_network(evaluation: Results, run: Results) -> bool:
@@ -256,45 +193,6 @@ def _same_network(evaluation: Results, run: Results) -> bool:
     else:
         keys = (key,)
     return all(evaluation.get(key) == run.get(key) for key in keys)
-
-
-def _completed(found: Results) -> tuple[Results, str]:
-    """Returns results with values that an older version did not record, and a note on them.
-
-    The value of a setting that is missing is its default, as in `config.identity`.
-    """
-    usual = {name: value for name, value in settings(Config()).items() if value is not None}
-    chosen = {**usual, **found["config"]}
-    without_effect = {
-        name
-        for by, users in SETTINGS_OF.items()
-        for value, names in users.items()
-        for name in names
-        if chosen.get(by) != value
-    }
-    added = sorted(set(usual) - set(found["config"]) - without_effect)
-    said = [f"it has no setting {', '.join(added[:3])}" if added else ""]
-    results = {
-        **found,
-        "config": chosen,
-        "rollbacks": found.get("rollbacks", []),
-        "identity": found.get("identity", {}),
-        "defense": found.get("defense", found["config"].get("defense", "unknown")),
-        "passes_per_image": found.get("passes_per_image", 0.0),
-    }
-    for key, needed in (("history", ROW), ("layers", LAYER)):
-        rows = found.get(key, [])
-        whole = isinstance(rows, list) and all(
-            isinstance(row, dict) and set(needed) <= set(row) for row in rows
-        )
-        if not whole:
-            said.append(f"its {key} is not as expected")
-        results[key] = rows if whole else []
-    try:
-        lines([results])
-    except Exception as error:  # any field may have another type
-        said.append(f"its settings cannot be read ({type(error).__name__}: {error})")
-    return results, "; ".join(part for part in said if part)
 
 
 def _unfinished(place: Path, notes: list[str]) -> list[Unfinished]:
@@ -328,50 +226,57 @@ def _rows(log: Path) -> list[Results]:
     for line in log.read_text().splitlines() if log.exists() else ():
         with contextlib.suppress(ValueError):
             row = json.loads(line)
-            if isinstance(row, dict) and set(ROW) <= set(row):
+            if isinstance(row, dict) and set(checking.ROW) <= set(row):
                 found.append(row)
     return found
 
 
-def _belongs(images: Path, results: Path, runs: list[tuple[str, Path | None, Results]]) -> bool:
+def _belongs(
+    images: Outcomes,
+    path: Path | None,
+    results: Results,
+    runs: list[tuple[str, Path | None, Results]],
+) -> bool:
     """Returns whether a file of images belongs to a run.
 
-    It must be in the folder of the run. If results of several runs share a folder, the names of
-    images and results must be equal.
+    The digests of the networks are compared. Files of older versions have none. They must be in the
+    folder of the run. If results of several runs share a folder, the names of images and results
+    must be equal.
     """
-    if results.name == "results.json":
-        return results.parent in images.parents
-    alone = sum(path is not None and path.parent == results.parent for _, path, _ in runs) == 1
-    return images.parent == results.parent and (alone or images.stem == results.stem)
+    if images.network is not None and "network_sha256" in results:
+        return images.network == results["network_sha256"]
+    if path is None:
+        return False
+    folder = images.path.parent
+    if path.name == "results.json":
+        return path.parent in images.path.parents
+    alone = sum(its is not None and its.parent == path.parent for _, its, _ in runs) == 1
+    return folder == path.parent and (alone or images.path.stem == path.stem)
 
 
-def _all_examples(place: Path, notes: list[str]) -> list[tuple[Path, Examples]]:
-    found = []
-    for path in sorted(place.rglob("*.npz")):
+def _outcomes(path: Path, notes: list[str]) -> tuple[Outcomes, Examples | None] | None:
+    """Reads what an attack did to each image; returns None for another or a damaged file."""
+    try:
+        found = outcomes.read(path)
+        return None if found is None else (found, outcomes.examples(found))
+    except outcomes.UNREADABLE as error:
+        notes.append(f"{path} cannot be read: {error}")
+        return None
+
+
+def _separations(
+    runs: list[tuple[Run, list[Outcomes]]], notes: list[str]
+) -> list[tuple[str, str, Separation]]:
+    """Compares the outcomes of two runs under equal attacks, if just two have outcomes."""
+    having = [(run, mine) for run, mine in runs if mine]
+    if len(having) != 2:
+        return []
+    (first, ours), (second, theirs) = having
+    found, refused = [], []
+    for one, other in itertools.product(ours, theirs):
         try:
-            if one := _examples(path):
-                found.append((path, one))
-        except (OSError, ValueError, KeyError, IndexError, EOFError, BadZipFile) as error:
-            notes.append(f"{path} cannot be read: {error}")
+            found.append((first.name, second.name, separating(one, other)))
+        except UserError as error:
+            refused.append(f"no images that separate the networks: {error}")
+    notes += [] if found else refused[:1]
     return found
-
-
-def _examples(path: Path) -> Examples | None:
-    """Reads the first misclassified images of an attack; None if the file has none."""
-    with np.load(path) as file:
-        if not {"images", "labels", "predictions", "broken_by"} <= set(file.files):
-            return None
-        how = file["broken_by"]
-        chosen = np.flatnonzero((how != "") & (how != "natural"))[:FEW]
-        if not len(chosen):
-            return None
-        names = file["class_names"] if "class_names" in file.files else None
-        natural = file["natural"][chosen] / 255 if "natural" in file.files else None
-
-        def called(key: str) -> tuple[str, ...]:
-            return tuple(str(k if names is None else names[k]) for k in file[key][chosen])
-
-        return Examples(
-            name=path.name, adversarial=file["images"][chosen], natural=natural,
-            labels=called("labels"), predictions=called("predictions"),
-        )  # fmt: skip
