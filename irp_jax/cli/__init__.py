@@ -13,4 +13,5 @@ COMMANDS = {
     "export": "write a trained network as one file (ONNX, StableHLO), and verify such a file",
     "latency": "measure the latency of a network's layers, for budgets of latency",
     "bench": "time a training step and compare it with PyTorch",
+    "completion": "print a script that completes commands and flags in bash or zsh",
 }

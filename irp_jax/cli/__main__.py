@@ -19,7 +19,7 @@ def _main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print("usage: irp-jax COMMAND [FLAGS]; irp-jax COMMAND --help lists its flags\n")
-        print("\n".join(f"  {command:10}{does}" for command, does in COMMANDS.items()))
+        print("\n".join(f"  {command:12}{does}" for command, does in COMMANDS.items()))
     elif name == "--version":
         print(f"irp_jax {__version__}")
     elif name not in COMMANDS:
