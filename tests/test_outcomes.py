@@ -4,46 +4,18 @@ import json
 
 import numpy as np
 import pytest
-from run_results import result
+from outcome_files import ATTACK, COUNT, two_runs
 
 from irp_jax.errors import UserError
 from irp_jax.report import html as pages
 from irp_jax.report.collect import collect
 from irp_jax.report.outcomes import separating
 
-COUNT, CLASSES = 40, 4
-ATTACK = {"name": "pgd", "norm": "linf", "epsilon": 0.1, "steps": 10, "images": COUNT}
-
-
-def outcomes(seed):
-    """Returns the arrays of a file of bin/evaluate for a network that falls at random."""
-    draws, same = np.random.default_rng(seed), np.random.default_rng(0)
-    natural = same.integers(0, 256, (COUNT, 4, 4, 3)).astype(np.uint8)
-    labels = same.integers(0, CLASSES, COUNT)
-    broken_by = draws.choice(["", "pgd", "natural"], COUNT, p=[0.5, 0.4, 0.1])
-    wrong = (labels + draws.integers(1, CLASSES, COUNT)) % CLASSES
-    moved = (natural / 255 + 0.01 * seed).astype(np.float32).clip(0, 1)
-    is_moved = (broken_by == "pgd")[:, None, None, None]
-    return {
-        "images": np.where(is_moved, moved, natural / 255), "natural": natural, "labels": labels,
-        "predictions": np.where(broken_by == "", labels, wrong), "broken_by": broken_by,
-        "class_names": np.array([f"class {n}" for n in range(CLASSES)]),
-        "attack": np.array(json.dumps(ATTACK)), "network_sha256": np.array(f"network {seed}"),
-    }  # fmt: skip
-
 
 @pytest.fixture
 def files(tmp_path):
     """Returns two files of outcomes in the folders of two runs, and their arrays."""
-    found = []
-    for seed in (1, 2):
-        folder, arrays = tmp_path / f"run{seed}", outcomes(seed)
-        folder.mkdir()
-        one = {**result(seed, 0.9), "network_sha256": f"network {seed}"}
-        (folder / "results.json").write_text(json.dumps(one))
-        np.savez(folder / "found.npz", **arrays)
-        found.append((folder / "found.npz", arrays))
-    return found
+    return two_runs(tmp_path)
 
 
 def test_counts_and_images(files):

@@ -100,12 +100,12 @@ function compare() {
   const facts = runs.map(settings), names = [...new Set(facts.flatMap(Object.keys))];
   for (const name of names) if (!titles.includes(name)) lines.push([name, facts.map((one) => one[name] ?? "")]);
   const differs = ([, cells]) => new Set(cells).size > 1;
-  const draw = (shown, parent) => {
+  const draw = (shown, parent, name) => {
     const box = element("div", "", parent), table = element("table", "", box);
     box.className = "scroll";
     box.tabIndex = 0;
     box.setAttribute("role", "region");
-    box.setAttribute("aria-label", "comparison of runs");
+    box.setAttribute("aria-label", name);
     const head = element("tr", "", table.createTHead()), body = table.createTBody();
     element("td", "", head);
     for (const row of chosen) element("th", row.cells[0].textContent, head).scope = "col";
@@ -115,7 +115,7 @@ function compare() {
       for (const text of cells) element("td", text, row);
     }
   };
-  draw(lines.filter(differs), place);
+  draw(lines.filter(differs), place, "rows that differ");
   const charts = runs.map((run) => $(":scope > .charts > figure", run));
   for (let at = 0; at < Math.max(...charts.map((one) => one.length)); at++) {
     const beside = element("div", "", place);
@@ -131,7 +131,7 @@ function compare() {
   }
   const rest = element("details", "", place), equal = lines.filter((line) => !differs(line));
   element("summary", `${equal.length} rows that are equal in all runs`, rest);
-  draw(equal, rest);
+  draw(equal, rest, "rows that are equal");
 }
 $("#table input").forEach((box) => box.addEventListener("change", compare));
 document.getElementById("clear").addEventListener("click", () => {
