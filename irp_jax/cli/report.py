@@ -12,8 +12,8 @@ from typing import Any
 from irp_jax import files
 from irp_jax.cli.run import main, parse
 from irp_jax.errors import UserError, extra
-from irp_jax.report import timing
-from irp_jax.report.tables import is_readable, library_table, markdown
+from irp_jax.report import checking, timing
+from irp_jax.report.tables import library_table, markdown
 from irp_jax.report.terminal import plain_console, show_results
 
 
@@ -69,48 +69,21 @@ def report(arguments: list[str]) -> None:
         asked = (options.plot, options.curves, options.tradeoff, options.into)
         if not options.markdown and all(one is None for one in asked):
             return
-    runs: list[dict[str, Any]] = []
-    others: list[Path] = []
-    for place in places:
-        if not place.exists():
-            raise UserError(f"no file or folder {place}: give a folder of results.json files")
-        paths = [place] if place.is_file() else sorted(place.rglob("*.json"))
-        found = [files.read_json(path) for path in paths]
-        alone = place.is_file() and len(places) == 1
-        if alone and isinstance(found[0], dict) and BENCHMARKS & set(found[0]):
-            try:
-                _benchmark(options, place, found[0])
-            except (KeyError, TypeError, IndexError, AttributeError) as error:
-                what = f"{type(error).__name__}: {error}"
-                raise UserError(
-                    f"{place} is not a complete benchmark file ({what}): run the benchmark again"
-                ) from error
+    if len(places) == 1 and places[0].is_file():
+        found = files.read_json(places[0])
+        if isinstance(found, dict) and BENCHMARKS & set(found):
+            _shown_benchmark(options, places[0], found)
             return
-        for path, one in zip(paths, found, strict=True):
-            if isinstance(one, dict) and {"config", "accuracy"} <= set(one):
-                if is_readable(one):
-                    runs.append(one)
-                else:
-                    others.append(path)
+    runs = _runs(places)
     where = ", ".join(map(str, places))
-    if others and not runs:
-        more = f" and {len(others) - 1} more" if others[1:] else ""
-        raise UserError(
-            f"{others[0]}{more} are of another version of irp_jax: use that version, or give "
-            f"another folder"
-        )
-    for path in others:
-        print(f"{path} is of another version of irp_jax: left out", file=sys.stderr)
-    if not runs:
-        raise UserError(f"no results in {where}: give a folder of results.json files")
     if options.plot is not None and len(runs) == 1:
-        if not {"history", "layers"} <= set(runs[0]):
+        if not checking.rows(runs[0], "history") or not checking.rows(runs[0], "layers"):
             raise UserError(f"{where} has no history of its epochs: leave out --plot")
         _plots().run_picture(runs[0], Path(options.plot))
     elif options.plot is not None:
         _plots().budget_picture(runs, Path(options.plot))
     if options.curves is not None:
-        traced = [one for one in runs if "history" in one]
+        traced = [one for one in runs if checking.rows(one, "history")]
         if not traced:
             raise UserError(f"no run in {where} has a history of its epochs: leave out --curves")
         _plots().curves_picture(traced, Path(options.curves))
@@ -122,6 +95,42 @@ def report(arguments: list[str]) -> None:
         sys.stdout.write(markdown(runs))
     else:
         show_results(plain_console(), runs)
+
+
+def _runs(places: list[Path]) -> list[dict[str, Any]]:
+    """Returns the results of runs that can be shown, and prints a line for each other file.
+
+    Raises:
+        UserError: none can be shown.
+    """
+    runs: list[dict[str, Any]] = []
+    notes: list[str] = []
+    for place in places:
+        if not place.exists():
+            raise UserError(f"no file or folder {place}: give a folder of results.json files")
+        for path in [place] if place.is_file() else sorted(place.rglob("*.json")):
+            try:
+                found = files.read_json(path)
+            except UserError as error:
+                notes.append(str(error))
+                continue
+            if not isinstance(found, dict) or not {"config", "accuracy"} <= set(found):
+                continue
+            if why := checking.problem(found):
+                notes.append(f"{path} is of another version of irp_jax, or damaged: {why}")
+            elif not checking.is_readable(found):
+                notes.append(f"{path} is of another version of irp_jax")
+            else:
+                runs.append(found)
+    if notes and not runs:
+        more = f" (and {len(notes) - 1} more files)" if notes[1:] else ""
+        raise UserError(f"no results to show: {notes[0]}{more}")
+    for note in notes:
+        print(f"{note}: left out", file=sys.stderr)
+    if not runs:
+        where = ", ".join(map(str, places))
+        raise UserError(f"no results in {where}: give a folder of results.json files")
+    return runs
 
 
 def _follow(options: Options, places: list[Path]) -> None:
@@ -158,6 +167,16 @@ def _plots() -> ModuleType:
     with extra("plots"):
         from irp_jax.report import plots
     return plots
+
+
+def _shown_benchmark(options: Options, place: Path, found: dict[str, Any]) -> None:
+    try:
+        _benchmark(options, place, found)
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{place} is not a complete benchmark file ({what}): run the benchmark again"
+        ) from error
 
 
 def _benchmark(options: Options, place: Path, found: dict[str, Any]) -> None:

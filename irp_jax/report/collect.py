@@ -106,7 +106,7 @@ def collect(places: Iterable[str | Path | Results]) -> Found:
         for path in _json_files(place):
             try:
                 found = json.loads(path.read_text())
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RecursionError) as error:
                 notes.append(f"{path} cannot be read: {str(error).splitlines()[0]}")
                 continue
             if not isinstance(found, dict):
@@ -226,7 +226,7 @@ def _rows(log: Path) -> list[Results]:
     for line in log.read_text().splitlines() if log.exists() else ():
         with contextlib.suppress(ValueError):
             row = json.loads(line)
-            if isinstance(row, dict) and set(checking.ROW) <= set(row):
+            if checking.rows({"history": [row]}, "history"):
                 found.append(row)
     return found
 

@@ -9,7 +9,6 @@ from statistics import mean
 from typing import Any
 
 from irp_jax.config import AVERAGE, PARENT, SETTINGS_OF, Config, parse_budget, radius, suited
-from irp_jax.results import NEEDED
 from irp_jax.training.defenses import MANY_STEPS
 
 Results = dict[str, Any]
@@ -53,15 +52,6 @@ USUAL = dataclasses.asdict(Config())
 def settings(one: Results) -> dict[str, Any]:
     """Returns all settings of a run."""
     return USUAL | one["config"]
-
-
-def is_readable(one: Results) -> bool:
-    """Returns whether the results of a run have all that the tables show."""
-    try:
-        lines([one])
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-        return False
-    return not NEEDED - set(one)
 
 
 def measured_on(one: Results) -> str:
