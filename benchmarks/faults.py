@@ -29,7 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from irp_jax import files, parallel
-from irp_jax.cli.run import main, parse, publishable
+from irp_jax.cli.flags import parse
+from irp_jax.cli.run import main, publishable
 from irp_jax.cli.train import train
 from irp_jax.errors import UserError
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from irp_jax import data, loading
-from irp_jax.cli import evaluate, publish, report, run, sweep, train
+from irp_jax.cli import evaluate, flags, publish, report, run, sweep, train
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 
@@ -86,7 +86,7 @@ def test_out_of_memory_is_one_line(capsys, monkeypatch):
 
 def test_home_is_found_behind_an_equals_sign(monkeypatch):
     monkeypatch.setenv("HOME", "/home/anna")
-    parsed = run.parse(Config, ["--workdir=~/mine", "--budget=0.3"], "bin/train")
+    parsed = flags.parse(Config, ["--workdir=~/mine", "--budget=0.3"], "bin/train")
     assert (parsed.workdir, parsed.budget) == ("/home/anna/mine", "0.3")
 
 
@@ -153,7 +153,7 @@ def test_the_other_commands_refuse_alike(capsys, monkeypatch, tmp_path, command,
 
 
 def test_numbers_may_be_fractions_and_defaults_show():
-    config = run.parse(Config, ["--epsilon=8/255", "--seed=3"], "bin/train", Config(epochs=5))
+    config = flags.parse(Config, ["--epsilon=8/255", "--seed=3"], "bin/train", Config(epochs=5))
     assert (config.epsilon, config.seed, config.epochs) == (8 / 255, 3, 5)
 
 

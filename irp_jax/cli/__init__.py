@@ -3,6 +3,9 @@
 `irp-jax NAME` and, in a checkout, `bin/NAME` run the function NAME of the module NAME.
 """
 
+import re
+from pathlib import Path
+
 COMMANDS = {
     "train": "train and prune a robust network in one run",
     "evaluate": "attack a trained network",
@@ -15,3 +18,10 @@ COMMANDS = {
     "bench": "time a training step and compare it with PyTorch",
     "completion": "print a script that completes commands and flags in bash or zsh",
 }
+
+
+def as_typed(text: str) -> str:
+    """Replaces bin/NAME by `irp-jax NAME` in a text, unless this is a checkout, which has bin/."""
+    if (Path(__file__).parents[2] / "bin" / "train").is_file():
+        return text
+    return re.sub(rf"(?<![\w/.])bin/(?=(?:{'|'.join(COMMANDS)})\b(?![/.]))", "irp-jax ", text)

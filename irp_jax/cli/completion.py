@@ -14,6 +14,7 @@ from irp_jax import config as configs
 from irp_jax.attacks.spec import ATTACKS
 from irp_jax.cli import (
     COMMANDS,
+    as_typed,
     bench,
     describe,
     evaluate,
@@ -51,7 +52,7 @@ Flags = dict[str, tuple[str, ...] | None]
 def completion(arguments: list[str]) -> None:
     """Prints the script for the shell that the first argument names."""
     if {"-h", "--help"} & set(arguments):
-        print(run.as_typed(USAGE))
+        print(as_typed(USAGE))
         return
     if len(arguments) != 1:
         raise UserError("name one shell: bin/completion bash, or bin/completion zsh")

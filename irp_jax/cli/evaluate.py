@@ -18,7 +18,8 @@ from jax.tree_util import Partial
 
 from irp_jax import attacks, checkpoint, data, evaluation, files, hosts, loading, parallel
 from irp_jax.attacks import AttackName, AttackSpec, Norm
-from irp_jax.cli.run import ABOUT_HOSTS, join, main, parse, publishable, take_hosts
+from irp_jax.cli.flags import parse
+from irp_jax.cli.run import ABOUT_HOSTS, join, main, publishable, take_hosts
 from irp_jax.config import EVALUATED_ON, fraction
 from irp_jax.data.augmentation import to_float
 from irp_jax.errors import UserError, extra, unknown

@@ -9,7 +9,8 @@ import numpy as np
 
 from irp_jax import checkpoint, data, files, loading, network, parallel
 from irp_jax import export as exporting
-from irp_jax.cli.run import main, parse, publishable
+from irp_jax.cli.flags import parse
+from irp_jax.cli.run import main, publishable
 from irp_jax.errors import UserError, unknown
 from irp_jax.export import artifact, onnx
 from irp_jax.quantization import IMAGES, SCHEMES, calibration_images

@@ -4,7 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from irp_jax import zoo
-from irp_jax.cli.run import main, parse
+from irp_jax.cli.flags import parse
+from irp_jax.cli.run import main
 from irp_jax.report.robustbench import Paper
 from irp_jax.report.terminal import plain_console
 

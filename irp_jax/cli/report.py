@@ -10,7 +10,8 @@ from types import ModuleType
 from typing import Any
 
 from irp_jax import files
-from irp_jax.cli.run import main, parse
+from irp_jax.cli.flags import parse
+from irp_jax.cli.run import main
 from irp_jax.errors import UserError, extra
 from irp_jax.report import checking, timing
 from irp_jax.report.tables import library_table, markdown

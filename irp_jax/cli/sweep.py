@@ -17,9 +17,10 @@ from irp_jax.attacks import AttackName, AttackSpec
 from irp_jax.claims import STALE_S, Claims
 from irp_jax.cli.commands import Commands
 from irp_jax.cli.dispatch import Dispatch
+from irp_jax.cli.flags import parse, take_flag
 from irp_jax.cli.launch import launch, read_settings
 from irp_jax.cli.one_run import Wanted, collected, is_complete
-from irp_jax.cli.run import main, parse, take_flag
+from irp_jax.cli.run import main
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.report.terminal import plain_console, show_results
