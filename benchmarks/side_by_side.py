@@ -113,8 +113,11 @@ def twin(subject: Subject, *, masked: bool = False) -> torch.nn.Module:
     """
     net = subject.net
     spec = net.record["model"]
-    model = models.build(net.name, len(net.class_names), spec["width"]) if "name" in spec else None
-    if not isinstance(model, models.ResNet):
+    model = None
+    if "name" in spec:
+        classes, shape = len(net.class_names), net.image_shape
+        model = models.build(net.name, classes, spec["width"], image_shape=shape)
+    if not isinstance(model, models.ResNet) or model.bottleneck or model.large:
         raise UserError(f"there is no PyTorch twin of {net.name}: choose a resnet")
     variables = jax.device_get(net.variables)
     if masked:
