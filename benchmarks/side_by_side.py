@@ -88,9 +88,11 @@ def load(
         net.record["trained"]["dataset"],
         data_dir=data_dir or net.record["trained"]["data_dir"],
         validation_fraction=0.0,
+        image_size=net.image_shape[0],
     )
-    pixels = np.concatenate([held.test.images, held.train.images])
-    labels = np.concatenate([held.test.labels, held.train.labels])
+    train = held.train.loaded()
+    pixels = np.concatenate([held.test.images, train.images])
+    labels = np.concatenate([held.test.labels, train.labels])
     count = len(held.test.images) if images is None else images
     if count > len(pixels):
         raise UserError(f"--images={count}: {net.record['trained']['dataset']} has {len(pixels)}")

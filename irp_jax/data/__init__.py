@@ -13,7 +13,7 @@ from irp_jax.data.arrays import (
     validation_size,
 )
 from irp_jax.data.augmentation import Augmentation, augment, to_float
-from irp_jax.data.folders import FileSplit, folder_digest, open_folder
+from irp_jax.data.folders import IN_MEMORY, FileSplit, folder_digest, open_folder
 from irp_jax.data.names import (
     DATASETS,
     IMAGE_SIZE,
@@ -27,6 +27,7 @@ from irp_jax.data.npz import checked
 __all__ = [
     "DATASETS",
     "IMAGE_SIZE",
+    "IN_MEMORY",
     "Augmentation",
     "Dataset",
     "FileSplit",

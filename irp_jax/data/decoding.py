@@ -54,12 +54,12 @@ def decode(path: Path, side: int, random: np.random.Generator | None = None) -> 
             # A JPEG file can be decoded at a half, a quarter or an eighth of its size, which takes
             # much less time. `draft` chooses the smallest that the result does not exceed.
             share = [side / (box[2] - box[0]), side / (box[3] - box[1])]
-            image.draft(None, tuple(math.ceil(n * s) for n, s in zip(size, share, strict=True)))
+            image.draft(None, (math.ceil(size[0] * share[0]), math.ceil(size[1] * share[1])))
             across, down = (now / before for now, before in zip(image.size, size, strict=True))
             scaled = (box[0] * across, box[1] * down, box[2] * across, box[3] * down)
-            if image.mode == "P":  # Pillow warns if a palette's transparency is dropped at once
-                image = image.convert("RGBA")
-            pixels = image.convert("RGB").resize(
+            # Pillow warns if a palette's transparency is dropped at once.
+            whole = image.convert("RGBA") if image.mode == "P" else image
+            pixels = whole.convert("RGB").resize(
                 (side, side), Image.Resampling.BILINEAR, box=scaled
             )
             return np.asarray(pixels)

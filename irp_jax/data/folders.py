@@ -31,7 +31,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png")
 
 IN_MEMORY = 2**30
 """Largest number of bytes of the held-out images, and of the test images: 7,133 images of 224 x
-224, all that one expects at 64 x 64. An evaluation holds each in float32 as well."""
+224, or 87,381 of 64 x 64. An evaluation holds them in float32 as well."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -130,12 +130,14 @@ def open_folder(
         _check_classes(root, name, classes)
     train = _listed(root, "train", classes, side)
     most = IN_MEMORY // (3 * side**2)
-    test = _limited(_listed(root, named[-1], classes, side), most, f"images of {root / named[-1]}")
+    test = _limited(_listed(root, named[-1], classes, side), most)
     if len(named) == 2:
-        held_out = _limited(_listed(root, "val", classes, side), most, f"images of {root / 'val'}")
+        held_out = _limited(_listed(root, "val", classes, side), most)
     else:
-        held_out_count = validation_size(validation_fraction, len(train))
-        train, held_out = hold_out(train, min(most, held_out_count))
+        wanted = validation_size(validation_fraction, len(train))
+        if wanted > most:
+            _log.warning("%s", f"{most:,} images are held out and not {wanted:,}: {_WHY}")
+        train, held_out = hold_out(train, min(most, wanted))
     return train, held_out, test, classes
 
 
@@ -218,14 +220,13 @@ def _images(folder: str) -> list[os.DirEntry]:
     return sorted(found, key=lambda entry: entry.name)
 
 
-def _limited(split: FileSplit, most: int, what: str) -> FileSplit:
+_WHY = "they are kept in memory"
+
+
+def _limited(split: FileSplit, most: int) -> FileSplit:
     """Returns at most so many images, with the proportions of the classes kept."""
     if len(split) <= most:
         return split
-    _log.warning(
-        "%s of the %s %s are used, as many as are kept in memory",
-        f"{most:,}",
-        f"{len(split):,}",
-        what,
-    )
+    folder = split.root / split.paths[0].partition("/")[0]
+    _log.warning("%s", f"{most:,} of the {len(split):,} images of {folder} are used: {_WHY}")
     return split.take(stratified_indices(split.labels, most))

@@ -33,16 +33,16 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet44": _small_resnet(44),
     "resnet56": _small_resnet(56),
     "resnet110": _small_resnet(110),
-    "resnet18": lambda scale, *rest, large=False: ResNet(
-        (2,) * 4, scale(64, 128, 256, 512), *rest, large=large
+    "resnet18": lambda scale, classes, act, large=False: ResNet(
+        (2,) * 4, scale(64, 128, 256, 512), classes, act, large=large
     ),
-    "resnet50": lambda scale, *rest, large=False: ResNet(
-        (3, 4, 6, 3), scale(64, 128, 256, 512), *rest, bottleneck=True, large=large
+    "resnet50": lambda scale, classes, act, large=False: ResNet(
+        (3, 4, 6, 3), scale(64, 128, 256, 512), classes, act, bottleneck=True, large=large
     ),
     "vgg16": lambda scale, *rest: VGG(tuple(scale(*stage) for stage in VGG16), *rest),
     "wrn28_4": lambda scale, *rest: WideResNet((4,) * 3, scale(16, 64, 128, 256), *rest),
-    "mobilenet_v2": lambda scale, *rest, large=False: MobileNetV2(
-        scale(*_MOBILENET), *rest, large=large
+    "mobilenet_v2": lambda scale, classes, act, large=False: MobileNetV2(
+        scale(*_MOBILENET), classes, act, large=large
     ),
     "densenet": lambda scale, *rest: DenseNet((6, 6, 6), scale(12)[0], *rest),
 }

@@ -1,6 +1,7 @@
 """Runs one config: loads, trains, freezes the masks, trains on, evaluates. A run can be resumed."""
 
 import dataclasses
+import math
 import time
 from typing import Any
 
@@ -166,7 +167,8 @@ def _validation_given(config: Config, dataset: data.Dataset) -> list[str]:
     """Returns a note if --validation is given and the user's data have validation images."""
     count = len(dataset.validation)
     drawn = data.validation_size(config.validation, len(dataset.train) + count)
-    if config.validation == configs.suited(config.dataset).validation or count == drawn:
+    most = data.IN_MEMORY // math.prod(dataset.image_shape)  # of a folder, no more are held out
+    if config.validation == configs.suited(config.dataset).validation or count in (drawn, most):
         return []
     return [f"--validation changes nothing: {config.dataset} has {count} images held out already"]
 
