@@ -88,9 +88,11 @@ def load(
         net.record["trained"]["dataset"],
         data_dir=data_dir or net.record["trained"]["data_dir"],
         validation_fraction=0.0,
+        image_size=net.image_shape[0],
     )
-    pixels = np.concatenate([held.test.images, held.train.images])
-    labels = np.concatenate([held.test.labels, held.train.labels])
+    train = held.train.loaded()
+    pixels = np.concatenate([held.test.images, train.images])
+    labels = np.concatenate([held.test.labels, train.labels])
     count = len(held.test.images) if images is None else images
     if count > len(pixels):
         raise UserError(f"--images={count}: {net.record['trained']['dataset']} has {len(pixels)}")
@@ -113,8 +115,11 @@ def twin(subject: Subject, *, masked: bool = False) -> torch.nn.Module:
     """
     net = subject.net
     spec = net.record["model"]
-    model = models.build(net.name, len(net.class_names), spec["width"]) if "name" in spec else None
-    if not isinstance(model, models.ResNet):
+    model = None
+    if "name" in spec:
+        classes, shape = len(net.class_names), net.image_shape
+        model = models.build(net.name, classes, spec["width"], image_shape=shape)
+    if not isinstance(model, models.ResNet) or model.bottleneck or model.large:
         raise UserError(f"there is no PyTorch twin of {net.name}: choose a resnet")
     variables = jax.device_get(net.variables)
     if masked:

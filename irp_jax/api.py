@@ -12,7 +12,7 @@ import numpy as np
 from irp_jax import checkpoint, data, hosts, loading, models, parallel, traced
 from irp_jax import config as configs
 from irp_jax.config import Config
-from irp_jax.data import Dataset
+from irp_jax.data import Dataset, FileSplit
 from irp_jax.errors import UserError, in_python, unknown
 from irp_jax.export.measure import measure
 from irp_jax.graph import ChannelGraph
@@ -27,25 +27,30 @@ Callback = Callable[[dict[str, Any]], None]
 
 @in_python
 def load_data(
-    name: str, *, data_dir: str | None = None, validation: float | None = None
+    name: str,
+    *,
+    data_dir: str | None = None,
+    validation: float | None = None,
+    image_size: int | None = None,
 ) -> Dataset:
     """Loads a data set.
 
     Args:
         name: "digits" (embedded), "cifar10", "cifar100", "svhn_cropped", "mnist", "fashion_mnist",
-            or the path of an .npz file (see docs/own_data.md).
+            or the path of an .npz file or of a folder of images (see docs/own_data.md).
         data_dir: folder of downloaded sets, or to download to.
         validation: fraction of the training images to hold out; None for the default of the data
             set.
+        image_size: height and width to which the images of a folder are brought; 224 if None.
 
     Raises:
-        UserError: the name is unknown, the file is not valid, or the download failed.
+        UserError: the name is unknown, the file or folder is not valid, or the download failed.
 
     >>> load_data("digits").image_shape
     (8, 8, 1)
     """
     share = configs.suited(name).validation if validation is None else validation
-    return data.load(name, data_dir=data_dir, validation_fraction=share)
+    return data.load(name, data_dir=data_dir, validation_fraction=share, image_size=image_size)
 
 
 @in_python
@@ -155,6 +160,8 @@ def train(
         given = None
     else:
         given, chosen = dataset, dataclasses.replace(chosen, data_dir=None)
+        if isinstance(dataset.train, FileSplit):
+            chosen = dataclasses.replace(chosen, image_size=dataset.image_shape[0])
     subject = model
     if isinstance(model, str):
         chosen, subject = dataclasses.replace(chosen, model=model), None

@@ -228,7 +228,7 @@ class Network:
     def _to_measure(self, data: Any) -> tuple[np.ndarray, np.ndarray]:
         """Returns the images and labels of a data set, its name, or a pair (images, labels)."""
         if isinstance(data, str):
-            data = load_data(data)
+            data = load_data(data, image_size=self.image_shape[0])
         if isinstance(data, Dataset):
             self.check_classes(data)
             images, labels = data.test.images, data.test.labels

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 from irp_jax.errors import UserError
@@ -227,6 +228,32 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of arrays whose leading axis, the examples, is split over devices."""
     return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def batches(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of many batches (steps, N, ...), each split over the devices."""
+    return NamedSharding(mesh, PartitionSpec(None, AXIS))
+
+
+def share(size: int) -> slice:
+    """Returns the part of a batch that belongs to the devices of this process.
+
+    Args:
+        size: of the batch, a multiple of the number of processes.
+    """
+    own = size // jax.process_count()
+    return slice(own * jax.process_index(), own * (jax.process_index() + 1))
+
+
+def place_share(array: np.ndarray, sharding: NamedSharding, shape: tuple[int, ...]) -> jax.Array:
+    """Puts an array on the devices, of which each process has only its own part.
+
+    Args:
+        array: the part of this process: see `share`.
+        sharding: of the whole array.
+        shape: of the whole array.
+    """
+    return jax.make_array_from_process_local_data(sharding, array, shape)
 
 
 def place(tree: Tree, sharding: Sharding | None) -> Tree:

@@ -145,7 +145,8 @@ def named(
         model = models.from_file(name, classes, seed)
         return trace(model, image_shape, classes, spec={"file": name})
     spec = {"name": name, "width": width, "activation": activation}
-    return trace(models.build(name, classes, width, activation), image_shape, classes, spec=spec)
+    model = models.build(name, classes, width, activation, image_shape)
+    return trace(model, image_shape, classes, spec=spec)
 
 
 def is_drawn(model: TracedModel) -> bool:

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-EXTRAS = ("cuda", "tpu", "onnx", "hub", "tensorboard", "wandb", "slurm", "test")
+EXTRAS = ("cuda", "tpu", "onnx", "folders", "hub", "tensorboard", "wandb", "slurm", "test")
 
 
 def compile_pins(*options: str | Path) -> list[str]:

@@ -30,7 +30,7 @@ from irp_jax.pruning import compaction, cost, masks
 # Of the ResNets that differ in depth alone only the two shortest: the others compile for long.
 DEEP = {"resnet32", "resnet44", "resnet56", "resnet110"}
 NAMES = sorted(set(models.MODELS) - DEEP)
-NARROW = {"resnet18", "vgg16", "wrn28_4", "mobilenet_v2"}
+NARROW = {"resnet18", "resnet50", "vgg16", "wrn28_4", "mobilenet_v2"}
 each_model = pytest.mark.parametrize(
     "name", [n if n == "resnet8" else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
 )

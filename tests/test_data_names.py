@@ -63,7 +63,7 @@ def test_validation_comes_from_training_alone(digits):
         ("svhn", "did you mean 'svhn_cropped'?"),
         ("fashion-mnist", "did you mean 'fashion_mnist'?"),
         ("missing.npz", "no file missing.npz"),
-        ("some/folder", "is not an .npz file"),
+        ("some/folder", "no folder some/folder"),
         ("array.npy", "is not an .npz file"),
         ("", "unknown dataset ''"),
     ],

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from folder_data import make_folder
 
 from irp_jax import hosts, layout
 from irp_jax.errors import UserError
@@ -135,6 +136,18 @@ def test_two_processes_train_the_network_that_one_trains(of_one, of_two):
     assert results(workdir)["identity"] == results(of_one)["identity"]
     environment = results(workdir)["environment"]
     assert (environment["process_count"], environment["device_count"]) == (2, 2)
+
+
+@pytest.mark.slow
+def test_two_processes_read_their_shares_of_a_folder_and_train_the_network_of_one(flags, tmp_path):
+    folder = make_folder(tmp_path / "images")
+    own = [flag for flag in flags if "train-images" not in flag and "batch-size" not in flag]
+    own += [f"--dataset={folder}", "--image-size=16", "--batch-size=32", "--guard"]
+    for processes in (1, 2):
+        run("train", [*own, f"--workdir={tmp_path / str(processes)}"], processes)
+    one, two = (weights(tmp_path / str(processes)) for processes in (1, 2))
+    for name, array in one.items():
+        np.testing.assert_allclose(two[name], array, rtol=0, atol=1e-5, err_msg=name)
 
 
 def test_only_the_first_process_writes_and_reports(of_two):

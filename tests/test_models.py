@@ -27,7 +27,7 @@ from irp_jax.pruning import cost
 EVERY_MODEL = sorted(models.MODELS)
 
 # Deep variants are slow to trace, so they are tested on one image shape only.
-DEEP_RESNETS = {"resnet32", "resnet44", "resnet56", "resnet110"}
+DEEP_RESNETS = {"resnet32", "resnet44", "resnet50", "resnet56", "resnet110"}
 DEEP = DEEP_RESNETS | {"mobilenet_v2", "densenet"}
 LARGE = (32, 32, 3)
 
@@ -203,6 +203,30 @@ def test_densenet_by_hand():
     macs += channels * 10
     assert weights + norms + channels * 10 + 10 == 176_122  # DenseNet-BC of 40 layers.
     assert dense_cost("densenet") == cost.Cost(macs=macs, params=176_122)
+
+
+# Parameters and MACs of torchvision's networks of these names, which have 1,000 classes.
+IMAGENET = {
+    "resnet18": (11_689_512, 1_814_073_344),
+    "resnet50": (25_557_032, 4_089_184_256),
+    "mobilenet_v2": (3_504_872, 300_774_272),
+}
+
+
+@pytest.mark.parametrize(
+    "name", [n if n == "resnet18" else pytest.param(n, marks=pytest.mark.slow) for n in IMAGENET]
+)
+def test_large_images_get_the_networks_for_imagenet(name):
+    graph = named(name, 1.0, (224, 224, 3), 1000).graph
+    params, macs = IMAGENET[name]
+    assert cost.total(graph) == cost.Cost(macs=macs, params=params)
+    assert [whole.name for whole in graph.whole] == ["classifier"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IMAGENET)
+def test_a_compact_network_for_imagenet_equals_the_masked_one(name):
+    assert traced.check(traced.named(name, 0.1, (128, 128, 3), 5)) < 1e-3
 
 
 def users(graph, group):

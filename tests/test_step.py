@@ -94,6 +94,32 @@ def test_the_same_state_and_key_give_the_same_bits():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
+def test_images_of_the_batches_alone_train_the_same_network():
+    plan, state = begin(CONFIG)
+    optimizer, mesh = optimizers.build(CONFIG, plan, GRAPH, False), parallel.mesh(2)
+    recipe = Recipe(
+        graph=GRAPH, cost_kind="macs", threat=attacks.linf(0.02), defense=DEFENSES["n-fgsm"],
+        augmentation=Augmentation(flip=True), label_smoothing=0.0, guarded=True,
+    )  # fmt: skip
+    steps, whole = compile_steps(recipe, MODEL.network, optimizer, mesh), parallel.replicated(mesh)
+    batches = BATCHES.reshape(-1, 16)[:5]  # the probe is of the last four
+    labels, key = parallel.place((LABELS, jax.random.key(0)), whole)
+    own = parallel.place_share(
+        IMAGES[batches], parallel.batches(mesh), (*batches.shape, *IMAGES.shape[1:])
+    )
+    one, two = (
+        steps(
+            parallel.place(jax.tree.map(np.array, jax.device_get(state)), whole), key=key,
+            images=images, labels=labels, batches=batches, view=3,
+        )
+        for images in (parallel.place(IMAGES, whole), own)
+    )  # fmt: skip
+    assert {"probe_trained", "probe_pgd"} <= set(one[1])
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 @pytest.fixture(params=["channel", "weight"])
 def frozen(request):
     config = dataclasses.replace(CONFIG, granularity=request.param)

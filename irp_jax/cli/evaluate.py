@@ -292,7 +292,7 @@ def _test_set(
 ) -> tuple[np.ndarray, np.ndarray]:
     # This folder may be of another machine. It is used only if it exists, and is never made.
     trained_on = net.record["trained"]["data_dir"]
-    if options.dataset is None and name.endswith(".npz") and not Path(name).is_file():
+    if options.dataset is None and name not in data.DATASETS and not Path(name).exists():
         raise UserError(f"it was trained on {name}, which is not here: give --dataset=PATH")
     known = trained_on is not None and Path(trained_on).expanduser().is_dir()
     there = trained_on if known else None
@@ -303,7 +303,10 @@ def _test_set(
             f"{options.checkpoint} held out no images, or did not record which: give --split=test"
         )
     share = trained["validation"] if held_out else 0.0
-    dataset = data.load(name, data_dir=options.data_dir or there, validation_fraction=share)
+    dataset = data.load(
+        name, data_dir=options.data_dir or there, validation_fraction=share,
+        image_size=net.image_shape[0],
+    )  # fmt: skip
     if held_out and data.split_digest(dataset.validation) != trained["held_out"]:
         raise UserError(
             f"the images held out of {name} are not those of the run, so it may have learned from "

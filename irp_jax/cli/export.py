@@ -57,7 +57,7 @@ class VerifyOptions:
     model: str | None = None
     """FILE.py:NAME of a network of your own. Default: what was saved with it."""
     dataset: str | None = None
-    """Data set or PATH.npz to test on. Default: that of the run."""
+    """Data set, PATH.npz or folder to test on. Default: that of the run."""
     data_dir: str | None = None
     """Folder of the data set. Default: as in the run."""
     images: int | None = None
@@ -124,9 +124,9 @@ def _training_images(net: network.Network, options: Options) -> np.ndarray:
     trained = net.record["trained"]
     found = data.load(
         trained["dataset"], data_dir=options.data_dir or trained["data_dir"],
-        validation_fraction=trained.get("validation", 0.1),
+        validation_fraction=trained.get("validation", 0.1), image_size=net.image_shape[0],
     )  # fmt: skip
-    return calibration_images(found.train.images, options.calibration_images or IMAGES)
+    return calibration_images(found.train, options.calibration_images or IMAGES)
 
 
 def _with_results(net: network.Network, run: Path) -> network.Network:
@@ -154,7 +154,9 @@ def _verify(arguments: list[str]) -> None:
     exporting.check_network(file, net, options.artifact)
     trained = net.record["trained"]
     there = options.data_dir or trained["data_dir"]
-    found = data.load(options.dataset or trained["dataset"], data_dir=there)
+    found = data.load(
+        options.dataset or trained["dataset"], data_dir=there, image_size=net.image_shape[0]
+    )
     net.check_classes(found)
     images, labels = found.test.images[: options.images], found.test.labels[: options.images]
     began = time.perf_counter()

@@ -32,7 +32,10 @@ class Options:
     model: str = "resnet20"
     """Name of a model of this package, or FILE.py:NAME for a network of your own."""
     dataset: str = "cifar10"
-    """Data set or PATH.npz whose images and classes the network is for. Nothing is downloaded."""
+    """Data set, PATH.npz or folder whose images and classes the network is for. Nothing is
+    downloaded."""
+    image_size: int | None = None
+    """Height and width of the images of a folder, as in bin/train."""
     width: float = 1.0
     """Factor of every channel count of a built-in model, as in bin/train."""
     activation: str = "relu"
@@ -51,7 +54,7 @@ def latency(arguments: list[str]) -> None:
     options = parse(Options, arguments, "bin/latency")
     config = Config(
         model=options.model, dataset=options.dataset, width=options.width,
-        activation=options.activation,
+        activation=options.activation, image_size=options.image_size,
     )  # fmt: skip
     configs.check(config)
     files.check_place(Path(options.out))

@@ -150,6 +150,7 @@ TYPES: dict[Any, tuple[str, Any]] = {
     bool: ("True or False", bool),
     int: ("a whole number", int),
     float: ("a number", int | float),
+    int | None: ("a whole number", int),
     float | None: ("a number", int | float),
 }
 """Type of a field -> its name in messages, and the types that are accepted. Other fields are

@@ -58,6 +58,9 @@ WIDEST = 64
 MOST = 10**6
 """Upper bound of settings that are counted in int32. It is far below 2**31."""
 
+LARGEST_SIDE = 4096
+"""Largest `Config.image_size`, in pixels."""
+
 LARGEST_CUTOUT = 4096
 """Largest `Config.cutout`, in pixels. It is larger than the side of any image here."""
 
@@ -67,7 +70,7 @@ class Config:
     """The settings of a run that trains, prunes and hardens one network."""
 
     model: str = "resnet20"
-    """Network: resnet8/20/32/44/56/110, resnet18, vgg16, wrn28_4, mobilenet_v2, densenet; or
+    """Network: resnet8/20/32/44/56/110, resnet18/50, vgg16, wrn28_4, mobilenet_v2, densenet; or
     FILE.py:NAME for your own: a Flax (Linen or NNX) or Equinox module, or a pair (apply,
     variables)."""
     budget: str = "0.16"
@@ -82,9 +85,13 @@ class Config:
     """Name of the device in --latency-table, if it is another machine than this one: the network is
     then trained for that device. Empty: the table must be of this machine."""
     dataset: str = "cifar10"
-    """Data set: cifar10, cifar100, svhn_cropped, mnist, fashion_mnist, digits (no download), or
-    PATH.npz. The defaults below are for CIFAR-10. The other named sets change some of them; digits,
-    for instance, uses 60 epochs of fgsm-rs with radius 0.1."""
+    """Data set: cifar10, cifar100, svhn_cropped, mnist, fashion_mnist, digits (no download), the
+    path of an .npz file, or a folder of images (FOLDER/train/CLASS/*.jpg). The defaults below are
+    for CIFAR-10. The other named sets change some of them; digits, for instance, uses 60 epochs of
+    fgsm-rs with radius 0.1."""
+    image_size: int | None = at_least(8, None, most=LARGEST_SIDE)
+    """Height and width in pixels to which the images of a folder are brought, at least 8. Default:
+    224. Other data sets have their own size."""
     data_dir: str | None = None
     """Folder of downloaded data: it holds, or will hold, the prepared set, and may hold the
     official archive. Default: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
@@ -205,7 +212,7 @@ class Config:
     masks are frozen. At least the last epoch is trained so. For runs with --quantize."""
     validation: float = share(0.02)
     """Fraction of the training images that are held out for validation, in [0, 1). It has no effect
-    on an .npz file with validation images."""
+    on an .npz file or a folder with validation images."""
     evaluate_on: str = one_of(EVALUATED_ON, "test")
     """Images for the final accuracies: test, or validation (the held-out images), for runs that
     compare settings. It is part of the run's identity, so test figures need a run with
@@ -241,7 +248,7 @@ def suited(dataset: str, base: Config | None = None) -> Config:
     """Returns a config for a data set with the settings that suit it.
 
     Args:
-        dataset: name of a data set or path of an .npz file.
+        dataset: name of a data set, or path of an .npz file or a folder.
         base: source of all other settings. A setting that differs from what suits the data set of
             `base` is kept.
     """

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from irp_jax import files
+from irp_jax import data, files
 from irp_jax.config.amounts import parse_budget, parse_channels, write_channels
 from irp_jax.config.config import Config
 
@@ -36,6 +36,8 @@ def identity(config: Config) -> dict[str, Any]:
     fields = normalised(settings(config))
     if config.dataset.endswith(".npz") and Path(config.dataset).is_file():
         fields["dataset_sha256"] = files.sha256(Path(config.dataset))
+    if data.is_folder(config.dataset):
+        fields["dataset_sha256"] = data.folder_digest(config.dataset)
     if config.latency_table and Path(config.latency_table).is_file():
         fields["latency_table_sha256"] = files.sha256(Path(config.latency_table))
     source = Path(config.model.partition(":")[0])

@@ -4,6 +4,7 @@ import dataclasses
 
 from irp_jax.config.command_line import flag
 from irp_jax.config.config import AVERAGE, PARENT, SETTINGS_OF, Config, suited
+from irp_jax.data import is_folder
 
 
 def unused(config: Config) -> list[str]:
@@ -27,6 +28,8 @@ def unused(config: Config) -> list[str]:
                 lines.append(
                     f"{flag(field.name)} changes nothing: it is for {flag(by)}={' or '.join(using)}"
                 )
+        if field.name == "image_size" and not is_folder(config.dataset):
+            lines.append("--image-size changes nothing: it is for a folder of images")
         if field.name.startswith("teacher_") and not config.teacher:
             lines.append(f"{flag(field.name)} changes nothing: it is for --teacher")
         if field.name == "teacher_views" and config.teacher == AVERAGE:

@@ -1,4 +1,4 @@
-"""Loads data sets as arrays, and augments images on the device.
+"""Loads data sets as arrays or as folders of files, and augments images on the device.
 
 Only this package imports TensorFlow Datasets, scikit-learn and PIL.
 """
@@ -13,22 +13,36 @@ from irp_jax.data.arrays import (
     validation_size,
 )
 from irp_jax.data.augmentation import Augmentation, augment, to_float
-from irp_jax.data.names import DATASETS, check_name, default_augmentation, load
+from irp_jax.data.folders import IN_MEMORY, FileSplit, folder_digest, open_folder
+from irp_jax.data.names import (
+    DATASETS,
+    IMAGE_SIZE,
+    check_name,
+    default_augmentation,
+    is_folder,
+    load,
+)
 from irp_jax.data.npz import checked
 
 __all__ = [
     "DATASETS",
+    "IMAGE_SIZE",
+    "IN_MEMORY",
     "Augmentation",
     "Dataset",
+    "FileSplit",
     "Split",
     "augment",
     "check_name",
     "checked",
     "default_augmentation",
     "digest",
+    "folder_digest",
     "hold_out",
+    "is_folder",
     "limited",
     "load",
+    "open_folder",
     "split_digest",
     "to_float",
     "validation_size",

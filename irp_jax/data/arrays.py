@@ -2,10 +2,16 @@
 
 import dataclasses
 import hashlib
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from irp_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from irp_jax.data.folders import FileSplit
+
+Some = TypeVar("Some", "Split", "FileSplit")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -15,10 +21,13 @@ class Split:
     Attributes:
         images: ``(N, H, W, C)`` uint8.
         labels: ``(N,)`` int32 in ``[0, num_classes)``.
+        source: digest of the files that the images were read from: see `FileSplit.fingerprint`.
+            Empty for other images.
     """
 
     images: np.ndarray
     labels: np.ndarray
+    source: str = ""
 
     def __len__(self) -> int:
         """Returns the number of images."""
@@ -28,6 +37,20 @@ class Split:
         """Returns the images at ``indices`` ``(M,)``, in that order."""
         return Split(images=self.images[indices], labels=self.labels[indices])
 
+    def loaded(self) -> "Split":
+        """Returns the split, whose images are in memory: see `FileSplit.loaded`."""
+        return self
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """The shape of one image, ``(H, W, C)``."""
+        height, width, channels = self.images.shape[1:]
+        return height, width, channels
+
+    def fingerprint(self) -> str:
+        """Returns a SHA-256 of the images and labels, or of the files they were read from."""
+        return self.source or _digest(b"", self)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
@@ -35,14 +58,14 @@ class Dataset:
 
     Attributes:
         name: the name or path that it was loaded from.
-        train: the training images.
+        train: the training images. Those of a folder stay in their files.
         validation: images held out of training, for model selection; may be empty.
         test: the images for the final figures only.
         class_names: one name per class, in label order.
     """
 
     name: str
-    train: Split
+    train: "Split | FileSplit"
     validation: Split
     test: Split
     class_names: tuple[str, ...]
@@ -55,8 +78,7 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """The shape of one image, ``(H, W, C)``."""
-        height, width, channels = self.train.images.shape[1:]
-        return height, width, channels
+        return self.train.image_shape
 
 
 ROUNDING = 1e-6
@@ -104,7 +126,7 @@ def stratified_indices(labels: np.ndarray, count: int) -> np.ndarray:
     return np.sort(np.concatenate([np.zeros(0, np.int64), *chosen]))
 
 
-def hold_out(split: Split, count: int) -> tuple[Split, Split]:
+def hold_out(split: Some, count: int) -> tuple[Some, Some]:
     """Divides a split in two, with the same class proportions.
 
     Args:
@@ -136,19 +158,25 @@ def limited(dataset: Dataset, count: int) -> Dataset:
 
 
 def digest(dataset: Dataset) -> str:
-    """Returns the SHA-256 of a data set's images, labels and class names."""
+    """Returns the SHA-256 of a data set's images, labels and class names.
+
+    Images of files count by the names and sizes of the files: see `FileSplit.fingerprint`.
+    """
     names = repr(dataset.class_names).encode()
     return _digest(names, dataset.train, dataset.validation, dataset.test)
 
 
 def split_digest(split: Split) -> str:
-    """Returns the SHA-256 of the images and labels of a split; an empty string if it is empty."""
-    return _digest(b"", split) if len(split) else ""
+    """Returns `Split.fingerprint`; an empty string if the split is empty."""
+    return split.fingerprint() if len(split) else ""
 
 
-def _digest(start: bytes, *splits: Split) -> str:
+def _digest(start: bytes, *splits: "Split | FileSplit") -> str:
     total = hashlib.sha256(start)
     for split in splits:
+        if not isinstance(split, Split) or split.source:
+            total.update(split.fingerprint().encode())
+            continue
         for array in (split.images, split.labels):
             total.update(f"{array.dtype}{array.shape}".encode())
             total.update(np.ascontiguousarray(array).tobytes())

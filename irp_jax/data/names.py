@@ -6,6 +6,7 @@ import numpy as np
 
 from irp_jax.data.arrays import Dataset, Split, hold_out, validation_size
 from irp_jax.data.augmentation import Augmentation
+from irp_jax.data.folders import load_folder
 from irp_jax.data.npz import load_npz
 from irp_jax.errors import UserError, extra, unknown
 
@@ -20,20 +21,33 @@ DATASETS: dict[str, Augmentation] = {
 """The sets known by name, with their default augmentation. Digits are never mirrored."""
 
 
-def load(name: str, *, data_dir: str | None = None, validation_fraction: float = 0.02) -> Dataset:
+IMAGE_SIZE = 224
+"""Default height and width of the images of a folder."""
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | None = None,
+    validation_fraction: float = 0.02,
+    image_size: int | None = None,
+) -> Dataset:
     """Loads a data set.
 
     Args:
-        name: a key of `DATASETS`, or the path of a user's ``.npz`` file (see `irp_jax.data.npz`).
+        name: a key of `DATASETS`, or the path of a user's ``.npz`` file (see `irp_jax.data.npz`) or
+            folder of images (see `irp_jax.data.folders`).
         data_dir: for the downloaded sets, the directory for the prepared set, which may also hold
             the official files; None means ``$TFDS_DATA_DIR``, else
             ``~/tensorflow_datasets``.
         validation_fraction: the fraction of *training* images held out for validation, in
-            ``[0, 1)``; 0 gives an empty split. An ``.npz`` file with its own validation images
-            keeps those instead.
+            ``[0, 1)``; 0 gives an empty split. An ``.npz`` file or a folder with its own validation
+            images keeps those instead.
+        image_size: height and width of the images of a folder; `IMAGE_SIZE` if None. Other sets
+            have their own.
 
     Returns:
-        The arrays. ``round(validation_fraction * N)`` of the N training images are held out, each
+        The data set. ``round(validation_fraction * N)`` of the N training images are held out, each
         class in proportion, always the same images. The test split does not change.
 
     Raises:
@@ -41,6 +55,9 @@ def load(name: str, *, data_dir: str | None = None, validation_fraction: float =
             fraction is out of range.
     """
     validation_size(validation_fraction, 1_000_000)  # refuse a bad fraction before any download
+    check_name(name)
+    if is_folder(name):
+        return load_folder(name, image_size or IMAGE_SIZE, validation_fraction)
     train, validation, test, class_names = _load_splits(name, data_dir)
     if validation is None:
         train, validation = hold_out(train, validation_size(validation_fraction, len(train)))
@@ -53,19 +70,21 @@ def check_name(name: str) -> None:
     """Raises UserError for a name that `load` does not know, without loading anything.
 
     Args:
-        name: a key of `DATASETS` or the path of an existing ``.npz`` file.
+        name: a key of `DATASETS`, or the path of an existing ``.npz`` file or folder.
 
     Raises:
         UserError: the name is unknown; the message gives the nearest name, or the missing file.
     """
-    if name in DATASETS:
+    if name in DATASETS or is_folder(name):
         return
     if not _is_path(name):
-        raise unknown("dataset", name, [*DATASETS, "PATH.npz"])
+        raise unknown("dataset", name, [*DATASETS, "PATH.npz", "FOLDER"])
+    takes = "--dataset takes a data set's name, an .npz file or a folder of images"
+    if not os.path.exists(name) and not name.endswith(".npy"):
+        kind = "file" if name.endswith(".npz") else "folder"
+        raise UserError(f"no {kind} {name}: {takes}")
     if not name.endswith(".npz"):
         raise UserError(f"dataset {name} is not an .npz file: write one with numpy.savez")
-    if not os.path.isfile(name):
-        raise UserError(f"no file {name}: --dataset takes a data set's name or an .npz file")
 
 
 def default_augmentation(name: str, image_shape: tuple[int, int, int]) -> Augmentation:
@@ -76,12 +95,20 @@ def default_augmentation(name: str, image_shape: tuple[int, int, int]) -> Augmen
         image_shape: ``(H, W, C)`` of its images.
 
     Returns:
-        The policy in `DATASETS`. A user's own images are cropped with a padding of 4 pixels if both
-        sides are over 24 pixels. They are never flipped, because a flip may change the class.
+        The policy in `DATASETS`. Images of a folder are mirrored; they are cropped when they are
+        read. A user's arrays are cropped with a padding of 4 pixels if both sides are over 24
+        pixels. They are never mirrored, because that may change the class.
     """
     if name in DATASETS:
         return DATASETS[name]
+    if is_folder(name):
+        return Augmentation(flip=True)
     return Augmentation(crop_padding=4 if min(image_shape[:2]) > 24 else 0)
+
+
+def is_folder(name: str) -> bool:
+    """Returns whether a name is the path of a folder, and not the name of a set."""
+    return name not in DATASETS and os.path.isdir(name)
 
 
 def _is_path(name: str) -> bool:
@@ -92,7 +119,6 @@ def _load_splits(
     name: str, data_dir: str | None
 ) -> tuple[Split, Split | None, Split, tuple[str, ...]]:
     """Returns training, validation (None if the set has none) and test split, and class names."""
-    check_name(name)
     if _is_path(name):
         return load_npz(name)
     # Imported only when needed: these packages are slow to import and optional.

@@ -318,7 +318,7 @@ def _images(
     if data is None:
         data = network.record["trained"]["dataset"]
     if isinstance(data, str):
-        data = load_data(data)
+        data = load_data(data, image_size=network.image_shape[0])
     if isinstance(data, Dataset):
         network.check_classes(data)
         given = data.test.images, data.test.labels

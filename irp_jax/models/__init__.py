@@ -33,15 +33,35 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet44": _small_resnet(44),
     "resnet56": _small_resnet(56),
     "resnet110": _small_resnet(110),
-    "resnet18": lambda scale, *rest: ResNet((2,) * 4, scale(64, 128, 256, 512), *rest),
+    "resnet18": lambda scale, classes, act, large=False: ResNet(
+        (2,) * 4, scale(64, 128, 256, 512), classes, act, large=large
+    ),
+    "resnet50": lambda scale, classes, act, large=False: ResNet(
+        (3, 4, 6, 3), scale(64, 128, 256, 512), classes, act, bottleneck=True, large=large
+    ),
     "vgg16": lambda scale, *rest: VGG(tuple(scale(*stage) for stage in VGG16), *rest),
     "wrn28_4": lambda scale, *rest: WideResNet((4,) * 3, scale(16, 64, 128, 256), *rest),
-    "mobilenet_v2": lambda scale, *rest: MobileNetV2(scale(*_MOBILENET), *rest),
+    "mobilenet_v2": lambda scale, classes, act, large=False: MobileNetV2(
+        scale(*_MOBILENET), classes, act, large=large
+    ),
     "densenet": lambda scale, *rest: DenseNet((6, 6, 6), scale(12)[0], *rest),
 }
 
 
-def build(name: str, classes: int, width: float = 1.0, activation: str = "relu") -> nn.Module:
+WITH_LARGE = ("resnet18", "resnet50", "mobilenet_v2")
+"""Networks that have another form for large images, that for ImageNet."""
+
+LARGE = 128
+"""Smallest height and width of images that count as large, in pixels."""
+
+
+def build(
+    name: str,
+    classes: int,
+    width: float = 1.0,
+    activation: str = "relu",
+    image_shape: tuple[int, int, int] | None = None,
+) -> nn.Module:
     """Returns the network with a given name.
 
     Args:
@@ -49,6 +69,8 @@ def build(name: str, classes: int, width: float = 1.0, activation: str = "relu")
         classes: number of logits.
         width: factor of every channel count; the product is rounded, at least 1.
         activation: a key of `ACTIVATIONS`.
+        image_shape: (H, W, C) of an image. The networks of `WITH_LARGE` have the form for ImageNet
+            if height and width are at least `LARGE`. None: the images are small.
 
     Raises:
         UserError: there is no network or activation of that name; the message names the nearest.
@@ -61,4 +83,6 @@ def build(name: str, classes: int, width: float = 1.0, activation: str = "relu")
     def scale(*widths: int) -> tuple[int, ...]:
         return tuple(max(1, round(w * width)) for w in widths)
 
+    if name in WITH_LARGE and image_shape is not None and min(image_shape[:2]) >= LARGE:
+        return MODELS[name](scale, classes, activation, large=True)
     return MODELS[name](scale, classes, activation)

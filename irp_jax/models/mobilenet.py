@@ -1,4 +1,4 @@
-"""MobileNetV2 for small images."""
+"""MobileNetV2."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,8 @@ STAGES = (
 )  # fmt: skip
 """Expansion, channels, blocks and stride of each stage: table 2 of Sandler et al. (2018).
 
-The first two of its five strides of two are one here, as is usual for images of 32 pixels."""
+The first two of its five strides of two, of the stem and of stage 2, are one here, as is usual for
+images of 32 pixels. `MobileNetV2.large` has all five."""
 
 
 class MobileNetV2(nn.Module):
@@ -23,21 +24,24 @@ class MobileNetV2(nn.Module):
         widths: channels of the stem, of each stage, and of the last convolution.
         classes: number of logits.
         activation: a key of `parts.ACTIVATIONS`; "relu" means ReLU6, as published.
+        large: whether strides are those for ImageNet, which divide height and width by 32, not 8.
     """
 
     widths: tuple[int, ...]
     classes: int
     activation: str = "relu"
+    large: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         act = _activation(self.activation)
         stem, *widths, last = self.widths
-        x = conv(stem, name="stem")(standardize(images))
+        x = conv(stem, 2 if self.large else 1, name="stem")(standardize(images))
         x = act(norm(train, name="stem_norm")(x))
         for stage, (width, (expansion, _, depth, stride)) in enumerate(
             zip(widths, STAGES, strict=True), start=1
         ):
+            stride = 2 if self.large and stage == 2 else stride
             for index in range(depth):
                 x = InvertedResidual(
                     width, expansion, stride if index == 0 else 1, self.activation,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from irp_jax.data import FileSplit, Split
 from irp_jax.errors import UserError
 from irp_jax.graph import Analysis, Apply, Equation
 from irp_jax.quantization import fake, sites
@@ -147,14 +148,15 @@ def check_trainable(network: Apply, variables: Any, images: Any) -> None:
         )
 
 
-def calibration_images(images: np.ndarray, count: int = IMAGES) -> np.ndarray:
-    """Returns up to `count` images of a training set, evenly spaced.
+def calibration_images(split: Split | FileSplit, count: int = IMAGES) -> np.ndarray:
+    """Returns up to `count` images of a training split, evenly spaced, (N, H, W, C) uint8.
 
     Args:
-        images: (N, H, W, C), of any dtype.
+        split: the training images.
         count: at least 1.
     """
-    return images[np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)]
+    indices = np.linspace(0, len(split) - 1, min(count, len(split))).astype(int)
+    return split.take(indices).loaded().images
 
 
 def calibrate(

@@ -15,7 +15,7 @@ def names() -> dict[str, list[str]]:
     """Returns kind -> names, for each flag that takes one of several names."""
     return {
         "--model": [*MODELS, "FILE.py:NAME"],
-        "--dataset": [*DATASETS, "PATH.npz"],
+        "--dataset": [*DATASETS, "PATH.npz", "FOLDER"],
         "--method": list(configs.METHODS),
         "--defense": list(configs.DEFENSES),
         "--attack (bin/evaluate)": list(ATTACKS),

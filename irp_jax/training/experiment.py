@@ -1,6 +1,7 @@
 """Runs one config: loads, trains, freezes the masks, trains on, evaluates. A run can be resumed."""
 
 import dataclasses
+import math
 import time
 from typing import Any
 
@@ -20,7 +21,7 @@ from irp_jax import (
 )
 from irp_jax import config as configs
 from irp_jax.config import Config
-from irp_jax.data import Dataset
+from irp_jax.data import Dataset, FileSplit
 from irp_jax.errors import UserError
 from irp_jax.inference import deployed, inference
 from irp_jax.network import Network
@@ -28,7 +29,7 @@ from irp_jax.pruning import cost
 from irp_jax.pruning.latency_table import MULTIPLE
 from irp_jax.record import cost_report, described
 from irp_jax.results import check_version
-from irp_jax.training import logs, loop, teacher
+from irp_jax.training import logs, loop, source, teacher
 from irp_jax.training.methods import METHODS
 from irp_jax.training.plan import Plan, make_plan
 from irp_jax.training.preemption import on_sigterm
@@ -75,11 +76,14 @@ def run(
     workdir, identity = configs.workdir(config), configs.identity(config)
     if dataset is None:
         dataset = data.load(
-            config.dataset, data_dir=config.data_dir, validation_fraction=config.validation
-        )
+            config.dataset, data_dir=config.data_dir, validation_fraction=config.validation,
+            image_size=config.image_size,
+        )  # fmt: skip
         notes = [*configs.unused(config), *_validation_given(config, dataset)]
     else:
         identity["dataset_sha256"], notes = data.digest(dataset), configs.unused(config)
+    shape, classes = dataset.image_shape, dataset.num_classes
+    longest = source.longest_segment(config, shape, isinstance(dataset.train, FileSplit))
     if config.train_images:
         dataset = data.limited(dataset, config.train_images)
     if config.evaluate_on == "validation" and not len(dataset.validation):
@@ -87,7 +91,6 @@ def run(
             f"--evaluate-on=validation needs images held out, and --validation="
             f"{config.validation:g} holds out none of {len(dataset.train):,}: give 0.1 for a tenth"
         )
-    shape, classes = dataset.image_shape, dataset.num_classes
     if model is None:
         subject = traced.named(
             config.model, config.width, shape, classes, config.seed, config.activation
@@ -102,7 +105,7 @@ def run(
     taught_by = teacher.load(config, dataset, reporter.note)
     if taught_by is not None:
         identity["teacher_sha256"] = checkpoint.digest(taught_by.variables)
-    plan = make_plan(config, METHODS[config.method], subject.graph, len(dataset.train))
+    plan = make_plan(config, METHODS[config.method], subject.graph, len(dataset.train), longest)
     if config.granularity == "channel":
         traced.check(subject)
     if config.quantize:
@@ -161,10 +164,11 @@ def run(
 
 
 def _validation_given(config: Config, dataset: data.Dataset) -> list[str]:
-    """Returns a note if --validation is given and the user's file has validation images."""
+    """Returns a note if --validation is given and the user's data have validation images."""
     count = len(dataset.validation)
     drawn = data.validation_size(config.validation, len(dataset.train) + count)
-    if config.validation == configs.suited(config.dataset).validation or count == drawn:
+    most = data.IN_MEMORY // math.prod(dataset.image_shape)  # of a folder, no more are held out
+    if config.validation == configs.suited(config.dataset).validation or count in (drawn, most):
         return []
     return [f"--validation changes nothing: {config.dataset} has {count} images held out already"]
 

@@ -3,6 +3,7 @@
 An epoch consists of a few compiled segments. The guard looks at the metrics of each.
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -15,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from irp_jax import attacks, data, draws, evaluation, files, parallel
-from irp_jax.config import AVERAGE, Config
-from irp_jax.data import Augmentation, Split
+from irp_jax import attacks, data, evaluation, files, parallel
+from irp_jax.config import AVERAGE
+from irp_jax.data import Augmentation
 from irp_jax.errors import UserError
 from irp_jax.inference import deployed, inference
 from irp_jax.quantization import emulated
@@ -26,16 +27,14 @@ from irp_jax.training import defenses, guard
 from irp_jax.training import optimizer as optimizers
 from irp_jax.training.logs import Log
 from irp_jax.training.overfitting import AccuracyRecord
-from irp_jax.training.plan import Plan, threat_at
+from irp_jax.training.plan import threat_at
 from irp_jax.training.preemption import Preemption
 from irp_jax.training.progress import Progress, Reporter, Setup, save
+from irp_jax.training.source import InMemory, Resident, on_devices, order, sample_images
 from irp_jax.training.state import TrainState
 from irp_jax.training.step import Metrics, Recipe, compile_steps
 from irp_jax.training.teacher import Teacher, TeacherOutputs
 from irp_jax.training.transitions import frozen, quantized, with_parent
-
-FEW = 256
-"""Number of images for the accuracies after each epoch. A whole split would take too long."""
 
 
 def train(
@@ -183,30 +182,6 @@ def _row(
     }
 
 
-class Resident(NamedTuple):
-    """Arrays that stay on the devices for the whole run.
-
-    Attributes:
-        images, labels: of the training split.
-        seen: some of them, with labels and indices, for the check of an alarm.
-        key: of the run.
-    """
-
-    images: jax.Array
-    labels: jax.Array
-    seen: tuple[jax.Array, jax.Array, jax.Array]
-    key: jax.Array
-
-
-def on_devices(setup: Setup) -> Resident:
-    """Puts the arrays of a run on the devices."""
-    whole, split = parallel.replicated(setup.mesh), setup.dataset.train
-    images: Any = parallel.place(split.images, whole)
-    labels: Any = parallel.place(split.labels, whole)
-    key = parallel.place(draws.key(setup.config.seed), whole)
-    return Resident(images, labels, sample_images(setup, split), key)
-
-
 class Compiled(NamedTuple):
     """The compiled program. It is made anew when teacher, masks, rounding, defense or clipping
     change.
@@ -223,16 +198,20 @@ class Compiled(NamedTuple):
 
 
 def make_teacher(setup: Setup, progress: Progress, resident: Resident) -> Teacher | None:
-    """Returns the teacher for the epochs from now on; None without a teacher."""
+    """Returns the teacher for the epochs from now on; None without a teacher.
+
+    It needs all images on the devices: see `source.check`.
+    """
     if setup.teacher is not None:
         apply, variables = setup.teacher.apply, setup.teacher.variables
     elif progress.parent is not None:
         apply, variables = setup.apply, progress.parent
     else:
         return None
+    assert isinstance(resident.source, InMemory)
     return Teacher(
         apply, variables, augmentation=_augmentation(setup), key=resident.key,
-        images=resident.images, mesh=setup.mesh, epochs=setup.plan.epochs,
+        images=resident.source.images, mesh=setup.mesh, epochs=setup.plan.epochs,
         views=setup.config.teacher_views,
         first=(progress.parent is not None and setup.plan.parent_epoch) or 0,
     )  # fmt: skip
@@ -260,11 +239,15 @@ def advance(
 ) -> tuple[Progress, Metrics]:
     """Trains one epoch. Returns the run, its time not counted yet, and the metrics of all steps."""
     config, plan = setup.config, setup.plan
-    batches = _batches(config, plan, len(resident.images), progress.epoch)
-    send = functools.partial(
-        program.steps, key=resident.key, images=resident.images, labels=resident.labels,
-        view=jnp.int32(outputs.view), taught=outputs.probabilities,
-    )  # fmt: skip
+    batches = order(config, plan, len(resident.labels), progress.epoch)
+    shown = resident.source.segments(batches, outputs.view)
+
+    def send(state: TrainState, batches: np.ndarray) -> tuple[TrainState, Metrics]:
+        return program.steps(
+            state, key=resident.key, images=next(shown), labels=resident.labels, batches=batches,
+            view=jnp.int32(outputs.view), taught=outputs.probabilities,
+        )  # fmt: skip
+
     check_alarm = functools.partial(
         guard.check_alarm,
         program.recipe,
@@ -274,9 +257,10 @@ def advance(
         reporter,
     )
     ratio = _ratio(setup, progress.keep_counts)
-    trained = _epoch(
-        send, progress.state, progress.accuracy_record, batches, ratio, reporter, check_alarm
-    )
+    with contextlib.closing(shown):  # after a confirmed alarm, the rest is not read
+        trained = _epoch(
+            send, progress.state, progress.accuracy_record, batches, ratio, reporter, check_alarm
+        )
     taken = len(trained.metrics["loss"])
     loss_record = guard.loss_record_before(plan, progress)
     later = dataclasses.replace(
@@ -409,23 +393,3 @@ def _recipe(setup: Setup, progress: Progress) -> Recipe:
         ema=config.ema,
         guarded=config.guard and progress.defense.stronger is not None,
     )
-
-
-def _batches(config: Config, plan: Plan, images: int, epoch: int) -> np.ndarray:
-    """Returns image indices, (segments, steps, batch) int32, in an order drawn by seed and epoch.
-
-    Images that do not fill a batch or a segment are left out of this epoch.
-    """
-    order = np.random.default_rng((config.seed, epoch)).permutation(images).astype(np.int32)
-    used = order[: plan.steps_per_epoch * config.batch_size]
-    return used.reshape(plan.segments, -1, config.batch_size)
-
-
-def sample_images(setup: Setup, split: Split) -> Any:
-    """Returns up to `FEW` images of a split, labels and indices, split over the devices."""
-    devices = setup.mesh.size
-    count = min(max(FEW, devices), len(split)) // devices * devices
-    # Evenly spaced, because a user's images may be sorted by class.
-    indices = np.linspace(0, len(split) - 1, count).astype(np.int32)
-    few = split.take(indices)
-    return parallel.place((few.images, few.labels, indices), parallel.batch(setup.mesh))

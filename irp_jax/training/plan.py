@@ -73,7 +73,9 @@ class Timed(Protocol):
     def freeze_epoch(self, config: Config) -> int: ...
 
 
-def make_plan(config: Config, method: Timed, graph: ChannelGraph, images: int) -> Plan:
+def make_plan(
+    config: Config, method: Timed, graph: ChannelGraph, images: int, segment: int = SEGMENT
+) -> Plan:
     """Returns the plan of a run.
 
     Args:
@@ -81,6 +83,7 @@ def make_plan(config: Config, method: Timed, graph: ChannelGraph, images: int) -
         method: of the run, from `methods.METHODS`.
         graph: of the dense network.
         images: number of images in the training split.
+        segment: largest number of steps of one compiled call.
 
     Raises:
         UserError: the batch is larger than the split, the network has nothing to prune, the budget
@@ -122,7 +125,7 @@ def make_plan(config: Config, method: Timed, graph: ChannelGraph, images: int) -
     stages = method.stages(config)
     first = stages[1] if len(stages) > 1 else epochs
     steps = images // config.batch_size
-    shortest = math.ceil(steps / SEGMENT)
+    shortest = math.ceil(steps / segment)
     segments = min(range(shortest, 2 * shortest + 1), key=lambda count: (steps % count, count))
     steps_per_epoch = steps // segments * segments
     if epochs * steps_per_epoch >= 2**31:  # steps are counted in int32

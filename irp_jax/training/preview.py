@@ -16,6 +16,7 @@ from irp_jax.config import Config
 from irp_jax.data.official import OFFICIAL
 from irp_jax.pruning import cost, uniform
 from irp_jax.record import cost_report
+from irp_jax.training import source
 from irp_jax.training.methods import METHODS, Width
 from irp_jax.training.plan import Plan, make_plan
 from irp_jax.training.state import initial_state
@@ -63,7 +64,9 @@ def preview(config: Config) -> Preview:
     if config.cost == "latency":
         model, _ = latency.attached(model, config.latency_table, config.latency_device)
     method = METHODS[config.method]
-    plan = make_plan(config, method, model.graph, count)
+    streamed = data.is_folder(config.dataset)
+    longest = source.longest_segment(config, shape, streamed)
+    plan = make_plan(config, method, model.graph, count, longest)
     if config.quantize:
         traced.check_quantized(model, config.batch_size)
     if isinstance(method, Width):
@@ -71,6 +74,8 @@ def preview(config: Config) -> Preview:
     else:
         kept = uniform.keep_counts(model.graph, config.granularity, config.cost, plan.limit)
     devices = parallel.usable_devices(config.batch_size)
+    # Of images in files, the segment under way and the next are on the devices.
+    held = 2 * longest * config.batch_size // devices if streamed else count
     return Preview(
         settings=configs.settings(config),
         workdir=str(configs.workdir(config)),
@@ -79,7 +84,7 @@ def preview(config: Config) -> Preview:
         is_chosen=isinstance(method, Width),
         cost=cost_report(model.graph, kept),
         memory={
-            "training images": count * math.prod(shape),
+            "training images": min(held, count) * math.prod(shape),
             **_memory(config, plan, model, (config.batch_size // devices, *shape)),
         },
     )
@@ -91,6 +96,10 @@ def images_of(config: Config) -> tuple[tuple[int, int, int], int, int]:
         shape, classes = SHAPES[config.dataset]
         count = OFFICIAL[config.dataset].sizes["train"]
         count -= data.validation_size(config.validation, count)
+    elif data.is_folder(config.dataset):
+        size = config.image_size or data.IMAGE_SIZE
+        train, *_, names = data.open_folder(config.dataset, size, config.validation)
+        shape, classes, count = train.image_shape, len(names), len(train)
     else:
         found = data.load(config.dataset, validation_fraction=config.validation)
         shape, classes, count = found.image_shape, found.num_classes, len(found.train)

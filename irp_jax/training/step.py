@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import chex
@@ -164,15 +165,16 @@ def train_step(
 def compile_steps(
     recipe: Recipe, network: Callable, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> Callable:
-    """Compiles many steps into one program that reads the data set on the device.
+    """Compiles many steps into one program.
 
     Args:
         recipe, network, optimizer: as for `train_step`.
         mesh: devices that the batch is split over; everything else is replicated.
 
     Returns:
-        A function (state, key, images (M, H, W, C) uint8, labels (M,) int32, batches (steps, N)
-        int32 indices, view, taught) -> (state, metrics of each step, each leaf (steps,)). `view`
+        A function (state, key, images, labels (M,) int32, batches (steps, N) int32 indices, view,
+        taught) -> (state, metrics of each step, each leaf (steps,)). The images are the whole data
+        set, (M, H, W, C) uint8, or those of the batches alone, (steps, N, H, W, C) uint8. `view`
         and `taught` are as for `train_step`, but `taught` is (M, K) or None. If `recipe.guarded`,
         the metrics include those of `probe_state` (1,) on the last images. The given state is
         donated. The key is an argument and not a constant, so that runs with other seeds use the
@@ -185,16 +187,25 @@ def compile_steps(
     # again.
     @functools.partial(jax.jit, donate_argnames="state", out_shardings=whole)
     def steps(state, key, images, labels, batches, view=0, taught=None):
-        def body(state, batch):
+        def body(state, given):
+            batch, shown = given
             batch = jax.lax.with_sharding_constraint(batch, split)
+            shown = images[batch] if shown is None else shown
             probabilities = None if taught is None else taught[batch]
-            return step(key, state, images[batch], labels[batch], batch, view, probabilities)
+            return step(key, state, shown, labels[batch], batch, view, probabilities)
 
-        state, metrics = jax.lax.scan(body, state, batches)
+        streamed = images.ndim == 5
+        state, metrics = jax.lax.scan(body, state, (batches, images if streamed else None))
         if recipe.guarded:
-            some = batches.ravel()[-overfitting.probe_size(batches.size, mesh.size) :]
-            some = jax.lax.with_sharding_constraint(some, split)
-            found = probe_state(recipe, network, key, state, images[some], labels[some], some)
+            count = overfitting.probe_size(batches.size, mesh.size)
+            some = jax.lax.with_sharding_constraint(batches.ravel()[-count:], split)
+            if streamed:
+                last = images[-math.ceil(count / batches.shape[1]) :]
+                last = last.reshape(-1, *images.shape[2:])[-count:]
+                shown = jax.lax.with_sharding_constraint(last, split)
+            else:
+                shown = images[some]
+            found = probe_state(recipe, network, key, state, shown, labels[some], some)
             metrics |= {name: value[None] for name, value in found.items()}
         return state, metrics
 

@@ -43,7 +43,7 @@ def quantized(setup: Setup, progress: Progress, reporter: Reporter) -> Progress:
     """
     network = progress.state.network
     variables = jax.device_get(deployed(setup.graph, network, network["batch_stats"]))
-    images = calibration_images(setup.dataset.train.images)
+    images = calibration_images(setup.dataset.train)
     found = calibrate(setup.model.network, variables, images)
     reporter.note(
         f"{setup.config.quantize} from now on: ranges of {len(found.ranges)} activations measured "
