@@ -5,12 +5,15 @@ Tests with the converter install it once in the user's cache, and skip where the
 
 import json
 import os
+import re
 import sys
+from pathlib import Path
 
 import graph_nets
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from test_export import FAMILIES, SHAPE, ZOO, drawn, images, small, traced_family
 
 import irp_jax
@@ -20,6 +23,8 @@ from irp_jax.export import artifact, converter, tflite, verify
 from irp_jax.export.file import serialized
 from irp_jax.models import mobilenet
 from irp_jax.pruning import compaction
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +138,18 @@ def test_an_8_bit_file_computes_as_its_emulation(digits, tmp_path, installed):
         assert (levels.max(others) == 64).all()
 
 
+@pytest.mark.slow
+def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch, capsys, installed):
+    monkeypatch.chdir(tmp_path)
+    network = irp_jax.load(ZOO.with_name("resnet20-cifar10-0.04M"))
+    network.export("model.tflite", "tflite")
+    Image.fromarray(np.full((32, 32, 3), 128, np.uint8)).save("photo.png")
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    (code,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.S) if "litert" in code]
+    exec(compile(code, "example", "exec"), {"__name__": "example"})
+    assert capsys.readouterr().out.split()[0] in network.class_names
+
+
 # ---- errors --------------------------------------------------------------------------------------
 
 
@@ -170,6 +187,8 @@ def test_a_converter_that_cannot_be_installed_leaves_nothing(monkeypatch, tmp_pa
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    killed = converter.folder().parent / "unfinished-by-another"
+    killed.mkdir(parents=True)
     with pytest.raises(UserError, match="PIP_FIND_LINKS") as caught:
         converter.install()
     assert "\n" not in str(caught.value)

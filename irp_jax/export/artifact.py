@@ -100,12 +100,14 @@ def from_bytes(
     Raises:
         UserError: see `load`.
     """
+    read: Read
     if format == "tflite":
-        run, nodes, own = tflite.load(content, threads)
+        read = tflite.load(content, threads)
     elif format == "onnx":
-        run, nodes, own = _onnx(content, threads)
+        read = _onnx(content, threads)
     else:
-        run, nodes, own = _stablehlo(content)
+        read = _stablehlo(content)
+    run, nodes, own = read
     facts = own or facts or {}
     layout = facts.get("input_layout", "NHWC")
     if layout not in LAYOUTS:

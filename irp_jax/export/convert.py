@@ -22,9 +22,9 @@ PIPELINE = (
 
 def converted(function: bytes, image_shape: list[int]) -> bytes:
     """Returns the model, with the input `images` (1, H, W, C) and the output `logits` (1, K)."""
-    from litert_converter import converter_api_ext  # type: ignore[import-not-found]
-    from litert_converter.mlir import ir, passmanager  # type: ignore[import-not-found]
-    from litert_converter.mlir.dialects import stablehlo  # type: ignore[import-not-found]
+    from litert_converter import converter_api_ext
+    from litert_converter.mlir import ir, passmanager
+    from litert_converter.mlir.dialects import stablehlo
 
     context = ir.Context()
     converter_api_ext.prepare_mlir_context(context)

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,8 +23,11 @@ from irp_jax.errors import UserError
 SCRIPT = Path(__file__).with_name("convert.py")
 """The program that runs in the converter's process."""
 
-SIZE = "290 MB"
+SIZE = "350 MB"
 """Size of the installed packages."""
+
+UNFINISHED = "unfinished-"
+"""How names of folders begin that are not complete."""
 
 
 def convert(function: bytes, image_shape: Sequence[int], metadata: Mapping[str, str]) -> bytes:
@@ -105,15 +109,9 @@ def install() -> Path:
         return place
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(place.parent), tempfile.TemporaryDirectory(dir=place.parent) as unfinished:
+        with _lock(place.parent):
             if not place.is_dir():  # another process may have installed them meanwhile
-                print(
-                    f"installing the LiteRT converter once, {SIZE}, in {place}",
-                    file=sys.stderr, flush=True,
-                )  # fmt: skip
-                packages = Path(unfinished, "packages")
-                _pip_install(packages)
-                packages.rename(place)
+                _install(place)
     except OSError as error:
         raise UserError(
             f"cannot install the LiteRT converter in {place.parent} ({error.strerror or error}): "
@@ -122,7 +120,17 @@ def install() -> Path:
     return place
 
 
-def _pip_install(packages: Path) -> None:
+def _install(place: Path) -> None:
+    for left in place.parent.glob(f"{UNFINISHED}*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    print(f"installing the LiteRT converter once, {SIZE}, in {place}", file=sys.stderr, flush=True)
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=place.parent) as unfinished:
+        packages = Path(unfinished, "packages")
+        _run_pip(packages)
+        packages.rename(place)
+
+
+def _run_pip(packages: Path) -> None:
     # An environment made without pip uses the pip of the Python that it was made from.
     own = importlib.util.find_spec("pip") is not None
     python = sys.executable if own else getattr(sys, "_base_executable", sys.executable)

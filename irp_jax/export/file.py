@@ -49,6 +49,8 @@ def write(
     """
     path = Path(path)
     check_asked(path, format, layout)
+    if multiple is not None and format != "onnx":
+        raise UserError(f"multiple is for onnx only: leave it out for {format}")
     if multiple is None:
         multiple = network.record.get("multiple", MULTIPLE)
     if multiple < 1:

@@ -45,9 +45,11 @@ def marked(
 def _activations(values: Any, low: float, high: float) -> Any:
     scale, zero_point = scale_of(low, high)
     return _composite(
-        values, scale=np.float32([scale]), zero_point=np.int32([zero_point - SHIFT]),
+        values,
+        scale=np.array([scale], np.float32),
+        zero_point=np.array([zero_point - SHIFT], np.int32),
         narrow_range=False,
-    )  # fmt: skip
+    )
 
 
 def _weights(values: Any, channels: tuple[int, ...]) -> Any:
