@@ -277,7 +277,7 @@ class Network:
         Args:
             path: the file to write. An existing file is replaced. The metadata of a StableHLO file
                 are written to `path` + ".json".
-            format: "onnx" or "stablehlo".
+            format: "onnx", "tflite" for LiteRT, or "stablehlo".
             layout: axis order of the images in an ONNX file, "NHWC" or "NCHW".
             multiple: channels of an ONNX file are padded with zeros to multiples of this, for speed
                 in onnxruntime; 1 adds none. None for the multiple of the run, which is 4 unless its
@@ -286,8 +286,10 @@ class Network:
                 model is given.
 
         Raises:
-            UserError: the format or layout is unknown, the extra `onnx` is not installed, the file
-                cannot be written, or an operation of the network has no counterpart in ONNX.
+            UserError: the format or layout is unknown, the extra `onnx` or `litert` is not
+                installed, the LiteRT converter cannot be installed, the file cannot be written, an
+                operation of the network has no counterpart in the format, or the model of an 8-bit
+                network from outside this package is not given for a LiteRT file.
         """
         from irp_jax.export.file import write
 
@@ -297,7 +299,7 @@ class Network:
         """Returns this network in 8-bit integers (post-training quantization).
 
         It is emulated in float32 with straight-through gradients, so that it can be evaluated and
-        attacked like any network. `export` writes it as an 8-bit ONNX file.
+        attacked like any network. `export` writes it as an 8-bit ONNX or LiteRT file.
 
         Args:
             images: (N, H, W, C) uint8, or float in [0, 1], that show which values activations
@@ -311,7 +313,7 @@ class Network:
         images = np.asarray(images)
         self._check_images(images)
         _check_range(images)
-        known = self._model(model, "quantize it")
+        known = self.traced_model(model, "quantize it")
         found = calibrate(known.network, self.variables, images)
         return dataclasses.replace(
             self, apply=inference(known.network, found), results=None, history=[],
@@ -328,7 +330,7 @@ class Network:
         """
         if quantization == self.quantization:
             return self
-        known = self._model(model, "round it")
+        known = self.traced_model(model, "round it")
         record = {key: value for key, value in self.record.items() if key != "quantization"}
         if quantization is not None:
             record["quantization"] = quantization.record()
@@ -342,7 +344,16 @@ class Network:
             return None
         return model_of(self.record, model)
 
-    def _model(self, model: Any, purpose: str) -> traced.TracedModel:
+    def traced_model(self, model: Any, purpose: str) -> traced.TracedModel:
+        """Returns the traced model of this network.
+
+        Args:
+            model: as for `load`.
+            purpose: what it is needed for, for the message.
+
+        Raises:
+            UserError: the model of a network that is not of this package is missing or another.
+        """
         known = self._known(model)
         if known is None:
             raise UserError(

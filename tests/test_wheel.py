@@ -98,7 +98,8 @@ def test_the_wheel_holds_the_package_and_the_configs(wheel: Path) -> None:
         f"irp_jax/report/{name}" for name in ("page.html.jinja", "page.css", "page.js", "live.js")
     }
     rest = {name for name in names if ".dist-info/" not in name}
-    assert rest == modules | configs | page | {"irp_jax/py.typed"}
+    pins = "irp_jax/requirements/litert-converter.txt"
+    assert rest == modules | configs | page | {"irp_jax/py.typed", pins}
     assert wheel.name.startswith(f"irp_jax-{irp_jax.__version__}-")
 
 

@@ -12,7 +12,7 @@ from irp_jax import export as exporting
 from irp_jax.cli.flags import parse
 from irp_jax.cli.run import main, publishable
 from irp_jax.errors import UserError, unknown
-from irp_jax.export import artifact, onnx
+from irp_jax.export import artifact
 from irp_jax.quantization import IMAGES, SCHEMES, calibration_images
 from irp_jax.record import scheme_of
 from irp_jax.report.export import verify_table
@@ -27,15 +27,15 @@ class Options:
     """The folder of a run, such as runs/<name>, a checkpoint in it, or a saved network."""
     out: str
     """The file to write, for example model.onnx."""
-    format: Literal["onnx", "stablehlo"] = "onnx"
-    """onnx, for onnxruntime and others, or stablehlo, for JAX."""
+    format: Literal["onnx", "tflite", "stablehlo"] = "onnx"
+    """onnx, for onnxruntime and others, tflite, for LiteRT, or stablehlo, for JAX."""
     layout: Literal["NHWC", "NCHW"] = "NHWC"
     """Axis order of the images in an ONNX file: channels last (NHWC) or first (NCHW)."""
     multiple: int | None = None
     """Pad channels with zeros to multiples of this, for speed in onnxruntime. 1 adds none.
     Default: that of the run, which is 4 without a table of latencies."""
     quantize: Literal["none", "int8"] = "none"
-    """int8: an ONNX file that computes in 8-bit integers. The ranges of its activations are
+    """int8: a file that computes in 8-bit integers. The ranges of its activations are
     measured on training images. A network that was trained in 8-bit integers has its ranges, and
     none writes such a file, too."""
     calibration_images: int | None = None
@@ -71,7 +71,7 @@ class VerifyOptions:
     rounds: int = 50
     """Number of timed runs of each file. 0 leaves latency out."""
     threads: int = 1
-    """Number of threads of onnxruntime."""
+    """Number of threads of onnxruntime or LiteRT."""
     seed: int = 0
     """Random seed of the attacks."""
     out: str | None = None
@@ -111,8 +111,8 @@ def _check_quantization(options: Options) -> None:
     for flag, value in given.items():
         if options.quantize == "none" and value is not None:
             raise UserError(f"{flag} is for --quantize=int8: give both, or leave it out")
-    if options.quantize == "int8" and options.format != "onnx":
-        raise UserError("--quantize=int8 is for --format=onnx: leave out one of them")
+    if options.quantize == "int8" and options.format == "stablehlo":
+        raise UserError("--quantize=int8 is for --format=onnx and tflite: leave out one of them")
     if options.calibration_images is not None and options.calibration_images < 1:
         raise UserError(
             f"--calibration-images must be at least 1, got {options.calibration_images}"
@@ -172,7 +172,7 @@ def _verify(arguments: list[str]) -> None:
         "cost": net.cost,
         "seed": options.seed,
         "wall_time_s": round(time.perf_counter() - began, 1),
-        "environment": {**parallel.describe(), **onnx.versions()},
+        "environment": {**parallel.describe(), **artifact.versions()},
         "command": publishable("bin/export verify", arguments),
         "commit": files.commit(),
     }

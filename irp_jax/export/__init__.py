@@ -1,11 +1,12 @@
-"""Exports trained networks to files that other runtimes read: ONNX and StableHLO.
+"""Exports trained networks to files that other runtimes read: ONNX, LiteRT and StableHLO.
 
     network = irp_jax.load("runs/x")
     network.export("model.onnx")
     figures = verify("model.onnx", network)
 
-`export.onnx` writes an ONNX model, `export.stablehlo` a function that JAX runs. `export.artifact`
-reads both kinds of file. `export.compare` compares a file with its network on the same images.
+`export.onnx` writes an ONNX model, `export.tflite` a LiteRT model, `export.stablehlo` a function
+that JAX runs. `export.artifact` reads these files. `export.compare` compares a file with its
+network on the same images.
 """
 
 from irp_jax.export.compare import check_network, verify

@@ -1,15 +1,18 @@
 """Reads an exported file and runs it in its own runtime."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
 from irp_jax import files
 from irp_jax.errors import UserError, extra
+from irp_jax.export import tflite
 from irp_jax.export.onnx import LAYOUTS
 from irp_jax.export.tensors import IMAGES, LOGITS
 
@@ -19,7 +22,7 @@ class Artifact:
     """An exported network.
 
     Attributes:
-        format: "onnx" or "stablehlo".
+        format: "onnx", "tflite" or "stablehlo".
         facts: metadata of the file, key -> text; see `file.metadata`.
         size: size of the file in bytes.
         sha256: SHA-256 of the file.
@@ -59,9 +62,10 @@ def load(path: str | Path, *, threads: int = 0) -> Artifact:
     """Reads an exported file.
 
     Args:
-        path: a file that `Network.export` wrote. It is read as StableHLO if its name ends in
-            .stablehlo or if it has a JSON file of metadata, else as ONNX.
-        threads: number of threads of onnxruntime; 0 lets onnxruntime choose. It has no effect on
+        path: a file that `Network.export` wrote. It is read as LiteRT if its name ends in .tflite
+            or if its content begins so, as StableHLO if its name ends in .stablehlo or if it has a
+            JSON file of metadata, else as ONNX.
+        threads: number of threads of the runtime; 0 lets the runtime choose. It has no effect on
             StableHLO, which JAX runs.
 
     Raises:
@@ -72,6 +76,8 @@ def load(path: str | Path, *, threads: int = 0) -> Artifact:
     if not path.is_file():
         raise UserError(f"there is no file {path}: bin/export writes one")
     content = path.read_bytes()
+    if path.suffix == ".tflite" or content[4:8] == tflite.IDENTIFIER:
+        return from_bytes(content, "tflite", threads=threads)
     beside = files.read_json(metadata_path(path))
     if path.suffix != ".stablehlo" and beside is None:
         return from_bytes(content, "onnx", threads=threads)
@@ -87,14 +93,21 @@ def from_bytes(
 
     Args:
         content: the content of the file.
-        format: "onnx" or "stablehlo".
+        format: "onnx", "tflite" or "stablehlo".
         facts: the metadata of a StableHLO file, which cannot contain them.
         threads: see `load`.
 
     Raises:
         UserError: see `load`.
     """
-    run, nodes, own = _onnx(content, threads) if format == "onnx" else _stablehlo(content)
+    read: Read
+    if format == "tflite":
+        read = tflite.load(content, threads)
+    elif format == "onnx":
+        read = _onnx(content, threads)
+    else:
+        read = _stablehlo(content)
+    run, nodes, own = read
     facts = own or facts or {}
     layout = facts.get("input_layout", "NHWC")
     if layout not in LAYOUTS:
@@ -105,7 +118,20 @@ def from_bytes(
     )  # fmt: skip
 
 
-def _onnx(content: bytes, threads: int) -> tuple[Callable, int, dict[str, str]]:
+def versions() -> dict[str, str]:
+    """Returns the versions of the installed packages that write and run files, name -> version."""
+    found = {}
+    for name in ("onnx", "onnxruntime", "ai-edge-litert"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+Read = tuple[Callable[[np.ndarray], np.ndarray], int | None, dict[str, str]]
+"""Function that runs a file, number of operators, metadata."""
+
+
+def _onnx(content: bytes, threads: int) -> Read:
     with extra("onnx"):
         import onnx
         import onnxruntime
@@ -130,7 +156,7 @@ def _onnx(content: bytes, threads: int) -> tuple[Callable, int, dict[str, str]]:
     return lambda images: session.run(None, {IMAGES: images})[0], len(model.graph.node), facts
 
 
-def _stablehlo(content: bytes) -> tuple[Callable, None, dict[str, str]]:
+def _stablehlo(content: bytes) -> Read:
     import jax
 
     from irp_jax.export import stablehlo

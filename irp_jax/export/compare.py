@@ -59,7 +59,7 @@ def verify(
         steps: number of PGD steps, from one random start, with step size epsilon / 4.
         queries: number of queries of Square per image; 0 leaves Square out.
         rounds: number of timed runs of each file; 0 leaves latency out.
-        threads: number of threads of onnxruntime.
+        threads: number of threads of onnxruntime or LiteRT.
         seed: seed of the attacks.
 
     Returns:
@@ -114,7 +114,7 @@ def verify(
             report["artifact"][f"{name}_bytes"] = other.size
         report["latency"] = measured({"compact": file, **beside}, images[:64], rounds=rounds)
         # JAX uses all cores.
-        report["threads"] = threads if file.format == "onnx" else parallel.cores()
+        report["threads"] = parallel.cores() if file.format == "stablehlo" else threads
     return report
 
 

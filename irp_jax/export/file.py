@@ -16,13 +16,13 @@ import numpy as np
 
 from irp_jax import __version__, checkpoint, files
 from irp_jax.errors import UserError, unknown
-from irp_jax.export import artifact, channels, onnx, stablehlo
+from irp_jax.export import artifact, channels, marks, onnx, stablehlo, tflite
 from irp_jax.pruning.latency_table import MULTIPLE
 
 if TYPE_CHECKING:
     from irp_jax.network import Network
 
-FORMATS = ("onnx", "stablehlo")
+FORMATS = ("onnx", "tflite", "stablehlo")
 
 TOLERANCE = {"float32": 1e-3, "int8": 0.1}
 """Largest allowed difference of a logit between file and network, relative to the largest logit.
@@ -49,6 +49,8 @@ def write(
     """
     path = Path(path)
     check_asked(path, format, layout)
+    if multiple is not None and format != "onnx":
+        raise UserError(f"multiple is for onnx only: leave it out for {format}")
     if multiple is None:
         multiple = network.record.get("multiple", MULTIPLE)
     if multiple < 1:
@@ -57,7 +59,7 @@ def write(
     if format == "onnx":
         written = with_zero_channels(network, multiple, model)
         about["multiple"] = str(multiple)
-    content = serialized(written, format, layout=layout, about=about)
+    content = serialized(written, format, layout=layout, about=about, model=model)
     check(network, artifact.from_bytes(content, format, about))
     if format == "stablehlo":  # it cannot contain metadata
         files.write_json(
@@ -77,10 +79,12 @@ def check_asked(path: Path, format: str, layout: str) -> None:
         raise unknown("format", format, FORMATS)
     if layout not in onnx.LAYOUTS:
         raise unknown("layout", layout, onnx.LAYOUTS)
-    if format == "stablehlo" and layout != "NHWC":
-        raise UserError(f"layout {layout} is for onnx only: StableHLO takes images as NHWC")
+    if format != "onnx" and layout != "NHWC":
+        raise UserError(f"layout {layout} is for onnx only: {format} takes images as NHWC")
     if format == "onnx":
         onnx.check_installed()
+    if format == "tflite":
+        tflite.check_installed()
     files.check_place(path)
 
 
@@ -107,11 +111,12 @@ def serialized(
     *,
     layout: str = "NHWC",
     about: Mapping[str, str] | None = None,
+    model: Any = None,
 ) -> bytes:
     """Returns the content of the file.
 
     Args:
-        network, format, layout: see `Network.export`.
+        network, format, layout, model: see `Network.export`.
         about: metadata to store, key -> text; None for `metadata(network, layout)`.
 
     Raises:
@@ -127,6 +132,12 @@ def serialized(
             function, network.image_shape, layout=layout, metadata=about,
             name=network.name,
         )  # fmt: skip
+    if format == "tflite" and network.quantization is not None:
+        known = network.traced_model(model, "write it for LiteRT in 8 bits")
+        marked = marks.marked(known.network, network.quantization, network.variables)
+        return tflite.serialized(marked, network.image_shape, metadata=about, symbolic=False)
+    if format == "tflite":
+        return tflite.serialized(function, network.image_shape, metadata=about)
     from jax import export
 
     (count,) = export.symbolic_shape("n")
@@ -178,7 +189,9 @@ def check(network: "Network", written: "artifact.Artifact") -> None:
     here, there = np.asarray(network(images)), written(images)
     apart = np.abs(here - there).max() / max(float(np.abs(here).max()), 1e-6)
     if not apart <= TOLERANCE["float32" if network.quantization is None else "int8"]:
-        raise UserError(
-            f"the file would differ from the network by {apart:.1g} of the largest logit: please "
-            f"report this as a bug in irp_jax, with the network"
-        )
+        what = f"the file would differ from the network by {apart:.1g} of the largest logit"
+        if written.format == "tflite":  # the converter and LiteRT are not ours
+            raise UserError(
+                f"{what}: LiteRT computes an operation of it otherwise, so use --format=onnx"
+            )
+        raise UserError(f"{what}: please report this as a bug in irp_jax, with the network")

@@ -5,9 +5,7 @@ removed, pruned weights are zero. Results that do not depend on the images are c
 export and stored as constants.
 """
 
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata as packages
 from typing import Any
 
 import jax
@@ -98,15 +96,6 @@ def check_installed() -> None:
     with extra("onnx"):
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of the installed packages of the extra, name -> version."""
-    found = {}
-    for name in ("onnx", "onnxruntime"):
-        with contextlib.suppress(packages.PackageNotFoundError):
-            found[name] = packages.version(name)
-    return found
 
 
 # ---- the traced function, equation by equation ---------------------------------------------------
@@ -384,4 +373,4 @@ def _attributes(attributes: Mapping[str, Any]) -> dict[str, Any]:
     return {key: plain(value) for key, value in attributes.items()}
 
 
-__all__ = ["LAYOUTS", "OPSET", "serialized", "versions", "written"]
+__all__ = ["LAYOUTS", "OPSET", "serialized", "written"]

@@ -24,8 +24,8 @@ from irp_jax.graph.program import Atom, Equation, Program, evaluate_alone
 from irp_jax.graph.rules import taken_whole
 
 Apply = Callable[..., tuple[Any, Arrays]]
-"""(params, state, images, train, key, operands) -> (logits (N, K), state), for arrays of any width.
-The last two are optional."""
+"""(params, state, images, train, key, operands, fast) -> (logits (N, K), state), for arrays of any
+width. The last three are optional."""
 
 Operands = Callable[[Equation, list[Any]], list[Any]]
 """(equation, its operands) -> the operands to evaluate it with, of the same shapes and dtypes."""
@@ -36,8 +36,6 @@ def network(
     graph: ChannelGraph,
     params: Mapping[str, Any],
     state: Mapping[str, Any],
-    *,
-    fast: bool = True,
 ) -> Apply:
     """Returns a network that also accepts arrays with fewer channels.
 
@@ -45,8 +43,6 @@ def network(
         function: the network as its author wrote it.
         graph: its channel graph.
         params, state: its arrays of full size, or their shapes and dtypes.
-        fast: whether convolutions on CPUs are replaced by those of `graph.convolution`, whose
-            gradients are fast there; False leaves the operations as traced.
 
     Returns:
         A pure function of arrays. The sizes of groups follow from the arrays' shapes. Logits of
@@ -55,6 +51,8 @@ def network(
 
         Its argument `operands`, (analysis) -> `Operands`, changes operands, to round them for
         instance. It is not asked about the inside of functions with a derivative rule of their own.
+        Its argument `fast` says whether convolutions on CPUs are replaced by those of
+        `graph.convolution`, whose gradients are fast there; False leaves the operations as traced.
     """
 
     params_shapes, state_shapes = shapes_of(params), shapes_of(state)
@@ -77,6 +75,7 @@ def network(
         train: bool,
         key: Any = None,
         operands: Callable[[Analysis], Operands] | None = None,
+        fast: bool = True,
     ) -> tuple[Any, Arrays]:
         batch = images.shape[0]
         analysis = at(2 if graph.any_batch and not train else batch, train)

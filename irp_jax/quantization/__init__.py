@@ -13,6 +13,7 @@ from irp_jax.quantization.emulation import (
     IMAGES,
     SCHEMES,
     Quantization,
+    Rounding,
     calibrate,
     calibration_images,
     check_trainable,
@@ -20,6 +21,6 @@ from irp_jax.quantization.emulation import (
 )
 
 __all__ = [
-    "IMAGES", "SCHEMES", "Quantization", "calibrate", "calibration_images", "check_trainable",
-    "emulated",
+    "IMAGES", "SCHEMES", "Quantization", "Rounding", "calibrate", "calibration_images",
+    "check_trainable", "emulated",
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,13 +67,29 @@ class Quantization:
         return {"scheme": "int8", "ranges": {name: [low, high] for name, low, high in self.ranges}}
 
 
+class Rounding(NamedTuple):
+    """How arrays are rounded.
+
+    Attributes:
+        activations: (values, low, high) -> values on the levels of this range.
+        weights: (kernel, axes of output channels) -> kernel on its levels.
+    """
+
+    activations: Callable[[Any, float, float], Any]
+    weights: Callable[[Any, tuple[int, ...]], Any]
+
+
+FAKE = Rounding(fake.activations, fake.weights)
+
+
 @functools.lru_cache(maxsize=32)
-def emulated(network: Apply, quantization: Quantization | None) -> Apply:
+def emulated(network: Apply, quantization: Quantization | None, rounding: Rounding = FAKE) -> Apply:
     """Returns the network with rounded weights and activations.
 
     Args:
         network: (params, state, images, train, key) -> (logits, state), from `graph.network`.
         quantization: of this network; None returns the network unchanged.
+        rounding: rounds its arrays.
 
     Returns:
         A function with the same arguments. Its gradients pass through the rounding. Equal arguments
@@ -83,7 +99,7 @@ def emulated(network: Apply, quantization: Quantization | None) -> Apply:
         return network
     ranges = {name: (low, high) for name, low, high in quantization.ranges}
 
-    def rounding(analysis: Analysis) -> Callable[[Equation, list[Any]], list[Any]]:
+    def rounded(analysis: Analysis) -> Callable[[Equation, list[Any]], list[Any]]:
         found = sites.find(analysis)
 
         def operands(equation: Equation, inputs: list[Any]) -> list[Any]:
@@ -91,9 +107,9 @@ def emulated(network: Apply, quantization: Quantization | None) -> Apply:
             for site in found.get(equation, ()):
                 value = inputs[site.position]
                 if not site.name:
-                    inputs[site.position] = fake.weights(value, site.channels)
+                    inputs[site.position] = rounding.weights(value, site.channels)
                 elif site.name in ranges:
-                    inputs[site.position] = fake.activations(value, *ranges[site.name])
+                    inputs[site.position] = rounding.activations(value, *ranges[site.name])
                 else:
                     raise UserError(
                         f"the network has no range for the input of {site.name}: it was quantized "
@@ -103,7 +119,7 @@ def emulated(network: Apply, quantization: Quantization | None) -> Apply:
 
         return operands
 
-    return functools.partial(network, operands=rounding)
+    return functools.partial(network, operands=rounded)
 
 
 def check_trainable(network: Apply, variables: Any, images: Any) -> None:
