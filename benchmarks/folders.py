@@ -21,7 +21,8 @@ from rich.console import Console
 
 from irp_jax import config as configs
 from irp_jax import data, files, parallel, traced
-from irp_jax.cli.run import main, parse, publishable
+from irp_jax.cli.flags import parse
+from irp_jax.cli.run import main, publishable
 from irp_jax.config import Config
 from irp_jax.data import Dataset, FileSplit
 from irp_jax.inference import inference
@@ -29,6 +30,7 @@ from irp_jax.report.terminal import Terminal
 from irp_jax.training import loop, progress, source
 from irp_jax.training.methods import METHODS
 from irp_jax.training.plan import make_plan
+from irp_jax.training.program import compile_for
 from irp_jax.training.teacher import TeacherOutputs
 
 
@@ -130,7 +132,7 @@ def _training(config: Config, dataset: Dataset, options: Options) -> dict[str, f
     )  # fmt: skip
     resident, now = source.on_devices(setup), progress.start(setup)
     now = dataclasses.replace(now, state=parallel.place(now.state, parallel.replicated(setup.mesh)))
-    program, silent = loop.compile_for(setup, now), Terminal(quiet=True)
+    program, silent = compile_for(setup, now), Terminal(quiet=True)
     silent.begin(config, plan, 0)
     for epoch in range(1 + options.epochs):
         if epoch == 1:

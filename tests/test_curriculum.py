@@ -19,8 +19,8 @@ from defense_nets import (
 )
 
 from irp_jax.data import Augmentation
-from irp_jax.training import loop
 from irp_jax.training import optimizer as optimizers
+from irp_jax.training import program
 from irp_jax.training import step as step_module
 from irp_jax.training.defenses import Choice, Trained
 from irp_jax.training.defenses.fast import Fast
@@ -48,7 +48,7 @@ def test_the_radius_is_the_full_one_before_a_second_stage(method, epochs):
     assert plan.epsilon_steps == 0.5 * epochs * plan.steps_per_epoch
     # The compiled step uses the radius of the plan.
     begun = types.SimpleNamespace(defense=Choice("n-fgsm", 10))
-    assert loop._recipe(setup, begun).epsilon_steps == plan.epsilon_steps
+    assert program.make_recipe(setup, begun).epsilon_steps == plan.epsilon_steps
 
 
 def test_the_guard_measures_at_the_radius_of_the_time(monkeypatch):

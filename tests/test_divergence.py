@@ -16,7 +16,7 @@ from irp_jax import checkpoint
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.errors import UserError
-from irp_jax.training import divergence, experiment, guard, loop
+from irp_jax.training import divergence, experiment, guard, segments
 from irp_jax.training.divergence import LossRecord, stronger_clipping
 from irp_jax.training.overfitting import AccuracyRecord
 
@@ -195,13 +195,13 @@ def test_loss_may_rise_when_rounding_begins():
 def test_what_an_epoch_ends_with_counts(monkeypatch):
     """A network that diverges in the last steps of an epoch is no state to roll back to."""
     network = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
-    monkeypatch.setattr(loop, "_is_finite", loop._is_finite.__wrapped__)
+    monkeypatch.setattr(segments, "is_finite", segments.is_finite.__wrapped__)
     state = SimpleNamespace(params=network, batch_stats={})
     losses = np.repeat([1.5, 1.4, 9.0], [20, 20, 10])
 
     def loss(losses, state, whole=1.0):
         metrics = {"cross_entropy": losses, "loss": whole * losses}
-        return loop._cross_entropy(loop._Trained(state, metrics, record=None), steps=10)
+        return segments.epoch_loss(segments.Trained(state, metrics, record=None), steps=10)
 
     assert loss(losses, state) == 9.0
     assert loss(losses[:40], state) == pytest.approx(1.45)  # the mean is above the last loss

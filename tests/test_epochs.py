@@ -51,13 +51,13 @@ def test_a_cut_that_leaves_more_than_the_budget_says_so():
 def test_epochs_measured_on_training_images_are_told(monkeypatch):
     setup, reporter = make_setup(CONFIG), Silent()
     setup.dataset.validation = setup.dataset.train.take(np.arange(4))
-    assert len(loop._probe_set(setup, reporter)[0]) == 4 and not reporter.notes
+    assert len(loop.probe_set(setup, reporter)[0]) == 4 and not reporter.notes
     setup.dataset.validation = setup.dataset.train.take(np.arange(0))
-    assert len(loop._probe_set(setup, reporter)[0]) == len(setup.dataset.train)
+    assert len(loop.probe_set(setup, reporter)[0]) == len(setup.dataset.train)
     told = "are held out: the accuracies of epochs are of training images"
     assert reporter.notes == [f"no images {told}"]
     monkeypatch.setattr(loop, "sample_images", lambda setup, split: split)
     setup = dataclasses.replace(setup, mesh=types.SimpleNamespace(size=8))
     setup.dataset.validation = setup.dataset.train.take(np.arange(4))
-    assert loop._probe_set(setup, reporter) is setup.dataset.train
+    assert loop.probe_set(setup, reporter) is setup.dataset.train
     assert reporter.notes[1:] == [f"too few images (4) {told}"]

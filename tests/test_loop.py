@@ -28,7 +28,7 @@ from irp_jax.cli.train import train
 from irp_jax.config import Config
 from irp_jax.data import load
 from irp_jax.errors import UserError
-from irp_jax.training import experiment
+from irp_jax.training import experiment, prepare
 from irp_jax.training.preemption import Preempted, Preemption, on_sigterm
 from irp_jax.zoo import publish
 
@@ -403,10 +403,10 @@ def test_settings_can_be_chosen_without_a_look_at_the_test_images(tmp_path, smal
 def test_a_share_to_hold_out_is_idle_where_the_file_brings_its_own_images():
     file = Config(dataset="mine.npz", validation=0.2)
     own, drawn = (SimpleNamespace(train=range(n), validation=range(90 - n)) for n in (80, 72))
-    (line,) = experiment._validation_given(file, own)
+    (line,) = prepare.validation_note(file, own)
     assert line == "--validation changes nothing: mine.npz has 10 images held out already"
-    assert experiment._validation_given(file, drawn) == []
-    assert experiment._validation_given(dataclasses.replace(file, validation=0.02), own) == []
+    assert prepare.validation_note(file, drawn) == []
+    assert prepare.validation_note(dataclasses.replace(file, validation=0.02), own) == []
 
 
 def test_a_workdir_of_another_run_is_refused_and_untouched(finished):

@@ -1,38 +1,25 @@
-"""Runs one config: loads, trains, freezes the masks, trains on, evaluates. A run can be resumed."""
+"""Runs one config: prepares, trains, evaluates, saves. A run can be resumed."""
 
-import dataclasses
-import math
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 
-from irp_jax import (
-    attacks,
-    checkpoint,
-    data,
-    evaluation,
-    files,
-    hosts,
-    latency,
-    models,
-    parallel,
-    traced,
-)
+from irp_jax import attacks, checkpoint, evaluation, files, hosts, parallel
 from irp_jax import config as configs
 from irp_jax.config import Config
-from irp_jax.data import Dataset, FileSplit
+from irp_jax.data import Dataset
 from irp_jax.errors import UserError
 from irp_jax.inference import deployed, inference
 from irp_jax.network import Network
 from irp_jax.pruning import cost
-from irp_jax.pruning.latency_table import MULTIPLE
 from irp_jax.record import cost_report, described
 from irp_jax.results import check_version
-from irp_jax.training import logs, loop, source, teacher
-from irp_jax.training.methods import METHODS
-from irp_jax.training.plan import Plan, make_plan
-from irp_jax.training.preemption import on_sigterm
+from irp_jax.training import logs, loop
+from irp_jax.training.preemption import Preemption, on_sigterm
+from irp_jax.training.prepare import prepare
 from irp_jax.training.progress import (
     Progress,
     Reporter,
@@ -70,131 +57,81 @@ def run(
         Preempted: SIGTERM stopped the run, and it can be resumed. It is a SystemExit.
     """
     began = time.monotonic()
-    config = dataclasses.replace(config, budget=str(config.budget))
-    given = {"model": model, "dataset": dataset}
-    configs.check(config, [name for name, value in given.items() if value is not None])
-    workdir, identity = configs.workdir(config), configs.identity(config)
-    if dataset is None:
-        dataset = data.load(
-            config.dataset, data_dir=config.data_dir, validation_fraction=config.validation,
-            image_size=config.image_size,
-        )  # fmt: skip
-        notes = [*configs.unused(config), *_validation_given(config, dataset)]
-    else:
-        identity["dataset_sha256"], notes = data.digest(dataset), configs.unused(config)
-    shape, classes = dataset.image_shape, dataset.num_classes
-    longest = source.longest_segment(config, shape, isinstance(dataset.train, FileSplit))
-    if config.train_images:
-        dataset = data.limited(dataset, config.train_images)
-    if config.evaluate_on == "validation" and not len(dataset.validation):
-        raise UserError(
-            f"--evaluate-on=validation needs images held out, and --validation="
-            f"{config.validation:g} holds out none of {len(dataset.train):,}: give 0.1 for a tenth"
-        )
-    if model is None:
-        subject = traced.named(
-            config.model, config.width, shape, classes, config.seed, config.activation
-        )
-    else:
-        subject = traced.trace(model, shape, classes, variables=variables)
-    multiple = MULTIPLE
-    if config.cost == "latency":
-        subject, multiple = latency.attached(subject, config.latency_table, config.latency_device)
-    if model is not None or models.is_file(config.model):
-        identity["model_fingerprint"] = subject.fingerprint
-    taught_by = teacher.load(config, dataset, reporter.note)
-    if taught_by is not None:
-        identity["teacher_sha256"] = checkpoint.digest(taught_by.variables)
-    plan = make_plan(config, METHODS[config.method], subject.graph, len(dataset.train), longest)
-    if config.granularity == "channel":
-        traced.check(subject)
-    if config.quantize:
-        traced.check_quantized(subject, config.batch_size)
-    if plan.reinit and not traced.is_drawn(subject):
-        raise UserError(
-            f"--reinit needs new weights, but the weights of {subject.name} are given: leave it out"
-        )
-    setup = Setup(
-        config=config, identity=identity, plan=plan, dataset=dataset, model=subject,
-        apply=inference(subject.network),
-        mesh=parallel.mesh(parallel.usable_devices(config.batch_size)), teacher=taught_by,
-        held_out=data.split_digest(dataset.validation), tested=data.split_digest(dataset.test),
-        multiple=multiple,
-    )  # fmt: skip
-    copies = logs.make(config.log_to if hosts.is_first() else "", workdir, configs.settings(config))
-    if hosts.is_several():
-        hosts.check_same("settings or images", [identity, data.digest(dataset)])
+    setup, notes = prepare(config, reporter.note, model=model, dataset=dataset, variables=variables)
+    workdir, settings = configs.workdir(setup.config), configs.settings(setup.config)
+    copies = logs.make(setup.config.log_to if hosts.is_first() else "", workdir, settings)
     commit = files.commit()  # read now, because the files may change during the run
-    with files.claim(workdir, identity), on_sigterm(reporter.note) as preemption:
-        finished = files.read_json(workdir / "results.json") if hosts.is_first() else None
-        finished = hosts.agreed(finished)
-        if finished is not None:
-            if not isinstance(finished, dict) or finished.get("identity") != identity:
-                raise UserError(
-                    f"{workdir / 'results.json'} is not of this run: move it away, or choose "
-                    f"another --workdir"
-                )
-            check_version(finished, workdir / "results.json", "--workdir")
+    with files.claim(workdir, setup.identity), on_sigterm(reporter.note) as preemption:
+        results = _finished(setup, workdir)
+        if results is not None:
             reporter.note(f"{workdir} is finished: showing its results")
-            reporter.end(finished)
-            return finished
-        reporter.note(f"run in {workdir}")
-        for line in [*notes, *_unpruned_notes(subject), *_short_parent_note(plan)]:
-            reporter.note(line)
-        progress = resume(setup, workdir, reporter.note)  # raises UserError for another run
-        everything = {"identity": identity, "settings": configs.settings(config)}
-        files.write_json(workdir / "config.json", everything | {"target": plan.ratio})
-        progress = progress or start(setup)
-        progress = progress.after(time.monotonic() - began)
-        with logs.closed(copies):
-            progress = loop.train(setup, progress, workdir, reporter, copies, preemption)
-        trained = _network(setup, progress, workdir)
-        results = _evaluate(setup, progress, trained, reporter) | {
-            "environment": parallel.describe(),
-            "command": command,
-            "commit": commit,
-            "layers": cost.table(setup.graph, progress.keep_counts),
-            "history": trained.history,
-        }
-        trained.save(workdir / "network")
-        files.write_json(workdir / "results.json", results)
+        else:
+            reporter.note(f"run in {workdir}")
+            for line in notes:
+                reporter.note(line)
+            progress = _train(setup, workdir, reporter, copies, preemption, began)
+            trained = _network(setup, progress, workdir)
+            results = _evaluate(setup, progress, trained, reporter) | {
+                "environment": parallel.describe(),
+                "command": command,
+                "commit": commit,
+                "layers": cost.table(setup.graph, progress.keep_counts),
+                "history": trained.history,
+            }
+            trained.save(workdir / "network")
+            files.write_json(workdir / "results.json", results)
     results = hosts.agreed(results)  # all files are written when this returns
     reporter.end(results)
     return results
 
 
-def _validation_given(config: Config, dataset: data.Dataset) -> list[str]:
-    """Returns a note if --validation is given and the user's data have validation images."""
-    count = len(dataset.validation)
-    drawn = data.validation_size(config.validation, len(dataset.train) + count)
-    most = data.IN_MEMORY // math.prod(dataset.image_shape)  # of a folder, no more are held out
-    if config.validation == configs.suited(config.dataset).validation or count in (drawn, most):
-        return []
-    return [f"--validation changes nothing: {config.dataset} has {count} images held out already"]
+def _finished(setup: Setup, workdir: Path) -> dict[str, Any] | None:
+    """Returns the results of the run if it is finished.
+
+    Raises:
+        UserError: the results are of another run or version.
+    """
+    found = hosts.agreed(files.read_json(workdir / "results.json") if hosts.is_first() else None)
+    if found is None:
+        return None
+    if not isinstance(found, dict) or found.get("identity") != setup.identity:
+        raise UserError(
+            f"{workdir / 'results.json'} is not of this run: move it away, or choose another "
+            f"--workdir"
+        )
+    check_version(found, workdir / "results.json", "--workdir")
+    return found
 
 
-def _short_parent_note(plan: Plan) -> list[str]:
-    """Returns a note if the parent trains for only a few epochs."""
-    if plan.parent_epoch is None or plan.parent_epoch >= 0.1 * plan.epochs:
-        return []
-    return [
-        f"the teacher is the dense network after {plan.parent_epoch} of {plan.epochs} epochs, "
-        f"which is short: --prune-start=0.2 --prune-stop=0.3 would train it longer"
-    ]
+def _train(
+    setup: Setup,
+    workdir: Path,
+    reporter: Reporter,
+    copies: Sequence[logs.Log],
+    preemption: Preemption,
+    began: float,
+) -> Progress:
+    """Trains to the end, from the last checkpoint if there is one.
 
-
-def _unpruned_notes(subject: traced.TracedModel) -> list[str]:
-    """Returns notes on layers that cannot be pruned, except the logits."""
-    kept = [whole for whole in subject.graph.whole if whole.reason != "the logits"]
-    lines = [f"{w.name}: {w.channels} channels kept whole ({w.reason})" for w in kept[:3]]
-    more = [f"and {len(kept) - 3} more layers: see bin/describe"] if kept[3:] else []
-    return lines + more
+    Args:
+        setup, workdir, reporter, preemption: of the run.
+        copies: of the log of epochs.
+        began: when this process began the run, on the clock of `time.monotonic`.
+    """
+    progress = resume(setup, workdir, reporter.note)  # raises UserError for another run
+    settings = configs.settings(setup.config)
+    record = {"identity": setup.identity, "settings": settings, "target": setup.plan.ratio}
+    files.write_json(workdir / "config.json", record)
+    progress = progress or start(setup)
+    progress = progress.after(time.monotonic() - began)
+    with logs.closed(copies):
+        return loop.train(setup, progress, workdir, reporter, copies, preemption)
 
 
 # ---- the final network and its results -------------------------------------------------------
 
 
-def _network(setup: Setup, progress: Progress, workdir: Any) -> Network:
+def _network(setup: Setup, progress: Progress, workdir: Path) -> Network:
     """Returns the trained network."""
     state = progress.state.network
     variables = jax.device_get(deployed(setup.graph, state, state["batch_stats"]))

@@ -8,32 +8,29 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from irp_jax import attacks, data, evaluation, files, parallel
-from irp_jax.config import AVERAGE
-from irp_jax.data import Augmentation
+from irp_jax import attacks, evaluation, files, parallel
 from irp_jax.errors import UserError
 from irp_jax.inference import deployed, inference
-from irp_jax.quantization import emulated
 from irp_jax.record import cost_report
-from irp_jax.training import defenses, guard
-from irp_jax.training import optimizer as optimizers
+from irp_jax.training import guard
 from irp_jax.training.logs import Log
-from irp_jax.training.overfitting import AccuracyRecord
 from irp_jax.training.plan import threat_at
 from irp_jax.training.preemption import Preemption
+from irp_jax.training.program import Program, compile_for, make_teacher
 from irp_jax.training.progress import Progress, Reporter, Setup, save
-from irp_jax.training.source import InMemory, Resident, on_devices, order, sample_images
+from irp_jax.training.segments import epoch_loss, run_segments
+from irp_jax.training.source import Resident, on_devices, order, sample_images
 from irp_jax.training.state import TrainState
-from irp_jax.training.step import Metrics, Recipe, compile_steps
-from irp_jax.training.teacher import Teacher, TeacherOutputs
+from irp_jax.training.step import Metrics
+from irp_jax.training.teacher import TeacherOutputs
 from irp_jax.training.transitions import frozen, quantized, with_parent
 
 
@@ -64,7 +61,7 @@ def train(
     """
     preemption = preemption or Preemption()
     config, plan, whole = setup.config, setup.plan, parallel.replicated(setup.mesh)
-    probe_images, probe_labels, _ = _probe_set(setup, reporter)
+    held_out = probe_set(setup, reporter)
     resident = on_devices(setup)
     if progress.rollbacks:  # the run was resumed, and `begin` shows only the defense of the config
         clip = f", gradients no longer than {progress.clip:g}" if progress.clip else ""
@@ -74,7 +71,7 @@ def train(
         log.begin(files.read_log(workdir / "metrics.jsonl"))
     progress = dataclasses.replace(progress, state=parallel.place(progress.state, whole))
     saved_at, is_saved, counted = time.monotonic(), True, time.monotonic()
-    program: Compiled | None = None
+    program: Program | None = None
     teacher = make_teacher(setup, progress, resident)
     healthy: Progress | None = None
     while True:
@@ -117,12 +114,7 @@ def train(
                 f"(checkpoints in {workdir} are from earlier epochs)"
             )
         preemption.hold()  # until this epoch is saved
-        network = progress.state.network
-        accuracies = evaluation.probe(
-            inference(setup.model.network, progress.quantization),
-            deployed(setup.graph, network, network["batch_stats"]),
-            probe_images, probe_labels, attacks.linf(config.epsilon), key=resident.key,
-        )  # fmt: skip
+        accuracies = _probe(setup, progress, held_out, resident.key)
         row = _row(setup, progress, metrics, accuracies, seconds)
         files.append_log(workdir / "metrics.jsonl", row)
         for log in logs:
@@ -148,7 +140,7 @@ def _threat(setup: Setup, step: int) -> attacks.Threat:
     return threat_at(whole, step, setup.plan.epsilon_steps)
 
 
-def _probe_set(setup: Setup, reporter: Reporter) -> Any:
+def probe_set(setup: Setup, reporter: Reporter) -> Any:
     """Returns held-out images, or training images if none are held out, split over the devices."""
     held_out = setup.dataset.validation
     if len(held_out) >= setup.mesh.size:
@@ -156,6 +148,17 @@ def _probe_set(setup: Setup, reporter: Reporter) -> Any:
     few = f"too few images ({len(held_out)})" if len(held_out) else "no images"
     reporter.note(f"{few} are held out: the accuracies of epochs are of training images")
     return sample_images(setup, setup.dataset.train)
+
+
+def _probe(setup: Setup, progress: Progress, held_out: Any, key: jax.Array) -> evaluation.Probe:
+    """Measures the network as it would be deployed, on what `probe_set` returned."""
+    images, labels, _ = held_out
+    network = progress.state.network
+    return evaluation.probe(
+        inference(setup.model.network, progress.quantization),
+        deployed(setup.graph, network, network["batch_stats"]),
+        images, labels, attacks.linf(setup.config.epsilon), key=key,
+    )  # fmt: skip
 
 
 def _row(
@@ -182,57 +185,10 @@ def _row(
     }
 
 
-class Compiled(NamedTuple):
-    """The compiled program. It is made anew when teacher, masks, rounding, defense or clipping
-    change.
-
-    Attributes:
-        recipe: of its steps.
-        network: that is trained: the model, or its emulation in 8 bits.
-        steps: see `compile_steps`.
-    """
-
-    recipe: Recipe
-    network: Callable
-    steps: Callable
-
-
-def make_teacher(setup: Setup, progress: Progress, resident: Resident) -> Teacher | None:
-    """Returns the teacher for the epochs from now on; None without a teacher.
-
-    It needs all images on the devices: see `source.check`.
-    """
-    if setup.teacher is not None:
-        apply, variables = setup.teacher.apply, setup.teacher.variables
-    elif progress.parent is not None:
-        apply, variables = setup.apply, progress.parent
-    else:
-        return None
-    assert isinstance(resident.source, InMemory)
-    return Teacher(
-        apply, variables, augmentation=_augmentation(setup), key=resident.key,
-        images=resident.source.images, mesh=setup.mesh, epochs=setup.plan.epochs,
-        views=setup.config.teacher_views,
-        first=(progress.parent is not None and setup.plan.parent_epoch) or 0,
-    )  # fmt: skip
-
-
-def compile_for(setup: Setup, progress: Progress) -> Compiled:
-    """Returns the program for the present network, defense and clipping."""
-    clipped = dataclasses.replace(setup.config, clip=progress.clip)
-    optimizer = optimizers.build(
-        clipped, setup.plan, setup.graph, frozen=bool(progress.keep_counts)
-    )
-    recipe = _recipe(setup, progress)
-    network = emulated(setup.model.network, progress.quantization)
-    steps = compile_steps(recipe, network, optimizer, setup.mesh)
-    return Compiled(recipe, network, steps)
-
-
 def advance(
     setup: Setup,
     progress: Progress,
-    program: Compiled,
+    program: Program,
     resident: Resident,
     outputs: TeacherOutputs,
     reporter: Reporter,
@@ -249,23 +205,18 @@ def advance(
         )  # fmt: skip
 
     check_alarm = functools.partial(
-        guard.check_alarm,
-        program.recipe,
-        program.network,
-        resident.key,
-        resident.seen,
-        reporter,
+        guard.check_alarm, program.recipe, program.network, resident.key, resident.seen, reporter
     )
     ratio = _ratio(setup, progress.keep_counts)
     with contextlib.closing(shown):  # after a confirmed alarm, the rest is not read
-        trained = _epoch(
+        trained = run_segments(
             send, progress.state, progress.accuracy_record, batches, ratio, reporter, check_alarm
         )
     taken = len(trained.metrics["loss"])
     loss_record = guard.loss_record_before(plan, progress)
     later = dataclasses.replace(
         progress, epoch=progress.epoch + 1, state=trained.state, accuracy_record=trained.record,
-        loss_record=loss_record.after(_cross_entropy(trained, steps=batches.shape[1])),
+        loss_record=loss_record.after(epoch_loss(trained, steps=batches.shape[1])),
         passes=progress.passes + outputs.passes
         + taken / plan.steps_per_epoch * program.recipe.passes,
         images=progress.images + taken * config.batch_size,
@@ -277,119 +228,4 @@ def _ratio(setup: Setup, keep_counts: dict[str, int]) -> float | None:
     """Returns the share of the cost that is left, or None before masks are frozen."""
     return (
         cost_report(setup.graph, keep_counts)[f"{setup.config.cost}_ratio"] if keep_counts else None
-    )
-
-
-def _last(metrics: Metrics, name: str) -> float:
-    return float(np.ravel(metrics[name])[-1])
-
-
-class _Trained(NamedTuple):
-    """The result of an epoch. The metrics of its steps are on the host, each leaf (steps,)."""
-
-    state: TrainState
-    metrics: Metrics
-    record: AccuracyRecord
-
-
-def _epoch(
-    send: Callable,
-    state: TrainState,
-    record: AccuracyRecord,
-    batches: np.ndarray,
-    ratio: float | None,
-    reporter: Reporter,
-    check_alarm: Callable[[TrainState, AccuracyRecord], AccuracyRecord],
-) -> _Trained:
-    """Runs the segments of one epoch. Stops early if the check confirms an alarm.
-
-    Args:
-        send: (state, batches of a segment) -> state, metrics.
-        state: before the epoch.
-        record: before the epoch.
-        batches: (segments, steps, N) int32.
-        ratio: share of the cost that is left; None before masks are frozen.
-        reporter: is told of each segment.
-        check_alarm: checks an alarm: (state, record of accuracies) -> new record.
-    """
-    fetched: list[Metrics] = []
-    sent_at = time.monotonic()
-
-    def fetch(metrics: Metrics) -> None:
-        nonlocal sent_at, record
-        found = jax.device_get(metrics)
-        if ratio is not None:
-            found = {**found, "cost_ratio": np.full_like(found["cost_ratio"], ratio)}
-        fetched.append(found)
-        # After an alarm the record does not change until the check.
-        if "probe_pgd" in found and not record.alarming:
-            record = record.after(_last(found, "probe_pgd"), _last(found, "probe_trained"))
-        now = time.monotonic()
-        rate = batches.shape[1] * batches.shape[2] / (now - sent_at)
-        sent_at = now
-        latest = {name: _last(found, name) for name in found}
-        reporter.progress(batches.shape[1], rate, latest)
-
-    pending, confirmed = None, False
-    for segment in batches:
-        if record.alarming:
-            record = check_alarm(state, record)
-            confirmed = record.alarming
-            if confirmed:
-                break
-        state, metrics = send(state, batches=segment)
-        if pending is not None:  # one segment late, so that the device does not wait for the host
-            fetch(pending)
-        pending = metrics
-    assert pending is not None
-    fetch(pending)
-    if record.alarming and not confirmed:
-        record = check_alarm(state, record)
-    metrics = jax.tree.map(lambda *parts: np.concatenate(parts), *fetched)
-    return _Trained(state, metrics, record)
-
-
-def _cross_entropy(trained: _Trained, steps: int) -> float:
-    """Returns the epoch's loss for the guard.
-
-    It is the mean over the epoch or over its last segment, whichever is larger. It is the
-    cross-entropy alone, because the other terms of some defenses are zero for a network
-    that guesses. It is NaN if a weight or a loss is not finite. The weights are checked, too,
-    because the last loss was computed before the last update.
-    """
-    if not _is_finite(trained.state) or not np.isfinite(trained.metrics["loss"]).all():
-        return math.nan
-    losses = trained.metrics["cross_entropy"]
-    return float(np.max([losses.mean(), losses[-steps:].mean()]))
-
-
-@jax.jit
-def _is_finite(state: TrainState) -> jax.Array:
-    leaves = jax.tree.leaves((state.params, state.batch_stats))
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in leaves]).all()
-
-
-def _augmentation(setup: Setup) -> Augmentation:
-    """Returns the random augmentation of training images."""
-    config = setup.config
-    usual = data.default_augmentation(config.dataset, setup.dataset.image_shape)
-    return dataclasses.replace(usual, cutout=config.cutout)
-
-
-def _recipe(setup: Setup, progress: Progress) -> Recipe:
-    config = setup.config
-    return Recipe(
-        graph=setup.graph,
-        cost_kind=config.cost,
-        threat=attacks.linf(config.epsilon),
-        defense=defenses.build(progress.defense, config),
-        augmentation=_augmentation(setup),
-        label_smoothing=config.label_smoothing,
-        steps=setup.plan.steps,
-        teacher_weight=config.teacher_weight,
-        # Only after the freeze: while masks change, averaged weights do not belong to one network.
-        taught_by_average=config.teacher == AVERAGE and bool(progress.keep_counts),
-        epsilon_steps=setup.plan.epsilon_steps,
-        ema=config.ema,
-        guarded=config.guard and progress.defense.stronger is not None,
     )
