@@ -74,6 +74,12 @@ MANY = 20
 """Largest number of choices that an error lists in addition to a suggestion."""
 
 
+def reason(error: BaseException) -> str:
+    """Returns the type and the first line of an error of other code, for a message of one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 def unknown(kind: str, name: str, options: Iterable[str]) -> UserError:
     """Returns the error for an unknown name.
 

@@ -25,7 +25,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from irp_jax import parallel
-from irp_jax.errors import UserError
+from irp_jax.errors import UserError, reason
 
 P = ParamSpec("P")
 
@@ -303,8 +303,7 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"JAX cannot join the processes of this run ({reason}): give --coordinator=HOST:PORT "
-            f"--processes=N --process=I, or --processes=1 to run alone"
+            f"JAX cannot join the processes of this run ({reason(error)}): give "
+            f"--coordinator=HOST:PORT --processes=N --process=I, or --processes=1 to run alone"
         ) from error

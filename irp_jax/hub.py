@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from irp_jax import layout
-from irp_jax.errors import UserError, extra
+from irp_jax.errors import UserError, extra, reason
 
 PREFIX = "hf-hub:"
 
@@ -43,10 +43,9 @@ def fetch(name: str) -> Path:
             parts["repository"], revision=parts["revision"], allow_patterns=list(layout.FILES)
         )
     except Exception as error:  # huggingface_hub and its HTTP client raise many types
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"cannot download {name} ({reason}): check the name and the network connection, or "
-            f"give a folder"
+            f"cannot download {name} ({reason(error)}): check the name and the "
+            f"network connection, or give a folder"
         ) from error
     folder = Path(found)
     if not layout.is_saved(folder):

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from irp_jax import checkpoint, hub, layout
-from irp_jax.errors import UserError
+from irp_jax.errors import UserError, reason
 from irp_jax.graph import ChannelGraph
 from irp_jax.inference import deployed, inference, network_params
 from irp_jax.network import Network
@@ -182,10 +182,9 @@ def _imported(
         shapes = jax.tree.map(lambda aval: (aval.shape, aval.dtype), given)
         fits = shapes == jax.tree.map(lambda array: (array.shape, array.dtype), dict(variables))
     except Exception as error:  # saved by a version of JAX that is not compatible
-        why = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"the function in {folder} cannot be used by jax {jax.__version__} ({why}): give the "
-            f"network's model, {stored_name(record)}"
+            f"the function in {folder} cannot be used by jax {jax.__version__} ({reason(error)}): "
+            f"give the network's model, {stored_name(record)}"
         ) from error
     if not fits:
         raise UserError(f"the function in {folder} is of another network: fetch the network again")

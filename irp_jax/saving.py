@@ -3,11 +3,10 @@
 from typing import TYPE_CHECKING
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from irp_jax import layout
-from irp_jax.errors import UserError
+from irp_jax.errors import UserError, reason
 
 if TYPE_CHECKING:
     from irp_jax.network import Network
@@ -29,8 +28,8 @@ def packed(network: "Network", *, function: bool | None = None) -> dict[str, byt
         except Exception as error:  # JAX raises many types of errors
             if function:
                 raise UserError(
-                    f"the network's function cannot be exported ({type(error).__name__}: "
-                    f"{(str(error).splitlines() or [''])[0]}): leave out function=True"
+                    f"the network's function cannot be exported ({reason(error)}): "
+                    f"leave out function=True"
                 ) from error
     record = dict(network.record)
     if network.history:
@@ -40,13 +39,9 @@ def packed(network: "Network", *, function: bool | None = None) -> dict[str, byt
 
 def _exported(network: "Network") -> bytes:
     """Returns (variables, any number of images) -> logits and its gradient as StableHLO."""
-    from jax import export
-
     from irp_jax.export import stablehlo
 
-    (count,) = export.symbolic_shape("n")
-    images = jax.ShapeDtypeStruct((count, *network.image_shape), jnp.float32)
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), network.variables
     )
-    return stablehlo.serialized(network.apply, shapes, images)
+    return stablehlo.serialized(network.apply, shapes, stablehlo.any_images(network.image_shape))

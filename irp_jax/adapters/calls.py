@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from irp_jax import draws
-from irp_jax.errors import UserError
+from irp_jax.errors import UserError, reason
 
 TRAINING = ("train", "training", "is_training")
 """Keywords of a network's call that are True in training and False in inference."""
@@ -68,9 +68,8 @@ def user_code(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
         hint = next((text for part, text in _HINTS.items() if part in f"{error!r}"), "")
-        raise UserError(f"{what}: {type(error).__name__}: {first}{hint}") from error
+        raise UserError(f"{what}: {reason(error)}{hint}") from error
 
 
 _SWITCH = f"give its call a keyword {TRAINING[0]} or {INFERENCE[0]} that tells it the mode"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from irp_jax import files
-from irp_jax.errors import UserError, extra
+from irp_jax.errors import UserError, extra, reason
 from irp_jax.export import tflite
 from irp_jax.export.onnx import LAYOUTS
 from irp_jax.export.tensors import IMAGES, LOGITS
@@ -142,10 +142,7 @@ def _onnx(content: bytes, threads: int) -> Read:
         model = onnx.load_model_from_string(content)
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnx and onnxruntime raise many types
-        first = (str(error).splitlines() or [""])[0]
-        raise UserError(f"onnxruntime cannot run the file ({type(error).__name__}: {first})") from (
-            error
-        )
+        raise UserError(f"onnxruntime cannot run the file ({reason(error)})") from error
     names = [each.name for each in (*session.get_inputs(), *session.get_outputs())]
     if names != [IMAGES, LOGITS]:
         raise UserError(
@@ -164,9 +161,9 @@ def _stablehlo(content: bytes) -> Read:
     try:
         function = jax.jit(stablehlo.deserialized(content).call)
     except Exception as error:  # JAX reads only files of recent versions
-        why = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"jax {jax.__version__} cannot read the file ({why}): export the network again"
+            f"jax {jax.__version__} cannot read the file ({reason(error)}): "
+            f"export the network again"
         ) from error
     return lambda images: np.asarray(function(images)), None, {}
 

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from irp_jax import __version__, checkpoint, files
-from irp_jax.errors import UserError, unknown
+from irp_jax.errors import UserError, reason, unknown
 from irp_jax.export import artifact, channels, marks, onnx, stablehlo, tflite
 from irp_jax.pruning.latency_table import MULTIPLE
 
@@ -138,17 +137,10 @@ def serialized(
         return tflite.serialized(marked, network.image_shape, metadata=about, symbolic=False)
     if format == "tflite":
         return tflite.serialized(function, network.image_shape, metadata=about)
-    from jax import export
-
-    (count,) = export.symbolic_shape("n")
-    images = jax.ShapeDtypeStruct((count, *network.image_shape), jnp.float32)
     try:
-        return stablehlo.serialized(function, images)
+        return stablehlo.serialized(function, stablehlo.any_images(network.image_shape))
     except Exception as error:  # JAX raises many types here
-        raise UserError(
-            f"the network cannot be written as StableHLO ({type(error).__name__}: "
-            f"{(str(error).splitlines() or [''])[0]})"
-        ) from error
+        raise UserError(f"the network cannot be written as StableHLO ({reason(error)})") from error
 
 
 def metadata(network: "Network", layout: str) -> dict[str, str]:

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from irp_jax.errors import UserError, extra, unknown
+from irp_jax.errors import UserError, extra, reason, unknown
 from irp_jax.export import int8, rules
 from irp_jax.export.simplify import OnnxNodes, simplified
+from irp_jax.export.stablehlo import any_images
 from irp_jax.export.tensors import IMAGES, LOGITS, Tensors, Value, known
 from irp_jax.graph.program import Equation, Program, evaluate_alone, trace
 
@@ -71,19 +72,15 @@ def serialized(
 
 
 def _traced(function: Function, image_shape: tuple[int, ...]) -> Program:
-    from jax import export
-
-    (count,) = export.symbolic_shape("n")
-    images = jax.ShapeDtypeStruct((count, *image_shape), jnp.float32)
+    images = any_images(image_shape)
     try:
         return trace(lambda images: [function(images)], images)
     except UserError:
         raise
     except Exception as error:  # JAX and networks raise many types here
         raise UserError(
-            f"the network cannot be traced for any number of images ({type(error).__name__}: "
-            f"{(str(error).splitlines() or [''])[0]}): its code must not need the number of images "
-            f"as an integer, as in len(images)"
+            f"the network cannot be traced for any number of images ({reason(error)}): "
+            f"its code must not need the number of images as an integer, as in len(images)"
         ) from error
 
 

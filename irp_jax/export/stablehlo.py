@@ -1,10 +1,11 @@
 """Writes and reads functions as StableHLO. JAX can run them without the code of the model."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -17,6 +18,14 @@ OUTSIDE = re.compile(r"custom_call|\b(?:infeed|outfeed|send|recv)\b")
 """Operations that reach outside of the function."""
 
 ALLOWED = re.compile(rf"custom_call @(?:{'|'.join(HARMLESS)})\b")
+
+
+def any_images(image_shape: Sequence[int]) -> jax.ShapeDtypeStruct:
+    """Returns the shape (N, H, W, C) float32 of any number of images, N symbolic."""
+    from jax import export
+
+    (count,) = export.symbolic_shape("n")
+    return jax.ShapeDtypeStruct((count, *image_shape), jnp.float32)
 
 
 def serialized(function: Callable[..., Any], *shapes: Any) -> bytes:

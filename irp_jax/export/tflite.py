@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from irp_jax.errors import UserError, extra
+from irp_jax.errors import UserError, extra, reason
 from irp_jax.export import converter
+from irp_jax.export.stablehlo import any_images
 from irp_jax.export.tensors import IMAGES, LOGITS
 
 IDENTIFIER = b"TFL3"
@@ -57,17 +58,16 @@ def serialized(
     # On a CPU, convolutions of a known number of images are written in a way that is fast in JAX
     # and slow in LiteRT: see `graph.convolution`. So their number is symbolic, and the converter
     # sets it to 1.
-    count = export.symbolic_shape("n")[0] if symbolic else 1
-    images = jax.ShapeDtypeStruct((count, *image_shape), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    images = any_images(image_shape) if symbolic else images
     try:
         exported = export.export(jax.jit(function), platforms=("cpu",))(images)
     except UserError:
         raise
     except Exception as error:  # JAX and networks raise many types here
         raise UserError(
-            f"the network cannot be traced for LiteRT ({type(error).__name__}: "
-            f"{(str(error).splitlines() or [''])[0]}): its code must not need the number of images "
-            f"as an integer, as in len(images)"
+            f"the network cannot be traced for LiteRT ({reason(error)}): its "
+            f"code must not need the number of images as an integer, as in len(images)"
         ) from error
     return converter.convert(exported.mlir_module_serialized, image_shape, metadata or {})
 
@@ -98,8 +98,7 @@ def load(content: bytes, threads: int = 0) -> tuple[Callable[[Any], Any], int, d
         nodes, facts = model.Subgraphs(0).OperatorsLength(), _metadata(model)
         signatures = list(runner.get_signature_list().values())
     except Exception as error:  # LiteRT raises many types
-        first = (str(error).splitlines() or [""])[0]
-        raise UserError(f"LiteRT cannot run the file ({type(error).__name__}: {first})") from error
+        raise UserError(f"LiteRT cannot run the file ({reason(error)})") from error
     if signatures != [{"inputs": [IMAGES], "outputs": [LOGITS]}] or facts is None:
         raise UserError(
             f"the LiteRT file does not have the input {IMAGES} and the output {LOGITS}, or lacks "

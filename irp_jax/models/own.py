@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from irp_jax import draws
-from irp_jax.errors import UserError, unknown
+from irp_jax.errors import UserError, reason, unknown
 
 CLASSES = ("classes", "num_classes", "n_classes")
 """Arguments of a user's class that get the number of classes."""
@@ -66,8 +66,7 @@ def _run(path: Path) -> dict[str, Any]:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever the user's file raises
-        first = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{path} cannot be run ({type(error).__name__}: {first})") from error
+        raise UserError(f"{path} cannot be run ({reason(error)})") from error
     finally:
         sys.path.remove(str(path.parent.absolute()))
     return vars(module)
@@ -105,5 +104,4 @@ def _made(cls: Any, name: str, classes: int, seed: int) -> Any:
     try:
         return cls(**given)
     except Exception as error:  # whatever the user's class raises
-        first = (str(error).splitlines() or [""])[0]
-        raise UserError(f"{name} cannot be made ({type(error).__name__}: {first})") from error
+        raise UserError(f"{name} cannot be made ({reason(error)})") from error
