@@ -13,7 +13,7 @@ import numpy as np
 from irp_jax import attacks, evaluation, layout, traced
 from irp_jax.data import Dataset, to_float
 from irp_jax.data import load as load_data
-from irp_jax.data.arrays import in_unit_range
+from irp_jax.data.dataset import in_unit_range
 from irp_jax.errors import UserError
 from irp_jax.graph import ChannelGraph
 from irp_jax.inference import inference

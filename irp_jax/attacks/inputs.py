@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 
 from irp_jax import parallel
 from irp_jax.attacks.threat import Threat
-from irp_jax.data.arrays import in_unit_range
+from irp_jax.data.dataset import in_unit_range
 from irp_jax.errors import UserError
 
 

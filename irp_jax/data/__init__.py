@@ -3,7 +3,8 @@
 Only this package imports TensorFlow Datasets, scikit-learn and PIL.
 """
 
-from irp_jax.data.arrays import (
+from irp_jax.data.augmentation import Augmentation, augment, to_float
+from irp_jax.data.dataset import (
     Dataset,
     Split,
     digest,
@@ -12,7 +13,6 @@ from irp_jax.data.arrays import (
     split_digest,
     validation_size,
 )
-from irp_jax.data.augmentation import Augmentation, augment, to_float
 from irp_jax.data.folders import IN_MEMORY, FileSplit, folder_digest, open_folder
 from irp_jax.data.names import (
     DATASETS,

@@ -3,7 +3,8 @@
 import numpy as np
 from sklearn import datasets
 
-from irp_jax.data.arrays import Split, hold_out
+from irp_jax.data.dataset import hold_out
+from irp_jax.data.splits import Split
 
 TEST_SIZE = 360
 CLASS_NAMES = tuple(str(digit) for digit in range(10))

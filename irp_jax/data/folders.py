@@ -12,17 +12,15 @@ Images are .jpg, .jpeg or .png files of any size. Hidden files are ignored. Trai
 when they are needed. Held-out and test images are read once and stay in memory.
 """
 
-import dataclasses
 import hashlib
 import logging
 import os
-from collections.abc import Generator
 from pathlib import Path
 
 import numpy as np
 
-from irp_jax.data.arrays import Dataset, Split, hold_out, stratified_indices, validation_size
-from irp_jax.data.streaming import filled, read
+from irp_jax.data.dataset import Dataset, hold_out, stratified_indices, validation_size
+from irp_jax.data.splits import FileSplit
 from irp_jax.errors import UserError
 
 _log = logging.getLogger(__name__)
@@ -32,62 +30,6 @@ EXTENSIONS = (".jpg", ".jpeg", ".png")
 IN_MEMORY = 2**30
 """Largest number of bytes of the held-out images, and of the test images: 7,133 images of 224 x
 224, or 87,381 of 64 x 64. An evaluation holds them in float32 as well."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class FileSplit:
-    """Images in files, and their labels.
-
-    Attributes:
-        root: folder of the data set.
-        paths: (N,) of str, relative to `root`.
-        sizes: (N,) int64, bytes of each file.
-        labels: (N,) int32 in ``[0, num_classes)``.
-        side: height and width to which images are brought.
-    """
-
-    root: Path
-    paths: np.ndarray
-    sizes: np.ndarray
-    labels: np.ndarray
-    side: int
-
-    def __len__(self) -> int:
-        """Returns the number of images."""
-        return len(self.labels)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """The shape of one image, (H, W, 3)."""
-        return self.side, self.side, 3
-
-    def take(self, indices: np.ndarray) -> "FileSplit":
-        """Returns the images at ``indices`` ``(M,)``, in that order. No file is read."""
-        return dataclasses.replace(
-            self, paths=self.paths[indices], sizes=self.sizes[indices], labels=self.labels[indices]
-        )
-
-    def read(
-        self, keys: np.ndarray | None = None, ahead: int = 64
-    ) -> Generator[np.ndarray, None, None]:
-        """Yields the images one by one: see `streaming.read`."""
-        return read(self.root, self.paths, self.side, keys=keys, ahead=ahead)
-
-    def loaded(self) -> Split:
-        """Reads all images into memory: centre squares, resized.
-
-        Raises:
-            UserError: a file is damaged or gone.
-        """
-        images = filled(self.read(), (len(self), *self.image_shape))
-        return Split(images=images, labels=self.labels, source=self.fingerprint())
-
-    def fingerprint(self) -> str:
-        """Returns the SHA-256 of the names and sizes of the files, and of the images' size."""
-        total = hashlib.sha256(f"{self.image_shape}".encode())
-        for path, size in zip(self.paths, self.sizes, strict=True):
-            total.update(f"{path}\0{size}\0".encode(errors="surrogateescape"))
-        return total.hexdigest()
 
 
 def open_folder(

@@ -4,10 +4,11 @@ import os
 
 import numpy as np
 
-from irp_jax.data.arrays import Dataset, Split, hold_out, validation_size
 from irp_jax.data.augmentation import Augmentation
+from irp_jax.data.dataset import Dataset, hold_out, validation_size
 from irp_jax.data.folders import load_folder
 from irp_jax.data.npz import load_npz
+from irp_jax.data.splits import Split
 from irp_jax.errors import UserError, extra, unknown
 
 DATASETS: dict[str, Augmentation] = {

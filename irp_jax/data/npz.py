@@ -26,7 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
-from irp_jax.data.arrays import Split, in_unit_range
+from irp_jax.data.dataset import in_unit_range
+from irp_jax.data.splits import Split
 from irp_jax.errors import UserError
 
 _log = logging.getLogger(__name__)

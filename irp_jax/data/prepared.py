@@ -29,9 +29,9 @@ from google.protobuf.message import DecodeError
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
 
-from irp_jax.data.arrays import Split
 from irp_jax.data.fetch import check_network, check_room, download_failed, find_local_files
 from irp_jax.data.official import OFFICIAL
+from irp_jax.data.splits import Split
 from irp_jax.errors import UserError
 
 _log = logging.getLogger(__name__)

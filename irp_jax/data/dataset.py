@@ -1,55 +1,14 @@
-"""A data set as NumPy arrays, and stratified splits."""
+"""A data set, and stratified splits of it."""
 
 import dataclasses
-import hashlib
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
+from irp_jax.data.splits import FileSplit, Split, splits_digest
 from irp_jax.errors import UserError
 
-if TYPE_CHECKING:
-    from irp_jax.data.folders import FileSplit
-
-Some = TypeVar("Some", "Split", "FileSplit")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Split:
-    """Images and their labels.
-
-    Attributes:
-        images: ``(N, H, W, C)`` uint8.
-        labels: ``(N,)`` int32 in ``[0, num_classes)``.
-        source: digest of the files that the images were read from: see `FileSplit.fingerprint`.
-            Empty for other images.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    source: str = ""
-
-    def __len__(self) -> int:
-        """Returns the number of images."""
-        return len(self.labels)
-
-    def take(self, indices: np.ndarray) -> "Split":
-        """Returns the images at ``indices`` ``(M,)``, in that order."""
-        return Split(images=self.images[indices], labels=self.labels[indices])
-
-    def loaded(self) -> "Split":
-        """Returns the split, whose images are in memory: see `FileSplit.loaded`."""
-        return self
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """The shape of one image, ``(H, W, C)``."""
-        height, width, channels = self.images.shape[1:]
-        return height, width, channels
-
-    def fingerprint(self) -> str:
-        """Returns a SHA-256 of the images and labels, or of the files they were read from."""
-        return self.source or _digest(b"", self)
+Some = TypeVar("Some", Split, FileSplit)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,7 +24,7 @@ class Dataset:
     """
 
     name: str
-    train: "Split | FileSplit"
+    train: Split | FileSplit
     validation: Split
     test: Split
     class_names: tuple[str, ...]
@@ -163,24 +122,12 @@ def digest(dataset: Dataset) -> str:
     Images of files count by the names and sizes of the files: see `FileSplit.fingerprint`.
     """
     names = repr(dataset.class_names).encode()
-    return _digest(names, dataset.train, dataset.validation, dataset.test)
+    return splits_digest(names, dataset.train, dataset.validation, dataset.test)
 
 
 def split_digest(split: Split) -> str:
     """Returns `Split.fingerprint`; an empty string if the split is empty."""
     return split.fingerprint() if len(split) else ""
-
-
-def _digest(start: bytes, *splits: "Split | FileSplit") -> str:
-    total = hashlib.sha256(start)
-    for split in splits:
-        if not isinstance(split, Split) or split.source:
-            total.update(split.fingerprint().encode())
-            continue
-        for array in (split.images, split.labels):
-            total.update(f"{array.dtype}{array.shape}".encode())
-            total.update(np.ascontiguousarray(array).tobytes())
-    return total.hexdigest()
 
 
 def validation_size(fraction: float, train_size: int) -> int:

@@ -1,11 +1,11 @@
-"""Tests of irp_jax.data.arrays."""
+"""Tests of irp_jax.data.dataset."""
 
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from irp_jax.data.arrays import (
+from irp_jax.data.dataset import (
     Dataset,
     Split,
     hold_out,
