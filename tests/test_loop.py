@@ -151,12 +151,12 @@ def test_an_evaluation_goes_on_with_its_own_network_only(finished, tmp_path):
     config, _, _ = finished
     net = loading.load(config.workdir, print)
     options = command.Options(checkpoint=config.workdir, attack="fgsm")
-    spec = command._spec(options, config.epsilon)
+    spec = command.spec_of(options, config.epsilon)
     moved = jax.tree.map(lambda leaf: leaf + 1, net.variables)
-    earlier = command._state_file(
+    earlier = command.state_file_of(
         options, dataclasses.replace(net, variables=moved), spec, images=60
     )
-    assert earlier != command._state_file(options, net, spec, images=60)
+    assert earlier != command.state_file_of(options, net, spec, images=60)
     earlier.write_bytes(b"what another network left")
     evaluate(config, tmp_path, "--attack=fgsm")
     assert not earlier.exists()

@@ -154,7 +154,7 @@ def _measure(options: Options, net: Network, terminal: Terminal) -> Measured:
     """Runs the attacks that the options ask for."""
     radii = _radii(options, net.epsilon)
     attacked = [radius for radius in radii if radius > 0] if options.epsilons else radii
-    specs = [_spec(options, radius) for radius in attacked]
+    specs = [spec_of(options, radius) for radius in attacked]
     dataset = options.dataset or net.record["trained"]["dataset"]
     images, labels = _test_set(options, net, dataset, terminal.warn)
     if options.corruptions:  # too small images are refused before the attack
@@ -172,7 +172,7 @@ def _measure(options: Options, net: Network, terminal: Terminal) -> Measured:
     began, last, table = time.perf_counter(), None, None
     reports = evaluation.curve(
         *subject, specs, begin=lambda spec: _announce(spec, specs, terminal),
-        state_file=functools.partial(_state_file, options, net, images=len(images)), **how,
+        state_file=functools.partial(state_file_of, options, net, images=len(images)), **how,
     )  # fmt: skip
     if options.attack == "pgd" and options.epsilons is None:
         last = evaluation.last_iterate(*subject, specs[-1], reports[-1], **how)
@@ -227,7 +227,7 @@ def _results(options: Options, found: Measured, command: str) -> dict[str, Any]:
 def _remove_states(options: Options, found: Measured) -> None:
     """Removes the states of interrupted attacks, now that all results are written."""
     for spec in found.specs:
-        state_file = _state_file(options, found.network, spec, images=len(found.images))
+        state_file = state_file_of(options, found.network, spec, images=len(found.images))
         if state_file is not None and hosts.is_first():
             same, _, _ = state_file.name.rpartition("-")
             for other in state_file.parent.glob(f"{same}-*.npz"):  # also of earlier networks
@@ -274,7 +274,7 @@ def _radii(options: Options, usual: float) -> list[float]:
     return radii
 
 
-def _spec(options: Options, epsilon: float) -> AttackSpec:
+def spec_of(options: Options, epsilon: float) -> AttackSpec:
     return AttackSpec(
         name=options.attack,
         norm=options.norm,
@@ -340,7 +340,7 @@ def _callbacks(terminal: Terminal) -> attacks.Callbacks:
     )
 
 
-def _state_file(options: Options, net: Network, spec: AttackSpec, *, images: int) -> Path | None:
+def state_file_of(options: Options, net: Network, spec: AttackSpec, *, images: int) -> Path | None:
     """Returns the file with the state of an interrupted attack, in the folder of the checkpoint.
 
     Each network has its own file, because the newest network of a run changes during training.
