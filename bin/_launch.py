@@ -38,6 +38,16 @@ def run(module, extras=()):
     execute(find_python(extras), ["-m", module, *sys.argv[1:]])
 
 
+def extras_of(arguments):
+    """Returns the extras that flags of bin/train or bin/export need."""
+    words = " ".join(arguments)
+    logs = ",".join(re.findall(r"--log.to[= ](\S+)", words))
+    needed = {name: name in logs for name in ("tensorboard", "wandb")}
+    needed["litert"] = "tflite" in words
+    needed["folders"] = any(map(os.path.isdir, re.findall(r"--dataset[= ](\S+)", words)))
+    return [name for name, is_needed in needed.items() if is_needed]
+
+
 def test():
     """Runs linter, formatter, type checker and tests; with arguments, only pytest with them.
 

@@ -167,7 +167,7 @@ def test_damaged_files(write, tmp_path, damage):
     assert "numpy.savez" in str(caught.value)
 
 
-def test_a_directory_is_no_file(tmp_path):
+def test_a_directory_is_taken_for_a_folder_of_images(tmp_path):
     (tmp_path / "folder.npz").mkdir()
-    with pytest.raises(UserError, match="no file"):
+    with pytest.raises(UserError, match="no folder train"):
         load(str(tmp_path / "folder.npz"))

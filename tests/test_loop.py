@@ -402,7 +402,10 @@ def test_settings_can_be_chosen_without_a_look_at_the_test_images(tmp_path, smal
 
 def test_a_share_to_hold_out_is_idle_where_the_file_brings_its_own_images():
     file = Config(dataset="mine.npz", validation=0.2)
-    own, drawn = (SimpleNamespace(train=range(n), validation=range(90 - n)) for n in (80, 72))
+    own, drawn = (
+        SimpleNamespace(train=range(n), validation=range(90 - n), image_shape=(8, 8, 1))
+        for n in (80, 72)
+    )
     (line,) = prepare.validation_note(file, own)
     assert line == "--validation changes nothing: mine.npz has 10 images held out already"
     assert prepare.validation_note(file, drawn) == []
