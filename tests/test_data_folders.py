@@ -40,6 +40,20 @@ def test_the_images_held_out_are_not_trained_on(folder):
     assert all(path.startswith("test/") for path in test.paths)
 
 
+def test_the_first_test_images_are_of_all_classes(tmp_path):
+    folder = make_folder(tmp_path / "images", test=20)
+    first, again = (data.load(str(folder), validation_fraction=0.5, image_size=8) for _ in "12")
+    for split, same in ((first.test, again.test), (first.validation, again.validation)):
+        assert set(split.labels[:10]) == {0, 1, 2}
+        np.testing.assert_array_equal(split.images, same.images)
+
+
+@pytest.mark.parametrize("size", [0, -1, 5000, 64.0, "64", True])
+def test_a_wrong_size_is_refused(folder, size):
+    with pytest.raises(UserError, match=f"got {size!r}"):
+        data.load(str(folder), image_size=size)
+
+
 def test_a_folder_may_bring_its_own_held_out_images(tmp_path):
     folder = make_folder(tmp_path / "images", splits=("train", "val", "test"))
     train, held_out, test, _ = data.open_folder(str(folder), 16, 0.25)
