@@ -9,6 +9,7 @@ import pytest
 from folder_data import CLASSES, make_folder
 from PIL import Image
 
+from irp_jax import config as configs
 from irp_jax import data
 from irp_jax.data import folders
 from irp_jax.data.decoding import decode
@@ -159,6 +160,11 @@ def test_the_digest_is_of_names_and_sizes(folder):
     image.rename(image.with_name("other.jpg"))
     renamed = digests()
     assert all(len({a, b, c}) == 3 for a, b, c in zip(before, longer, renamed, strict=True))
+
+
+def test_a_slash_after_the_name_changes_no_run(folder):
+    names = {configs.run_name(configs.Config(dataset=f"{folder}{end}")) for end in ("", "/")}
+    assert len(names) == 1
 
 
 def remove(path):

@@ -58,6 +58,8 @@ def normalised(fields: Mapping[str, Any]) -> dict[str, Any]:
     if "budget" in fields:
         amount, absolute = parse_budget(fields["budget"])
         fields["budget"] = f"{amount / 1e3:.12g}k" if absolute else f"{amount:.12g}"
+    if len(fields.get("dataset", "")) > 1:  # shells complete the name of a folder with a slash
+        fields["dataset"] = fields["dataset"].rstrip("/")
     if fields.get("channels"):  # their order has no meaning
         fields["channels"] = write_channels(parse_channels(fields["channels"]))
     return {
