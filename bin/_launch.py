@@ -44,7 +44,9 @@ def extras_of(arguments):
     logs = ",".join(re.findall(r"--log.to[= ](\S+)", words))
     needed = {name: name in logs for name in ("tensorboard", "wandb")}
     needed["litert"] = "tflite" in words
-    needed["folders"] = any(map(os.path.isdir, re.findall(r"--dataset[= ](\S+)", words)))
+    named = [word[len("--dataset=") :] for word in arguments if word.startswith("--dataset=")]
+    named += [after for flag, after in zip(arguments, arguments[1:]) if flag == "--dataset"]
+    needed["folders"] = any(os.path.isdir(os.path.expanduser(name)) for name in named)
     return [name for name, is_needed in needed.items() if is_needed]
 
 

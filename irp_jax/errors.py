@@ -5,8 +5,11 @@ import difflib
 import functools
 import itertools
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator
+from tokenize import TokenError
 from typing import ParamSpec, TypeVar
+from zipfile import BadZipFile
 
 
 class UserError(ValueError):
@@ -72,6 +75,13 @@ def extra(name: str) -> Iterator[None]:
 
 MANY = 20
 """Largest number of choices that an error lists in addition to a suggestion."""
+
+
+DAMAGED_NPZ = (
+    OSError, ValueError, LookupError, TypeError, EOFError, OverflowError, MemoryError, RuntimeError,
+    SyntaxError, BadZipFile, zlib.error, TokenError,
+)  # fmt: skip
+"""What numpy and zipfile raise for an .npz file that is damaged or was made to do harm."""
 
 
 def reason(error: BaseException) -> str:

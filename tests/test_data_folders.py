@@ -9,6 +9,7 @@ import pytest
 from folder_data import CLASSES, make_folder
 from PIL import Image
 
+from irp_jax import config as configs
 from irp_jax import data
 from irp_jax.data import folders
 from irp_jax.data.decoding import decode
@@ -38,6 +39,20 @@ def test_the_images_held_out_are_not_trained_on(folder):
     every = {f"train/{path.parent.name}/{path.name}" for path in folder.glob("train/*/*")}
     assert {*train.paths, *held_out.paths} == every and len(every) == len(train) + len(held_out)
     assert all(path.startswith("test/") for path in test.paths)
+
+
+def test_the_first_test_images_are_of_all_classes(tmp_path):
+    folder = make_folder(tmp_path / "images", test=20)
+    first, again = (data.load(str(folder), validation_fraction=0.5, image_size=8) for _ in "12")
+    for split, same in ((first.test, again.test), (first.validation, again.validation)):
+        assert set(split.labels[:10]) == {0, 1, 2}
+        np.testing.assert_array_equal(split.images, same.images)
+
+
+@pytest.mark.parametrize("size", [0, -1, 5000, 64.0, "64", True])
+def test_a_wrong_size_is_refused(folder, size):
+    with pytest.raises(UserError, match=f"got {size!r}"):
+        data.load(str(folder), image_size=size)
 
 
 def test_a_folder_may_bring_its_own_held_out_images(tmp_path):
@@ -145,6 +160,11 @@ def test_the_digest_is_of_names_and_sizes(folder):
     image.rename(image.with_name("other.jpg"))
     renamed = digests()
     assert all(len({a, b, c}) == 3 for a, b, c in zip(before, longer, renamed, strict=True))
+
+
+def test_a_slash_after_the_name_changes_no_run(folder):
+    names = {configs.run_name(configs.Config(dataset=f"{folder}{end}")) for end in ("", "/")}
+    assert len(names) == 1
 
 
 def remove(path):

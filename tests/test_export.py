@@ -20,7 +20,7 @@ from irp_jax.cli import export as command
 from irp_jax.cli import run
 from irp_jax.errors import UserError
 from irp_jax.export import onnx as exporting
-from irp_jax.export import verify
+from irp_jax.export import stablehlo, verify
 from irp_jax.inference import inference
 from irp_jax.models import VGG, DenseNet, MobileNetV2, ResNet, WideResNet, mobilenet
 from irp_jax.pruning import compaction
@@ -285,6 +285,12 @@ def test_verify_finds_file_and_network_alike(format, tmp_path):
     assert rows == {("compact", 1), ("compact", 64)}
     with pytest.raises(UserError, match="of another network"):
         verify(path, small(5), given)
+
+
+def test_a_stablehlo_file_names_no_folder_of_this_machine():
+    shape = jax.ShapeDtypeStruct((2, 3), jnp.float32)
+    content = stablehlo.serialized(lambda x: jnp.tanh(x) @ x.T, shape)
+    assert b"test_export.py" in content and str(Path(__file__).parent).encode() not in content
 
 
 @pytest.mark.slow

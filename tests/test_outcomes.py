@@ -1,11 +1,13 @@
 """The images that separate two networks are found, counted, and shown on the page."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
 from outcome_files import ATTACK, COUNT, two_runs
 
+from irp_jax.data.npz import REQUIRED, load_npz
 from irp_jax.errors import UserError
 from irp_jax.report import html as pages
 from irp_jax.report.collect import collect
@@ -77,6 +79,15 @@ def test_a_file_belongs_to_its_network_wherever_it_is(files, tmp_path):
         ({"attack": np.array('{"name": "pgd"}')}, "lacks epsilon, images"),
         ({"attack": np.array("[")}, "cannot be read"),
         ({"images": None}, "was not written by"),
+        ({"images": np.zeros((COUNT, 4))}, r"shape \("),
+        ({"images": np.zeros((COUNT, 4, 4, 2))}, r"shape \("),
+        ({"images": np.full((COUNT, 4, 4, 3), np.nan)}, "no numbers"),
+        ({"images": np.array(["a"] * COUNT)}, "cannot be read"),
+        ({"images": np.zeros((COUNT, 5, 4, 3))}, "different shapes"),
+        ({"labels": np.full(COUNT, -1)}, "not as expected"),
+        ({"broken_by": np.zeros(COUNT, int)}, "not as expected"),
+        ({"attack": np.array(json.dumps(ATTACK | {"epsilon": "x"}))}, "wrong type"),
+        ({"attack": np.array("[" * 10**5)}, "cannot be read"),
     ],
 )
 def test_what_cannot_be_compared_is_named(files, change, said):
@@ -86,7 +97,7 @@ def test_what_cannot_be_compared_is_named(files, change, said):
         separating(first, second)
     found = collect([first.parent, second.parent])
     assert len(found.runs) == 2 and not found.separations
-    assert len(found.notes) == (0 if "images" in change else 1)
+    assert len(found.notes) == (0 if change.get("images", 0) is None else 1)
 
 
 def test_a_damaged_file_is_named(files):
@@ -102,3 +113,27 @@ def test_a_damaged_file_is_named(files):
     second.write_bytes(damaged)
     with pytest.raises(UserError, match="cannot be read"):
         separating(first, second)
+
+
+HEADERS = {
+    "open": "{'descr': ('<i8', 'shape': (3,),", "nested": "{'descr': " + "[" * 9000,
+    "too large": "{'descr': '<i8', 'fortran_order': False, 'shape': (10**14,), }",
+    "no integer": "{'descr': '<i8', 'fortran_order': False, 'shape': (10**40,), }",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+def test_arrays_with_a_false_header_are_refused_everywhere(files, tmp_path, header):
+    (first, _), (second, _) = files
+    text = header.replace("10**14", f"{10**14}").replace("10**40", f"{10**40}").encode() + b"\n"
+    false = b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text
+    for name in (second, tmp_path / "data.npz"):
+        with zipfile.ZipFile(name, "w") as file:
+            for key in ("labels", "images", "predictions", "broken_by", *REQUIRED):
+                file.writestr(f"{key}.npy", false)
+    with pytest.raises(UserError, match="cannot be read"):
+        separating(first, second)
+    assert len(collect([first.parent, second.parent]).notes) == 1
+    with pytest.raises(UserError, match=r"data\.npz") as error:
+        load_npz(str(tmp_path / "data.npz"))
+    assert "\n" not in str(error.value)

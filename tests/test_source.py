@@ -88,6 +88,17 @@ def test_a_data_set_of_a_folder_and_its_path_train_the_same_network(quick_runs, 
     assert "dataset_sha256" in loaded.results["identity"]
 
 
+def test_arrays_are_not_taken_for_a_folder_of_the_same_name(quick_runs, tmp_path, monkeypatch):
+    images, labels = np.random.default_rng(0).random((64, 8, 8, 1)), np.arange(64) % 2
+    arrays = irp.from_arrays(images, labels, images, labels)
+    settings = dict(budget=0.5, epochs=1, batch_size=16, progress=False)
+    expected = irp.train("resnet8", arrays, **settings).results["network_sha256"]
+    (tmp_path / "arrays" / "train").mkdir(parents=True)
+    (tmp_path / "arrays" / "train" / "list.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    assert irp.train("resnet8", arrays, **settings).results["network_sha256"] == expected
+
+
 def test_a_damaged_image_ends_a_run_with_one_line(quick_runs, folder, tmp_path):
     damaged = folder / "train" / "bee" / "002.jpg"
     damaged.write_bytes(damaged.read_bytes()[:300])

@@ -182,18 +182,41 @@ def test_a_damaged_file_is_refused(tmp_path):
             artifact.load(path)
 
 
+def test_a_file_whose_operators_lack_inputs_is_refused():
+    pytest.importorskip("ai_edge_litert")
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    model, graph, operator = schema.ModelT(), schema.SubGraphT(), schema.OperatorT()
+    code, tensors = schema.OperatorCodeT(), [schema.TensorT() for _ in range(2)]
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.SUB
+    for tensor in tensors:
+        tensor.shape, tensor.name, tensor.buffer = [1, 2], "t", 0
+    operator.inputs, operator.outputs = [0], [1]  # a difference of one tensor
+    graph.tensors, graph.operators, graph.inputs, graph.outputs = tensors, [operator], [0], [1]
+    model.version, model.buffers = 3, [schema.BufferT()]
+    model.subgraphs, model.operatorCodes = [graph], [code]
+    builder = flatbuffers.Builder(0)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    with pytest.raises(UserError, match="LiteRT cannot run the file") as error:
+        artifact.from_bytes(bytes(builder.Output()), "tflite")
+    assert "\n" not in str(error.value)
+
+
 def test_a_converter_that_cannot_be_installed_leaves_nothing(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pip.py").write_text("open('was-run', 'w')")  # of a stranger
     killed = converter.folder().parent / "unfinished-by-another"
     killed.mkdir(parents=True)
     with pytest.raises(UserError, match="PIP_FIND_LINKS") as caught:
         converter.install()
     assert "\n" not in str(caught.value)
     assert capsys.readouterr().err.count("\n") == 1
-    assert not converter.folder().exists()
+    assert not converter.folder().exists() and not (tmp_path / "was-run").exists()
     left = [path for path in converter.folder().parent.iterdir() if path.name != ".lock"]
     assert left == []
 

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import io
-import zipfile
 from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from irp_jax import files, hosts
 from irp_jax.attacks.attack import Attack
 from irp_jax.attacks.trials import Outcome
-from irp_jax.errors import UserError
+from irp_jax.errors import DAMAGED_NPZ, UserError
 
 
 class Answers(NamedTuple):
@@ -246,7 +245,7 @@ def read(path: Path, name: str, answers: Answers) -> EvaluationState | None:
             seconds=tuple(float(time) for time in arrays["seconds"]),
             unverified=tuple(int(count) for count in arrays["unverified"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGED_NPZ as error:
         raise UserError(f"{path} is damaged ({error}): remove it to start again") from error
     alike = all(_close(arrays.get(part), answer) for part, answer in answers._asdict().items())
     if found != name or not alike:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, get_args
 
 from irp_jax.config.fields import at_least, one_of, positive, share
+from irp_jax.data.folders import LARGEST_SIDE
 from irp_jax.pruning.cost import Kind
 from irp_jax.pruning.masks import Granularity
 
@@ -57,9 +58,6 @@ WIDEST = 64
 
 MOST = 10**6
 """Upper bound of settings that are counted in int32. It is far below 2**31."""
-
-LARGEST_SIDE = 4096
-"""Largest `Config.image_size`, in pixels."""
 
 LARGEST_CUTOUT = 4096
 """Largest `Config.cutout`, in pixels. It is larger than the side of any image here."""

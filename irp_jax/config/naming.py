@@ -27,17 +27,22 @@ def settings(config: Config) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in LOCAL and value != ""}
 
 
-def identity(config: Config) -> dict[str, Any]:
+def identity(config: Config, *, in_memory: bool = False) -> dict[str, Any]:
     """Returns the identity of a run: its non-default settings and digests of the user's files.
 
     A setting that a later version adds has its default in older runs, so their identities do not
     change. Values are normalised: 0.04M, 40k and 0.040M are one budget.
+
+    Args:
+        config: of the run.
+        in_memory: whether the data set is given as arrays, so that `config.dataset` is no path.
     """
     fields = normalised(settings(config))
-    if config.dataset.endswith(".npz") and Path(config.dataset).is_file():
-        fields["dataset_sha256"] = files.sha256(Path(config.dataset))
-    if data.is_folder(config.dataset):
-        fields["dataset_sha256"] = data.folder_digest(config.dataset)
+    path = "" if in_memory else config.dataset
+    if path.endswith(".npz") and Path(path).is_file():
+        fields["dataset_sha256"] = files.sha256(Path(path))
+    if data.is_folder(path):
+        fields["dataset_sha256"] = data.folder_digest(path)
     if config.latency_table and Path(config.latency_table).is_file():
         fields["latency_table_sha256"] = files.sha256(Path(config.latency_table))
     source = Path(config.model.partition(":")[0])
@@ -53,6 +58,8 @@ def normalised(fields: Mapping[str, Any]) -> dict[str, Any]:
     if "budget" in fields:
         amount, absolute = parse_budget(fields["budget"])
         fields["budget"] = f"{amount / 1e3:.12g}k" if absolute else f"{amount:.12g}"
+    if len(fields.get("dataset", "")) > 1:  # shells complete the name of a folder with a slash
+        fields["dataset"] = fields["dataset"].rstrip("/")
     if fields.get("channels"):  # their order has no meaning
         fields["channels"] = write_channels(parse_channels(fields["channels"]))
     return {

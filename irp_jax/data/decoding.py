@@ -25,8 +25,8 @@ def decode(path: Path, side: int, random: np.random.Generator | None = None) -> 
     """Returns the pixels of an image file.
 
     Args:
-        path: a JPEG or PNG file with 8 bits for each channel. Grey images become colour images, and
-            transparency is ignored.
+        path: a JPEG or PNG file. Grey images become colour images, and transparency is ignored.
+            Of a colour PNG with 16 bits a channel, the upper 8 are used; a grey one is refused.
         side: height and width of the result.
         random: draws the part of the image that is kept: a share of the area that is uniform in
             [`SMALLEST`, 1], with sides in a ratio of up to `STRETCH`, at a uniform place. None
@@ -63,7 +63,7 @@ def decode(path: Path, side: int, random: np.random.Generator | None = None) -> 
                 (side, side), Image.Resampling.BILINEAR, box=scaled
             )
             return np.asarray(pixels)
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except FileNotFoundError as error:
         raise UserError(f"{path} is gone: restore it and give the same command again") from error

@@ -27,6 +27,9 @@ _log = logging.getLogger(__name__)
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 
+LARGEST_SIDE = 4096
+"""Largest height and width to which images are brought, in pixels."""
+
 IN_MEMORY = 2**30
 """Largest number of bytes of the held-out images, and of the test images: 7,133 images of 224 x
 224, or 87,381 of 64 x 64. An evaluation holds them in float32 as well."""
@@ -44,11 +47,16 @@ def open_folder(
 
     Returns:
         Training images, held-out images, test images, and the names of the classes. Held-out and
-        test images are at most `IN_MEMORY`, with the proportions of the classes kept.
+        test images are at most `IN_MEMORY`, with the proportions of the classes kept. They are in a
+        random order, always the same, so that the first ones are of all classes.
 
     Raises:
-        UserError: the folder does not have that layout.
+        UserError: the folder does not have that layout, or the size is wrong.
     """
+    if isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= LARGEST_SIDE:
+        raise UserError(
+            f"--image-size must be a whole number up to {LARGEST_SIDE}, got {side!r}: 224 is usual"
+        )
     root = Path(path)
     if not (root / "train").is_dir():
         raise UserError(
@@ -80,7 +88,7 @@ def open_folder(
         if wanted > most:
             _log.warning("%s", f"{most:,} images are held out and not {wanted:,}: {_WHY}")
         train, held_out = hold_out(train, min(most, wanted))
-    return train, held_out, test, classes
+    return train, _mixed(held_out), _mixed(test), classes
 
 
 def load_folder(path: str, side: int, validation_fraction: float) -> Dataset:
@@ -160,6 +168,11 @@ def _images(folder: str) -> list[os.DirEntry]:
     if not found:
         raise UserError(f"{folder} holds no images: put some into it, or remove the class")
     return sorted(found, key=lambda entry: entry.name)
+
+
+def _mixed(split: FileSplit) -> FileSplit:
+    """Returns the images in a random order, always the same."""
+    return split.take(np.random.RandomState(0).permutation(len(split)))
 
 
 _WHY = "they are kept in memory"

@@ -58,7 +58,9 @@ def load(
     validation_size(validation_fraction, 1_000_000)  # refuse a bad fraction before any download
     check_name(name)
     if is_folder(name):
-        return load_folder(name, image_size or IMAGE_SIZE, validation_fraction)
+        return load_folder(
+            name, IMAGE_SIZE if image_size is None else image_size, validation_fraction
+        )
     train, validation, test, class_names = _load_splits(name, data_dir)
     if validation is None:
         train, validation = hold_out(train, validation_size(validation_fraction, len(train)))
@@ -88,21 +90,24 @@ def check_name(name: str) -> None:
         raise UserError(f"dataset {name} is not an .npz file: write one with numpy.savez")
 
 
-def default_augmentation(name: str, image_shape: tuple[int, int, int]) -> Augmentation:
+def default_augmentation(
+    name: str, image_shape: tuple[int, int, int], *, in_files: bool = False
+) -> Augmentation:
     """Returns the default augmentation of the training images.
 
     Args:
         name: a data set's name or path.
         image_shape: ``(H, W, C)`` of its images.
+        in_files: whether they are read from files when they are needed, as those of a folder.
 
     Returns:
-        The policy in `DATASETS`. Images of a folder are mirrored; they are cropped when they are
+        The policy in `DATASETS`. Images in files are mirrored; they are cropped when they are
         read. A user's arrays are cropped with a padding of 4 pixels if both sides are over 24
         pixels. They are never mirrored, because that may change the class.
     """
     if name in DATASETS:
         return DATASETS[name]
-    if is_folder(name):
+    if in_files:
         return Augmentation(flip=True)
     return Augmentation(crop_padding=4 if min(image_shape[:2]) > 24 else 0)
 

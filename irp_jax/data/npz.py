@@ -19,8 +19,6 @@ are rounded to the nearest of the 256 levels. ``numpy.savez`` writes such a file
 """
 
 import logging
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,7 +26,7 @@ import numpy as np
 
 from irp_jax.data.dataset import in_unit_range
 from irp_jax.data.splits import Split
-from irp_jax.errors import UserError
+from irp_jax.errors import DAMAGED_NPZ, UserError
 
 _log = logging.getLogger(__name__)
 
@@ -114,10 +112,10 @@ def _read(path: str) -> dict[str, np.ndarray]:
                 "with a plain dtype, images as uint8 and labels as int64"
             ) from error
         raise UserError(f"{path} is not an .npz file: write it with numpy.savez") from error
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise UserError(f"{path} is damaged ({error}): write it again with numpy.savez") from error
     except MemoryError as error:
         raise UserError(f"{path}: {name} does not fit into memory: store fewer images") from error
+    except DAMAGED_NPZ as error:
+        raise UserError(f"{path} is damaged ({error}): write it again with numpy.savez") from error
     wanted = [*REQUIRED, *(VALIDATION if any(name in arrays for name in VALIDATION) else ())]
     missing = [name for name in wanted if name not in arrays]
     if missing:

@@ -142,7 +142,9 @@ def _onnx(content: bytes, threads: int) -> Read:
         model = onnx.load_model_from_string(content)
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnx and onnxruntime raise many types
-        raise UserError(f"onnxruntime cannot run the file ({reason(error)})") from error
+        raise UserError(
+            f"onnxruntime cannot run the file ({reason(error)}): export the network again"
+        ) from error
     names = [each.name for each in (*session.get_inputs(), *session.get_outputs())]
     if names != [IMAGES, LOGITS]:
         raise UserError(

@@ -134,7 +134,8 @@ def _run_pip(packages: Path) -> None:
     # An environment made without pip uses the pip of the Python that it was made from.
     own = importlib.util.find_spec("pip") is not None
     python = sys.executable if own else getattr(sys, "_base_executable", sys.executable)
-    command = [python, "-m", "pip", "install", "--quiet", "--no-input", "--no-user"]
+    # -P keeps the working folder off sys.path, so that a `pip.py` there is not run.
+    command = [python, "-P", "-m", "pip", "install", "--quiet", "--no-input", "--no-user"]
     command += ["--disable-pip-version-check", "--no-compile", "--require-hashes"]
     command += ["--only-binary=:all:", f"--target={packages}", f"--requirement={pins()}"]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

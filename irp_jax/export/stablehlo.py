@@ -1,7 +1,8 @@
 """Writes and reads functions as StableHLO. JAX can run them without the code of the model."""
 
+import contextlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +32,8 @@ def any_images(image_shape: Sequence[int]) -> jax.ShapeDtypeStruct:
 def serialized(function: Callable[..., Any], *shapes: Any) -> bytes:
     """Serializes a function and its gradient for all `PLATFORMS`, with `jax.export`.
 
+    The bytes name source files, but no folders of this machine.
+
     Args:
         function: a function of arrays. Arrays that it closes over are stored with it.
         *shapes: a pytree of `jax.ShapeDtypeStruct` for each argument. Sizes may be symbolic.
@@ -40,10 +43,23 @@ def serialized(function: Callable[..., Any], *shapes: Any) -> bytes:
     """
     from jax import export
 
-    exported = export.export(jax.jit(function), platforms=PLATFORMS)(*shapes)
-    content = bytes(exported.serialize(vjp_order=1))
+    with _without_folders():
+        exported = export.export(jax.jit(function), platforms=PLATFORMS)(*shapes)
+        content = bytes(exported.serialize(vjp_order=1))
     deserialized(content)
     return content
+
+
+@contextlib.contextmanager
+def _without_folders() -> Iterator[None]:
+    """Within the block, JAX notes names of source files without the folders of this machine."""
+    setting = "jax_hlo_source_file_canonicalization_regex"
+    before = getattr(jax.config, setting)
+    jax.config.update(setting, r".*[/\\]")
+    try:
+        yield
+    finally:
+        jax.config.update(setting, before)
 
 
 def deserialized(content: bytes) -> Any:

@@ -97,15 +97,17 @@ def load(content: bytes, threads: int = 0) -> tuple[Callable[[Any], Any], int, d
         model = schema.Model.GetRootAs(content, 0)
         nodes, facts = model.Subgraphs(0).OperatorsLength(), _metadata(model)
         signatures = list(runner.get_signature_list().values())
+        runner.allocate_tensors()
     except Exception as error:  # LiteRT raises many types
-        raise UserError(f"LiteRT cannot run the file ({reason(error)})") from error
+        raise UserError(
+            f"LiteRT cannot run the file ({reason(error)}): export the network again"
+        ) from error
     if signatures != [{"inputs": [IMAGES], "outputs": [LOGITS]}] or facts is None:
         raise UserError(
             f"the LiteRT file does not have the input {IMAGES} and the output {LOGITS}, or lacks "
             f"metadata: give a file that bin/export wrote"
         )
     (given,), (returned,) = runner.get_input_details(), runner.get_output_details()
-    runner.allocate_tensors()
 
     def one(image: np.ndarray) -> np.ndarray:
         runner.set_tensor(given["index"], image[None])

@@ -1,5 +1,6 @@
 """What results of a run must have to be shown, and what is added to those of older versions."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Mapping
@@ -81,7 +82,11 @@ NAMES: dict[type, str] = {dict: "a JSON object", list: "a list", str: "a string"
 
 def is_number(value: Any) -> bool:
     """Returns whether a value of JSON is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    with contextlib.suppress(OverflowError):  # a whole number that no float can hold
+        return math.isfinite(value)
+    return False
 
 
 def _wrong_setting(config: Mapping[str, Any]) -> str:

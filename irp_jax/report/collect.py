@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from irp_jax.errors import UserError
+from irp_jax.errors import DAMAGED_NPZ, UserError
 from irp_jax.report import checking, outcomes
 from irp_jax.report.outcomes import Examples, Outcomes, Separation, separating
 from irp_jax.report.tables import Results
@@ -259,7 +259,7 @@ def _outcomes(path: Path, notes: list[str]) -> tuple[Outcomes, Examples | None] 
     try:
         found = outcomes.read(path)
         return None if found is None else (found, outcomes.examples(found))
-    except outcomes.UNREADABLE as error:
+    except DAMAGED_NPZ as error:
         notes.append(f"{path} cannot be read: {error}")
         return None
 

@@ -11,23 +11,17 @@ holds and the other falls.
 import dataclasses
 import hashlib
 import json
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
-from irp_jax.errors import UserError
+from irp_jax.errors import DAMAGED_NPZ, UserError
+from irp_jax.report.checking import is_number
 
 FEW = 8
 """Largest number of images of a kind that are read to be shown."""
-
-UNREADABLE = (
-    OSError, ValueError, KeyError, IndexError, TypeError, EOFError, BadZipFile, zlib.error,
-)  # fmt: skip
-"""What numpy raises for a damaged file."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -177,7 +171,7 @@ def _read(place: Outcomes | str | Path) -> Outcomes:
         return place
     try:
         found = read(Path(place))
-    except UNREADABLE as error:
+    except DAMAGED_NPZ as error:
         raise UserError(f"{place} cannot be read: {error}") from error
     if found is None:
         raise UserError(f"{place} was not written by bin/evaluate --save-adversarial")
@@ -194,13 +188,15 @@ def _shown(
         return ()
     try:
         with open(fallen.path, "rb") as whole, np.load(whole) as file:
-            natural, adversarial = file["natural"][places] / 255, file["images"][places]
+            adversarial, natural = _pictures(file, places)
+            if natural is None:
+                raise ValueError("it has no natural images")
         labels = ours.called(ours.labels[places])
         pairs = [
             list(zip(*map(one.called, (one.natural[places], one.predictions[places])), strict=True))
             for one in (ours, theirs)
         ]
-    except UNREADABLE as error:
+    except DAMAGED_NPZ as error:
         raise UserError(f"{fallen.path} cannot be read: {error}") from error
     return tuple(
         Separating(
@@ -215,7 +211,7 @@ def read(path: Path) -> Outcomes | None:
     """Reads a file of `bin/evaluate --save-adversarial`; returns None for another file.
 
     Raises:
-        one of `UNREADABLE`: the file is damaged.
+        one of `DAMAGED_NPZ`: the file is damaged.
     """
     # numpy leaves a damaged file open if it opens it itself.
     with open(path, "rb") as whole, np.load(whole) as file:
@@ -224,6 +220,10 @@ def read(path: Path) -> Outcomes | None:
         labels, predictions, fell_to = (file[key] for key in ("labels", "predictions", "broken_by"))
         if not labels.shape == predictions.shape == fell_to.shape == (len(labels),):
             raise ValueError("its arrays have different lengths")
+        if labels.dtype.kind not in "iu" or predictions.dtype.kind not in "iu":
+            raise ValueError("its classes are no whole numbers")
+        if np.minimum(labels, predictions).min(initial=0) < 0 or fell_to.dtype.kind != "U":
+            raise ValueError("its classes or its names of attacks are not as expected")
         fell = fell_to == "natural"
         digest = None
         if "natural" in file.files:
@@ -251,22 +251,44 @@ def _attack(file: Mapping[str, np.ndarray]) -> dict[str, Any] | None:
     needed = {"name", "images"} | ({"epsilon"} if found["name"] != "none" else set())
     if not needed <= set(found):
         raise ValueError(f"its attack lacks {', '.join(sorted(needed - set(found)))}")
+    if not isinstance(found["name"], str) or not all(
+        is_number(found[k]) for k in needed - {"name"}
+    ):
+        raise ValueError("its attack has values of a wrong type")
     return dict(found)
+
+
+def _pictures(
+    file: Mapping[str, np.ndarray], chosen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Returns the chosen adversarial and natural images, which can be drawn.
+
+    Raises:
+        one of `DAMAGED_NPZ`: they cannot.
+    """
+    adversarial = file["images"][chosen]
+    natural = file["natural"][chosen] / 255 if "natural" in file else None
+    for pixels in (adversarial,) if natural is None else (adversarial, natural):
+        if pixels.ndim != 4 or pixels.shape[-1] not in (1, 3) or 0 in pixels.shape:
+            raise ValueError(f"its images have the shape {pixels.shape}, not (N, H, W, 1 or 3)")
+        if pixels.shape != adversarial.shape or not np.isfinite(pixels).all():
+            raise ValueError("its images have different shapes, or pixels that are no numbers")
+    return adversarial, natural
 
 
 def examples(found: Outcomes) -> Examples | None:
     """Reads the first images that the attack broke; returns None if there are none.
 
     Raises:
-        one of `UNREADABLE`: the file is damaged.
+        one of `DAMAGED_NPZ`: the file is damaged.
     """
     chosen = np.flatnonzero(~found.holds & (found.fell_to != "natural"))[:FEW]
     if not len(chosen):
         return None
     with open(found.path, "rb") as whole, np.load(whole) as file:
+        adversarial, natural = _pictures(file, chosen)
         return Examples(
-            name=found.path.name, adversarial=file["images"][chosen],
-            natural=file["natural"][chosen] / 255 if "natural" in file.files else None,
+            name=found.path.name, adversarial=adversarial, natural=natural,
             labels=found.called(found.labels[chosen]),
             predictions=found.called(found.predictions[chosen]),
         )  # fmt: skip

@@ -42,7 +42,7 @@ def prepare(
     config = dataclasses.replace(config, budget=str(config.budget))
     given = {"model": model, "dataset": dataset}
     configs.check(config, [name for name, value in given.items() if value is not None])
-    identity = configs.identity(config)
+    identity = configs.identity(config, in_memory=dataset is not None)
     if dataset is not None:
         identity["dataset_sha256"] = data.digest(dataset)
     found = dataset or data.load(

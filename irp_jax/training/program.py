@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from irp_jax import attacks, data
 from irp_jax.config import AVERAGE
-from irp_jax.data import Augmentation
+from irp_jax.data import Augmentation, FileSplit
 from irp_jax.quantization import emulated
 from irp_jax.training import defenses
 from irp_jax.training import optimizer as optimizers
@@ -86,5 +86,8 @@ def make_teacher(setup: Setup, progress: Progress, resident: Resident) -> Teache
 def _augmentation(setup: Setup) -> Augmentation:
     """Returns the random augmentation of training images."""
     config = setup.config
-    usual = data.default_augmentation(config.dataset, setup.dataset.image_shape)
+    usual = data.default_augmentation(
+        config.dataset, setup.dataset.image_shape,
+        in_files=isinstance(setup.dataset.train, FileSplit),
+    )  # fmt: skip
     return dataclasses.replace(usual, cutout=config.cutout)
