@@ -45,7 +45,8 @@ def extras_of(arguments):
     needed = {name: name in logs for name in ("tensorboard", "wandb")}
     needed["litert"] = "tflite" in words
     named = [word[len("--dataset=") :] for word in arguments if word.startswith("--dataset=")]
-    named += [after for flag, after in zip(arguments, arguments[1:]) if flag == "--dataset"]
+    after = range(1, len(arguments))
+    named += [arguments[n] for n in after if arguments[n - 1] == "--dataset"]
     needed["folders"] = any(os.path.isdir(os.path.expanduser(name)) for name in named)
     return [name for name, is_needed in needed.items() if is_needed]
 
