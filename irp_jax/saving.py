@@ -40,8 +40,9 @@ def packed(network: "Network", *, function: bool | None = None) -> dict[str, byt
 def _exported(network: "Network") -> bytes:
     """Returns (variables, any number of images) -> logits and its gradient as StableHLO."""
     from irp_jax.export import stablehlo
+    from irp_jax.export.tracing import any_images
 
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), network.variables
     )
-    return stablehlo.serialized(network.apply, shapes, stablehlo.any_images(network.image_shape))
+    return stablehlo.serialized(network.apply, shapes, any_images(network.image_shape))

@@ -13,7 +13,7 @@ COMMANDS = {
     "report": "show saved results as tables and plots",
     "describe": "show the channels, layers and cost of a network",
     "publish": "write a trained network with a model card, as a hub holds it",
-    "export": "write a trained network as one file (ONNX, StableHLO), and verify such a file",
+    "export": "write a trained network as one file (ONNX, LiteRT, StableHLO), and verify it",
     "latency": "measure the latency of a network's layers, for budgets of latency",
     "bench": "time a training step and compare it with PyTorch",
     "completion": "print a script that completes commands and flags in bash or zsh",

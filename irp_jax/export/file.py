@@ -16,6 +16,7 @@ import numpy as np
 from irp_jax import __version__, checkpoint, files
 from irp_jax.errors import UserError, reason, unknown
 from irp_jax.export import artifact, channels, marks, onnx, stablehlo, tflite
+from irp_jax.export.tracing import any_images
 from irp_jax.pruning.latency_table import MULTIPLE
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def serialized(
     if format == "tflite":
         return tflite.serialized(function, network.image_shape, metadata=about)
     try:
-        return stablehlo.serialized(function, stablehlo.any_images(network.image_shape))
+        return stablehlo.serialized(function, any_images(network.image_shape))
     except Exception as error:  # JAX raises many types here
         raise UserError(f"the network cannot be written as StableHLO ({reason(error)})") from error
 

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core as jex
 
-from irp_jax.errors import UserError, extra, reason, unknown
+from irp_jax.errors import UserError, extra, unknown
 from irp_jax.export import int8, rules
 from irp_jax.export.simplify import OnnxNodes, simplified
-from irp_jax.export.stablehlo import any_images
 from irp_jax.export.tensors import IMAGES, LOGITS, Tensors, Value, known
+from irp_jax.export.tracing import any_images, tracing
 from irp_jax.graph.program import Equation, Program, evaluate_alone, trace
 
 OPSET = 17
@@ -73,15 +73,8 @@ def serialized(
 
 def _traced(function: Function, image_shape: tuple[int, ...]) -> Program:
     images = any_images(image_shape)
-    try:
+    with tracing("any number of images"):
         return trace(lambda images: [function(images)], images)
-    except UserError:
-        raise
-    except Exception as error:  # JAX and networks raise many types here
-        raise UserError(
-            f"the network cannot be traced for any number of images ({reason(error)}): "
-            f"its code must not need the number of images as an integer, as in len(images)"
-        ) from error
 
 
 def check_installed() -> None:

@@ -2,11 +2,10 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -19,14 +18,6 @@ OUTSIDE = re.compile(r"custom_call|\b(?:infeed|outfeed|send|recv)\b")
 """Operations that reach outside of the function."""
 
 ALLOWED = re.compile(rf"custom_call @(?:{'|'.join(HARMLESS)})\b")
-
-
-def any_images(image_shape: Sequence[int]) -> jax.ShapeDtypeStruct:
-    """Returns the shape (N, H, W, C) float32 of any number of images, N symbolic."""
-    from jax import export
-
-    (count,) = export.symbolic_shape("n")
-    return jax.ShapeDtypeStruct((count, *image_shape), jnp.float32)
 
 
 def serialized(function: Callable[..., Any], *shapes: Any) -> bytes:

@@ -14,8 +14,8 @@ import numpy as np
 
 from irp_jax.errors import UserError, extra, reason
 from irp_jax.export import converter
-from irp_jax.export.stablehlo import any_images
 from irp_jax.export.tensors import IMAGES, LOGITS
+from irp_jax.export.tracing import any_images, tracing
 
 IDENTIFIER = b"TFL3"
 """Bytes 4 to 7 of a LiteRT model."""
@@ -60,15 +60,8 @@ def serialized(
     # sets it to 1.
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     images = any_images(image_shape) if symbolic else images
-    try:
+    with tracing("LiteRT"):
         exported = export.export(jax.jit(function), platforms=("cpu",))(images)
-    except UserError:
-        raise
-    except Exception as error:  # JAX and networks raise many types here
-        raise UserError(
-            f"the network cannot be traced for LiteRT ({reason(error)}): its "
-            f"code must not need the number of images as an integer, as in len(images)"
-        ) from error
     return converter.convert(exported.mlir_module_serialized, image_shape, metadata or {})
 
 
