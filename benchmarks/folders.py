@@ -25,8 +25,8 @@ from irp_jax.cli.flags import parse
 from irp_jax.cli.run import main, publishable
 from irp_jax.config import Config
 from irp_jax.data import Dataset, FileSplit
-from irp_jax.inference import inference
 from irp_jax.report.terminal import Terminal
+from irp_jax.trained.inference import inference
 from irp_jax.training import loop, progress, source
 from irp_jax.training.methods import METHODS
 from irp_jax.training.plan import make_plan

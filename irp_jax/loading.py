@@ -7,13 +7,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from irp_jax import checkpoint, hub, layout
+from irp_jax import checkpoint
 from irp_jax.errors import UserError, reason
 from irp_jax.graph import ChannelGraph
-from irp_jax.inference import deployed, inference, network_params
 from irp_jax.network import Network
 from irp_jax.pruning import masks
-from irp_jax.record import (
+from irp_jax.trained import hub, layout
+from irp_jax.trained.inference import deployed, inference, network_params
+from irp_jax.trained.record import (
     cost_report,
     described,
     model_of,

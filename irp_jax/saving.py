@@ -1,18 +1,14 @@
 """Saves a trained network: makes the files that `layout` writes."""
 
-from typing import TYPE_CHECKING
-
 import jax
 import numpy as np
 
-from irp_jax import layout
 from irp_jax.errors import UserError, reason
+from irp_jax.trained import layout
+from irp_jax.trained.network import TrainedNetwork
 
-if TYPE_CHECKING:
-    from irp_jax.network import Network
 
-
-def packed(network: "Network", *, function: bool | None = None) -> dict[str, bytes]:
+def packed(network: TrainedNetwork, *, function: bool | None = None) -> dict[str, bytes]:
     """Returns the files that `Network.save` writes: name -> content.
 
     Args:
@@ -37,7 +33,7 @@ def packed(network: "Network", *, function: bool | None = None) -> dict[str, byt
     return layout.packed(record, network.variables, exported)
 
 
-def _exported(network: "Network") -> bytes:
+def _exported(network: TrainedNetwork) -> bytes:
     """Returns (variables, any number of images) -> logits and its gradient as StableHLO."""
     from irp_jax.export import stablehlo
     from irp_jax.export.tracing import any_images

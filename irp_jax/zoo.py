@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from irp_jax import checkpoint, files, hub, layout, loading, network
+from irp_jax import checkpoint, files, loading, network
 from irp_jax.errors import UserError
 from irp_jax.export import file as export
 from irp_jax.export import onnx
 from irp_jax.paths import public_results
-from irp_jax.record import scheme_of
 from irp_jax.report.card import model_card
 from irp_jax.report.robustbench import Paper, robustbench
 from irp_jax.results import NEEDED
 from irp_jax.saving import packed
+from irp_jax.trained import hub, layout
+from irp_jax.trained.record import scheme_of
 
 
 def publish(

@@ -17,12 +17,13 @@ import pytest
 from PIL import Image
 
 import irp_jax
-from irp_jax import config, layout
+from irp_jax import config
 from irp_jax.cli import bench, describe, evaluate, export, latency, publish, report, run, sweep
 from irp_jax.config import Config
 from irp_jax.quantization import Quantization
 from irp_jax.report.card import model_card
 from irp_jax.report.robustbench import Paper, robustbench
+from irp_jax.trained import layout
 from irp_jax.training.progress import network_record
 
 ROOT = Path(__file__).parent.parent

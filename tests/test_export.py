@@ -21,10 +21,10 @@ from irp_jax.cli import run
 from irp_jax.errors import UserError
 from irp_jax.export import onnx as exporting
 from irp_jax.export import stablehlo, verify
-from irp_jax.inference import inference
 from irp_jax.models import VGG, DenseNet, MobileNetV2, ResNet, WideResNet, mobilenet
 from irp_jax.pruning import compaction
-from irp_jax.record import cost_report
+from irp_jax.trained.inference import inference
+from irp_jax.trained.record import cost_report
 
 ZOO = Path(__file__).parents[1] / "results" / "zoo" / "resnet20-digits-0.16"
 SHAPE = (8, 8, 3)

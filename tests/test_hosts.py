@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from folder_data import make_folder
 
-from irp_jax import hosts, layout
+from irp_jax import hosts
 from irp_jax.errors import UserError
+from irp_jax.trained import layout
 
 ROOT = Path(__file__).parent.parent
 

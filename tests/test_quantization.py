@@ -16,10 +16,10 @@ from irp_jax import draws, traced
 from irp_jax.cli import export
 from irp_jax.errors import UserError
 from irp_jax.export import artifact
-from irp_jax.inference import inference
 from irp_jax.network import Network
 from irp_jax.quantization import Quantization, calibrate, fake
-from irp_jax.record import cost_report
+from irp_jax.trained.inference import inference
+from irp_jax.trained.record import cost_report
 
 SHAPE = (8, 8, 3)
 

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from irp_jax import config as configs
 from irp_jax import files
-from irp_jax.claims import Claim, Claims
+from irp_jax.cli.claims import Claim, Claims
 from irp_jax.cli.commands import Commands
 from irp_jax.cli.one_run import Wanted, collect, collected, is_complete, train_and_attack
 from irp_jax.config import Config

@@ -7,24 +7,19 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.tree_util import Partial
 
-from irp_jax import attacks, checkpoint, data, evaluation, files, hosts, loading, parallel
+from irp_jax import attacks, checkpoint, evaluation, files, hosts, loading, parallel
 from irp_jax.attacks import AttackName, AttackSpec, Norm
 from irp_jax.cli.flags import parse
 from irp_jax.cli.run import ABOUT_HOSTS, join, main, publishable, take_hosts
 from irp_jax.config import EVALUATED_ON, fraction
-from irp_jax.data.augmentation import to_float
 from irp_jax.errors import UserError, extra, unknown
 from irp_jax.network import Network
-from irp_jax.record import scheme_of
 from irp_jax.report.terminal import (
     Terminal,
     attack_table,
@@ -32,6 +27,8 @@ from irp_jax.report.terminal import (
     curve_table,
     result_table,
 )
+from irp_jax.trained.images import images_of
+from irp_jax.trained.record import scheme_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,7 +125,7 @@ def evaluate(arguments: list[str]) -> None:
     if options.out is not None:
         files.write_json(Path(options.out), results)
     if options.save_adversarial is not None:
-        _save_adversarial(Path(options.save_adversarial), found, results, terminal)
+        _save_adversarial(Path(options.save_adversarial), found, results["attack"], terminal)
     _remove_states(options, found)
     _show(options, results, terminal)
 
@@ -144,7 +141,7 @@ def _check(options: Options) -> None:
         if Path(saving).suffix != ".npz":
             raise UserError(f"--save-adversarial must name an .npz file, got {saving}")
         with extra("plots"):  # a missing extra is reported before the attack
-            import irp_jax.report.plots  # noqa: F401
+            import irp_jax.report.adversarial  # noqa: F401
     for place in (options.out, saving):
         if place is not None:
             files.check_place(Path(place))
@@ -156,7 +153,10 @@ def _measure(options: Options, net: Network, terminal: Terminal) -> Measured:
     attacked = [radius for radius in radii if radius > 0] if options.epsilons else radii
     specs = [spec_of(options, radius) for radius in attacked]
     dataset = options.dataset or net.record["trained"]["dataset"]
-    images, labels = _test_set(options, net, dataset, terminal.warn)
+    images, labels = images_of(
+        net, options.dataset, data_dir=options.data_dir, split=options.split, warn=terminal.warn
+    )  # fmt: skip
+    images, labels = images[: options.images], labels[: options.images]
     if options.corruptions:  # too small images are refused before the attack
         with extra("data"):
             from irp_jax.data import corruptions
@@ -287,45 +287,6 @@ def spec_of(options: Options, epsilon: float) -> AttackSpec:
     )
 
 
-def _test_set(
-    options: Options, net: Network, name: str, warn: Callable[[str], None]
-) -> tuple[np.ndarray, np.ndarray]:
-    # This folder may be of another machine. It is used only if it exists, and is never made.
-    trained_on = net.record["trained"]["data_dir"]
-    if options.dataset is None and name not in data.DATASETS and not Path(name).exists():
-        raise UserError(f"it was trained on {name}, which is not here: give --dataset=PATH")
-    known = trained_on is not None and Path(trained_on).expanduser().is_dir()
-    there = trained_on if known else None
-    held_out = options.split == "validation"
-    trained = net.record["trained"]
-    if held_out and not trained.get("held_out"):
-        raise UserError(
-            f"{options.checkpoint} held out no images, or did not record which: give --split=test"
-        )
-    share = trained["validation"] if held_out else 0.0
-    dataset = data.load(
-        name, data_dir=options.data_dir or there, validation_fraction=share,
-        image_size=net.image_shape[0],
-    )  # fmt: skip
-    if held_out and data.split_digest(dataset.validation) != trained["held_out"]:
-        raise UserError(
-            f"the images held out of {name} are not those of the run, so it may have learned from "
-            f"them: give the --dataset that it was trained on, or --split=test"
-        )
-    if (dataset.image_shape, dataset.num_classes) != (net.image_shape, len(net.class_names)):
-        raise UserError(
-            f"{name} has images {dataset.image_shape} of {dataset.num_classes} classes, not "
-            f"{net.image_shape} of {len(net.class_names)} as in training: choose another --dataset"
-        )
-    net.check_classes(dataset)
-    tested = trained.get("tested")  # older versions did not record it
-    same_name = Path(name).name == Path(trained["dataset"]).name
-    if not held_out and same_name and tested and tested != data.split_digest(dataset.test):
-        warn(f"the test images or labels of {name} have changed since the run")
-    split = dataset.validation if held_out else dataset.test
-    return split.images[: options.images], split.labels[: options.images]
-
-
 def _devices(options: Options, images: np.ndarray) -> tuple[Mesh, int]:
     """Returns the mesh of the devices used, and how many images they attack at once."""
     if options.batch_size is not None:
@@ -362,51 +323,15 @@ def _accuracies(spec: AttackSpec, report: attacks.AttackReport) -> dict[str, flo
 
 
 def _save_adversarial(
-    path: Path, found: Measured, results: dict[str, Any], terminal: Terminal
+    path: Path, found: Measured, attack: dict[str, Any], terminal: Terminal
 ) -> None:
-    """Writes PATH.npz, and PATH.png with some adversarial examples if there are any."""
-    net, report = found.network, found.reports[-1]
-    chosen = np.flatnonzero((report.broken_by != "") & (report.broken_by != "natural"))[:8]
-    predict = functools.partial(
-        attacks.predict,
-        Partial(net.apply, net.variables),
-        batch_size=found.mesh.size * 64,
-        mesh=found.mesh,
-    )
-    guess = predict(report.adversarial).argmax(-1)
-    arrays = {
-        "images": report.adversarial,
-        "natural": found.images,
-        "class_names": np.array(net.class_names),
-        "labels": found.labels,
-        "predictions": guess,
-        "is_robust": report.is_robust,
-        "broken_by": report.broken_by,
-        "attack": np.array(json.dumps(results["attack"])),
-        "network_sha256": np.array(results["network_sha256"]),
-    }
-    files.write_whole(path, lambda file: np.savez_compressed(file, **arrays))
-    picture = path.with_suffix(".png")
-    drawn = ""
-    names, images = net.class_names, found.images[chosen]
-    if len(chosen):
-        natural = predict(np.asarray(to_float(jnp.asarray(images)))).argmax(-1)
-    if not hosts.is_first():
-        return
-    picture.unlink(missing_ok=True)  # a picture of an earlier command shows other images
-    if len(chosen):
-        from irp_jax.report import plots
+    from irp_jax.report import adversarial
 
-        plots.adversarial_picture(
-            images / 255,
-            report.adversarial[chosen],
-            [names[k] for k in natural],
-            [names[k] for k in guess[chosen]],
-            picture,
-        )
-        drawn = f", some drawn in {picture}"
+    picture, apart = adversarial.save(
+        path, found.network, found.images, found.labels, found.reports[-1], attack, found.mesh
+    )
+    drawn = "" if picture is None else f", some drawn in {picture}"
     terminal.note(f"adversarial images written to {path}{drawn}")
-    apart = int(((guess == found.labels) != report.is_robust).sum())
     if apart:
         terminal.warn(f"the prediction for {apart} of them differs in batches of another size")
 

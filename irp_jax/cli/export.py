@@ -14,9 +14,10 @@ from irp_jax.cli.run import main, publishable
 from irp_jax.errors import UserError, unknown
 from irp_jax.export import artifact
 from irp_jax.quantization import IMAGES, SCHEMES, calibration_images
-from irp_jax.record import scheme_of
 from irp_jax.report.export import verify_table
 from irp_jax.report.terminal import plain_console
+from irp_jax.trained.images import images_of
+from irp_jax.trained.record import scheme_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,13 +153,8 @@ def _verify(arguments: list[str]) -> None:
     file = artifact.load(options.artifact)  # errors in it show before the data are loaded
     net = loading.load(options.checkpoint, console.print, model=options.model)
     exporting.check_network(file, net, options.artifact)
-    trained = net.record["trained"]
-    there = options.data_dir or trained["data_dir"]
-    found = data.load(
-        options.dataset or trained["dataset"], data_dir=there, image_size=net.image_shape[0]
-    )
-    net.check_classes(found)
-    images, labels = found.test.images[: options.images], found.test.labels[: options.images]
+    images, labels = images_of(net, options.dataset, data_dir=options.data_dir)
+    images, labels = images[: options.images], labels[: options.images]
     began = time.perf_counter()
     report = exporting.verify(
         options.artifact, net, (images, labels), model=options.model, epsilon=options.epsilon,
@@ -167,7 +163,7 @@ def _verify(arguments: list[str]) -> None:
     )  # fmt: skip
     results = {
         "model": net.name,
-        "dataset": found.name,
+        "dataset": options.dataset or net.record["trained"]["dataset"],
         **report,
         "cost": net.cost,
         "seed": options.seed,

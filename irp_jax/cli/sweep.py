@@ -14,7 +14,7 @@ from rich.console import Console
 from irp_jax import config as configs
 from irp_jax import files, parallel
 from irp_jax.attacks import AttackName, AttackSpec
-from irp_jax.claims import STALE_S, Claims
+from irp_jax.cli.claims import STALE_S, Claims
 from irp_jax.cli.commands import Commands
 from irp_jax.cli.dispatch import Dispatch
 from irp_jax.cli.flags import parse, take_flag

@@ -3,7 +3,7 @@
 import functools
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,17 +13,14 @@ from jax.tree_util import Partial
 from irp_jax import attacks, checkpoint, parallel
 from irp_jax.attacks.inputs import check_set
 from irp_jax.attacks.trials import trial_keys
-from irp_jax.data import Dataset
-from irp_jax.data import load as load_data
 from irp_jax.errors import UserError
 from irp_jax.export import artifact as artifacts
 from irp_jax.export.artifact import Artifact
 from irp_jax.export.file import serialized, with_zero_channels
 from irp_jax.export.timing import measured
 from irp_jax.quantization import Quantization
-
-if TYPE_CHECKING:
-    from irp_jax.network import Network
+from irp_jax.trained.images import Images, images_of
+from irp_jax.trained.network import TrainedNetwork
 
 BATCH = 256
 """Batch size for file and network."""
@@ -31,8 +28,8 @@ BATCH = 256
 
 def verify(
     artifact: str | Path,
-    network: "Network",
-    data: Dataset | tuple[Any, Any] | str | None = None,
+    network: TrainedNetwork,
+    data: Images = None,
     *,
     model: Any = None,
     epsilon: float | None = None,
@@ -85,7 +82,7 @@ def verify(
         raise UserError(f"steps must be at least 1, got {steps}")
     file = artifacts.load(artifact, threads=threads)
     check_network(file, network, artifact)
-    images, labels = _images(network, data)
+    images, labels = check_set(*images_of(network, data))
     threat = attacks.linf(network.epsilon if epsilon is None else epsilon)
     rounded, network = (
         file_network(file, network, model),
@@ -119,7 +116,7 @@ def verify(
 
 
 def _beside(
-    file: Artifact, network: "Network", is_rounded: bool, model: Any, threads: int
+    file: Artifact, network: TrainedNetwork, is_rounded: bool, model: Any, threads: int
 ) -> dict[str, Artifact]:
     """Returns files to compare size and latency with: name -> file of the same format and layout.
 
@@ -141,7 +138,9 @@ def _beside(
     }  # fmt: skip
 
 
-def file_network(file: Artifact, network: "Network", model: Any = None) -> "Network | None":
+def file_network(
+    file: Artifact, network: TrainedNetwork, model: Any = None
+) -> TrainedNetwork | None:
     """Returns the network that computes in JAX as an 8-bit file does; None for other files.
 
     Raises:
@@ -159,7 +158,7 @@ def file_network(file: Artifact, network: "Network", model: Any = None) -> "Netw
 
 def _compared(
     name: str,
-    network: "Network",
+    network: TrainedNetwork,
     file: Artifact,
     there: np.ndarray,
     images: np.ndarray,
@@ -198,7 +197,7 @@ def _compared(
     }
 
 
-def check_network(file: Artifact, network: "Network", path: str | Path) -> None:
+def check_network(file: Artifact, network: TrainedNetwork, path: str | Path) -> None:
     """Checks that a file was exported from a network.
 
     Args:
@@ -309,27 +308,6 @@ def _pgd(
         state = run(images=jnp.asarray(images[rows]), labels=jnp.asarray(labels[rows]))
         found.append(np.asarray(state.worst.image))
     return np.concatenate(found)[: len(images)]
-
-
-def _images(
-    network: "Network", data: Dataset | tuple[Any, Any] | str | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the images (N, H, W, C) float32 in [0, 1] and labels (N,) int32 to compare on."""
-    if data is None:
-        data = network.record["trained"]["dataset"]
-    if isinstance(data, str):
-        data = load_data(data, image_size=network.image_shape[0])
-    if isinstance(data, Dataset):
-        network.check_classes(data)
-        given = data.test.images, data.test.labels
-    elif isinstance(data, tuple) and len(data) == 2:
-        given = data
-    else:
-        raise UserError(f"data must be a data set or (images, labels), got {type(data).__name__}")
-    images, labels = check_set(*given)
-    if images.shape[1:] != network.image_shape:
-        raise UserError(f"images are {images.shape[1:]}, the network takes {network.image_shape}")
-    return images, labels
 
 
 def _accuracy(logits: np.ndarray, labels: np.ndarray) -> float:

@@ -8,7 +8,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,9 +18,7 @@ from irp_jax.errors import UserError, reason, unknown
 from irp_jax.export import artifact, channels, marks, onnx, stablehlo, tflite
 from irp_jax.export.tracing import any_images
 from irp_jax.pruning.latency_table import MULTIPLE
-
-if TYPE_CHECKING:
-    from irp_jax.network import Network
+from irp_jax.trained.network import TrainedNetwork
 
 FORMATS = ("onnx", "tflite", "stablehlo")
 
@@ -31,7 +29,7 @@ either way, and the difference grows from layer to layer."""
 
 
 def write(
-    network: "Network",
+    network: TrainedNetwork,
     path: str | Path,
     format: str = "onnx",
     *,
@@ -88,7 +86,7 @@ def check_asked(path: Path, format: str, layout: str) -> None:
     files.check_place(path)
 
 
-def with_zero_channels(network: "Network", multiple: int, model: Any) -> "Network":
+def with_zero_channels(network: TrainedNetwork, multiple: int, model: Any) -> TrainedNetwork:
     """Returns the network with zero channels, up to multiples of `multiple` in each group.
 
     Returns the network unchanged if `multiple` is 1, if its channel graph is not known, or if zero
@@ -106,7 +104,7 @@ def with_zero_channels(network: "Network", multiple: int, model: Any) -> "Networ
 
 
 def serialized(
-    network: "Network",
+    network: TrainedNetwork,
     format: str = "onnx",
     *,
     layout: str = "NHWC",
@@ -144,7 +142,7 @@ def serialized(
         raise UserError(f"the network cannot be written as StableHLO ({reason(error)})") from error
 
 
-def metadata(network: "Network", layout: str) -> dict[str, str]:
+def metadata(network: TrainedNetwork, layout: str) -> dict[str, str]:
     """Returns the metadata of a file, key -> text.
 
     It has `natural_accuracy` and `pgd_accuracy`, in [0, 1] on the test images, if the results of
@@ -172,7 +170,7 @@ def metadata(network: "Network", layout: str) -> dict[str, str]:
     return {key: str(value) for key, value in facts.items()}
 
 
-def check(network: "Network", written: "artifact.Artifact") -> None:
+def check(network: TrainedNetwork, written: "artifact.Artifact") -> None:
     """Checks that a file computes the same logits as its network, on two random images.
 
     Raises:

@@ -2,13 +2,11 @@
 
 import html
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from irp_jax.network import Network
+from irp_jax.trained.network import TrainedNetwork
 
 
-def network_tables(network: "Network") -> str:
+def network_tables(network: TrainedNetwork) -> str:
     """Returns small tables in HTML: cost, accuracy if known, and what was kept."""
     cost, dense = network.cost, network.record["groups"]
     costs = [

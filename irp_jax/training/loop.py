@@ -18,8 +18,8 @@ import numpy as np
 
 from irp_jax import attacks, evaluation, files, parallel
 from irp_jax.errors import UserError
-from irp_jax.inference import deployed, inference
-from irp_jax.record import cost_report
+from irp_jax.trained.inference import deployed, inference
+from irp_jax.trained.record import cost_report
 from irp_jax.training import guard
 from irp_jax.training.logs import Log
 from irp_jax.training.plan import threat_at

@@ -10,8 +10,8 @@ from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.data import Dataset, FileSplit
 from irp_jax.errors import UserError
-from irp_jax.inference import inference
 from irp_jax.pruning.latency_table import MULTIPLE
+from irp_jax.trained.inference import inference
 from irp_jax.training import source, teacher
 from irp_jax.training.methods import METHODS
 from irp_jax.training.plan import Plan, make_plan

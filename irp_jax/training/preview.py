@@ -15,7 +15,7 @@ from irp_jax import data, draws, latency, parallel, traced
 from irp_jax.config import Config
 from irp_jax.data.official import OFFICIAL
 from irp_jax.pruning import cost, uniform
-from irp_jax.record import cost_report
+from irp_jax.trained.record import cost_report
 from irp_jax.training import source
 from irp_jax.training.methods import METHODS, Width
 from irp_jax.training.plan import Plan, make_plan

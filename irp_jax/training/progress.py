@@ -14,13 +14,13 @@ from irp_jax.config import Config
 from irp_jax.data import Dataset
 from irp_jax.errors import UserError
 from irp_jax.graph import ChannelGraph
-from irp_jax.inference import network_params
 from irp_jax.network import Network
 from irp_jax.pruning import sparse
 from irp_jax.pruning.latency_table import MULTIPLE
 from irp_jax.quantization import Quantization
-from irp_jax.record import quantization_of
 from irp_jax.traced import TracedModel
+from irp_jax.trained.inference import network_params
+from irp_jax.trained.record import quantization_of
 from irp_jax.training import defenses
 from irp_jax.training.defenses import Choice
 from irp_jax.training.divergence import LossRecord

@@ -5,9 +5,9 @@ import dataclasses
 import jax
 
 from irp_jax import draws, parallel
-from irp_jax.inference import deployed
 from irp_jax.quantization import calibrate, calibration_images
-from irp_jax.record import cost_report
+from irp_jax.trained.inference import deployed
+from irp_jax.trained.record import cost_report
 from irp_jax.training.progress import Progress, Reporter, Setup
 from irp_jax.training.state import freeze
 

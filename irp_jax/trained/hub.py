@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from irp_jax import layout
 from irp_jax.errors import UserError, extra, reason
+from irp_jax.trained import layout
 
 PREFIX = "hf-hub:"
 

@@ -1,0 +1,1 @@
+"""A trained network without what is done with it: its function, arrays, record and files."""
