@@ -1,77 +1,22 @@
 """Runs the rules on a program: derives the axes of every variable, and finds the layers.
 
 A layer is a contraction: a convolution or a matrix product. If one operand depends on the images
-and the other does not, the other operand is the kernel. The kernel is traced back to the parameter
-that it is computed from. Masks multiply that parameter along its contracted axes. So every
-operation between the parameter and the contraction must map zeros to zeros.
+and the other does not, the other operand is the kernel. `provenance` traces the kernel back to the
+parameter that it is computed from.
 """
 
-import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from irp_jax.graph.axes import Axis, divided, is_whole, keep, root, tie
+from irp_jax.graph.axes import Axis, divided, keep, root, tie
 from irp_jax.graph.channels import Window
+from irp_jax.graph.contraction import Contraction, macs_of
 from irp_jax.graph.program import Atom, Equation, Program
+from irp_jax.graph.provenance import Provenance
 from irp_jax.graph.rules import POSITIONS, RULES, Axes, opaque, plain
-
-ZERO_STAYS = frozenset(
-    {
-        "abs", "asinh", "atan", "convert_element_type", "copy", "copy_p", "erf", "name",
-        "expm1", "integer_pow", "log1p", "mul", "neg", "reduce_precision", "sign", "sin",
-        "sinh", "square", "stop_gradient", "tan", "tanh", "optimization_barrier",
-        "sharding_constraint",
-    }
-)  # fmt: skip
-"""Elementwise operations whose output is zero wherever an input is zero."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """The parameter that an array was computed from, and how their axes correspond.
-
-    Attributes:
-        name: the parameter's name.
-        axes: for each axis of the array, the parameter's axis; None if none corresponds.
-    """
-
-    name: str
-    axes: tuple[int | None, ...]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Contraction:
-    """A layer, as the analysis finds it.
-
-    Attributes:
-        kind: "conv", "dense", or "matmul" of two activations.
-        origin: the parameter that operations which keep zeros turn into the kernel; None if there
-            is none.
-        kernel: the axes of the kernel; for a product without a kernel, the contracted axes.
-        reads: which axes of the kernel are contracted with the input's channels.
-        writes: which axes of the kernel become the output's channels.
-        around: the other axes that the layer is computed along, such as height and width, without
-            the batch axis.
-        where: the module or source line, for messages.
-        source: the first parameter that the kernel is computed from; "" if there is none.
-        module: the module that the layer is in; "" outside of modules.
-        window: the window of a convolution.
-    """
-
-    kind: Literal["conv", "dense", "matmul"]
-    origin: Origin | None
-    kernel: Axes
-    reads: tuple[int, ...]
-    writes: tuple[int, ...]
-    around: Axes
-    where: str
-    source: str = ""
-    module: str = ""
-    window: Window | None = None
 
 
 class Analysis:
@@ -104,12 +49,7 @@ class Analysis:
         self.axes: dict[int, Axes] = {}
         self.contractions: list[Contraction] = []
         self._under_way: set[int] = set()
-        self._seen: set[int] = {program.inputs[i] for i in images}
-        self._origins: dict[int, Origin] = {
-            program.inputs[i]: Origin(name, tuple(range(len(inputs[i]))))
-            for i, name in parameters.items()
-        }
-        self._sources: dict[int, str] = {program.inputs[i]: n for i, n in parameters.items()}
+        self._provenance = Provenance(program, parameters, images)
         self._run(program, inputs)
         self.outputs = [self._of(atom) for atom in program.outputs]
 
@@ -124,18 +64,7 @@ class Analysis:
         for equation in program.equations:
             outputs = self._apply(equation)
             self.axes.update(zip(equation.outputs, outputs, strict=True))
-            if any(isinstance(atom, int) and atom in self._seen for atom in equation.inputs):
-                self._seen.update(equation.outputs)
-            sources = [
-                self._sources[atom]
-                for atom in equation.inputs
-                if isinstance(atom, int) and atom in self._sources
-            ]
-            if sources:
-                self._sources.update(dict.fromkeys(equation.outputs, sources[0]))
-            origin = self._origin(equation)
-            if origin is not None:
-                self._origins[equation.outputs[0]] = origin
+            self._provenance.follow(equation, self._of)
 
     def _apply(self, equation: Equation) -> list[Axes]:
         inputs = [self._of(atom) for atom in equation.inputs]
@@ -177,12 +106,12 @@ class Analysis:
         if id(call) in self._under_way:  # the call's own derivative rule calls it
             _tie_all([self.axes[v] for v in body.inputs], inputs)
             return [self._of(atom) for atom in body.outputs]
-        self._hand_on(equation.inputs, body.inputs)
+        self._provenance.hand_on(equation.inputs, body.inputs)
         self._run(body, inputs)
         outputs = [self._of(atom) for atom in body.outputs]
         if jvp is not None:
             self._under_way.add(id(call))
-            self._hand_on(equation.inputs * 2, jvp.inputs)
+            self._provenance.hand_on(equation.inputs * 2, jvp.inputs)
             met = len(self.contractions)
             self._run(jvp, inputs * 2)
             del self.contractions[met:]
@@ -190,22 +119,9 @@ class Analysis:
             _tie_all(outputs * 2, [self._of(atom) for atom in jvp.outputs])
         return outputs
 
-    def _hand_on(self, atoms: Sequence[Atom], variables: Sequence[int]) -> None:
-        """Passes what is known of a call's arguments on to the inputs of its program."""
-        for atom, variable in zip(atoms, variables, strict=True):
-            if self._depends(atom):
-                self._seen.add(variable)
-            if isinstance(atom, int) and atom in self._origins:
-                self._origins[variable] = self._origins[atom]
-            if isinstance(atom, int) and atom in self._sources:
-                self._sources[variable] = self._sources[atom]
-
-    def _depends(self, atom: Atom) -> bool:
-        return isinstance(atom, int) and atom in self._seen
-
     def _kernel(self, equation: Equation) -> int | None:
         """Returns which input of a contraction is its kernel; None if it has no kernel."""
-        left, right = (self._depends(atom) for atom in equation.inputs)
+        left, right = (self._provenance.depends_on_images(atom) for atom in equation.inputs)
         if left == right:
             return None
         return 1 if left else 0
@@ -273,7 +189,11 @@ class Analysis:
         )
         kernel = self._kernel(equation)
         if kernel is None:
-            why = "two activations" if self._depends(equation.inputs[0]) else "parameters alone"
+            why = (
+                "two activations"
+                if self._provenance.depends_on_images(equation.inputs[0])
+                else "parameters alone"
+            )
             for index in contracted[0]:
                 keep(left[index], f"a product of {why} sums over it in {where}")
             axes = tuple(left[index] for index in contracted[0])
@@ -312,7 +232,7 @@ class Analysis:
     ) -> None:
         """Adds a layer; `own` are the axes of the output that the kernel has as well."""
         atom = equation.inputs[side]
-        origin = self._origins.get(atom) if isinstance(atom, int) else None
+        origin = self._provenance.origin(atom)
         for index in reads:
             if origin is None or origin.axes[index] is None:
                 keep(kernel[index], f"the kernel that reads it is computed, in {equation.where}")
@@ -330,69 +250,11 @@ class Analysis:
                 writes=writes,
                 around=around,
                 where=equation.where,
-                source=self._sources.get(atom, "") if isinstance(atom, int) else "",
+                source=self._provenance.source(atom),
                 module=equation.module,
                 window=window,
             )
         )
-
-    def _as_wide(self, origin: Origin, atom: Atom, shape: tuple[int, ...]) -> Origin:
-        """Returns an array's origin without the axes whose size differs in the given shape."""
-        before = self.program.shape(atom)
-        if len(before) != len(shape):
-            return origin
-        return Origin(
-            origin.name,
-            tuple(
-                axis if had == has else None
-                for axis, had, has in zip(origin.axes, before, shape, strict=True)
-            ),
-        )
-
-    def _origin(self, equation: Equation) -> Origin | None:
-        """Returns the origin of an equation's output; None unless the operation keeps zeros."""
-        known = [
-            (place, self._origins[atom])
-            for place, atom in enumerate(equation.inputs)
-            if isinstance(atom, int) and atom in self._origins
-        ]
-        if not known or len(equation.outputs) != 1 or equation.call is not None:
-            return None
-        shape = self.program.avals[equation.outputs[0]].shape
-        if equation.name in ("mul", "div"):  # zeros are lost along a broadcast axis
-            known = [
-                (place, self._as_wide(origin, equation.inputs[place], shape))
-                for place, origin in known
-            ]
-        place, origin = max(known, key=lambda pair: sum(a is not None for a in pair[1].axes))
-        if equation.name == "integer_pow" and equation.params["y"] <= 0:
-            return None
-        if equation.name in ZERO_STAYS or (equation.name == "div" and place == 0):
-            return origin if len(origin.axes) == len(shape) else None
-        before = self.program.shape(equation.inputs[place])
-        if equation.name == "slice":
-            return self._as_wide(origin, equation.inputs[place], shape)
-        if equation.name == "transpose":
-            return Origin(
-                origin.name, tuple(origin.axes[i] for i in equation.params["permutation"])
-            )
-        if equation.name in ("reshape", "squeeze", "expand_dims"):
-            wide = [axis for axis, size in zip(origin.axes, before, strict=True) if size != 1]
-            if [s for s in before if s != 1] != [s for s in shape if s != 1]:
-                return None
-            return Origin(origin.name, tuple(wide.pop(0) if s != 1 else None for s in shape))
-        if equation.name == "broadcast_in_dim":
-            axes: list[int | None] = [None] * len(shape)
-            for index, to in enumerate(equation.params["broadcast_dimensions"]):
-                if before[index] == shape[to]:
-                    axes[to] = origin.axes[index]
-            return Origin(origin.name, tuple(axes))
-        if equation.name == "rev" and all(
-            before[i] == 1 or is_whole(self._of(equation.inputs[place])[i])
-            for i in equation.params["dimensions"]
-        ):
-            return origin
-        return None
 
 
 def _tie_all(some: Sequence[Axes], others: Sequence[Axes]) -> None:
@@ -415,32 +277,3 @@ def _constant(value: Any) -> Axes:
         )
         for axis, size in enumerate(value.shape)
     )
-
-
-def macs_of(source: Any) -> int:
-    """Returns the multiply-accumulates of a JAX equation and of the functions that it calls.
-
-    The body of a `scan` counts once per iteration, that of a loop of unknown length once.
-    """
-    shapes = [getattr(variable.aval, "shape", ()) for variable in source.invars]
-    if source.primitive.name == "conv_general_dilated":
-        out = math.prod(source.outvars[0].aval.shape)
-        return (
-            out * math.prod(shapes[1]) // shapes[1][source.params["dimension_numbers"].rhs_spec[0]]
-        )
-    if source.primitive.name == "dot_general":
-        (contracted, _), _ = source.params["dimension_numbers"]
-        out = math.prod(source.outvars[0].aval.shape)
-        return out * math.prod(shapes[0][axis] for axis in contracted)
-    total = sum(
-        macs_of(inner)
-        for value in jax.tree.leaves(list(source.params.values()))
-        for inner in getattr(getattr(value, "jaxpr", value), "eqns", ())
-    )
-    return total * source.params["length"] if source.primitive.name == "scan" else total
-
-
-def positions(axes: Sequence[Axis]) -> tuple[int, list[Axis]]:
-    """Returns the product of the sizes of fixed axes, and the axes that may shrink."""
-    fixed = math.prod(axis.size for axis in axes if is_whole(axis))
-    return fixed, [axis for axis in axes if not is_whole(axis)]

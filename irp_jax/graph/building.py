@@ -11,9 +11,10 @@ import numpy as np
 
 from irp_jax import draws
 from irp_jax.errors import UserError
-from irp_jax.graph.analysis import Analysis, Contraction, positions
+from irp_jax.graph.analysis import Analysis
 from irp_jax.graph.axes import BATCH, Axis, is_whole, keep, leaves, reason, root, tie
 from irp_jax.graph.channels import Arrays, ChannelGraph, Layer, Whole, solve
+from irp_jax.graph.contraction import Contraction, positions
 from irp_jax.graph.extent import Extent, axis_of, extent_of
 from irp_jax.graph.program import Program, fingerprint, is_alike, trace
 
