@@ -28,7 +28,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from irp_jax import files, parallel
+from irp_jax import files, machine
 from irp_jax.cli.flags import parse
 from irp_jax.cli.run import main, publishable
 from irp_jax.cli.train import train
@@ -114,7 +114,7 @@ def bench(arguments: list[str]) -> None:
         "cases": len(rows), "kills": sum(len(row["kills"]) for row in rows), "identical": same,
         "seconds_uninterrupted": {kind: round(seconds, 1) for kind, (seconds, _) in whole.items()},
         "flags": {kind: [*FLAGS, *more] for kind, more in KINDS.items()},
-        "runs": rows, "environment": parallel.describe(), "commit": commit,
+        "runs": rows, "environment": machine.describe(), "commit": commit,
         "command": publishable("python -m benchmarks.faults", arguments),
     }  # fmt: skip
     files.write_json(Path(options.out), report)

@@ -20,12 +20,12 @@ from PIL import Image
 from rich.console import Console
 
 from irp_jax import config as configs
-from irp_jax import data, files, parallel, traced
+from irp_jax import data, files, machine, parallel, traced
 from irp_jax.cli.flags import parse
 from irp_jax.cli.run import main, publishable
 from irp_jax.config import Config
 from irp_jax.data import Dataset, FileSplit
-from irp_jax.report.terminal import Terminal
+from irp_jax.report.console.terminal import Terminal
 from irp_jax.trained.inference import inference
 from irp_jax.training import loop, progress, source
 from irp_jax.training.methods import METHODS
@@ -81,7 +81,7 @@ def folders(arguments: list[str]) -> None:
     for name, figures in found.items():
         console.print(f"{name}: {figures}")
     if options.out:
-        settings = {**dataclasses.asdict(options), "environment": parallel.describe()}
+        settings = {**dataclasses.asdict(options), "environment": machine.describe()}
         command = publishable("python -m benchmarks.folders", arguments)
         files.write_json(Path(options.out), {"command": command, **settings, "found": found})
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jax.tree_util import Partial
 
-from irp_jax import attacks, data, loading, models, network, parallel, traced
+from irp_jax import attacks, data, loading, machine, models, network, parallel, traced
 from irp_jax.benchmark import torch_device, torch_resnet
 from irp_jax.errors import UserError
 
@@ -225,7 +225,7 @@ def _sum(slices: list[Found]) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """The machine and the versions, PyTorch's too."""
-    return parallel.describe() | {
+    return machine.describe() | {
         "torch": torch.__version__, "torch_device": torch_device.device(),
         "threads": torch.get_num_threads(),
     }  # fmt: skip

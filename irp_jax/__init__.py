@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from irp_jax.api import (
         describe,
         from_arrays,
+        html_report,
         load,
         load_data,
         load_model,
@@ -36,6 +37,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "describe": "irp_jax.api",
     "from_arrays": "irp_jax.api",
+    "html_report": "irp_jax.api",
     "load": "irp_jax.api",
     "load_data": "irp_jax.api",
     "load_model": "irp_jax.api",
@@ -50,7 +52,7 @@ _PLACES = {
 
 __all__ = [
     "ChannelGraph", "Config", "Dataset", "Network", "UserError", "__version__", "attacks", "data",
-    "describe", "from_arrays", "hosts", "latency", "load", "load_data", "load_model",
+    "describe", "from_arrays", "hosts", "html_report", "latency", "load", "load_data", "load_model",
     "measure_latency", "models", "train",
 ]  # fmt: skip
 

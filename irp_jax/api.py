@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from irp_jax import checkpoint, data, hosts, loading, models, parallel, traced
+from irp_jax import checkpoint, data, hosts, loading, machine, models, traced
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.data import Dataset, FileSplit
-from irp_jax.errors import UserError, in_python, unknown
+from irp_jax.errors import UserError, extra, in_python, unknown
 from irp_jax.export.measure import measure
 from irp_jax.graph import ChannelGraph
 from irp_jax.network import Network
 from irp_jax.pruning.latency_table import LatencyTable
-from irp_jax.report.terminal import Terminal
+from irp_jax.report.console.terminal import Terminal
 from irp_jax.training import experiment
 
 Callback = Callable[[dict[str, Any]], None]
@@ -140,7 +140,7 @@ def train(
     >>> small(np.zeros((2, 8, 8, 1), np.uint8)).shape
     (2, 10)
     """
-    parallel.configure()
+    machine.configure()
     checkpoint.quiet()
     _check_given(model, dataset, config, workdir, callback)
     name = dataset if isinstance(dataset, str) else dataset.name
@@ -277,6 +277,27 @@ load_model = load
 """`load` under the name that RobustBench and others use."""
 
 
+@in_python
+def html_report(runs: Any, path: str | Path) -> tuple[str, ...]:
+    """Writes the results of runs to one HTML page, which needs no network connection.
+
+    Args:
+        runs: for each, the folder of a run, a folder of results, a JSON file, or the results of a
+            network, which are `Network.results`. One need not be in a list.
+        path: the .html file to write. An existing file is replaced.
+
+    Returns:
+        A line for each file or run that could not be used or is incomplete. The page shows them.
+
+    Raises:
+        UserError: no results were found, the file cannot be written, or the extra `plots` is not
+            installed.
+    """
+    with extra("plots"):
+        from irp_jax.report.page import html
+    return html.page(runs, path).notes
+
+
 def _check_given(model: Any, dataset: Any, config: Any, workdir: Any, callback: Any) -> None:
     """Checks the types of the arguments of `train`."""
     if model is None:
@@ -336,6 +357,6 @@ class _Reporter(Terminal):
 
 
 __all__ = [
-    "Callback", "describe", "from_arrays", "load", "load_data", "load_model", "measure_latency",
-    "train",
+    "Callback", "describe", "from_arrays", "html_report", "load", "load_data", "load_model",
+    "measure_latency", "train",
 ]  # fmt: skip

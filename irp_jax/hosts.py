@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from irp_jax import parallel
+from irp_jax import machine
 from irp_jax.errors import UserError, reason
 
 P = ParamSpec("P")
@@ -61,7 +61,7 @@ def start(
         UserError: a value is missing or wrong, the port is in use, the coordinator is not reached,
             or the processes have different numbers of devices.
     """
-    parallel.configure()
+    machine.configure()
     if coordinator is None and processes is None and process is None:
         if not is_cluster():
             return

@@ -4,7 +4,7 @@ import dataclasses
 from importlib import metadata
 from pathlib import Path
 
-from irp_jax import files, parallel
+from irp_jax import files, machine
 from irp_jax.errors import UserError
 from irp_jax.pruning.latency_table import LatencyTable, from_json
 from irp_jax.traced import TracedModel
@@ -79,7 +79,7 @@ def attached(model: TracedModel, path: str | Path, device: str = "") -> tuple[Tr
 
 def device_of(runtime: str) -> str:
     """Returns the name of this machine's processor, or of the accelerator that JAX uses."""
-    here = parallel.describe()
+    here = machine.describe()
     on_cpu = runtime == "onnxruntime" or here["platform"] == "cpu"
     return str(here["processor"] if on_cpu else here["device"])
 

@@ -11,7 +11,7 @@ import browser
 import pytest
 from outcome_files import two_runs
 
-from irp_jax.report import html as pages
+from irp_jax.report.page import html as pages
 
 ROOT = Path(__file__).parent.parent
 AXE = os.environ.get("AXE_CORE")

@@ -9,9 +9,10 @@ import pytest
 from run_results import result
 
 from irp_jax.errors import UserError
-from irp_jax.report import checking, html, tables
+from irp_jax.report import checking, tables
 from irp_jax.report.collect import collect
-from irp_jax.report.run_table import table
+from irp_jax.report.page import html
+from irp_jax.report.page.run_table import table
 
 RESULTS = Path(__file__).parent.parent / "results"
 ODD = (None, [1], {"a": None}, "x", -1, math.nan, 10**400)

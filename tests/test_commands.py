@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from irp_jax import parallel
+from irp_jax import machine
 from irp_jax.cli import commands
 from irp_jax.cli.commands import Commands
 from irp_jax.errors import UserError
@@ -35,7 +35,7 @@ def test_a_signal_that_is_ignored_stays_ignored():
 def test_a_command_begun_while_the_sweep_stops_is_stopped_too(tmp_path):
     running, log = Commands(), tmp_path / "of" / "log.txt"
     running.stopping.set()
-    before, (core, *_) = parallel.core_numbers(), parallel.core_numbers()
+    before, (core, *_) = machine.core_numbers(), machine.core_numbers()
     flags = ["--dataset=digits", "--epochs=1000", f"--workdir={tmp_path}/run"]
     with ThreadPoolExecutor(1) as pool:
         begun = pool.submit(running.run, "train", flags, log, {core})
@@ -47,7 +47,7 @@ def test_a_command_begun_while_the_sweep_stops_is_stopped_too(tmp_path):
                 child.kill()
     assert not running.running
     assert log.read_text() == "$ bin/train " + " ".join(flags) + "\n"
-    assert parallel.core_numbers() == before
+    assert machine.core_numbers() == before
 
 
 def test_the_error_of_a_command_is_its_own_last_one(tmp_path, monkeypatch):
@@ -58,7 +58,7 @@ def test_the_error_of_a_command_is_its_own_last_one(tmp_path, monkeypatch):
     assert commands.last_error(log, len(before)) == "in use by another run"
     assert commands.last_error(log, log.stat().st_size) is None
     with ThreadPoolExecutor(1) as pool:
-        cores = set(parallel.core_numbers())
+        cores = set(machine.core_numbers())
         running = pool.submit(Commands().run, "train", ["--budget=16"], log, cores)
         with pytest.raises(UserError, match=r"^budget must be in .* did you mean 0\.16"):
             running.result(timeout=60)

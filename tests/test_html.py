@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from run_results import result
 
+import irp_jax
 from irp_jax.cli import report as command
 from irp_jax.errors import UserError
-from irp_jax.report import charts
-from irp_jax.report import html as pages
 from irp_jax.report.collect import collect
+from irp_jax.report.page import charts
+from irp_jax.report.page import html as pages
 
 RESULTS = Path(__file__).parent.parent / "results"
 RUNS = ("tables/*seed0*", "comparison/*0.04M*hinge*", "trials_weights/*seed0-3*", "quickstart/*")
@@ -50,6 +51,15 @@ def written(tmp_path_factory):
     places = [path for pattern in RUNS for path in sorted(RESULTS.glob(pattern))]
     path = folder / "page.html"
     return path, pages.page([*places, folder / "mine"], path)
+
+
+def test_the_python_interface_writes_the_page_and_names_what_is_not_on_it(tmp_path):
+    (tmp_path / "damaged.json").write_text("{")
+    notes = irp_jax.html_report([result(0, 0.9), tmp_path / "damaged.json"], tmp_path / "a.html")
+    assert len(notes) == 1 and "damaged.json" in notes[0]
+    assert "<html" in (tmp_path / "a.html").read_text()
+    with pytest.raises(UserError, match=r"\.html"):
+        irp_jax.html_report(result(0, 0.9), tmp_path / "a.txt")
 
 
 class Numbers(html.parser.HTMLParser):

@@ -13,7 +13,7 @@ from run_results import result
 from irp_jax.cli import report as command
 from irp_jax.config import Config
 from irp_jax.errors import UserError
-from irp_jax.report import html, live
+from irp_jax.report.page import html, live
 
 
 def row(epoch):

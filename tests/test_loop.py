@@ -137,6 +137,7 @@ def test_the_checkpoint_alone_gives_the_network_that_was_reported(finished):
     report = evaluation.evaluate(net.apply, net.variables, test.images, test.labels, spec)
     assert report.natural == pytest.approx(results["accuracy"]["natural"], abs=0.003)
     assert report.robust == pytest.approx(results["accuracy"]["pgd"], abs=0.006)
+    assert saved.evaluate().accuracy == report.accuracy, "on the data set of the run"
 
 
 def evaluate(config, tmp_path, *flags):

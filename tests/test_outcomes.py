@@ -9,9 +9,9 @@ from outcome_files import ATTACK, COUNT, two_runs
 
 from irp_jax.data.npz import REQUIRED, load_npz
 from irp_jax.errors import UserError
-from irp_jax.report import html as pages
 from irp_jax.report.collect import collect
 from irp_jax.report.outcomes import separating
+from irp_jax.report.page import html as pages
 
 
 @pytest.fixture

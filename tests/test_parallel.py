@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from irp_jax import parallel
+from irp_jax import machine, parallel
 from irp_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 STEP = """
 import hashlib, json, jax, jax.numpy as jnp, numpy as np
 from irp_jax import parallel
-parallel.configure()
+machine.configure()
 mesh = parallel.mesh()
 images = parallel.place(np.linspace(0, 1, 8 * 64, dtype="float32").reshape(8, 64),
                         parallel.batch(mesh))
@@ -64,7 +64,7 @@ def run_step(cache: Path, **variables: str) -> tuple[int, str]:
 @pytest.mark.slow
 def test_compiled_programs_are_kept_and_change_no_bit(tmp_path: Path) -> None:
     count, cold = run_step(tmp_path)
-    assert count == parallel.cores()
+    assert count == machine.cores()
     entries = [path for path in tmp_path.rglob("*-cache") if "lambda" in path.name]
     assert len(entries) == 1
     stored = entries[0].read_bytes()
@@ -80,7 +80,7 @@ def test_compiled_programs_are_kept_and_change_no_bit(tmp_path: Path) -> None:
 )
 def test_the_users_own_device_count_is_kept(tmp_path: Path, variables: dict[str, str]) -> None:
     # An odd number of devices cannot share a batch of 8, so only the number is checked.
-    code = "import jax; from irp_jax import parallel; parallel.configure()"
+    code = "import jax; from irp_jax import parallel; machine.configure()"
     output = subprocess.check_output(
         [sys.executable, "-c", code + "; print(jax.device_count())"],
         env=os.environ
@@ -93,13 +93,13 @@ def test_the_users_own_device_count_is_kept(tmp_path: Path, variables: dict[str,
 
 def test_configure_leaves_a_running_jax_alone() -> None:
     assert jax.device_count() == 2
-    parallel.configure(cache=False)
+    machine.configure(cache=False)
     assert jax.device_count() == 2
 
 
 def test_no_cache_where_none_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "irp_jax").write_text("a file where the folder should go")
-    assert run_step(tmp_path)[0] == parallel.cores()
+    assert run_step(tmp_path)[0] == machine.cores()
 
 
 @given(st.integers(1, 4096))
@@ -173,11 +173,11 @@ def test_the_sum_over_a_batch_is_over_all_devices() -> None:
 
 
 def test_cores_are_those_this_process_may_use() -> None:
-    assert 1 <= parallel.cores() <= (os.cpu_count() or 1)
+    assert 1 <= machine.cores() <= (os.cpu_count() or 1)
 
 
 def test_describe_is_plain_and_names_no_host_user_or_path() -> None:
-    facts = parallel.describe()
+    facts = machine.describe()
     assert facts["jax"] == jax.__version__
     assert (facts["optax"], facts["numpy"]) == (optax.__version__, np.__version__)
     assert facts["device_count"] == 2

@@ -16,8 +16,9 @@ from irp_jax.cli import report as command
 from irp_jax.cli.run import main
 from irp_jax.config import Config
 from irp_jax.errors import UserError
-from irp_jax.report import fitting, tables, terminal, timing
-from irp_jax.report.terminal import Terminal, show_results
+from irp_jax.report import tables
+from irp_jax.report.console import fitting, terminal, timing
+from irp_jax.report.console.terminal import Terminal, show_results
 from irp_jax.training.plan import Plan
 
 RESULTS = Path(__file__).parent.parent / "results"

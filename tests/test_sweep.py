@@ -16,7 +16,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from irp_jax import config as configs
-from irp_jax import parallel
+from irp_jax import machine, parallel
 from irp_jax.cli import evaluate, one_run, publish, report, train
 from irp_jax.cli import sweep as sweep_command
 from irp_jax.cli.commands import Commands
@@ -312,7 +312,7 @@ def test_runs_that_share_an_accelerator_have_all_cores_and_no_more_memory_than_t
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "")
     monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE")
     sweep_command.sweep(["--config=mine.py", "--seeds=0,1", "--jobs=2"])
-    assert seen == [(set(parallel.core_numbers()), "false")] * 2
+    assert seen == [(set(machine.core_numbers()), "false")] * 2
 
 
 @pytest.mark.parametrize(("seeds", "shares"), [("0", [{0, 1, 2, 3}]), ("0,1", [{0, 1}, {2, 3}])])

@@ -94,9 +94,8 @@ def test_the_wheel_holds_the_package_and_the_configs(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = {str(path.relative_to(ROOT)) for path in ROOT.glob("irp_jax/**/*.py")}
     configs = {f"irp_jax/configs/{path.name}" for path in ROOT.glob("configs/*.py")}
-    page = {
-        f"irp_jax/report/{name}" for name in ("page.html.jinja", "page.css", "page.js", "live.js")
-    }
+    assets = ("page.html.jinja", "page.css", "page.js", "live.js")
+    page = {f"irp_jax/report/page/{name}" for name in assets}
     rest = {name for name in names if ".dist-info/" not in name}
     pins = "irp_jax/requirements/litert-converter.txt"
     assert rest == modules | configs | page | {"irp_jax/py.typed", pins}

@@ -5,7 +5,7 @@ import os
 import jax
 import torch
 
-from irp_jax import parallel
+from irp_jax import machine
 from irp_jax.errors import UserError
 
 AGREEMENT = {"cpu": 1e-4, "cuda": 1e-3}
@@ -21,7 +21,7 @@ def prepare() -> str:
     """
     # Otherwise JAX allocates most of a GPU's memory when it starts.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    torch.set_num_threads(parallel.cores())
+    torch.set_num_threads(machine.cores())
     return device()
 
 

@@ -18,13 +18,13 @@ import jax
 from rich.console import Console
 
 from irp_jax import config as configs
-from irp_jax import files, parallel
+from irp_jax import files, machine
 from irp_jax.cli.flags import parse
 from irp_jax.cli.run import main, publishable
 from irp_jax.config import Config
 from irp_jax.errors import UserError, unknown
-from irp_jax.report import timing
-from irp_jax.report.terminal import plain_console
+from irp_jax.report.console import timing
+from irp_jax.report.console.terminal import plain_console
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,10 +109,10 @@ def _measure(
             lambda done: status.update(f"round {done} of {options.rounds}"),
         )  # fmt: skip
     seconds = {name: t.wall for name, t in times.items()}
-    environment = parallel.describe() | {"load_average": load}
+    environment = machine.describe() | {"load_average": load}
     if device is not None:
         environment |= {
-            "torch": metadata.version("torch"), "torch_threads": parallel.cores(),
+            "torch": metadata.version("torch"), "torch_threads": machine.cores(),
             "torch_device": device,
         }  # fmt: skip
     return {
@@ -172,7 +172,7 @@ def _whole_run(path: Path, config: Config) -> float:
             f"{path} is of {model} at batch {batch_size}, not {config.model} at "
             f"{config.batch_size}: give --model={model} --batch-size={batch_size}"
         )
-    if device != (here := parallel.describe()["device"]):
+    if device != (here := machine.describe()["device"]):
         raise UserError(f"{path} is of a run on {device}, and this is {here}: give a run on it")
     return rate
 

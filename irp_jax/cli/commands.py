@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from irp_jax import parallel
+from irp_jax import machine
 from irp_jax.cli.parent import child_environment
 from irp_jax.errors import UserError
 
@@ -41,7 +41,7 @@ class Commands:
         Raises:
             UserError: the command failed; the message is the last error that it printed.
         """
-        parallel.stay_on(cores)  # a child process inherits the cores of the thread that starts it
+        machine.stay_on(cores)  # a child process inherits the cores of the thread that starts it
         log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, "a") as file:
             file.write("$ " + shlex.join([f"bin/{command}", *flags]) + "\n")

@@ -7,8 +7,8 @@ from irp_jax import traced
 from irp_jax.cli.flags import parse
 from irp_jax.cli.run import main
 from irp_jax.errors import UserError
-from irp_jax.report.graph import group_table, layer_table, summary, whole_table
-from irp_jax.report.terminal import plain_console
+from irp_jax.report.console.graph import group_table, layer_table, summary, whole_table
+from irp_jax.report.console.terminal import plain_console
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

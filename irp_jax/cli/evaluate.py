@@ -13,14 +13,14 @@ from typing import Any, Literal
 import numpy as np
 from jax.sharding import Mesh
 
-from irp_jax import attacks, checkpoint, evaluation, files, hosts, loading, parallel
+from irp_jax import attacks, checkpoint, evaluation, files, hosts, loading, machine, parallel
 from irp_jax.attacks import AttackName, AttackSpec, Norm
 from irp_jax.cli.flags import parse
 from irp_jax.cli.run import ABOUT_HOSTS, join, main, publishable, take_hosts
 from irp_jax.config import EVALUATED_ON, fraction
 from irp_jax.errors import UserError, extra, unknown
 from irp_jax.network import Network
-from irp_jax.report.terminal import (
+from irp_jax.report.console.terminal import (
     Terminal,
     attack_table,
     corruption_table,
@@ -199,7 +199,7 @@ def _results(options: Options, found: Measured, command: str) -> dict[str, Any]:
         "epochs": net.epoch,
         "network_sha256": checkpoint.digest(net.variables),
         "wall_time_s": round(found.seconds, 1),
-        "environment": parallel.describe(),
+        "environment": machine.describe(),
         "command": command,
         "commit": files.commit(),
     }

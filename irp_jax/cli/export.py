@@ -7,15 +7,15 @@ from typing import Literal
 
 import numpy as np
 
-from irp_jax import checkpoint, data, files, loading, network, parallel
+from irp_jax import checkpoint, data, files, loading, machine, network
 from irp_jax import export as exporting
 from irp_jax.cli.flags import parse
 from irp_jax.cli.run import main, publishable
 from irp_jax.errors import UserError, unknown
 from irp_jax.export import artifact
 from irp_jax.quantization import IMAGES, SCHEMES, calibration_images
-from irp_jax.report.export import verify_table
-from irp_jax.report.terminal import plain_console
+from irp_jax.report.console.terminal import plain_console
+from irp_jax.report.console.verification import verify_table
 from irp_jax.trained.images import images_of
 from irp_jax.trained.record import scheme_of
 
@@ -168,7 +168,7 @@ def _verify(arguments: list[str]) -> None:
         "cost": net.cost,
         "seed": options.seed,
         "wall_time_s": round(time.perf_counter() - began, 1),
-        "environment": {**parallel.describe(), **artifact.versions()},
+        "environment": {**machine.describe(), **artifact.versions()},
         "command": publishable("bin/export verify", arguments),
         "commit": files.commit(),
     }

@@ -13,8 +13,8 @@ from irp_jax.cli.flags import parse
 from irp_jax.cli.run import main
 from irp_jax.config import Config
 from irp_jax.export.measure import measure
-from irp_jax.report.latency import check_table, summary
-from irp_jax.report.terminal import plain_console
+from irp_jax.report.console.latency import check_table, summary
+from irp_jax.report.console.terminal import plain_console
 from irp_jax.training.preview import images_of
 
 

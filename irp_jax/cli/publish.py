@@ -6,8 +6,8 @@ from pathlib import Path
 from irp_jax import zoo
 from irp_jax.cli.flags import parse
 from irp_jax.cli.run import main
+from irp_jax.report.console.terminal import plain_console
 from irp_jax.report.robustbench import Paper
-from irp_jax.report.terminal import plain_console
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

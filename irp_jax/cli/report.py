@@ -13,9 +13,10 @@ from irp_jax import files
 from irp_jax.cli.flags import parse
 from irp_jax.cli.run import main
 from irp_jax.errors import UserError, extra
-from irp_jax.report import checking, timing
+from irp_jax.report import checking
+from irp_jax.report.console import timing
+from irp_jax.report.console.terminal import plain_console, show_results
 from irp_jax.report.tables import library_table, markdown
-from irp_jax.report.terminal import plain_console, show_results
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,7 +144,7 @@ def _follow(options: Options, places: list[Path]) -> None:
         if not place.exists():
             raise UserError(f"no file or folder {place}: start a run, or give its folder")
     with extra("plots"):
-        from irp_jax.report import live
+        from irp_jax.report.page import live
     console = plain_console()
     with live.serve(places, options.port) as address:
         print(f"{address} shows the page. Ctrl-C ends it; the runs go on.", flush=True)
@@ -154,7 +155,7 @@ def _follow(options: Options, places: list[Path]) -> None:
 def _page(places: list[Path], path: Path) -> None:
     """Writes the page, and names what is not on it."""
     with extra("plots"):
-        from irp_jax.report import html
+        from irp_jax.report.page import html
     found = html.page(places, path)
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)

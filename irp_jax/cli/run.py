@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from irp_jax import checkpoint, hosts, parallel
+from irp_jax import checkpoint, hosts, machine
 from irp_jax.cli import as_typed, stderr, stdout
 from irp_jax.cli.flags import take_flag
 from irp_jax.cli.parent import end_with_parent
@@ -74,7 +74,7 @@ def main(command: Callable[[list[str]], None]) -> None:
 
 def _run(command: Callable[[list[str]], None]) -> None:
     try:
-        parallel.configure()
+        machine.configure()
         checkpoint.quiet()
         command(sys.argv[1:])
     except BrokenPipeError:

@@ -12,7 +12,7 @@ from typing import Any, cast
 from rich.console import Console
 
 from irp_jax import config as configs
-from irp_jax import files, parallel
+from irp_jax import files, machine
 from irp_jax.attacks import AttackName, AttackSpec
 from irp_jax.cli.claims import STALE_S, Claims
 from irp_jax.cli.commands import Commands
@@ -23,7 +23,7 @@ from irp_jax.cli.one_run import Wanted, collected, is_complete
 from irp_jax.cli.run import main
 from irp_jax.config import Config
 from irp_jax.errors import UserError
-from irp_jax.report.terminal import plain_console, show_results
+from irp_jax.report.console.terminal import plain_console, show_results
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,10 +160,10 @@ def _shares_of_jobs(jobs: int, runs: int) -> list[set[int]]:
         jobs: how many at a time; 0 for as many as are sensible.
         runs: how many there are.
     """
-    on_cpu = not parallel.has_accelerator()
-    jobs = jobs or (min(parallel.cores(), runs) if on_cpu else 1)
+    on_cpu = not machine.has_accelerator()
+    jobs = jobs or (min(machine.cores(), runs) if on_cpu else 1)
     # `cores()` respects a CPU quota, which may allow fewer cores than there are.
-    cores = parallel.core_numbers()[: parallel.cores()]
+    cores = machine.core_numbers()[: machine.cores()]
     if on_cpu:
         return share_cores(cores, jobs)
     if jobs > 1:  # otherwise the first run preallocates most of the device's memory

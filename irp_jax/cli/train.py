@@ -7,8 +7,8 @@ from irp_jax import hosts
 from irp_jax.cli.flags import parse, take_flag
 from irp_jax.cli.run import ABOUT_HOSTS, join, main, publishable, take_hosts
 from irp_jax.config import Config
-from irp_jax.report import names
-from irp_jax.report.terminal import Terminal, cost_table, plain_console
+from irp_jax.report.console import names
+from irp_jax.report.console.terminal import Terminal, cost_table, plain_console
 from irp_jax.training import experiment
 from irp_jax.training.preview import Preview, preview
 

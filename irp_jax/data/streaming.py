@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from irp_jax import parallel
+from irp_jax import machine
 from irp_jax.data.decoding import decode
 from irp_jax.errors import extra
 
@@ -43,7 +43,7 @@ def read(
         random = None if keys is None else np.random.default_rng(keys[number].tolist())
         return decode(root / paths[number], side, random)
 
-    threads = min(MOST_THREADS, max(4, parallel.cores()))
+    threads = min(MOST_THREADS, max(4, machine.cores()))
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(ahead, threads))
     images = iter(grain.MapDataset.range(len(paths)).map(one).to_iter_dataset(options))
     try:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from irp_jax import attacks, checkpoint, parallel
+from irp_jax import attacks, checkpoint, machine
 from irp_jax.attacks.inputs import check_set
 from irp_jax.attacks.trials import trial_keys
 from irp_jax.errors import UserError
@@ -111,7 +111,7 @@ def verify(
             report["artifact"][f"{name}_bytes"] = other.size
         report["latency"] = measured({"compact": file, **beside}, images[:64], rounds=rounds)
         # JAX uses all cores.
-        report["threads"] = parallel.cores() if file.format == "stablehlo" else threads
+        report["threads"] = machine.cores() if file.format == "stablehlo" else threads
     return report
 
 

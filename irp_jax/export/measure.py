@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from irp_jax import __version__, parallel
+from irp_jax import __version__, machine
 from irp_jax.errors import UserError, unknown
 from irp_jax.export import layers, onnx
 from irp_jax.export.timing import in_turns
@@ -70,7 +70,7 @@ def measure(
         for name, value in (("threads", threads), ("multiple", multiple)):
             if value is not None:
                 raise UserError(f"--{name} is for onnxruntime: leave it out for {runtime}")
-        threads, multiple = parallel.cores(), 1
+        threads, multiple = machine.cores(), 1
     graph = model.graph
     sizes, kept = _sizes(graph), _networks(graph)
     grids, subjects = _subjects(graph, sizes, multiple)

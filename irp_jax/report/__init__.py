@@ -1,5 +1,5 @@
-"""Output for people: terminal output, tables, plots, model cards and the HTML page.
+"""Output for people: the terminal, tables in Markdown, plots, the HTML page and model cards.
 
-`plots` and `html` are imported only where something is drawn, because matplotlib and jinja2 belong
+`plots` and `page` are imported only where something is drawn, because matplotlib and jinja2 belong
 to an optional extra.
 """

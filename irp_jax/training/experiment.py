@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from irp_jax import attacks, checkpoint, evaluation, files, hosts, parallel
+from irp_jax import attacks, checkpoint, evaluation, files, hosts, machine, parallel
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.data import Dataset
@@ -72,7 +72,7 @@ def run(
             progress = _train(setup, workdir, reporter, copies, preemption, began)
             trained = _network(setup, progress, workdir)
             results = _evaluate(setup, progress, trained, reporter) | {
-                "environment": parallel.describe(),
+                "environment": machine.describe(),
                 "command": command,
                 "commit": commit,
                 "layers": cost.table(setup.graph, progress.keep_counts),

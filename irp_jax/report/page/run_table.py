@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from irp_jax.config import radius
 from irp_jax.report import tables
-from irp_jax.report.cells import Cell, number, share, text_of
 from irp_jax.report.collect import Run
+from irp_jax.report.page.cells import Cell, number, share, text_of
 from irp_jax.report.tables import Results
 
 SAID_ONCE = ("method", "budget", "data", "model", "granularity", "eps", "defense", "seed", "epochs",

@@ -17,23 +17,24 @@ from markupsafe import Markup
 from irp_jax import __version__, files
 from irp_jax.config import radius
 from irp_jax.errors import UserError
-from irp_jax.report import charts, tables
-from irp_jax.report.cells import text_of
+from irp_jax.report import tables
 from irp_jax.report.collect import Found, Run, Unfinished, collect
-from irp_jax.report.details import details, history
-from irp_jax.report.images import gallery
 from irp_jax.report.outcomes import FEW
-from irp_jax.report.run_table import filters, table
-from irp_jax.report.svg import inline
+from irp_jax.report.page import charts
+from irp_jax.report.page.cells import text_of
+from irp_jax.report.page.details import details, history
+from irp_jax.report.page.images import gallery
+from irp_jax.report.page.run_table import filters, table
+from irp_jax.report.page.svg import inline
 from irp_jax.report.tables import Results
 
 
-def page(places: Iterable[str | Path | Results] | str | Path, path: str | Path) -> Found:
+def page(places: Iterable[str | Path | Results] | str | Path | Results, path: str | Path) -> Found:
     """Writes the results of runs to an HTML page.
 
     Args:
         places: for each, the folder of a run, a folder of results, a JSON file, or the content of a
-            results.json, such as `Network.results`.
+            results.json, such as `Network.results`. One need not be in a list.
         path: the .html file to write.
 
     Returns:
@@ -43,7 +44,7 @@ def page(places: Iterable[str | Path | Results] | str | Path, path: str | Path) 
     Raises:
         UserError: no results were found, or the file cannot be written.
     """
-    found = collect([places] if isinstance(places, str | Path) else places)
+    found = collect([places] if isinstance(places, str | Path | dict) else places)
     if not found.runs and not found.unfinished:
         why = f" ({found.notes[0]})" if found.notes else ""
         raise UserError(f"no results to show{why}: give the folder of a run, or of results")
@@ -73,8 +74,8 @@ def render(found: Found, *, live: bool = False) -> str:
             page; a page in a file cannot do this.
     """
     environment = Environment(
-        loader=PackageLoader("irp_jax.report", "."), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        loader=PackageLoader("irp_jax.report.page", "."), autoescape=True,
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     same, titles, rows = table(found.runs)
     links = [f"run-{number}" for number in range(1, len(found.runs) + 1)]

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.image import imsave
 
-from irp_jax.report.cells import measurement
 from irp_jax.report.outcomes import Examples, Separating, Separation
+from irp_jax.report.page.cells import measurement
 
 
 def grid(examples: Examples) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from rich.progress import (
 from rich.table import Table
 
 from irp_jax.config import Config, radius
-from irp_jax.report.fitting import summary
+from irp_jax.report.console.fitting import summary
 from irp_jax.report.tables import measured_on
 from irp_jax.training.plan import Plan
 

@@ -20,8 +20,8 @@ from rich.live import Live
 from rich.table import Table
 
 from irp_jax.errors import UserError
-from irp_jax.report import html
 from irp_jax.report.collect import Found, Run, Unfinished, collect
+from irp_jax.report.page import html
 
 HOST = "127.0.0.1"
 """The page is served to this machine only."""

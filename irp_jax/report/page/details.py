@@ -6,11 +6,11 @@ from typing import Any
 from markupsafe import Markup
 
 from irp_jax.config import radius, suited
-from irp_jax.report import charts
-from irp_jax.report.cells import Cell, measurement, number, share
 from irp_jax.report.collect import Run
-from irp_jax.report.images import grid
-from irp_jax.report.svg import inline
+from irp_jax.report.page import charts
+from irp_jax.report.page.cells import Cell, measurement, number, share
+from irp_jax.report.page.images import grid
+from irp_jax.report.page.svg import inline
 from irp_jax.report.tables import Results
 
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, N
 
 from irp_jax.config import PARENT, Config
 from irp_jax.pruning import budget
-from irp_jax.report.svg import COLORS, STYLE
+from irp_jax.report.page.svg import COLORS, STYLE
 from irp_jax.report.tables import Results
 from irp_jax.training.methods import METHODS
 
