@@ -6,7 +6,6 @@ import itertools
 import os
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from irp_jax import files
@@ -81,16 +80,16 @@ def report(arguments: list[str]) -> None:
     if options.plot is not None and len(runs) == 1:
         if not checking.rows(runs[0], "history") or not checking.rows(runs[0], "layers"):
             raise UserError(f"{where} has no history of its epochs: leave out --plot")
-        _plots().run_picture(runs[0], Path(options.plot))
+        _draw("run_picture", runs[0], options.plot)
     elif options.plot is not None:
-        _plots().budget_picture(runs, Path(options.plot))
+        _draw("budget_picture", runs, options.plot)
     if options.curves is not None:
         traced = [one for one in runs if checking.rows(one, "history")]
         if not traced:
             raise UserError(f"no run in {where} has a history of its epochs: leave out --curves")
-        _plots().curves_picture(traced, Path(options.curves))
+        _draw("curves_picture", traced, options.curves)
     if options.tradeoff is not None:
-        _plots().tradeoff_picture(runs, Path(options.tradeoff))
+        _draw("tradeoff_picture", runs, options.tradeoff)
     if options.into is not None:
         _insert(Path(options.into), "results", markdown(runs))
     if options.markdown:
@@ -165,10 +164,11 @@ def _page(places: list[Path], path: Path) -> None:
     print(f"{path}: {runs}{more}, {size:.1f} MB")
 
 
-def _plots() -> ModuleType:
+def _draw(kind: str, results: Any, path: str) -> None:
+    """Writes one of the plots of `report.plots`."""
     with extra("plots"):
         from irp_jax.report import plots
-    return plots
+    plots.save(getattr(plots, kind)(results), Path(path))
 
 
 def _shown_benchmark(options: Options, place: Path, found: dict[str, Any]) -> None:
@@ -186,7 +186,7 @@ def _benchmark(options: Options, place: Path, found: dict[str, Any]) -> None:
     if "costs" in found:
         if options.plot is None or options.curves is not None or options.tradeoff is not None:
             raise UserError(f"{place} is a benchmark of costs: give --plot=FILE.svg to draw it")
-        _plots().cost_picture(found, Path(options.plot))
+        _draw("cost_picture", found, options.plot)
         return
     if any(picture is not None for picture in (options.plot, options.curves, options.tradeoff)):
         raise UserError(f"{place} is shown as a table: leave out --plot, --curves and --tradeoff")

@@ -74,11 +74,11 @@ def save(
     if not len(chosen):
         return None, apart
     names = network.class_names
-    plots.adversarial_picture(
+    drawn = plots.adversarial_picture(
         images[chosen] / 255,
         report.adversarial[chosen],
         [names[k] for k in before],
         [names[k] for k in predicted[chosen]],
-        picture,
     )
+    plots.save(drawn, picture)
     return picture, apart

@@ -1,20 +1,17 @@
 """The time of an attack, here and in other libraries."""
 
-from pathlib import Path
-
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from irp_jax.report.plots.style import INK, save
+from irp_jax.report.plots.style import INK
 from irp_jax.report.tables import Results
 
 
-def cost_picture(report: Results, path: Path) -> None:
+def cost_picture(report: Results) -> Figure:
     """Draws the cost of an attack: seconds against one setting per plot, a line for each library.
 
     Args:
         report: the output of `python -m benchmarks.pgd --costs`.
-        path: .svg or .png to write.
     """
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for one in report["costs"]:
@@ -38,4 +35,4 @@ def cost_picture(report: Results, path: Path) -> None:
         axis.yaxis.set_major_formatter("{x:g}")
     axes[0, 0].legend(frameon=False, fontsize=8)
     figure.suptitle(f"PGD on {report['network']}", fontsize=10)
-    save(figure, path)
+    return figure

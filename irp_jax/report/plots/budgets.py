@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -10,19 +9,18 @@ from matplotlib.figure import Figure
 
 from irp_jax.errors import UserError
 from irp_jax.report.plots.lines import cost_left, line_names, setting
-from irp_jax.report.plots.style import COLORS, MARKERS, save
+from irp_jax.report.plots.style import COLORS, MARKERS
 from irp_jax.report.tables import Results, groups, measured_on, method, network
 
 KEY_WITHIN, LINES_AT_MOST = 6, 20
 """Most lines with the legend inside the plot, and most lines that can be told apart."""
 
 
-def budget_picture(results: Sequence[Results], path: Path) -> None:
+def budget_picture(results: Sequence[Results]) -> Figure:
     """Draws accuracy against the cost left. Runs that differ in the budget alone form one line.
 
     Args:
         results: the runs; seeds are averaged, and their range is drawn as an error bar.
-        path: .svg or .png to write.
 
     Raises:
         UserError: there are more lines than can be told apart.
@@ -64,4 +62,4 @@ def budget_picture(results: Sequence[Results], path: Path) -> None:
     else:
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=8)
-    save(figure, path)
+    return figure

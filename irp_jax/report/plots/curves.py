@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -11,11 +10,11 @@ from matplotlib.ticker import MaxNLocator
 
 from irp_jax.errors import UserError
 from irp_jax.report.plots.lines import cost_left, line_names, setting, subject
-from irp_jax.report.plots.style import COLORS, save
+from irp_jax.report.plots.style import COLORS
 from irp_jax.report.tables import Results, commits, groups, method
 
 
-def curves_picture(results: Sequence[Results], path: Path) -> None:
+def curves_picture(results: Sequence[Results]) -> Figure:
     """Draws accuracy over the epochs of training: a row of plots per data set, network and budget.
 
     The x axis is not time, because time depends on the machine and its load.
@@ -27,7 +26,6 @@ def curves_picture(results: Sequence[Results], path: Path) -> None:
     Args:
         results: runs that hold `history`. Its accuracies are of a few held-out images, so that they
             vary by some percentage points from epoch to epoch.
-        path: .svg or .png to write.
 
     Raises:
         UserError: a method has more lines of one budget than there are line styles.
@@ -67,7 +65,7 @@ def curves_picture(results: Sequence[Results], path: Path) -> None:
     for axis in grid[-1] if alike else grid.flat:
         axis.set(xlabel="epoch")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    save(figure, path)
+    return figure
 
 
 def _curve(axis: Any, runs: list[Results], key: str, style: dict[str, Any]) -> None:

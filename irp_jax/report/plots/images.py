@@ -1,12 +1,9 @@
 """Natural and adversarial images with their difference."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-
-from irp_jax.report.plots.style import save
 
 
 def adversarial_picture(
@@ -14,8 +11,7 @@ def adversarial_picture(
     adversarial: np.ndarray,
     before: Sequence[str],
     after: Sequence[str],
-    path: Path,
-) -> None:
+) -> Figure:
     """Draws a grid of images: natural, adversarial and their difference, with the predictions.
 
     Args:
@@ -23,7 +19,6 @@ def adversarial_picture(
         adversarial: the same shape.
         before: N predictions for the natural images.
         after: N predictions for the adversarial ones.
-        path: .png or .svg to write.
     """
     change = adversarial - natural
     largest = np.maximum(np.abs(change).max(axis=(1, 2, 3), keepdims=True), 1e-6)
@@ -44,4 +39,4 @@ def adversarial_picture(
                 axis.set_title((before, after)[row][column], fontsize=9)
             else:
                 axis.set_xlabel(f"x {0.5 / float(largest[column].item()):.0f}", fontsize=9)
-    save(figure, path)
+    return figure

@@ -1,19 +1,16 @@
 """One run: accuracy and cost over the epochs, and the channels left in each layer."""
 
-from pathlib import Path
-
 from matplotlib.figure import Figure
 
-from irp_jax.report.plots.style import INK, save
+from irp_jax.report.plots.style import INK
 from irp_jax.report.tables import Results
 
 
-def run_picture(results: Results, path: Path) -> None:
+def run_picture(results: Results) -> Figure:
     """Draws one run: cost and accuracy over the epochs, and the channels left in each layer.
 
     Args:
         results: the results of a run with channel granularity; must hold `history` and `layers`.
-        path: .svg or .png to write.
     """
     history, layers = results["history"], results["layers"]
     figure = Figure((11, 3.8), layout="constrained")
@@ -44,7 +41,7 @@ def run_picture(results: Results, path: Path) -> None:
         ylabel="output channels", title=f"{results['model']}: {ratio:.1%} of the operations left"
     )
     right.legend(frameon=False, fontsize=8)
-    save(figure, path)
+    return figure
 
 
 def _headline(results: Results) -> str:

@@ -2,18 +2,17 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import mean
 
 from matplotlib.figure import Figure
 
 from irp_jax.errors import UserError
 from irp_jax.report.plots.lines import line_names, setting, subject
-from irp_jax.report.plots.style import COLORS, save
+from irp_jax.report.plots.style import COLORS
 from irp_jax.report.tables import Results, defense, groups, method
 
 
-def tradeoff_picture(results: Sequence[Results], path: Path) -> None:
+def tradeoff_picture(results: Sequence[Results]) -> Figure:
     """Draws natural accuracy against accuracy under attack: one point for each set of seeds.
 
     Points of one defense are joined in the order of their natural accuracy. Each is labelled with
@@ -22,7 +21,6 @@ def tradeoff_picture(results: Sequence[Results], path: Path) -> None:
 
     Args:
         results: the runs, of one data set, network and budget; seeds are averaged.
-        path: .svg or .png to write.
 
     Raises:
         UserError: the runs are of several data sets, networks or budgets.
@@ -65,7 +63,7 @@ def tradeoff_picture(results: Sequence[Results], path: Path) -> None:
     data, net, budget, kind = subject(results[0])
     axis.set_title(f"{net}, {data}, budget {budget:,} {kind}", fontsize=10)
     axis.legend(frameon=False, fontsize=8)
-    save(figure, path)
+    return figure
 
 
 def _autoattack(results: Sequence[Results]) -> str:
