@@ -1,4 +1,4 @@
-"""How objects show themselves in a notebook."""
+"""How a trained network shows itself in a notebook."""
 
 import html
 from collections.abc import Iterable
