@@ -130,6 +130,13 @@ def agreed(value: Any) -> Any:
     return json.loads(from_first(json.dumps(value).encode())) if is_several() else value
 
 
+def any_of(value: bool) -> bool:
+    """Returns whether the value is true in any process. All must call it at the same point."""
+    if not is_several():
+        return value
+    return bool(multihost_utils.process_allgather(np.array(value)).any())
+
+
 def check_same(what: str, value: Any) -> None:
     """Checks that all processes have the same value as process 0.
 

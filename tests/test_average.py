@@ -18,8 +18,8 @@ from defense_nets import (
 
 from irp_jax import config as configs
 from irp_jax.errors import UserError
+from irp_jax.training import checkpoints, progress
 from irp_jax.training import optimizer as optimizers
-from irp_jax.training import progress
 from irp_jax.training.methods import METHODS
 from irp_jax.training.optimizer import SCHEDULES
 from irp_jax.training.plan import make_plan
@@ -82,10 +82,10 @@ def test_the_freeze_cuts_the_average_too_and_what_is_saved_comes_back(granularit
         assert hidden.any()
         np.testing.assert_array_equal(kernel, np.where(hidden, 0, source))
 
-    progress.save(
+    checkpoints.save(
         fixed, dataclasses.replace(begun, epoch=2, keep_counts=kept, state=frozen), tmp_path
     )
-    resumed = progress.resume(fixed, tmp_path, print)
+    resumed = checkpoints.resume(fixed, tmp_path, print)
     assert_equal(resumed.state, frozen)
 
 

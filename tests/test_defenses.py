@@ -29,7 +29,7 @@ from pruning_nets import quick_jit
 
 from irp_jax import parallel
 from irp_jax.config import Config
-from irp_jax.training import losses, progress
+from irp_jax.training import checkpoints, losses, progress
 from irp_jax.training import optimizer as optimizers
 from irp_jax.training.defenses import DEFENSES, Batch, Choice, Fast, build
 from irp_jax.training.defenses.gradalign import misalignment
@@ -369,8 +369,8 @@ def test_training_compiles_once_repeats_itself_and_resumes(name, variables, tmp_
         accuracy_record=AccuracyRecord().after(0.25, 0.5),
         loss_record=LossRecord.begin(np.arange(10), 10).after(1.5),
     )  # fmt: skip
-    progress.save(fixed, so_far, tmp_path)
-    resumed = progress.resume(fixed, tmp_path, print)
+    checkpoints.save(fixed, so_far, tmp_path)
+    resumed = checkpoints.resume(fixed, tmp_path, print)
     assert_equal(resumed.state, first)
     assert dataclasses.replace(resumed, state=None) == dataclasses.replace(so_far, state=None)
     assert_equal(run(resumed.state)[0], run(first)[0])

@@ -24,7 +24,7 @@ from irp_jax.quantization import Quantization
 from irp_jax.report.card import model_card
 from irp_jax.report.robustbench import Paper, robustbench
 from irp_jax.trained import layout
-from irp_jax.training.progress import network_record
+from irp_jax.training.checkpoints import network_record
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

@@ -11,16 +11,16 @@ from silent import Silent
 from irp_jax import checkpoint
 from irp_jax.errors import UserError
 from irp_jax.pruning import cost
-from irp_jax.training import loop, progress, transitions
+from irp_jax.training import checkpoints, loop, progress, transitions
 from irp_jax.training.overfitting import AccuracyRecord
 
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path, monkeypatch):
     setup = make_setup(CONFIG)
     monkeypatch.setattr(AccuracyRecord, "_asdict", lambda self: list(self))
-    progress.save(setup, dataclasses.replace(progress.start(setup), epoch=1), tmp_path)
+    checkpoints.save(setup, dataclasses.replace(progress.start(setup), epoch=1), tmp_path)
     with pytest.raises(UserError, match="another version: choose another --workdir"):
-        progress.resume(setup, tmp_path, print)
+        checkpoints.resume(setup, tmp_path, print)
 
 
 def test_a_checkpoint_of_the_version_before_is_refused_and_kept(tmp_path, monkeypatch):
@@ -31,10 +31,10 @@ def test_a_checkpoint_of_the_version_before_is_refused_and_kept(tmp_path, monkey
         written(folder, epoch, network, training, record)
 
     monkeypatch.setattr(checkpoint, "save", save)
-    progress.save(setup, dataclasses.replace(progress.start(setup), epoch=1), tmp_path)
+    checkpoints.save(setup, dataclasses.replace(progress.start(setup), epoch=1), tmp_path)
     told = []
     with pytest.raises(UserError, match="another version: choose another --workdir"):
-        progress.resume(setup, tmp_path, told.append)
+        checkpoints.resume(setup, tmp_path, told.append)
     assert not told and (tmp_path / "checkpoints" / "1").exists()
 
 

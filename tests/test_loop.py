@@ -252,10 +252,10 @@ def test_a_run_stopped_by_sigterm_saves_its_state_and_resumes_to_the_identical_r
     often = dataclasses.replace(seldom, checkpoint_every=0.0)
     before = signal.getsignal(signal.SIGTERM)
     for config, reporter, saved in (
-        (seldom, Stopped(within=1), None),  # nothing is lost but the epoch
-        (seldom, Stopped(after=1), 1),
-        (often, Stopped(within=2), 2),  # the second after the first of this process: epoch 3
-        (seldom, Stopped(after=2), 4),  # the last one
+        (seldom, Stopped(within=1), 1),  # in the last segment, so that the epoch ends
+        (seldom, Stopped(after=1), 2),
+        (often, Stopped(within=1), 3),
+        (seldom, Stopped(after=1), 4),  # the last one
     ):
         with pytest.raises(SystemExit) as stopped:
             experiment.run(config, reporter, "bin/train")

@@ -285,7 +285,9 @@ def test_an_epoch_is_cut_short_by_a_confirmed_alarm_and_by_nothing_else(alarmed_
 
     batches = np.zeros((8, 4, 2), np.int32)
     accuracy_record = AccuracyRecord().after(0.5, 0.6).after(0.5, 0.6)
-    trained = segments.run_segments(send, 0, accuracy_record, batches, None, Silent(), check_alarm)
+    trained = segments.run_segments(
+        send, segments.Begun(0, accuracy_record), batches, None, Silent(), check_alarm
+    )
     stopped = alarmed_at is not None and confirmed
     assert trained.record.alarming == stopped
     # Two bad probes, and the segment that was running when the second one was checked.

@@ -223,8 +223,8 @@ class Config:
     workdir: str | None = None
     """Folder of the run. The same command resumes the run that is there. Default: runs/<name>."""
     checkpoint_every: float = at_least(0, 60.0)
-    """Minimum time between checkpoints, in seconds. Checkpoints are written at the end of an
-    epoch."""
+    """Minimum time between checkpoints, in seconds. Checkpoints are written after an epoch, and
+    after 50 steps within a long one."""
     log_to: str = ""
     """Where else the figures of each epoch go, besides metrics.jsonl: tensorboard, wandb, or both
     with a comma. It is no part of the run's identity."""

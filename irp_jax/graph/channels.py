@@ -119,7 +119,7 @@ class ChannelGraph:
             trace serves batches of any size.
         fingerprint: SHA-256 of what the network computes.
         latency: group -> channels kept, to nanoseconds for an image, if a table of latencies is
-            attached: see `pruning.latency`.
+            attached: see `pruning.latency_table`.
     """
 
     groups: Mapping[str, int]

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from irp_jax.graph import ChannelGraph, Extent
 
 Kind = Literal["macs", "params", "latency"]
-"""What a budget may count. Latency needs a graph with a table: see `pruning.latency`."""
+"""What a budget may count. Latency needs a graph with a table: see `pruning.latency_table`."""
 
 UNITS: dict[Kind, str] = {"macs": "macs", "params": "params", "latency": "ns"}
 """Kind -> what its whole numbers count, for messages."""

@@ -6,7 +6,7 @@
     small.export("model.onnx")            # an 8-bit file
 
 `fake` rounds arrays, `sites` finds the arrays of a network that are rounded, and `emulation` puts
-both together. `training.loop` trains the emulation if `Config.quantize` is set.
+both together. `training.program` trains the emulation if `Config.quantize` is set.
 """
 
 from irp_jax.quantization.emulation import (

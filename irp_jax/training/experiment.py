@@ -18,16 +18,10 @@ from irp_jax.results import check_version
 from irp_jax.trained.inference import deployed, inference
 from irp_jax.trained.record import cost_report, described
 from irp_jax.training import logs, loop
+from irp_jax.training.checkpoints import network_record, resume
 from irp_jax.training.preemption import Preemption, on_sigterm
 from irp_jax.training.prepare import prepare
-from irp_jax.training.progress import (
-    Progress,
-    Reporter,
-    Setup,
-    network_record,
-    resume,
-    start,
-)
+from irp_jax.training.progress import Progress, Reporter, Setup, start
 
 
 def run(

@@ -6,9 +6,8 @@ An epoch consists of a few compiled segments. The guard looks at the metrics of 
 import contextlib
 import dataclasses
 import functools
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,14 @@ from irp_jax import attacks, evaluation, files, parallel
 from irp_jax.errors import UserError
 from irp_jax.trained.inference import deployed, inference
 from irp_jax.trained.record import cost_report
-from irp_jax.training import guard
+from irp_jax.training import guard, underway
 from irp_jax.training.logs import Log
 from irp_jax.training.plan import threat_at
 from irp_jax.training.preemption import Preemption
 from irp_jax.training.program import Program, compile_for, make_teacher
-from irp_jax.training.progress import Progress, Reporter, Setup, save
-from irp_jax.training.segments import epoch_loss, run_segments
+from irp_jax.training.progress import Progress, Reporter, Setup
+from irp_jax.training.saves import Saves
+from irp_jax.training.segments import Begun, epoch_loss, run_segments
 from irp_jax.training.source import Resident, on_devices, order, sample_images
 from irp_jax.training.state import TrainState
 from irp_jax.training.step import Metrics
@@ -70,7 +70,7 @@ def train(
     for log in logs:
         log.begin(files.read_log(workdir / "metrics.jsonl"))
     progress = dataclasses.replace(progress, state=parallel.place(progress.state, whole))
-    saved_at, is_saved, counted = time.monotonic(), True, time.monotonic()
+    saves, counted, is_first = Saves(setup, progress, workdir, preemption), time.monotonic(), True
     program: Program | None = None
     teacher = make_teacher(setup, progress, resident)
     healthy: Progress | None = None
@@ -80,19 +80,27 @@ def train(
             teacher, program = make_teacher(setup, progress, resident), None
         if progress.epoch >= plan.freeze_epoch and not progress.keep_counts:
             progress = frozen(setup, progress, reporter)
-            saved_at, is_saved, program = -math.inf, False, None  # save after this epoch
-        begun = plan.quantize_epoch is not None and progress.epoch >= plan.quantize_epoch
-        if begun and progress.quantization is None:
+            saves.is_current, program = False, None
+        rounded = plan.quantize_epoch is not None and progress.epoch >= plan.quantize_epoch
+        if rounded and progress.quantization is None:
             progress, program = quantized(setup, progress, reporter), None
         if progress.epoch == plan.epochs:
             break
         program = program or compile_for(setup, progress)
         if config.guard and guard.is_sound(progress, healthy):
             healthy = guard.copy_of(progress)
+        begun, spent = None, 0.0
+        if is_first:  # of this process, so that an earlier one may have begun it
+            is_first = False
+            begun, spent = _resumed(setup, progress, workdir, reporter)
+            progress = progress.after(spent)
 
         began = time.monotonic()
+        save = functools.partial(saves.within_epoch, progress, healthy, began - spent)
         outputs = teacher.outputs(progress.epoch) if teacher else TeacherOutputs(progress.epoch)
-        progress, metrics = advance(setup, progress, program, resident, outputs, reporter)
+        progress, metrics = advance(
+            setup, progress, program, resident, outputs, reporter, begun, save
+        )
         now = time.monotonic()
         seconds, progress, counted = now - began, progress.after(now - counted), now
         back = None
@@ -101,6 +109,7 @@ def train(
             back = guard.roll_back(setup, healthy, progress, reporter)
         if back is not None:
             progress, healthy, program = back, None, None
+            saves.rolled_back()
             teacher = teacher if back.parent or setup.teacher else None
             files.truncate_log(workdir / "metrics.jsonl", progress.epoch)
             for log in logs:
@@ -115,23 +124,32 @@ def train(
             )
         preemption.hold()  # until this epoch is saved
         accuracies = _probe(setup, progress, held_out, resident.key)
-        row = _row(setup, progress, metrics, accuracies, seconds)
+        row = _row(setup, progress, metrics, accuracies, spent + seconds)
         files.append_log(workdir / "metrics.jsonl", row)
         for log in logs:
             log.add(row)
         reporter.epoch(row)
-        # Only sound states are saved, so that a resumed run rolls back to the same state.
-        is_saved = False
-        due = preemption.asked or time.monotonic() - saved_at > config.checkpoint_every
-        if due and progress.epoch < plan.epochs:
-            if guard.is_sound(progress, healthy):
-                save(setup, progress, workdir)
-                saved_at, is_saved = time.monotonic(), True
-            preemption.release()
-    if not is_saved:
-        save(setup, progress, workdir)
+        saves.after_epoch(progress, sound=guard.is_sound(progress, healthy))
+    if not saves.is_current:
+        saves.now(progress)
+    underway.discard(workdir)
     preemption.release()
     return progress.after(time.monotonic() - counted)
+
+
+def _resumed(
+    setup: Setup, progress: Progress, workdir: Path, reporter: Reporter
+) -> tuple[Begun | None, float]:
+    """Returns what an earlier process did of the epoch, None for nothing, and its time."""
+    found = underway.restore(setup, progress, workdir, reporter.note)
+    if found is None:
+        return None, 0.0
+    begun, seconds = found
+    plan = setup.plan
+    done = progress.epoch + (begun.segments - 1) / plan.segments  # the last is reported later
+    reporter.back_to(round(done * plan.steps_per_epoch))
+    state = parallel.place(begun.state, parallel.replicated(setup.mesh))
+    return begun._replace(state=state), seconds
 
 
 def _threat(setup: Setup, step: int) -> attacks.Threat:
@@ -192,11 +210,25 @@ def advance(
     resident: Resident,
     outputs: TeacherOutputs,
     reporter: Reporter,
+    begun: Begun | None = None,
+    between: Callable[[Begun], None] = lambda begun: None,
 ) -> tuple[Progress, Metrics]:
-    """Trains one epoch. Returns the run, its time not counted yet, and the metrics of all steps."""
+    """Trains the rest of an epoch.
+
+    Args:
+        setup: of the run.
+        progress: at the start of the epoch.
+        program, resident, outputs, reporter: of the run.
+        begun: what was done of the epoch; None for nothing.
+        between: called after each segment.
+
+    Returns:
+        The run, its time not counted yet, and the metrics of all steps of the epoch.
+    """
     config, plan = setup.config, setup.plan
+    begun = begun or Begun(progress.state, progress.accuracy_record)
     batches = order(config, plan, len(resident.labels), progress.epoch)
-    shown = resident.source.segments(batches, outputs.view)
+    shown = resident.source.segments(batches[begun.segments :], outputs.view)
 
     def send(state: TrainState, batches: np.ndarray) -> tuple[TrainState, Metrics]:
         return program.steps(
@@ -209,9 +241,7 @@ def advance(
     )
     ratio = _ratio(setup, progress.keep_counts)
     with contextlib.closing(shown):  # after a confirmed alarm, the rest is not read
-        trained = run_segments(
-            send, progress.state, progress.accuracy_record, batches, ratio, reporter, check_alarm
-        )
+        trained = run_segments(send, begun, batches, ratio, reporter, check_alarm, between)
     taken = len(trained.metrics["loss"])
     loss_record = guard.loss_record_before(plan, progress)
     later = dataclasses.replace(

@@ -1,7 +1,7 @@
 """SIGTERM, which a scheduler sends before it takes a machine away: a run saves its state and stops.
 
-A run stops at once if nothing is lost by it except the epoch under way. If an earlier epoch is not
-saved yet, the epoch under way ends first. It is then short, because a long epoch is saved at once.
+A run stops at once if everything but the present segment is saved. Otherwise it stops after the
+segment, when the epoch under way is saved.
 """
 
 import contextlib

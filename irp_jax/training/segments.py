@@ -15,6 +15,27 @@ from irp_jax.training.state import TrainState
 from irp_jax.training.step import Metrics
 
 
+class Begun(NamedTuple):
+    """What was done of an epoch.
+
+    Attributes:
+        state: after the segments done.
+        record: of the accuracies in `fetched`.
+        fetched: metrics of each segment but the last, on the host.
+        pending: metrics of the last segment, which may be on the devices; None if none is done.
+    """
+
+    state: TrainState
+    record: AccuracyRecord
+    fetched: tuple[Metrics, ...] = ()
+    pending: Metrics | None = None
+
+    @property
+    def segments(self) -> int:
+        """The number of segments done."""
+        return len(self.fetched) + (self.pending is not None)
+
+
 class Trained(NamedTuple):
     """The result of an epoch. The metrics of its steps are on the host, each leaf (steps,)."""
 
@@ -25,25 +46,26 @@ class Trained(NamedTuple):
 
 def run_segments(
     send: Callable,
-    state: TrainState,
-    record: AccuracyRecord,
+    begun: Begun,
     batches: np.ndarray,
     ratio: float | None,
     reporter: Reporter,
     check_alarm: Callable[[TrainState, AccuracyRecord], AccuracyRecord],
+    between: Callable[[Begun], None] = lambda begun: None,
 ) -> Trained:
     """Runs the segments of one epoch. Stops early if the check confirms an alarm.
 
     Args:
         send: (state, batches of a segment) -> state, metrics.
-        state: before the epoch.
-        record: before the epoch.
-        batches: (segments, steps, N) int32.
+        begun: what was done of the epoch.
+        batches: (segments, steps, N) int32, of the whole epoch.
         ratio: share of the cost that is left; None before masks are frozen.
         reporter: is told of each segment.
         check_alarm: checks an alarm: (state, record of accuracies) -> new record.
+        between: called after each segment. It may save what was done.
     """
-    fetched: list[Metrics] = []
+    state, record, _, pending = begun
+    fetched = list(begun.fetched)
     sent_at = time.monotonic()
 
     def fetch(metrics: Metrics) -> None:
@@ -61,8 +83,8 @@ def run_segments(
         latest = {name: _last(found, name) for name in found}
         reporter.progress(batches.shape[1], rate, latest)
 
-    pending, confirmed = None, False
-    for segment in batches:
+    confirmed = False
+    for segment in batches[begun.segments :]:
         if record.alarming:
             record = check_alarm(state, record)
             confirmed = record.alarming
@@ -72,6 +94,7 @@ def run_segments(
         if pending is not None:  # one segment late, so that the device does not wait for the host
             fetch(pending)
         pending = metrics
+        between(Begun(state, record, tuple(fetched), pending))
     assert pending is not None
     fetch(pending)
     if record.alarming and not confirmed:

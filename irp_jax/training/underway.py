@@ -1,0 +1,92 @@
+"""The epoch under way: it is saved after a segment, and goes on from there.
+
+It is saved beside the checkpoint of the epoch's start, to which the guard may roll back. A run
+resumes from that checkpoint first, repeats what changes between two epochs, and then takes the
+state within the epoch.
+"""
+
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from irp_jax import checkpoint, hosts
+from irp_jax.training.checkpoints import restored, state_of, training_arrays
+from irp_jax.training.overfitting import AccuracyRecord
+from irp_jax.training.progress import Progress, Setup
+from irp_jax.training.segments import Begun
+
+FOLDER = "underway"
+"""Folder in the workdir, in the format of the checkpoints."""
+
+
+def save(setup: Setup, progress: Progress, begun: Begun, seconds: float, workdir: Path) -> None:
+    """Writes the epoch under way, unless a metric is not finite.
+
+    Args:
+        setup: of the run.
+        progress: at the start of the epoch. Its checkpoint must be saved.
+        begun: what was done of the epoch.
+        seconds: time of the epoch so far.
+        workdir: of the run.
+
+    Raises:
+        UserError: the disk is full or not writable.
+    """
+    metrics = jax.device_get([*begun.fetched, begun.pending])
+    if not all(np.isfinite(values).all() for one in metrics for values in one.values()):
+        return  # the guard rolls back, or the run ends with an error
+    record = {
+        "identity": setup.identity,
+        "epoch": progress.epoch,
+        "rollbacks": list(progress.rollbacks),
+        "seconds": seconds,
+        "accuracies": begun.record._asdict(),
+        "metrics": [{name: values.tolist() for name, values in one.items()} for one in metrics],
+    }
+    number = progress.epoch * setup.plan.segments + begun.segments
+    network, training = jax.device_get(begun.state.network), training_arrays(begun.state)
+    checkpoint.save(workdir / FOLDER, number, network, training, record)
+
+
+def restore(
+    setup: Setup, progress: Progress, workdir: Path, log: checkpoint.Log
+) -> tuple[Begun, float] | None:
+    """Returns what was done of the epoch, and the time that it took; None if nothing is saved.
+
+    What was saved of another epoch or run, or is damaged, is removed.
+
+    Args:
+        setup: of the run.
+        progress: at the start of the epoch.
+        workdir: of the run.
+        log: called with one line if something was restored, or is damaged.
+    """
+    example = jax.device_get(training_arrays(progress.state))
+    saved = restored(workdir / FOLDER, lambda *_: example, log, required=False)
+    of_now = (setup.identity, progress.epoch, list(progress.rollbacks))
+    known = saved and tuple(saved.record.get(key) for key in ("identity", "epoch", "rollbacks"))
+    if not hosts.agreed(known == of_now):
+        discard(workdir)
+        return None
+    assert saved is not None
+    record = saved.record
+    metrics = [
+        {name: jnp.asarray(values, jnp.float32) for name, values in one.items()}
+        for one in record["metrics"]
+    ]
+    begun = Begun(
+        state_of(setup.graph, saved.network, saved.training),
+        AccuracyRecord(**record["accuracies"]), tuple(metrics[:-1]), metrics[-1],
+    )  # fmt: skip
+    done = f"{begun.segments / setup.plan.segments:.0%}"
+    log(f"going on within epoch {progress.epoch + 1}, of which {done} is done")
+    return begun, record["seconds"]
+
+
+@hosts.by_first
+def discard(workdir: Path) -> None:
+    """Removes what was saved of an epoch under way."""
+    shutil.rmtree(workdir / FOLDER, ignore_errors=True)
