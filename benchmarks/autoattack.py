@@ -26,8 +26,8 @@ from benchmarks import side_by_side
 from benchmarks.side_by_side import Found, Side
 from irp_jax import attacks, files
 from irp_jax.benchmark import torch_device
+from irp_jax.cli.common import main, publishable
 from irp_jax.cli.flags import parse
-from irp_jax.cli.run import main, publishable
 from irp_jax.errors import UserError
 
 

@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 from irp_jax import files, machine
+from irp_jax.cli.common import main, publishable
 from irp_jax.cli.flags import parse
-from irp_jax.cli.run import main, publishable
 from irp_jax.cli.train import train
 from irp_jax.errors import UserError
 

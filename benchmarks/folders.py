@@ -21,13 +21,13 @@ from rich.console import Console
 
 from irp_jax import config as configs
 from irp_jax import data, files, machine, parallel, traced
+from irp_jax.cli.common import main, publishable
 from irp_jax.cli.flags import parse
-from irp_jax.cli.run import main, publishable
 from irp_jax.config import Config
 from irp_jax.data import Dataset, FileSplit
+from irp_jax.inference.function import inference
 from irp_jax.report.console.terminal import Terminal
-from irp_jax.trained.inference import inference
-from irp_jax.training import loop, progress, source
+from irp_jax.training import image_source, loop, progress
 from irp_jax.training.methods import METHODS
 from irp_jax.training.plan import make_plan
 from irp_jax.training.program import compile_for
@@ -111,7 +111,7 @@ def _reading(split: FileSplit, options: Options) -> dict[str, float]:
     mesh = parallel.mesh(parallel.usable_devices(options.batch_size))
     steps = len(split) // options.batch_size
     batches = np.arange(steps * options.batch_size, dtype=np.int32).reshape(1, steps, -1)
-    reading = source.Streamed(split, mesh, seed=0)
+    reading = image_source.Streamed(split, mesh, seed=0)
     list(reading.segments(batches[:, :1], view=0))  # imports packages
     began, cpu = time.perf_counter(), time.process_time()
     for images in reading.segments(batches, view=0):
@@ -123,14 +123,14 @@ def _training(config: Config, dataset: Dataset, options: Options) -> dict[str, f
     """Trains for some epochs as a run does."""
     shape = dataset.image_shape
     model = traced.named(config.model, config.width, shape, dataset.num_classes)
-    longest = source.longest_segment(config, shape, isinstance(dataset.train, FileSplit))
+    longest = image_source.longest_segment(config, shape, isinstance(dataset.train, FileSplit))
     plan = make_plan(config, METHODS[config.method], model.graph, len(dataset.train), longest)
     setup = progress.Setup(
         config=config, identity=configs.identity(config), plan=plan, dataset=dataset, model=model,
         apply=inference(model.network),
         mesh=parallel.mesh(parallel.usable_devices(config.batch_size)),
     )  # fmt: skip
-    resident, now = source.on_devices(setup), progress.start(setup)
+    resident, now = image_source.on_devices(setup), progress.start(setup)
     now = dataclasses.replace(now, state=parallel.place(now.state, parallel.replicated(setup.mesh)))
     program, silent = compile_for(setup, now), Terminal(quiet=True)
     silent.begin(config, plan, 0)

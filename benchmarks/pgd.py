@@ -27,8 +27,8 @@ from rich.table import Table
 from benchmarks import side_by_side
 from benchmarks.side_by_side import Found, Side, Subject
 from irp_jax import attacks, files
+from irp_jax.cli.common import main, publishable
 from irp_jax.cli.flags import parse
-from irp_jax.cli.run import main, publishable
 from irp_jax.errors import UserError, unknown
 
 RIVALS = ("foolbox", "torchattacks", "cleverhans")

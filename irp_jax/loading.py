@@ -10,11 +10,9 @@ import numpy as np
 from irp_jax import checkpoint
 from irp_jax.errors import UserError, reason
 from irp_jax.graph import ChannelGraph
-from irp_jax.network import Network
-from irp_jax.pruning import masks
-from irp_jax.trained import hub, layout
-from irp_jax.trained.inference import deployed, inference, network_params
-from irp_jax.trained.record import (
+from irp_jax.inference import hub, layout
+from irp_jax.inference.function import deployed, inference, network_params
+from irp_jax.inference.record import (
     cost_report,
     described,
     model_of,
@@ -22,6 +20,8 @@ from irp_jax.trained.record import (
     quantization_of,
     stored_name,
 )
+from irp_jax.network import Network
+from irp_jax.pruning import masks
 
 
 def load(path: str | Path, log: checkpoint.Log = print, *, model: Any = None) -> Network:

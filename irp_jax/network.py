@@ -10,13 +10,13 @@ import numpy as np
 from irp_jax import attacks, evaluation
 from irp_jax.errors import UserError
 from irp_jax.export.file import write as write_file
+from irp_jax.inference import layout
+from irp_jax.inference.function import inference
+from irp_jax.inference.images import Images, images_of
+from irp_jax.inference.network import TrainedNetwork, check_range
+from irp_jax.inference.notebook import network_tables
 from irp_jax.quantization import calibrate
 from irp_jax.saving import packed
-from irp_jax.trained import layout
-from irp_jax.trained.images import Images, images_of
-from irp_jax.trained.inference import inference
-from irp_jax.trained.network import TrainedNetwork, check_range
-from irp_jax.trained.notebook import network_tables
 
 
 class Network(TrainedNetwork):

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 
 from irp_jax.errors import UserError, reason
-from irp_jax.trained import layout
-from irp_jax.trained.network import TrainedNetwork
+from irp_jax.inference import layout
+from irp_jax.inference.network import TrainedNetwork
 
 
 def packed(network: TrainedNetwork, *, function: bool | None = None) -> dict[str, bytes]:

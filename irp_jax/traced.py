@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from irp_jax import adapters, draws, graph, models
+from irp_jax import adapters, graph, models, prng
 from irp_jax.errors import UserError
 from irp_jax.graph import Apply, ChannelGraph, program
 from irp_jax.pruning import compaction
@@ -41,7 +41,7 @@ class TracedModel:
         def arrays(key: jax.Array) -> list[Any]:
             return jax.tree.leaves(self.init(key))
 
-        key = jax.eval_shape(lambda: draws.key(0))
+        key = jax.eval_shape(lambda: prng.key(0))
         return program.fingerprint(program.trace(arrays, key), self.graph.fingerprint)
 
 
@@ -152,22 +152,22 @@ def named(
 def is_drawn(model: TracedModel) -> bool:
     """Returns whether the initial weights depend on the key. Given weights do not."""
     init = jax.jit(model.init)
-    pair = [jax.tree.leaves(init(draws.key(seed))) for seed in (0, 1)]
+    pair = [jax.tree.leaves(init(prng.key(seed))) for seed in (0, 1)]
     return any(bool((one != other).any()) for one, other in zip(*pair, strict=True))
 
 
 def check(model: TracedModel) -> float:
     """Compares the masked with the compact network by value: see `compaction.check`."""
-    params, state = jax.eval_shape(model.init, draws.key(0))
+    params, state = jax.eval_shape(model.init, prng.key(0))
 
     def initial() -> tuple[dict[str, Any], dict[str, Any]]:
-        return jax.device_get(jax.jit(model.init)(draws.key(0)))
+        return jax.device_get(jax.jit(model.init)(prng.key(0)))
 
     return compaction.check(model.graph, model.network, params, state, initial)
 
 
 def check_quantized(model: TracedModel, batch: int) -> None:
     """Checks that a network can be trained in 8 bits: see `quantization.check_trainable`."""
-    params, state = jax.eval_shape(model.init, draws.key(0))
+    params, state = jax.eval_shape(model.init, prng.key(0))
     images = jax.ShapeDtypeStruct((batch, *model.graph.image_shape), jnp.float32)
     check_trainable(model.network, {"params": params, "batch_stats": state}, images)

@@ -12,7 +12,7 @@ from irp_jax import attacks, parallel, traced
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.data import Augmentation, Split
-from irp_jax.trained.inference import inference
+from irp_jax.inference.function import inference
 from irp_jax.training import progress
 from irp_jax.training.defenses import Batch, Choice, build
 from irp_jax.training.methods import METHODS

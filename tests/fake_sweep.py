@@ -10,8 +10,8 @@ import time
 
 from irp_jax import config as configs
 from irp_jax.cli import sweep
-from irp_jax.cli.commands import Commands
 from irp_jax.config import Config
+from irp_jax.sweep.child_processes import Commands
 
 SECONDS = 0.4
 

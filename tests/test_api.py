@@ -18,7 +18,7 @@ import irp_jax as irp
 from irp_jax import checkpoint, files
 from irp_jax.data import limited
 from irp_jax.export import artifact
-from irp_jax.trained import layout
+from irp_jax.inference import layout
 
 SETTINGS = {
     "budget": 0.4, "epochs": 3, "batch_size": 64, "prune_stop": 0.4, "defense": "fgsm",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pruning_nets import kept_units, quick_jit
 
-from irp_jax.pruning import budget, cost, masks, uniform
+from irp_jax.pruning import cost, mask_rules, masks, uniform
 from irp_jax.pruning.bounds import around
 
 SPREAD = 2.0
@@ -23,7 +23,7 @@ def solver(kind):
     @quick_jit
     def solve(score, goal):
         ratio = functools.partial(cost.ratio, LARGE, kind)
-        return budget.solve(score, bounds(goal), ratio, goal)[1], bounds(goal)
+        return mask_rules.solve(score, bounds(goal), ratio, goal)[1], bounds(goal)
 
     return solve
 
@@ -50,7 +50,7 @@ def test_final_keep_counts_are_within_a_factor_of_uniform_pruning(kind, goal):
     even = uniform.keep_counts(LARGE, "channel", kind, limit)
     logits = random_scores(LARGE, "channel", 3)
     logits = {name: logits[name] * (i % 3 - 1) for i, name in enumerate(logits)}  # far from uniform
-    kept = kept_units(budget.best_within(LARGE, logits, "channel", kind, limit, spread=SPREAD))
+    kept = kept_units(mask_rules.best_within(LARGE, logits, "channel", kind, limit, spread=SPREAD))
     assert 0.97 * limit <= cost.total(LARGE, kept).of(kind) <= limit
     assert_minimum(LARGE, "channel", kept)
     for name, count in kept.items():
@@ -61,7 +61,7 @@ def test_final_keep_counts_are_within_a_factor_of_uniform_pruning(kind, goal):
 def test_a_spread_of_one_is_uniform_pruning():
     limit = int(0.3 * cost.total(LARGE).params)
     logits = random_scores(LARGE, "channel", 1)
-    kept = kept_units(budget.best_within(LARGE, logits, "channel", "params", limit, spread=1.0))
+    kept = kept_units(mask_rules.best_within(LARGE, logits, "channel", "params", limit, spread=1.0))
     even = uniform.keep_counts(LARGE, "channel", "params", limit)
     assert all(abs(kept[name] - even[name]) <= 1 for name in kept)
 
@@ -70,5 +70,7 @@ def test_minimum_keep_counts_hold_where_the_uniform_share_is_below_them():
     least = masks.min_keep(SMALL, "channel")
     limit = cost.total(SMALL, least).macs
     logits = random_scores(SMALL, "channel", 0)
-    kept = kept_units(budget.best_within(SMALL, logits, "channel", "macs", limit, spread=SPREAD))
+    kept = kept_units(
+        mask_rules.best_within(SMALL, logits, "channel", "macs", limit, spread=SPREAD)
+    )
     assert kept == least

@@ -20,20 +20,20 @@ from budget_nets import (
 )
 from pruning_nets import kept_units, quick_jit, random_masks
 
-from irp_jax.pruning import budget, cost, masks
+from irp_jax.pruning import cost, mask_rules, masks
 from irp_jax.pruning.bounds import around
 
 # The sparsity schedule.
 
 
 def test_the_sparsity_schedule_is_one_then_falls_to_the_budget_and_stays():
-    target = budget.sparsity_schedule(0.16, 10, 50)
+    target = mask_rules.sparsity_schedule(0.16, 10, 50)
     found = [float(target(jnp.int32(step))) for step in range(80)]
     np.testing.assert_allclose(found[:11], 1.0)
     np.testing.assert_allclose(found[50:], 0.16, rtol=1e-6)
     assert all(a > b for a, b in itertools.pairwise(found[10:51]))
     np.testing.assert_allclose(found[30], 0.16 + 0.84 * 0.125, rtol=1e-6)
-    assert float(budget.sparsity_schedule(0.3, 5, 5)(jnp.int32(6))) == pytest.approx(0.3)
+    assert float(mask_rules.sparsity_schedule(0.3, 5, 5)(jnp.int32(6))) == pytest.approx(0.3)
 
 
 # Solving for the multiplier.
@@ -47,7 +47,7 @@ def solver(granularity, kind):
     @quick_jit
     def solve(score, goal):
         ratio = functools.partial(cost.ratio, graph, kind)
-        return budget.solve(score, bounds(goal), ratio, goal)[1]
+        return mask_rules.solve(score, bounds(goal), ratio, goal)[1]
 
     return graph, solve
 
@@ -103,7 +103,7 @@ def run_lagrangian(graph, granularity, kind, target, sizes, steps, later=None, *
         sizes: mask name -> standard deviation of each gate's gradient.
         later: the same for the second half of the steps.
     """
-    rule = budget.lagrangian(graph, granularity, kind, target, **settings)
+    rule = mask_rules.lagrangian(graph, granularity, kind, target, **settings)
     start = masks.init(graph, granularity)
     rng = np.random.default_rng(0)
     noise = {n: rng.normal(size=(steps, *m.shape)).astype(np.float32) for n, m in start.items()}
@@ -131,13 +131,13 @@ def test_logits_compare_across_masks_where_one_is_at_its_minimum():
     sizes = random_sizes(LARGE, "channel", 1)
     sizes[poor] = 1e-3 * sizes[poor]
     history = run_lagrangian(
-        LARGE, "channel", "macs", budget.sparsity_schedule(0.5, 0, 1), sizes, 60
+        LARGE, "channel", "macs", mask_rules.sparsity_schedule(0.5, 0, 1), sizes, 60
     )
     logits = {name: values[-1] for name, values in history.items()}
     assert (logits[poor] > 0).sum() == masks.min_keep(LARGE, "channel")[poor]
     assert logits[poor][logits[poor] < 0].max() < -3
     limit = int(0.51 * cost.total(LARGE).macs)
-    filled = kept_units(budget.best_within(LARGE, logits, "channel", "macs", limit))
+    filled = kept_units(mask_rules.best_within(LARGE, logits, "channel", "macs", limit))
     assert filled[poor] == masks.min_keep(LARGE, "channel")[poor]
 
 
@@ -162,7 +162,7 @@ def random_sizes(graph, granularity, seed):
 def test_the_cost_follows_the_schedule_and_every_minimum_holds(granularity, kind, goal):
     graph = LARGE if granularity == "channel" else TINY
     ramp_end = 120
-    target = budget.sparsity_schedule(goal, 20, ramp_end)
+    target = mask_rules.sparsity_schedule(goal, 20, ramp_end)
     sizes = random_sizes(graph, granularity, 1)
     history = kept_history(run_lagrangian(graph, granularity, kind, target, sizes, 200))
     for step, kept in enumerate(history):
@@ -189,7 +189,7 @@ def test_exactly_the_minimum_is_kept_however_often_the_order_of_units_changes():
         name: np.full(m.shape, np.sqrt(marginal_costs[name][0]), np.float32)
         for name, m in masks.init(SMALL, "channel").items()
     }
-    target = budget.sparsity_schedule(1e-6, 0, 1)
+    target = mask_rules.sparsity_schedule(1e-6, 0, 1)
     history = kept_history(run_lagrangian(SMALL, "channel", "macs", target, sizes, 400, decay=0.5))
     assert all(kept == masks.min_keep(SMALL, "channel") for kept in history[1:])
 
@@ -200,7 +200,7 @@ def test_unimportant_units_are_pruned_first_and_one_that_becomes_important_is_re
         sizes[name][: sizes[name].size // 2] = 1e-3
     later = {name: values.copy() for name, values in sizes.items()}
     later["stage2_block0/conv2"][0] = 30.0
-    target = budget.sparsity_schedule(0.2, 5, 50)
+    target = mask_rules.sparsity_schedule(0.2, 5, 50)
     logits = run_lagrangian(SMALL, "channel", "macs", target, sizes, 200, later)
     for values in logits.values():
         worthless, worthy = np.split(values[99], 2)
@@ -210,7 +210,7 @@ def test_unimportant_units_are_pruned_first_and_one_that_becomes_important_is_re
 
 def test_a_logit_is_half_the_log_of_importance_over_multiplier_times_cost():
     """All units of a group cost the same. Their logits differ by the log ratio of gradients."""
-    rule = budget.lagrangian(SMALL, "channel", "macs", lambda step: jnp.float32(0.5))
+    rule = mask_rules.lagrangian(SMALL, "channel", "macs", lambda step: jnp.float32(0.5))
     logits = masks.init(SMALL, "channel")
     sizes = {name: np.geomspace(1, 50, m.size).astype(np.float32) for name, m in logits.items()}
     gradients = {name: masks.slope(m) * sizes[name] for name, m in logits.items()}
@@ -223,7 +223,7 @@ def test_a_logit_is_half_the_log_of_importance_over_multiplier_times_cost():
 
 
 def test_it_survives_units_without_any_gradient():
-    rule = budget.lagrangian(SMALL, "channel", "macs", lambda step: jnp.float32(0.3))
+    rule = mask_rules.lagrangian(SMALL, "channel", "macs", lambda step: jnp.float32(0.3))
     logits = masks.init(SMALL, "channel")
     zero = jax.tree.map(jnp.zeros_like, logits)
     updates, _ = quick_jit(rule.update)(zero, rule.init(logits), logits)
@@ -246,7 +246,9 @@ def test_hinge_is_the_gradient_taken_by_hand(granularity):
         name: exact_ratio(TINY, "macs", {**kept, name: n + 1}) - ratio for name, n in kept.items()
     }
     for goal, pushes in ((ratio * 1.01, False), (ratio * 0.99, True)):
-        rule = budget.hinge(TINY, "macs", goal, learning_rate=0.1, strength=3.0, weight_decay=0.01)
+        rule = mask_rules.hinge(
+            TINY, "macs", goal, learning_rate=0.1, strength=3.0, weight_decay=0.01
+        )
         state = rule.init(logits)
         first, state = quick_jit(rule.update)(gradients, state, logits)
         second, _ = quick_jit(rule.update)(gradients, state, logits)
@@ -263,7 +265,7 @@ def test_hinge_pushes_only_above_the_budget():
     ratio = exact_ratio(TINY, "macs", kept_units(logits))
     zero = jax.tree.map(jnp.zeros_like, logits)
     for goal, pushes in ((1.0, False), (ratio * 1.001, False), (ratio * 0.999, True)):
-        rule = budget.hinge(TINY, "macs", goal, learning_rate=0.1, weight_decay=0.0)
+        rule = mask_rules.hinge(TINY, "macs", goal, learning_rate=0.1, weight_decay=0.0)
         updates, _ = quick_jit(rule.update)(zero, rule.init(logits), logits)
         for values in updates.values():
             assert bool((values < 0).all()) if pushes else not values.any()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from irp_jax.cli.claims import Claims
+from irp_jax.sweep.claims import Claims
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 WORKER = """
 import os, sys, time
 from pathlib import Path
-from irp_jax.cli.claims import Claims
+from irp_jax.sweep.claims import Claims
 
 names, seconds = sys.argv[1].split(","), float(sys.argv[2])
 with Claims(Path("."), stale_s=float(sys.argv[3])) as claims:

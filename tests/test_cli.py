@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from irp_jax import data, loading
-from irp_jax.cli import evaluate, flags, publish, report, run, sweep, train
+from irp_jax.cli import common, evaluate, flags, publish, report, sweep, train
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 
@@ -19,7 +19,7 @@ def refusal(capsys, monkeypatch, command, *arguments):
     """Runs a command that must fail with exit code 2, and returns the line that it printed."""
     monkeypatch.setattr("sys.argv", ["bin/x", *arguments])
     with pytest.raises(SystemExit) as stopped:
-        run.main(command)
+        common.main(command)
     assert stopped.value.code == 2
     printed = capsys.readouterr()
     lines = [line for line in printed.err.splitlines() if line]
@@ -166,17 +166,18 @@ def test_a_file_that_may_not_be_read_is_one_line(capsys, monkeypatch):
 
 def test_a_published_command_names_no_place_on_this_machine():
     typed = ["--workdir=/home/me/x", "--data-dir", "/data", "--model=vgg16"]
-    assert run.publishable("bin/train", typed) == "bin/train --model=vgg16"
+    assert common.publishable("bin/train", typed) == "bin/train --model=vgg16"
     otherwise = ["--data_dir=/a", "--out=/b", "--save-adversarial", "/c.npz", "--out", "/d"]
-    assert run.publishable("bin/evaluate", otherwise) == "bin/evaluate"
+    assert common.publishable("bin/evaluate", otherwise) == "bin/evaluate"
     several = ["--checkpoints=/home/a/one,runs/two", "--images=3"]
-    published = run.publishable("bench", several)
+    published = common.publishable("bench", several)
     assert published == "bench --checkpoints=runs/one,runs/two --images=3"
     assert (
-        run.publishable("bin/train", ["--config=~/secret/mine.py"]) == "bin/train --config=mine.py"
+        common.publishable("bin/train", ["--config=~/secret/mine.py"])
+        == "bin/train --config=mine.py"
     )
     at_home = ["--checkpoint=~/me/runs/x"]
-    assert run.publishable("bin/evaluate", at_home) == "bin/evaluate --checkpoint=runs/x"
+    assert common.publishable("bin/evaluate", at_home) == "bin/evaluate --checkpoint=runs/x"
 
 
 def test_flags_win_over_what_suits_the_data_set_which_wins_over_the_config(monkeypatch):

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from irp_jax import machine
-from irp_jax.cli import commands
-from irp_jax.cli.commands import Commands
 from irp_jax.errors import UserError
+from irp_jax.sweep import child_processes
+from irp_jax.sweep.child_processes import Commands
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,8 +55,8 @@ def test_the_error_of_a_command_is_its_own_last_one(tmp_path, monkeypatch):
     log = tmp_path / "log.txt"
     before = "$ bin/train\nerror: of another day\n"
     log.write_text(before + "$ bin/train\nerror: in use by another run\n└──┘ of that run\n")
-    assert commands.last_error(log, len(before)) == "in use by another run"
-    assert commands.last_error(log, log.stat().st_size) is None
+    assert child_processes.last_error(log, len(before)) == "in use by another run"
+    assert child_processes.last_error(log, log.stat().st_size) is None
     with ThreadPoolExecutor(1) as pool:
         cores = set(machine.core_numbers())
         running = pool.submit(Commands().run, "train", ["--budget=16"], log, cores)
@@ -66,14 +66,14 @@ def test_the_error_of_a_command_is_its_own_last_one(tmp_path, monkeypatch):
 
 CHILD = """
 import time
-from irp_jax.cli.parent import end_with_parent
+from irp_jax.sweep.parent import end_with_parent
 end_with_parent()
 print("begun", flush=True)
 time.sleep(1000)
 """
 PARENT = f"""
 import subprocess, sys
-from irp_jax.cli.parent import child_environment
+from irp_jax.sweep.parent import child_environment
 subprocess.run([sys.executable, "-P", "-c", {CHILD!r}], env=child_environment())
 """
 

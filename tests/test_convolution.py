@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pruning_nets import equations, quick_jit
 
-from irp_jax.graph.convolution import Window, convolution, convolve
+from irp_jax.graph.fast_convolution import Window, convolution, convolve
 
 # Kernel size; height, width, channels in, channels out: even, odd, smaller than half the kernel.
 CASES = (

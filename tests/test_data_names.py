@@ -1,4 +1,4 @@
-"""Tests of irp_jax.data.names and irp_jax.data.digits."""
+"""Tests of irp_jax.data.registry and irp_jax.data.digits."""
 
 import numpy as np
 import pytest

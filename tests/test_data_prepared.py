@@ -1,4 +1,4 @@
-"""Tests of irp_jax.data.prepared, official and fetch, on tiny sets in the official formats."""
+"""Tests of irp_jax.data.tfds_loader, official and fetch, on tiny sets in the official formats."""
 
 import dataclasses
 import gzip
@@ -27,7 +27,7 @@ from official_files import (
     tar_gz,
 )
 
-from irp_jax.data import load, prepared
+from irp_jax.data import load, tfds_loader
 from irp_jax.data.official import OFFICIAL
 from irp_jax.errors import UserError
 
@@ -61,7 +61,7 @@ def as_set(split):
 def test_a_half_imported_tensorflow_datasets_is_one_line(monkeypatch, tmp_path):
     # What `import tensorflow_datasets` gives if tensorflow-metadata does not fit protobuf.
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", types.ModuleType("tfds"))
-    monkeypatch.delitem(sys.modules, prepared.__name__)
+    monkeypatch.delitem(sys.modules, tfds_loader.__name__)
     with pytest.raises(UserError, match="tensorflow-metadata<1"):
         load("cifar10", data_dir=str(tmp_path))
 

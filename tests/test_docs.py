@@ -1,6 +1,9 @@
 """The documentation: examples run, flags and links exist, and figures match the results."""
 
+import ast
+import contextlib
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -18,12 +21,12 @@ from PIL import Image
 
 import irp_jax
 from irp_jax import config
-from irp_jax.cli import bench, describe, evaluate, export, latency, publish, report, run, sweep
+from irp_jax.cli import bench, common, describe, evaluate, export, latency, publish, report, sweep
 from irp_jax.config import Config
+from irp_jax.inference import layout
 from irp_jax.quantization import Quantization
 from irp_jax.report.card import model_card
 from irp_jax.report.robustbench import Paper, robustbench
-from irp_jax.trained import layout
 from irp_jax.training.checkpoints import network_record
 
 ROOT = Path(__file__).parent.parent
@@ -129,7 +132,7 @@ OPTIONS = {
 }
 
 
-HOSTS = {flag[2:] for flag in run.HOSTS}
+HOSTS = {flag[2:] for flag in common.HOSTS}
 
 
 def command_in(line):
@@ -198,6 +201,44 @@ def test_links_and_files_that_a_page_names_exist(page):
         assert (ROOT / path).exists(), path
     for path in re.findall(r"`((?:irp_jax|tests|benchmarks)/[\w./]+\.py)`", text):
         assert "NAME" in path or (ROOT / path).exists(), path
+
+
+def test_modules_that_the_page_on_design_names_exist():
+    text = (ROOT / "docs" / "design.md").read_text()
+    for path in re.findall(r"`((?:\w+/)*\w+\.py)`", text):
+        there = [ROOT / path, ROOT / "irp_jax" / path, *(ROOT / "irp_jax").rglob(path)]
+        assert any(place.exists() for place in there), path
+    for folder in re.findall(r"`(\w+)/`", text):
+        assert any(place.is_dir() for place in (ROOT / "irp_jax").rglob(folder)), folder
+
+
+def is_found(name, places):
+    """Returns whether a dotted name is a module, or something in one, below one of the places."""
+    for place in places:
+        parts, found = name.split("."), None
+        for count in range(1, len(parts) + 1):
+            with contextlib.suppress(ImportError):
+                found = importlib.import_module(".".join([place, *parts[:count]])), parts[count:]
+        if found and functools.reduce(
+            lambda one, part: getattr(one, part, None), found[1], found[0]
+        ):
+            return True
+    return False
+
+
+def test_names_in_docstrings_exist():
+    for path in sorted((ROOT / "irp_jax").rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        within = [module.rsplit(".", up)[0] for up in range(module.count(".") + 1)]
+        rooms = {place.stem for place in (ROOT / "irp_jax").iterdir()}
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef):
+                continue
+            local = {one.arg for one in ast.walk(node) if isinstance(one, ast.arg)}
+            for name in re.findall(r"`([a-z_]+(?:\.\w+)+)`", ast.get_docstring(node) or ""):
+                first, last = name.split(".")[0], name.split(".")[-1]
+                if first in rooms - local and last not in ("py", "json", "jsonl"):
+                    assert is_found(name, within), f"{path.name}: {name}"
 
 
 def recorded_commands():
@@ -318,12 +359,12 @@ def test_figures_of_readme_are_those_on_record():
     for network, row in rows:
         budget, epochs, seeds, natural, pgd, autoattack = (c.strip() for c in row.split("|"))
         runs = recorded(budget, int(epochs), network == "uniformly narrow")
-        assert len(runs) == int(seeds) == len({run["seed"] for run in runs})
+        assert len(runs) == int(seeds) == len({common["seed"] for common in runs})
         for cell, name in ((natural, "natural"), (pgd, "pgd"), (autoattack, "autoattack")):
             if cell:
-                assert cell == f"{100 * mean(run['accuracy'][name] for run in runs):.1f}"
+                assert cell == f"{100 * mean(common['accuracy'][name] for common in runs):.1f}"
             else:
-                assert not any(name in run["accuracy"] for run in runs)
+                assert not any(name in common["accuracy"] for common in runs)
 
 
 def test_summary_of_readme_is_that_on_record():

@@ -16,15 +16,15 @@ import pytest
 import irp_jax
 from irp_jax import checkpoint, traced
 from irp_jax import network as networks
+from irp_jax.cli import common
 from irp_jax.cli import export as command
-from irp_jax.cli import run
 from irp_jax.errors import UserError
 from irp_jax.export import onnx as exporting
 from irp_jax.export import stablehlo, verify
+from irp_jax.inference.function import inference
+from irp_jax.inference.record import cost_report
 from irp_jax.models import VGG, DenseNet, MobileNetV2, ResNet, WideResNet, mobilenet
 from irp_jax.pruning import compaction
-from irp_jax.trained.inference import inference
-from irp_jax.trained.record import cost_report
 
 ZOO = Path(__file__).parents[1] / "results" / "zoo" / "resnet20-digits-0.16"
 SHAPE = (8, 8, 3)
@@ -312,7 +312,7 @@ def test_others_can_attack_a_stablehlo_file(tmp_path):
 def refused(capsys, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
-        run.main(command.export)
+        common.main(command.export)
     assert caught.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1

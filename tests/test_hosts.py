@@ -18,7 +18,7 @@ from folder_data import make_folder
 
 from irp_jax import hosts
 from irp_jax.errors import UserError
-from irp_jax.trained import layout
+from irp_jax.inference import layout
 
 ROOT = Path(__file__).parent.parent
 

@@ -18,10 +18,10 @@ import irp_jax as irp
 from irp_jax import models, traced
 from irp_jax import network as networks
 from irp_jax.checkpoint import digest
+from irp_jax.inference import layout
+from irp_jax.inference.function import inference
+from irp_jax.inference.record import cost_report
 from irp_jax.report.robustbench import Paper, robustbench
-from irp_jax.trained import layout
-from irp_jax.trained.inference import inference
-from irp_jax.trained.record import cost_report
 
 RESULTS = Path(__file__).parents[1] / "results"
 ZOO = RESULTS / "zoo"

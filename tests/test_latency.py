@@ -22,7 +22,7 @@ from irp_jax.cli import train
 from irp_jax.config import Config, check, identity
 from irp_jax.errors import UserError
 from irp_jax.export import artifact, layers, measure
-from irp_jax.pruning import budget, cost, masks, uniform
+from irp_jax.pruning import cost, mask_rules, masks, uniform
 from irp_jax.pruning.latency_table import LatencyTable, LayerLatency, from_json, rising
 
 MULTIPLE = 2
@@ -91,7 +91,7 @@ def test_budgets_of_latency_are_met_and_free_channels_are_used(share):
     limit = int(share * cost.total(GRAPH).latency)
     rng = np.random.default_rng(1)
     logits = {n: rng.normal(size=m.shape) for n, m in masks.init(GRAPH, "channel").items()}
-    kept = kept_units(budget.best_within(GRAPH, logits, "channel", "latency", limit))
+    kept = kept_units(mask_rules.best_within(GRAPH, logits, "channel", "latency", limit))
     assert cost.total(GRAPH, kept).latency <= limit
     for name, size in TINY.groups.items():
         more = {**kept, name: kept[name] + 1}
@@ -102,7 +102,7 @@ def test_budgets_of_latency_are_met_and_free_channels_are_used(share):
 
 
 def test_the_lagrangian_follows_the_latency():
-    rule = budget.lagrangian(GRAPH, "channel", "latency", lambda step: jnp.float32(0.7))
+    rule = mask_rules.lagrangian(GRAPH, "channel", "latency", lambda step: jnp.float32(0.7))
     logits = masks.init(GRAPH, "channel")
     state = rule.init(logits)
     rng = np.random.default_rng(0)

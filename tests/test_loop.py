@@ -28,9 +28,9 @@ from irp_jax.cli.train import train
 from irp_jax.config import Config
 from irp_jax.data import load
 from irp_jax.errors import UserError
+from irp_jax.publishing import publish
 from irp_jax.training import experiment, prepare
 from irp_jax.training.preemption import Preempted, Preemption, on_sigterm
-from irp_jax.zoo import publish
 
 ROOT = Path(__file__).parent.parent
 

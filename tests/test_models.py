@@ -20,9 +20,9 @@ from pruning_nets import (
 from irp_jax import models, traced
 from irp_jax.errors import UserError
 from irp_jax.graph import Extent, Layer, Window
+from irp_jax.inference.function import inference
 from irp_jax.models import parts, resnet
 from irp_jax.pruning import cost
-from irp_jax.trained.inference import inference
 
 EVERY_MODEL = sorted(models.MODELS)
 

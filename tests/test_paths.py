@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from irp_jax.paths import public, public_command, public_results
+from irp_jax.redaction import public, public_command, public_results
 
 
 @pytest.mark.parametrize(

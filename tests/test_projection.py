@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pruning_nets import kept_units
 
-from irp_jax.pruning import budget, cost, masks
+from irp_jax.pruning import cost, mask_rules, masks
 
 
 @given(
@@ -30,7 +30,7 @@ from irp_jax.pruning import budget, cost, masks
 def test_projection_meets_the_budget_from_below(dense, granularity, kind, goal, seed):
     logits = random_scores(dense, granularity, seed)
     limit = int(goal * getattr(cost.total(dense), kind))
-    found = budget.best_within(dense, logits, granularity, kind, limit)
+    found = mask_rules.best_within(dense, logits, granularity, kind, limit)
     assert {name: m.shape for name, m in found.items()} == {n: m.shape for n, m in logits.items()}
     assert all(set(np.unique(m)) <= {-1.0, 1.0} for m in found.values())
     kept = kept_units(found)
@@ -50,7 +50,7 @@ def test_projection_prefers_the_higher_logit(granularity):
     """Kept units are above one threshold, except for minimum keep counts and the last few."""
     logits = random_scores(SMALL, granularity, 0)
     limit = int(0.3 * cost.total(SMALL).macs)
-    found = budget.best_within(SMALL, logits, granularity, "macs", limit)
+    found = mask_rules.best_within(SMALL, logits, granularity, "macs", limit)
     least = masks.min_keep(SMALL, granularity)
     free = [name for name in logits if (found[name] > 0).sum() > least[name]]
     lowest_kept = np.concatenate([logits[n][found[n] > 0] for n in free])
@@ -66,7 +66,7 @@ def test_projection_depends_on_nothing_but_the_logits():
         limit = int(0.2 * cost.total(SMALL).macs)
         shuffled = {name: jnp.asarray(ties[name]) for name in sorted(ties)[::-1]}
         first, again = (
-            budget.best_within(SMALL, logits, granularity, "macs", limit)
+            mask_rules.best_within(SMALL, logits, granularity, "macs", limit)
             for logits in (ties, shuffled)
         )
         assert set(first) == set(again)
@@ -78,10 +78,10 @@ def test_projection_depends_on_nothing_but_the_logits():
 def test_projection_onto_all_keeps_all_and_below_the_least_keeps_the_minimum(granularity):
     logits = random_scores(TINY, granularity, 0)
     dense, least = cost.total(TINY), cost.total(TINY, masks.min_keep(TINY, granularity))
-    whole = budget.best_within(TINY, logits, granularity, "macs", dense.macs)
+    whole = mask_rules.best_within(TINY, logits, granularity, "macs", dense.macs)
     assert kept_units(whole) == masks.units(TINY, granularity)
     for limit in (0, least.macs):
-        small = budget.best_within(TINY, logits, granularity, "macs", limit)
+        small = mask_rules.best_within(TINY, logits, granularity, "macs", limit)
         kept = kept_units(small)
         if limit == 0:
             assert kept == masks.min_keep(TINY, granularity)

@@ -12,14 +12,14 @@ from baseline_nets import Net
 from test_cli import refusal
 
 import irp_jax as irp
-from irp_jax import draws, traced
+from irp_jax import prng, traced
 from irp_jax.cli import export
 from irp_jax.errors import UserError
 from irp_jax.export import artifact
+from irp_jax.inference.function import inference
+from irp_jax.inference.record import cost_report
 from irp_jax.network import Network
 from irp_jax.quantization import Quantization, calibrate, fake
-from irp_jax.trained.inference import inference
-from irp_jax.trained.record import cost_report
 
 SHAPE = (8, 8, 3)
 
@@ -37,7 +37,7 @@ def model():
 @pytest.fixture(scope="module")
 def network(model):
     known = traced.trace(model, SHAPE, 10)
-    params, state = jax.device_get(jax.jit(known.init)(draws.key(0)))
+    params, state = jax.device_get(jax.jit(known.init)(prng.key(0)))
     groups = dict(known.graph.groups)
     record = {
         "model": known.spec, "class_names": list("abcdefghij"), "image_shape": list(SHAPE),
@@ -169,7 +169,7 @@ def test_sums_of_two_layers_are_rounded_and_sums_within_an_activation_are_not():
     sizes = {"a": (48, 8), "b": (8, 8), "c": (8, 3)}
     arrays = {name: rng.normal(size=size).astype(np.float32) for name, size in sizes.items()}
     known = traced.trace((residual, arrays), (4, 4, 3))
-    variables = dict(zip(("params", "batch_stats"), known.init(draws.key(0)), strict=True))
+    variables = dict(zip(("params", "batch_stats"), known.init(prng.key(0)), strict=True))
     images = rng.uniform(size=(2, 4, 4, 3)).astype(np.float32)
     found = [name for name, _, _ in calibrate(known.network, variables, images).ranges]
     # The inputs of the three products, among them one operand of the sum, and its other operand.

@@ -13,7 +13,7 @@ from rich.console import Console
 from run_results import ROW, result
 
 from irp_jax.cli import report as command
-from irp_jax.cli.run import main
+from irp_jax.cli.common import main
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.report import tables

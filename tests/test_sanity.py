@@ -11,7 +11,7 @@ from attack_nets import dense_net, new_dense_net
 
 from irp_jax import attacks
 from irp_jax.attacks import sanity
-from irp_jax.attacks.inputs import as_network
+from irp_jax.attacks.checks import as_network
 from irp_jax.errors import UserError
 
 NET = functools.partial(dense_net, new_dense_net())

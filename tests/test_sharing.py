@@ -15,9 +15,10 @@ import pytest
 from rich.console import Console
 
 from irp_jax import files
-from irp_jax.cli import launch, sweep
-from irp_jax.cli.commands import Commands
+from irp_jax.cli import sweep
 from irp_jax.errors import UserError
+from irp_jax.sweep import slurm
+from irp_jax.sweep.child_processes import Commands
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "from irp_jax.config import Config\nconfig = Config(dataset='digits', budget='0.3'{})\n"
@@ -185,17 +186,17 @@ def test_bad_input_is_one_line(here, flags, said):
 def test_slurm_that_is_absent_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="slurm"):
-        launch.launch("slurm", "partition=gpu,gpus=1", [["--help"]], tmp_path, Console())
+        slurm.launch("slurm", "partition=gpu,gpus=1", [["--help"]], tmp_path, Console())
 
 
 def test_jobs_run_the_command_and_a_failure_names_its_log(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # as bin/ does
     shards = [["--help"], ["--shard=3/2"]]
     with pytest.raises(UserError, match="1 of 2 jobs failed") as failure:
-        launch.launch("local", "time=1", shards, tmp_path / "jobs", Console())
+        slurm.launch("local", "time=1", shards, tmp_path / "jobs", Console())
     log = Path(str(failure.value).split()[-1])
     assert "error: --shard must be I/N" in log.read_text()
-    launch.launch("local", None, [], tmp_path, Console())
+    slurm.launch("local", None, [], tmp_path, Console())
     assert "all runs are done" in capsys.readouterr().out
 
 

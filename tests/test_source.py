@@ -17,8 +17,8 @@ from irp_jax.config import Config
 from irp_jax.data import open_folder
 from irp_jax.errors import UserError
 from irp_jax.training import experiment
+from irp_jax.training.image_source import Streamed
 from irp_jax.training.preview import preview
-from irp_jax.training.source import Streamed
 
 TINY = Config(
     model="resnet8", budget="0.5", image_size=16, epochs=4, batch_size=16, prune_stop=0.5,

@@ -11,8 +11,8 @@ import pytest
 from irp_jax import attacks, checkpoint, parallel, traced
 from irp_jax.config import Config
 from irp_jax.data import Augmentation
+from irp_jax.inference.function import deployed, network_params
 from irp_jax.pruning import compaction, cost, sparse, uniform
-from irp_jax.trained.inference import deployed, network_params
 from irp_jax.training import optimizer as optimizers
 from irp_jax.training.defenses import DEFENSES
 from irp_jax.training.methods import METHODS

@@ -17,11 +17,12 @@ from sklearn.datasets import load_digits
 
 from irp_jax import config as configs
 from irp_jax import machine, parallel
-from irp_jax.cli import evaluate, one_run, publish, report, train
+from irp_jax.cli import evaluate, publish, report, train
 from irp_jax.cli import sweep as sweep_command
-from irp_jax.cli.commands import Commands
 from irp_jax.config import Config
 from irp_jax.errors import UserError
+from irp_jax.sweep import one_run
+from irp_jax.sweep.child_processes import Commands
 
 ROOT = Path(__file__).parent.parent
 

@@ -20,7 +20,7 @@ from irp_jax.config import Config
 from irp_jax.data import Augmentation
 from irp_jax.data.augmentation import augment, augment_each, to_float, view_keys
 from irp_jax.errors import UserError
-from irp_jax.trained.inference import inference
+from irp_jax.inference.function import inference
 from irp_jax.training import experiment, loop, teacher
 from irp_jax.training import optimizer as optimizers
 from irp_jax.training.losses import mean_cross_entropy, soft_targets

@@ -19,7 +19,7 @@ from test_export import FAMILIES, SHAPE, ZOO, drawn, images, small, traced_famil
 import irp_jax
 from irp_jax import data
 from irp_jax.errors import UserError
-from irp_jax.export import artifact, converter, tflite, verify
+from irp_jax.export import artifact, litert_converter, tflite, verify
 from irp_jax.export.file import serialized
 from irp_jax.models import mobilenet
 from irp_jax.pruning import compaction
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 def installed():
     pytest.importorskip("ai_edge_litert")
     try:
-        return converter.install()
+        return litert_converter.install()
     except UserError as error:
         pytest.skip(str(error))
 
@@ -210,17 +210,17 @@ def test_a_converter_that_cannot_be_installed_leaves_nothing(monkeypatch, tmp_pa
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pip.py").write_text("open('was-run', 'w')")  # of a stranger
-    killed = converter.folder().parent / "unfinished-by-another"
+    killed = litert_converter.folder().parent / "unfinished-by-another"
     killed.mkdir(parents=True)
     with pytest.raises(UserError, match="PIP_FIND_LINKS") as caught:
-        converter.install()
+        litert_converter.install()
     assert "\n" not in str(caught.value)
     assert capsys.readouterr().err.count("\n") == 1
-    assert not converter.folder().exists() and not (tmp_path / "was-run").exists()
-    left = [path for path in converter.folder().parent.iterdir() if path.name != ".lock"]
+    assert not litert_converter.folder().exists() and not (tmp_path / "was-run").exists()
+    left = [path for path in litert_converter.folder().parent.iterdir() if path.name != ".lock"]
     assert left == []
 
 
 def test_the_pins_are_of_one_version_of_the_converter():
-    lines = converter.pins().read_text().splitlines()
+    lines = litert_converter.pins().read_text().splitlines()
     assert sum(line.startswith("litert-converter==") for line in lines) == 1

@@ -11,7 +11,7 @@ from silent import Silent
 from irp_jax import checkpoint
 from irp_jax import config as configs
 from irp_jax.config import Config
-from irp_jax.training import experiment, source
+from irp_jax.training import experiment, image_source
 from irp_jax.training.overfitting import AccuracyRecord
 
 TINY = dataclasses.replace(
@@ -24,7 +24,7 @@ TINY = dataclasses.replace(
 
 @pytest.fixture(autouse=True)
 def short_segments(monkeypatch, quick_runs):
-    monkeypatch.setattr(source, "SEGMENT", 2)
+    monkeypatch.setattr(image_source, "SEGMENT", 2)
 
 
 class Stopped(Silent):

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from irp_jax import draws
+from irp_jax import prng
 from irp_jax.errors import UserError, reason
 
 TRAINING = ("train", "training", "is_training")
@@ -51,13 +51,13 @@ def keys_of(function: Any) -> Callable[[bool, Any], dict[str, Any]]:
             return {"key": key}
         # To many networks a missing key means inference, so a key is given only if required.
         needed = parameter.default is inspect.Parameter.empty
-        return {"key": draws.key(0)} if needed else {}
+        return {"key": prng.key(0)} if needed else {}
 
     return arguments
 
 
 def key_shape() -> Any:
-    return jax.eval_shape(lambda: draws.key(0))
+    return jax.eval_shape(lambda: prng.key(0))
 
 
 @contextlib.contextmanager

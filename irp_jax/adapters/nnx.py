@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from irp_jax import draws
+from irp_jax import prng
 from irp_jax.adapters.adapted import Adapted, Shape
 from irp_jax.adapters.calls import switches_of
 from irp_jax.adapters.leaves import Arrays, Leaves, Path, in_collections, join
@@ -32,7 +32,7 @@ def adapt(model: Any, image_shape: Shape) -> Adapted:
             if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 own = jax.random.fold_in(key, index)
                 if own.dtype != leaf.dtype:  # the module's keys are of another generator
-                    own = draws.like(own, leaf)
+                    own = prng.like(own, leaf)
                 held[index] = jax.random.split(own, leaf.shape) if leaf.shape else own
             else:  # the count of draws
                 held[index] = jnp.zeros_like(leaf)

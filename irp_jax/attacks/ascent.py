@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from irp_jax import draws
+from irp_jax import prng
 from irp_jax.attacks.attack import finite
 from irp_jax.attacks.losses import LogitsFn, Loss, cross_entropy
 from irp_jax.attacks.threat import Threat, clip_to_box, project, random_start, uphill
@@ -28,9 +28,7 @@ def starts(threat: Threat, key: jax.Array, images: jax.Array, scale: float = 1.0
     Returns:
         (N, H, W, C) float32 in [0, 1].
     """
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(
-        draws.converted(key), jnp.arange(images.shape[0])
-    )
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(prng.converted(key), jnp.arange(images.shape[0]))
     return jax.vmap(random_start, (None, 0, 0, None))(threat, keys, images, scale)
 
 

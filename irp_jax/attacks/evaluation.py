@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jax.tree_util import Partial
 
 from irp_jax import parallel
-from irp_jax.attacks import inputs, sanity, state
+from irp_jax.attacks import checks, sanity, state
 from irp_jax.attacks.attack import Attack
 from irp_jax.attacks.losses import LogitsFn, margin
 from irp_jax.attacks.runner import Callbacks, run_attacks
@@ -110,15 +110,15 @@ def evaluate(
         UserError: images, labels, logits or settings are invalid. The message is one line that
             names the value and a remedy.
     """
-    inputs.check_call(attacks, threat, seed)
+    checks.check_call(attacks, threat, seed)
     mesh = parallel.along_one_axis(mesh)
-    images, labels = inputs.check_set(images, labels)
-    batch_size = inputs.check_batch_size(batch_size, 1 if mesh is None else mesh.size, len(images))
+    images, labels = checks.check_set(images, labels)
+    batch_size = checks.check_batch_size(batch_size, 1 if mesh is None else mesh.size, len(images))
     check_epsilon(threat.norm, float(threat.epsilon))
-    network = parallel.automatic(inputs.as_network(logits_fn))
-    inputs.check_network(network, (batch_size, *images.shape[1:]))
+    network = parallel.automatic(checks.as_network(logits_fn))
+    checks.check_network(network, (batch_size, *images.shape[1:]))
     logits = predict(network, images, batch_size=batch_size, mesh=mesh)
-    inputs.check_logits(logits, labels)
+    checks.check_logits(logits, labels)
     warnings: list[str] = []
     callbacks = callbacks or Callbacks()
     callbacks = dataclasses.replace(callbacks, warn=_once(callbacks.warn, warnings))
@@ -264,5 +264,5 @@ def predict(
     found = []
     for first in range(0, len(images), batch_size):
         rows = np.minimum(np.arange(first, first + batch_size), len(images) - 1)
-        found.append(inputs.ask(network, parallel.place(images[rows], sharding)))
+        found.append(checks.ask(network, parallel.place(images[rows], sharding)))
     return np.concatenate(parallel.fetch(found)).astype(np.float32)[: len(images)]

@@ -22,7 +22,7 @@ from jax.tree_util import Partial
 from irp_jax import parallel
 from irp_jax.attacks import trials
 from irp_jax.attacks.attack import Attack
-from irp_jax.attacks.inputs import as_network
+from irp_jax.attacks.checks import as_network
 from irp_jax.attacks.losses import LogitsFn
 from irp_jax.attacks.state import AttackProgress, EvaluationState
 from irp_jax.attacks.threat import Threat

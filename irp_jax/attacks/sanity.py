@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from irp_jax.attacks.inputs import ask
+from irp_jax.attacks.checks import ask
 from irp_jax.attacks.losses import cross_entropy, margin
 from irp_jax.errors import UserError
 

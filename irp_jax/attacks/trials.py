@@ -14,9 +14,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.tree_util import Partial
 
-from irp_jax import draws, parallel
+from irp_jax import parallel, prng
 from irp_jax.attacks.attack import Attack, Problem, where
-from irp_jax.attacks.inputs import as_network
+from irp_jax.attacks.checks import as_network
 from irp_jax.attacks.losses import LogitsFn, is_correct
 from irp_jax.attacks.threat import Threat, distance
 
@@ -189,7 +189,7 @@ def begin(
 ) -> Trials:
     logits = network(images).at[jnp.arange(len(labels)), labels].set(jnp.inf)
     order = jnp.argsort(-logits, axis=-1, stable=True).astype(jnp.int32)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(draws.converted(key), jnp.arange(len(labels)))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(prng.converted(key), jnp.arange(len(labels)))
     problem = Problem(images, labels, order, jnp.zeros_like(labels), keys, threat)
     return start(network, attack, problem)
 
@@ -262,7 +262,7 @@ class Slots(NamedTuple):
         chosen: Any = (self.images[rows], self.labels[rows], self.order[rows], rows, numbers)
         image, label, order, row, number = parallel.place(chosen, self._sharding)
         salt = np.uint32(zlib.crc32(getattr(attack, "draws", attack.name).encode()))
-        key = jax.random.fold_in(draws.key(self.seed), salt)
+        key = jax.random.fold_in(prng.key(self.seed), salt)
         return Problem(image, label, order, number, trial_keys(key, row, number), self.threat)
 
     def fill(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from irp_jax import attacks, draws, models, parallel, traced
+from irp_jax import attacks, models, parallel, prng, traced
 from irp_jax.config import Config
 from irp_jax.data.augmentation import Augmentation
 from irp_jax.errors import UserError
@@ -50,7 +50,7 @@ class Trainers:
         self.model = traced.named(config.model, config.width, IMAGE, 10)
         self.graph = self.model.graph
         self.plan = make_plan(config, METHODS[config.method], self.graph, 49_000)
-        params, batch_stats = jax.jit(self.model.init)(draws.key(config.seed))
+        params, batch_stats = jax.jit(self.model.init)(prng.key(config.seed))
         self.variables = {"params": params, "batch_stats": batch_stats}
         random = np.random.default_rng(config.seed)
         self.images = random.integers(0, 256, (IMAGES, *IMAGE), dtype=np.uint8)
@@ -149,7 +149,7 @@ class Trainers:
         run = compile_steps(recipe, self.model.network, optimizer, mesh)
         whole = parallel.replicated(mesh)
         images, labels = parallel.place((self.images, self.labels), whole)
-        key = parallel.place(draws.key(config.seed), whole)
+        key = parallel.place(prng.key(config.seed), whole)
         # A copy, because the state is donated and all trainers start from the same arrays.
         state = parallel.place(jax.tree.map(np.array, jax.device_get(state)), whole)
 

@@ -26,11 +26,11 @@ def _main() -> None:
         print(f"error: {unknown('command', name, COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     else:
-        from irp_jax.cli import run  # imports JAX, which --help need not wait for
+        from irp_jax.cli import common  # imports JAX, which --help need not wait for
 
         del sys.argv[1]
         module = importlib.import_module(f"irp_jax.cli.{name}")
-        run.main(getattr(module, name))
+        common.main(getattr(module, name))
 
 
 if __name__ == "__main__":

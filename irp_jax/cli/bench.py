@@ -19,8 +19,8 @@ from rich.console import Console
 
 from irp_jax import config as configs
 from irp_jax import files, machine
+from irp_jax.cli.common import main, publishable
 from irp_jax.cli.flags import parse
-from irp_jax.cli.run import main, publishable
 from irp_jax.config import Config
 from irp_jax.errors import UserError, unknown
 from irp_jax.report.console import timing

@@ -16,13 +16,13 @@ from irp_jax.cli import (
     COMMANDS,
     as_typed,
     bench,
+    common,
     describe,
     evaluate,
     export,
     latency,
     publish,
     report,
-    run,
     sweep,
 )
 from irp_jax.data import DATASETS
@@ -61,8 +61,8 @@ def completion(arguments: list[str]) -> None:
 
 def flags() -> dict[str, Flags]:
     """Returns command -> its flags. "export verify" and "bench train" are commands, too."""
-    several = _of(evaluate.Options) | dict.fromkeys(run.HOSTS, ())
-    train = _of(configs.Config) | dict.fromkeys(run.HOSTS, ())
+    several = _of(evaluate.Options) | dict.fromkeys(common.HOSTS, ())
+    train = _of(configs.Config) | dict.fromkeys(common.HOSTS, ())
     train |= {"--config": tuple(VALUES["--config"]), "--dry-run": None, "--list": None}
     return {
         "train": train, "evaluate": several, "sweep": _of(sweep.Options),
@@ -199,4 +199,4 @@ compdef _irp_jax_zsh @PROGRAMS@
 
 
 if __name__ == "__main__":
-    run.main(completion)
+    common.main(completion)

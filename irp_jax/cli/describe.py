@@ -4,8 +4,8 @@ import dataclasses
 import re
 
 from irp_jax import traced
+from irp_jax.cli.common import main
 from irp_jax.cli.flags import parse
-from irp_jax.cli.run import main
 from irp_jax.errors import UserError
 from irp_jax.report.console.graph import group_table, layer_table, summary, whole_table
 from irp_jax.report.console.terminal import plain_console

@@ -15,10 +15,12 @@ from jax.sharding import Mesh
 
 from irp_jax import attacks, checkpoint, evaluation, files, hosts, loading, machine, parallel
 from irp_jax.attacks import AttackName, AttackSpec, Norm
+from irp_jax.cli.common import ABOUT_HOSTS, join, main, publishable, take_hosts
 from irp_jax.cli.flags import parse
-from irp_jax.cli.run import ABOUT_HOSTS, join, main, publishable, take_hosts
 from irp_jax.config import EVALUATED_ON, fraction
 from irp_jax.errors import UserError, extra, unknown
+from irp_jax.inference.images import images_of
+from irp_jax.inference.record import scheme_of
 from irp_jax.network import Network
 from irp_jax.report.console.terminal import (
     Terminal,
@@ -27,8 +29,6 @@ from irp_jax.report.console.terminal import (
     curve_table,
     result_table,
 )
-from irp_jax.trained.images import images_of
-from irp_jax.trained.record import scheme_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,15 +9,15 @@ import numpy as np
 
 from irp_jax import checkpoint, data, files, loading, machine, network
 from irp_jax import export as exporting
+from irp_jax.cli.common import main, publishable
 from irp_jax.cli.flags import parse
-from irp_jax.cli.run import main, publishable
 from irp_jax.errors import UserError, unknown
 from irp_jax.export import artifact
+from irp_jax.inference.images import images_of
+from irp_jax.inference.record import scheme_of
 from irp_jax.quantization import IMAGES, SCHEMES, calibration_images
 from irp_jax.report.console.terminal import plain_console
 from irp_jax.report.console.verification import verify_table
-from irp_jax.trained.images import images_of
-from irp_jax.trained.record import scheme_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

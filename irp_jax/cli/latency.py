@@ -9,8 +9,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from irp_jax import config as configs
 from irp_jax import files, traced
 from irp_jax import latency as tables
+from irp_jax.cli.common import main
 from irp_jax.cli.flags import parse
-from irp_jax.cli.run import main
 from irp_jax.config import Config
 from irp_jax.export.measure import measure
 from irp_jax.report.console.latency import check_table, summary

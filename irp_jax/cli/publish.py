@@ -3,9 +3,9 @@
 import dataclasses
 from pathlib import Path
 
-from irp_jax import zoo
+from irp_jax import publishing
+from irp_jax.cli.common import main
 from irp_jax.cli.flags import parse
-from irp_jax.cli.run import main
 from irp_jax.report.console.terminal import plain_console
 from irp_jax.report.robustbench import Paper
 
@@ -45,7 +45,7 @@ def publish(arguments: list[str]) -> None:
         title=options.title or into.name, authors=options.authors, link=options.link,
         venue=options.venue,
     )  # fmt: skip
-    zoo.publish(
+    publishing.publish(
         run, results, into, lambda line: console.print(line, markup=False),
         model=options.model, paper=paper,
     )  # fmt: skip

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from irp_jax import files
+from irp_jax.cli.common import main
 from irp_jax.cli.flags import parse
-from irp_jax.cli.run import main
 from irp_jax.errors import UserError, extra
 from irp_jax.report import checking
 from irp_jax.report.console import timing

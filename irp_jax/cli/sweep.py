@@ -14,16 +14,16 @@ from rich.console import Console
 from irp_jax import config as configs
 from irp_jax import files, machine
 from irp_jax.attacks import AttackName, AttackSpec
-from irp_jax.cli.claims import STALE_S, Claims
-from irp_jax.cli.commands import Commands
-from irp_jax.cli.dispatch import Dispatch
+from irp_jax.cli.common import main
 from irp_jax.cli.flags import parse, take_flag
-from irp_jax.cli.launch import launch, read_settings
-from irp_jax.cli.one_run import Wanted, collected, is_complete
-from irp_jax.cli.run import main
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.report.console.terminal import plain_console, show_results
+from irp_jax.sweep.child_processes import Commands
+from irp_jax.sweep.claims import STALE_S, Claims
+from irp_jax.sweep.dispatch import Dispatch
+from irp_jax.sweep.one_run import Wanted, collected, is_complete
+from irp_jax.sweep.slurm import launch, read_settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ import json
 
 from irp_jax import config as configs
 from irp_jax import hosts
+from irp_jax.cli.common import ABOUT_HOSTS, join, main, publishable, take_hosts
 from irp_jax.cli.flags import parse, take_flag
-from irp_jax.cli.run import ABOUT_HOSTS, join, main, publishable, take_hosts
 from irp_jax.config import Config
 from irp_jax.report.console import names
 from irp_jax.report.console.terminal import Terminal, cost_table, plain_console

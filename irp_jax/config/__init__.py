@@ -18,7 +18,7 @@ from irp_jax.config.config import (
 )
 from irp_jax.config.loading import available, channels_of, load, load_all
 from irp_jax.config.naming import BY_RUN, identity, normalised, run_name, settings, workdir
-from irp_jax.config.without_effect import unused
+from irp_jax.config.unused_settings import unused
 
 __all__ = [
     "AVERAGE", "BASELINES", "BY_RUN", "COSTS", "DEFENSES", "EVALUATED_ON", "METHODS", "PARENT",

@@ -14,7 +14,8 @@ from irp_jax.data.dataset import (
     validation_size,
 )
 from irp_jax.data.folders import IN_MEMORY, FileSplit, folder_digest, open_folder
-from irp_jax.data.names import (
+from irp_jax.data.npz import checked
+from irp_jax.data.registry import (
     DATASETS,
     IMAGE_SIZE,
     check_name,
@@ -22,7 +23,6 @@ from irp_jax.data.names import (
     is_folder,
     load,
 )
-from irp_jax.data.npz import checked
 
 __all__ = [
     "DATASETS",

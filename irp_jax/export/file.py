@@ -15,10 +15,10 @@ import numpy as np
 
 from irp_jax import __version__, checkpoint, files
 from irp_jax.errors import UserError, reason, unknown
-from irp_jax.export import artifact, channels, marks, onnx, stablehlo, tflite
+from irp_jax.export import artifact, litert_marks, onnx, padding, stablehlo, tflite
 from irp_jax.export.tracing import any_images
+from irp_jax.inference.network import TrainedNetwork
 from irp_jax.pruning.latency_table import MULTIPLE
-from irp_jax.trained.network import TrainedNetwork
 
 FORMATS = ("onnx", "tflite", "stablehlo")
 
@@ -97,7 +97,7 @@ def with_zero_channels(network: TrainedNetwork, multiple: int, model: Any) -> Tr
     if graph is None:
         return network
     wide = dataclasses.replace(
-        network, variables=channels.padded(graph, network.variables, multiple)
+        network, variables=padding.padded(graph, network.variables, multiple)
     )
     images = np.full((2, *network.image_shape), 0.5, np.float32)
     return wide if np.isfinite(np.asarray(wide(images))).all() else network
@@ -132,7 +132,7 @@ def serialized(
         )  # fmt: skip
     if format == "tflite" and network.quantization is not None:
         known = network.traced_model(model, "write it for LiteRT in 8 bits")
-        marked = marks.marked(known.network, network.quantization, network.variables)
+        marked = litert_marks.marked(known.network, network.quantization, network.variables)
         return tflite.serialized(marked, network.image_shape, metadata=about, symbolic=False)
     if format == "tflite":
         return tflite.serialized(function, network.image_shape, metadata=about)

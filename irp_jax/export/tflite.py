@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from irp_jax.errors import UserError, extra, reason
-from irp_jax.export import converter
+from irp_jax.export import litert_converter
 from irp_jax.export.tensors import IMAGES, LOGITS
 from irp_jax.export.tracing import any_images, tracing
 
@@ -62,7 +62,7 @@ def serialized(
     images = any_images(image_shape) if symbolic else images
     with tracing("LiteRT"):
         exported = export.export(jax.jit(function), platforms=("cpu",))(images)
-    return converter.convert(exported.mlir_module_serialized, image_shape, metadata or {})
+    return litert_converter.convert(exported.mlir_module_serialized, image_shape, metadata or {})
 
 
 # ---- running a model -----------------------------------------------------------------------------

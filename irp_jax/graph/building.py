@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from irp_jax import draws
+from irp_jax import prng
 from irp_jax.errors import UserError
 from irp_jax.graph.analysis import Analysis
 from irp_jax.graph.axes import BATCH, Axis, is_whole, keep, leaves, reason, root, tie
@@ -56,7 +56,7 @@ def traced(
         return [logits, *(new[name] for name in sorted(new))] if train else [logits]
 
     images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.float32)
-    key = jax.eval_shape(lambda: draws.key(0))
+    key = jax.eval_shape(lambda: prng.key(0))
     return trace(flat, shapes_of(params), shapes_of(state), images, key)
 
 

@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from irp_jax import draws
+from irp_jax import prng
 from irp_jax.graph.analysis import Analysis
 from irp_jax.graph.axes import BATCH, Axis, is_whole, pieces, root
 from irp_jax.graph.building import Function, analysed, shapes_of, traced
 from irp_jax.graph.channels import Arrays, ChannelGraph
-from irp_jax.graph.convolution import convolution
+from irp_jax.graph.fast_convolution import convolution
 from irp_jax.graph.program import Atom, Equation, Program, evaluate_alone
 from irp_jax.graph.rules import taken_whole
 
@@ -52,7 +52,7 @@ def network(
         Its argument `operands`, (analysis) -> `Operands`, changes operands, to round them for
         instance. It is not asked about the inside of functions with a derivative rule of their own.
         Its argument `fast` says whether convolutions on CPUs are replaced by those of
-        `graph.convolution`, whose gradients are fast there; False leaves the operations as traced.
+        `graph.fast_convolution`, whose gradients are fast there; False leaves the operations as traced.
     """
 
     params_shapes, state_shapes = shapes_of(params), shapes_of(state)
@@ -82,7 +82,7 @@ def network(
         sizes: dict[str, Any] = {**graph.sizes({**params, **state}), BATCH: batch}
         inputs = [params[name] for name in sorted(graph.params)]
         inputs += [state[name] for name in sorted(graph.state)]
-        inputs += [images, draws.key(0) if key is None else key]
+        inputs += [images, prng.key(0) if key is None else key]
         changed = operands(analysis) if operands else None
         logits, *new = _Replay(analysis, sizes, fast, changed).run(analysis.program, inputs)
         if logits.dtype.itemsize < 4:  # losses and attacks need float32

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from irp_jax import draws
+from irp_jax import prng
 from irp_jax.errors import UserError, reason, unknown
 
 CLASSES = ("classes", "num_classes", "n_classes")
@@ -86,9 +86,9 @@ def _made(cls: Any, name: str, classes: int, seed: int) -> Any:
     if "rngs" in parameters:
         from flax import nnx
 
-        given["rngs"] = nnx.Rngs(draws.key(seed))
+        given["rngs"] = nnx.Rngs(prng.key(seed))
     if "key" in parameters:
-        given["key"] = draws.key(seed)
+        given["key"] = prng.key(seed)
     needed = [
         p.name
         for p in parameters.values()

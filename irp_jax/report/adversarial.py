@@ -12,8 +12,8 @@ from jax.tree_util import Partial
 
 from irp_jax import attacks, checkpoint, files, hosts
 from irp_jax.data import to_float
+from irp_jax.inference.network import TrainedNetwork
 from irp_jax.report import plots
-from irp_jax.trained.network import TrainedNetwork
 
 DRAWN = 8
 """Largest number of adversarial images in the picture."""

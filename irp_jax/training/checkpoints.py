@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from irp_jax import checkpoint, draws, files, hosts
+from irp_jax import checkpoint, files, hosts, prng
 from irp_jax.errors import UserError
 from irp_jax.graph import ChannelGraph
+from irp_jax.inference.function import network_params
+from irp_jax.inference.record import quantization_of
 from irp_jax.pruning import sparse
 from irp_jax.quantization import Quantization
-from irp_jax.trained.inference import network_params
-from irp_jax.trained.record import quantization_of
 from irp_jax.training import defenses
 from irp_jax.training.defenses import Choice
 from irp_jax.training.divergence import LossRecord
@@ -60,7 +60,7 @@ def resume(setup: Setup, workdir: Path, log: checkpoint.Log) -> Progress | None:
         network = network_params(setup.graph, network) | {"batch_stats": network["batch_stats"]}
         state = example_state(setup.config, setup.plan, setup.graph, network, frozen)
         defense = defenses.build(Choice(*record["defense"]), setup.config)
-        memory = jax.eval_shape(lambda key: memory_of(setup, defense, key), draws.key(0))
+        memory = jax.eval_shape(lambda key: memory_of(setup, defense, key), prng.key(0))
         zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), memory)
         return training_arrays(dataclasses.replace(state, memory=zeros), dense)
 
@@ -198,7 +198,7 @@ def network_record(
 
 def _example_parent(setup: Setup) -> dict[str, Any]:
     """Returns zeros with the structure and the shapes of a parent."""
-    params, state = jax.eval_shape(setup.model.init, draws.key(0))
+    params, state = jax.eval_shape(setup.model.init, prng.key(0))
     shapes = {"params": params, "batch_stats": state}
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
 

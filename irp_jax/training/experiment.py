@@ -12,11 +12,11 @@ from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.data import Dataset
 from irp_jax.errors import UserError
+from irp_jax.inference.function import deployed, inference
+from irp_jax.inference.record import cost_report, described
 from irp_jax.network import Network
 from irp_jax.pruning import cost
 from irp_jax.results import check_version
-from irp_jax.trained.inference import deployed, inference
-from irp_jax.trained.record import cost_report, described
 from irp_jax.training import logs, loop
 from irp_jax.training.checkpoints import network_record, resume
 from irp_jax.training.preemption import Preemption, on_sigterm

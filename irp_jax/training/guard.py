@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from irp_jax import draws, parallel
+from irp_jax import parallel, prng
 from irp_jax.training import defenses
 from irp_jax.training.defenses import Choice
 from irp_jax.training.divergence import LossRecord, stronger_clipping
@@ -170,7 +170,7 @@ def _with_clipping(
         "loss": loss if math.isfinite(loss) else None, "clip": clip,
     }  # fmt: skip
     fresh = jax.jit(lambda key: memory_of(setup, defenses.build(now.defense, setup.config), key))
-    memory = fresh(draws.key(setup.config.seed))
+    memory = fresh(prng.key(setup.config.seed))
     memory = parallel.place(memory, parallel.replicated(setup.mesh))
     state = dataclasses.replace(healthy.state, memory=memory)
     return dataclasses.replace(_rolled_back(healthy, now, event), clip=clip, state=state)

@@ -17,9 +17,10 @@ import numpy as np
 
 from irp_jax import attacks, evaluation, files, parallel
 from irp_jax.errors import UserError
-from irp_jax.trained.inference import deployed, inference
-from irp_jax.trained.record import cost_report
+from irp_jax.inference.function import deployed, inference
+from irp_jax.inference.record import cost_report
 from irp_jax.training import guard, underway
+from irp_jax.training.image_source import Resident, on_devices, order, sample_images
 from irp_jax.training.logs import Log
 from irp_jax.training.plan import threat_at
 from irp_jax.training.preemption import Preemption
@@ -27,7 +28,6 @@ from irp_jax.training.program import Program, compile_for, make_teacher
 from irp_jax.training.progress import Progress, Reporter, Setup
 from irp_jax.training.saves import Saves
 from irp_jax.training.segments import Begun, epoch_loss, run_segments
-from irp_jax.training.source import Resident, on_devices, order, sample_images
 from irp_jax.training.state import TrainState
 from irp_jax.training.step import Metrics
 from irp_jax.training.teacher import TeacherOutputs

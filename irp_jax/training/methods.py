@@ -16,7 +16,7 @@ import optax
 
 from irp_jax.config import PARENT, Config, parse_channels
 from irp_jax.graph import ChannelGraph
-from irp_jax.pruning import admm, budget, magnitude, masks, uniform
+from irp_jax.pruning import admm, magnitude, mask_rules, masks, uniform
 from irp_jax.pruning.magnitude import Parameters
 from irp_jax.pruning.masks import Granularity, Masks
 from irp_jax.training.plan import Plan
@@ -101,8 +101,8 @@ class Lagrangian(Method):
         start = min(round(config.prune_start * plan.steps), stop - 1)
         if plan.parent_epoch is not None:
             start = plan.parent_epoch * plan.steps_per_epoch
-        target = budget.sparsity_schedule(plan.ratio, start, stop)
-        return budget.lagrangian(
+        target = mask_rules.sparsity_schedule(plan.ratio, start, stop)
+        return mask_rules.lagrangian(
             graph, config.granularity, config.cost, target, spread=config.spread
         )
 
@@ -110,7 +110,7 @@ class Lagrangian(Method):
         self, config: Config, plan: Plan, graph: ChannelGraph, params: Any
     ) -> dict[str, Any]:
         """Returns the units with the highest logits that fit into the budget."""
-        return budget.best_within(
+        return mask_rules.best_within(
             graph, params["masks"], config.granularity, config.cost, plan.limit,
             spread=config.spread,
         )  # fmt: skip
@@ -132,7 +132,7 @@ class Hinge(Method):
 
     def rule(self, config: Config, plan: Plan, graph: ChannelGraph) -> optax.GradientTransformation:
         """Returns the hinge rule."""
-        return budget.hinge(
+        return mask_rules.hinge(
             graph,
             config.cost,
             plan.ratio,

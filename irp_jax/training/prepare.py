@@ -10,9 +10,9 @@ from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.data import Dataset, FileSplit
 from irp_jax.errors import UserError
+from irp_jax.inference.function import inference
 from irp_jax.pruning.latency_table import MULTIPLE
-from irp_jax.trained.inference import inference
-from irp_jax.training import source, teacher
+from irp_jax.training import image_source, teacher
 from irp_jax.training.methods import METHODS
 from irp_jax.training.plan import Plan, make_plan
 from irp_jax.training.progress import Setup
@@ -56,7 +56,9 @@ def prepare(
     taught_by = teacher.load(config, used, note)
     if taught_by is not None:
         identity["teacher_sha256"] = checkpoint.digest(taught_by.variables)
-    longest = source.longest_segment(config, used.image_shape, isinstance(used.train, FileSplit))
+    longest = image_source.longest_segment(
+        config, used.image_shape, isinstance(used.train, FileSplit)
+    )
     plan = make_plan(config, METHODS[config.method], subject.graph, len(used.train), longest)
     _check_subject(config, plan, subject)
     if hosts.is_several():

@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from irp_jax import config as configs
-from irp_jax import data, draws, latency, parallel, traced
+from irp_jax import data, latency, parallel, prng, traced
 from irp_jax.config import Config
 from irp_jax.data.official import OFFICIAL
+from irp_jax.inference.record import cost_report
 from irp_jax.pruning import cost, uniform
-from irp_jax.trained.record import cost_report
-from irp_jax.training import source
+from irp_jax.training import image_source
 from irp_jax.training.methods import METHODS, Width
 from irp_jax.training.plan import Plan, make_plan
 from irp_jax.training.state import initial_state
@@ -65,7 +65,7 @@ def preview(config: Config) -> Preview:
         model, _ = latency.attached(model, config.latency_table, config.latency_device)
     method = METHODS[config.method]
     streamed = data.is_folder(config.dataset)
-    longest = source.longest_segment(config, shape, streamed)
+    longest = image_source.longest_segment(config, shape, streamed)
     plan = make_plan(config, method, model.graph, count, longest)
     if config.quantize:
         traced.check_quantized(model, config.batch_size)
@@ -113,7 +113,7 @@ def _memory(
 
     Both are of the dense network, with which a run begins. Shapes are traced, nothing is computed.
     """
-    params, stats = jax.eval_shape(model.init, draws.key(0))
+    params, stats = jax.eval_shape(model.init, prng.key(0))
     state = jax.eval_shape(
         lambda p, s: initial_state(config, plan, model.graph, {"params": p, "batch_stats": s}),
         params, stats,
@@ -121,7 +121,7 @@ def _memory(
 
     def kept(params: Any, stats: Any, images: jax.Array) -> Any:
         def logits(params: Any, images: jax.Array) -> jax.Array:
-            return model.network(params, stats, images, train=True, key=draws.key(0))[0]
+            return model.network(params, stats, images, train=True, key=prng.key(0))[0]
 
         return jax.vjp(logits, params, images)[1]  # its leaves are the stored arrays
 

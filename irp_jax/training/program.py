@@ -10,8 +10,8 @@ from irp_jax.data import Augmentation, FileSplit
 from irp_jax.quantization import emulated
 from irp_jax.training import defenses
 from irp_jax.training import optimizer as optimizers
+from irp_jax.training.image_source import InMemory, Resident
 from irp_jax.training.progress import Progress, Setup
-from irp_jax.training.source import InMemory, Resident
 from irp_jax.training.step import Recipe, compile_steps
 from irp_jax.training.teacher import Teacher
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import jax
 from jax.sharding import Mesh
 
-from irp_jax import draws
+from irp_jax import prng
 from irp_jax.config import Config
 from irp_jax.data import Dataset
 from irp_jax.graph import ChannelGraph
@@ -133,7 +133,7 @@ def start(setup: Setup) -> Progress:
         epoch=0,
         keep_counts={},
         seconds=0.0,
-        state=init(draws.key(setup.config.seed)),
+        state=init(prng.key(setup.config.seed)),
         defense=wanted,
         passes=0.0,
         images=0,

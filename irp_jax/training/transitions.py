@@ -4,10 +4,10 @@ import dataclasses
 
 import jax
 
-from irp_jax import draws, parallel
+from irp_jax import parallel, prng
+from irp_jax.inference.function import deployed
+from irp_jax.inference.record import cost_report
 from irp_jax.quantization import calibrate, calibration_images
-from irp_jax.trained.inference import deployed
-from irp_jax.trained.record import cost_report
 from irp_jax.training.progress import Progress, Reporter, Setup
 from irp_jax.training.state import freeze
 
@@ -27,7 +27,7 @@ def frozen(setup: Setup, progress: Progress, reporter: Reporter) -> Progress:
     fresh = None
     if setup.plan.reinit:
         # A key that neither a step nor the initial weights use.
-        key = jax.random.fold_in(draws.key(setup.config.seed), 2**32 - 2)
+        key = jax.random.fold_in(prng.key(setup.config.seed), 2**32 - 2)
         drawn = jax.device_get(jax.jit(setup.model.init)(key))
         fresh = dict(zip(("params", "batch_stats"), drawn, strict=True))
     state, keep_counts = freeze(setup.config, setup.plan, setup.graph, progress.state, fresh)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 
 from irp_jax.config import PARENT, Config
-from irp_jax.pruning import budget
+from irp_jax.pruning import mask_rules
 from irp_jax.report.page.svg import COLORS, STYLE
 from irp_jax.report.tables import Results
 from irp_jax.training.methods import METHODS
@@ -220,7 +220,7 @@ def target(results: Results) -> np.ndarray | None:
             if settings.teacher == PARENT:
                 start = method.stages(settings)[1]
             fine = 1000  # steps per epoch, because the schedule takes integers
-            planned = budget.sparsity_schedule(share, round(start * fine), stop * fine)
+            planned = mask_rules.sparsity_schedule(share, round(start * fine), stop * fine)
             return np.asarray(planned(epochs * fine))
         if results["method"] == "hinge":  # its loss applies from the first step on
             stop = 0

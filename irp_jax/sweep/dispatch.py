@@ -11,11 +11,11 @@ from rich.console import Console
 
 from irp_jax import config as configs
 from irp_jax import files
-from irp_jax.cli.claims import Claim, Claims
-from irp_jax.cli.commands import Commands
-from irp_jax.cli.one_run import Wanted, collect, collected, is_complete, train_and_attack
 from irp_jax.config import Config
 from irp_jax.errors import UserError
+from irp_jax.sweep.child_processes import Commands
+from irp_jax.sweep.claims import Claim, Claims
+from irp_jax.sweep.one_run import Wanted, collect, collected, is_complete, train_and_attack
 
 _LOOK_S = 5.0
 """Seconds between two looks at the runs of other processes."""

@@ -12,9 +12,9 @@ import jax
 from irp_jax import checkpoint, hosts, machine
 from irp_jax.cli import as_typed, stderr, stdout
 from irp_jax.cli.flags import take_flag
-from irp_jax.cli.parent import end_with_parent
 from irp_jax.errors import UserError
-from irp_jax.paths import public_command
+from irp_jax.redaction import public_command
+from irp_jax.sweep.parent import end_with_parent
 
 HOSTS = ("--coordinator", "--processes", "--process")
 """Flags of a command that runs in several processes: see `hosts.start`."""

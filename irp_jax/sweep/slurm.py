@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
-from irp_jax.cli.parent import child_environment
 from irp_jax.errors import UserError, extra, unknown
+from irp_jax.sweep.parent import child_environment
 
 LAUNCHERS = ("local", "slurm")
 

@@ -6,9 +6,9 @@ from typing import Any
 from irp_jax import traced
 from irp_jax.errors import UserError
 from irp_jax.graph import ChannelGraph
+from irp_jax.inference import layout
 from irp_jax.pruning import cost
 from irp_jax.quantization import Quantization
-from irp_jax.trained import layout
 
 
 def cost_report(graph: ChannelGraph, keep_counts: Mapping[str, int]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from irp_jax import draws, parallel
+from irp_jax import parallel, prng
 from irp_jax.config import AVERAGE, Config
 from irp_jax.data import FileSplit, Split
 from irp_jax.data.streaming import filled
@@ -106,7 +106,7 @@ def on_devices(setup: Setup) -> Resident:
         images: Any = parallel.place(split.images, whole)
         source = InMemory(images)
     labels: Any = parallel.place(split.labels, whole)
-    key = parallel.place(draws.key(setup.config.seed), whole)
+    key = parallel.place(prng.key(setup.config.seed), whole)
     return Resident(source, labels, sample_images(setup, split), key)
 
 

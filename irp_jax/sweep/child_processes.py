@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from irp_jax import machine
-from irp_jax.cli.parent import child_environment
 from irp_jax.errors import UserError
+from irp_jax.sweep.parent import child_environment
 
 
 class Commands:

@@ -11,16 +11,16 @@ import numpy as np
 from jax.tree_util import Partial
 
 from irp_jax import attacks, checkpoint, machine
-from irp_jax.attacks.inputs import check_set
+from irp_jax.attacks.checks import check_set
 from irp_jax.attacks.trials import trial_keys
 from irp_jax.errors import UserError
 from irp_jax.export import artifact as artifacts
 from irp_jax.export.artifact import Artifact
 from irp_jax.export.file import serialized, with_zero_channels
 from irp_jax.export.timing import measured
+from irp_jax.inference.images import Images, images_of
+from irp_jax.inference.network import TrainedNetwork
 from irp_jax.quantization import Quantization
-from irp_jax.trained.images import Images, images_of
-from irp_jax.trained.network import TrainedNetwork
 
 BATCH = 256
 """Batch size for file and network."""

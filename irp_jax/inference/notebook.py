@@ -3,7 +3,7 @@
 import html
 from collections.abc import Iterable
 
-from irp_jax.trained.network import TrainedNetwork
+from irp_jax.inference.network import TrainedNetwork
 
 
 def network_tables(network: TrainedNetwork) -> str:

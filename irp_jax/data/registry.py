@@ -135,7 +135,7 @@ def _load_splits(
         train, test, class_names = load_digits()
     else:
         with extra("data"):
-            from irp_jax.data.prepared import load_prepared
+            from irp_jax.data.tfds_loader import load_prepared
 
         train, test, class_names = load_prepared(name, data_dir)
     for split in (train, test):

@@ -10,7 +10,7 @@ from irp_jax import data
 from irp_jax.config import EVALUATED_ON
 from irp_jax.data import Dataset
 from irp_jax.errors import UserError, unknown
-from irp_jax.trained.network import TrainedNetwork
+from irp_jax.inference.network import TrainedNetwork
 
 Images = Dataset | tuple[Any, Any] | str | None
 """What can be measured on: a data set or its name, (images, labels), or None for the data set of

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from irp_jax.errors import UserError, extra, reason
-from irp_jax.trained import layout
+from irp_jax.inference import layout
 
 PREFIX = "hf-hub:"
 

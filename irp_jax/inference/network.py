@@ -17,10 +17,10 @@ from irp_jax.data import Dataset, to_float
 from irp_jax.data.dataset import in_unit_range
 from irp_jax.errors import UserError
 from irp_jax.graph import ChannelGraph
+from irp_jax.inference import layout
+from irp_jax.inference.function import inference
+from irp_jax.inference.record import described, model_of, quantization_of, stored_name
 from irp_jax.quantization import Quantization
-from irp_jax.trained import layout
-from irp_jax.trained.inference import inference
-from irp_jax.trained.record import described, model_of, quantization_of, stored_name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

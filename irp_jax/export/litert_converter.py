@@ -20,7 +20,7 @@ from pathlib import Path
 
 from irp_jax.errors import UserError
 
-SCRIPT = Path(__file__).with_name("convert.py")
+SCRIPT = Path(__file__).with_name("litert_process.py")
 """The program that runs in the converter's process."""
 
 SIZE = "350 MB"

@@ -10,13 +10,13 @@ from irp_jax import checkpoint, files, loading, network
 from irp_jax.errors import UserError
 from irp_jax.export import file as export
 from irp_jax.export import onnx
-from irp_jax.paths import public_results
+from irp_jax.inference import hub, layout
+from irp_jax.inference.record import scheme_of
+from irp_jax.redaction import public_results
 from irp_jax.report.card import model_card
 from irp_jax.report.robustbench import Paper, robustbench
 from irp_jax.results import NEEDED
 from irp_jax.saving import packed
-from irp_jax.trained import hub, layout
-from irp_jax.trained.record import scheme_of
 
 
 def publish(
