@@ -197,7 +197,7 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def claim(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
+def lock(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
     """Makes the folder of a run, or reuses that of the same run, and locks it for this process.
 
     Args:
@@ -207,21 +207,21 @@ def claim(folder: Path, identity: dict[str, Any]) -> Iterator[None]:
     Raises:
         UserError: the folder cannot be written, belongs to a different config, or is in use.
     """
-    if not hosts.is_first():  # the first process claims it for all
+    if not hosts.is_first():  # the first process locks it for all
         yield
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        held = (folder / ".lock").open("w")
     except OSError as error:
         raise UserError(
             f"cannot write to workdir {folder} ({error.strerror}): choose another with --workdir"
         ) from error
-    with lock:
+    with held:
         try:
             import fcntl
 
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"workdir {folder} is in use by another run: choose another") from None
         except (ImportError, OSError):
@@ -261,8 +261,8 @@ def in_use(folder: Path) -> bool:
     try:
         import fcntl
 
-        with (folder / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with (folder / ".lock").open() as held:
+            fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except (ImportError, OSError):  # no such folder, or no locks

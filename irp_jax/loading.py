@@ -13,7 +13,6 @@ from irp_jax.graph import ChannelGraph
 from irp_jax.inference import hub, layout
 from irp_jax.inference.function import deployed, inference, network_params
 from irp_jax.inference.record import (
-    cost_report,
     described,
     model_of,
     other_model,
@@ -21,7 +20,7 @@ from irp_jax.inference.record import (
     stored_name,
 )
 from irp_jax.network import Network
-from irp_jax.pruning import masks
+from irp_jax.pruning import cost, masks
 
 
 def load(path: str | Path, log: checkpoint.Log = print, *, model: Any = None) -> Network:
@@ -150,7 +149,7 @@ def _recounted(
             f"{folder / layout.RECORD} has other keep counts than the arrays: fetch the network "
             f"again"
         )
-    return {**record, "cost": {**record["cost"], **cost_report(graph, counts)}}
+    return {**record, "cost": {**record["cost"], **cost.report(graph, counts)}}
 
 
 def _fit(graph: ChannelGraph, variables: Mapping[str, Mapping[str, np.ndarray]]) -> bool:

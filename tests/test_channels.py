@@ -110,11 +110,11 @@ def test_a_run_from_before_there_were_channels_goes_on_in_its_folder(tmp_path):
     assert "channels" not in before
     identity = configs.normalised(before)
     files.write_json(tmp_path / "config.json", {"identity": identity, "settings": before})
-    with files.claim(tmp_path, configs.identity(Config(seed=3))):
+    with files.lock(tmp_path, configs.identity(Config(seed=3))):
         pass
     with (
         pytest.raises(UserError, match="channels=default, not a=2"),
-        files.claim(tmp_path, configs.identity(Config(seed=3, channels="a=2"))),
+        files.lock(tmp_path, configs.identity(Config(seed=3, channels="a=2"))),
     ):
         pass
 

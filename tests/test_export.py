@@ -22,9 +22,8 @@ from irp_jax.errors import UserError
 from irp_jax.export import onnx as exporting
 from irp_jax.export import stablehlo, verify
 from irp_jax.inference.function import inference
-from irp_jax.inference.record import cost_report
 from irp_jax.models import VGG, DenseNet, MobileNetV2, ResNet, WideResNet, mobilenet
-from irp_jax.pruning import compaction
+from irp_jax.pruning import compaction, cost
 
 ZOO = Path(__file__).parents[1] / "results" / "zoo" / "resnet20-digits-0.16"
 SHAPE = (8, 8, 3)
@@ -259,7 +258,7 @@ def small(channels=4):
     record = {
         "model": {"class": "Small"}, "class_names": ["a", "b", "c"], "image_shape": [6, 6, 1],
         "trained": {"epsilon": 0.1, "dataset": "none", "data_dir": None},
-        "cost": cost_report(known.graph, {}), "epochs": 1, "groups": {},
+        "cost": cost.report(known.graph, {}), "epochs": 1, "groups": {},
         "keep_counts": {},
     }  # fmt: skip
     return networks.Network(

@@ -51,19 +51,19 @@ def test_space_is_asked_for_only_where_it_lacks(tmp_path, monkeypatch, number, f
 
 
 def test_a_folder_belongs_to_one_run(tmp_path):
-    with files.claim(tmp_path / "run", {"seed": 0}):
+    with files.lock(tmp_path / "run", {"seed": 0}):
         own = {"identity": {"seed": 0}, "settings": {"seed": 0, "epochs": 3}}
         files.write_json(tmp_path / "run" / "config.json", own)
-    with files.claim(tmp_path / "run", {"seed": 0}):
+    with files.lock(tmp_path / "run", {"seed": 0}):
         pass
     with (
         pytest.raises(UserError, match="seed=0, not 1"),
-        files.claim(tmp_path / "run", {"seed": 1}),
+        files.lock(tmp_path / "run", {"seed": 1}),
     ):
         pass
     with (
         pytest.raises(UserError, match=r"\(epochs=default, not 5, seed=0, not the default\)"),
-        files.claim(tmp_path / "run", {"epochs": 5}),
+        files.lock(tmp_path / "run", {"epochs": 5}),
     ):
         pass
 
@@ -72,14 +72,14 @@ def test_a_folder_belongs_to_one_run(tmp_path):
 def test_a_folder_of_another_version_or_of_something_else_is_refused(tmp_path, found):
     """Otherwise it would be taken for a run with default settings."""
     files.write_json(tmp_path / "config.json", found)
-    with pytest.raises(UserError, match="choose another --workdir"), files.claim(tmp_path, {}):
+    with pytest.raises(UserError, match="choose another --workdir"), files.lock(tmp_path, {}):
         pass
 
 
 @pytest.mark.parametrize("name", ["results.json", "metrics.jsonl"])
 def test_a_folder_without_a_config_is_refused(tmp_path, name):
     (tmp_path / name).write_text("{}")
-    with pytest.raises(UserError, match=f"has {name} but no config"), files.claim(tmp_path, {}):
+    with pytest.raises(UserError, match=f"has {name} but no config"), files.lock(tmp_path, {}):
         pass
     assert (tmp_path / name).read_text() == "{}"
 
@@ -88,10 +88,10 @@ def test_a_lost_config_does_not_lock_a_run_out_of_its_checkpoints(tmp_path):
     files.append_log(tmp_path / "metrics.jsonl", {"epoch": 1})
     (tmp_path / "checkpoints" / "1").mkdir(parents=True)
     (tmp_path / "config.json").write_text('{"identity": {')
-    with pytest.raises(UserError, match=r"config\.json.*move it away"), files.claim(tmp_path, {}):
+    with pytest.raises(UserError, match=r"config\.json.*move it away"), files.lock(tmp_path, {}):
         pass
     (tmp_path / "config.json").unlink()
-    with files.claim(tmp_path, {}):
+    with files.lock(tmp_path, {}):
         assert files.read_log(tmp_path / "metrics.jsonl") == [{"epoch": 1}]
 
 
@@ -102,9 +102,9 @@ def test_the_root_is_no_file_to_write():
 
 def test_a_folder_is_used_by_one_process_at_a_time(tmp_path):
     with (
-        files.claim(tmp_path, {}),
+        files.lock(tmp_path, {}),
         pytest.raises(UserError, match="in use"),
-        files.claim(tmp_path, {}),
+        files.lock(tmp_path, {}),
     ):
         pass
 

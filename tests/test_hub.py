@@ -20,7 +20,7 @@ from irp_jax import network as networks
 from irp_jax.checkpoint import digest
 from irp_jax.inference import layout
 from irp_jax.inference.function import inference
-from irp_jax.inference.record import cost_report
+from irp_jax.pruning import cost
 from irp_jax.report.robustbench import Paper, robustbench
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -46,7 +46,7 @@ def network(tiny):
         **json.loads((DIGITS / "config.json").read_text()),
         "model": {"name": "resnet8", "width": 0.25, "activation": "relu"},
         "class_names": ["a", "b", "c"], "image_shape": [6, 6, 1],
-        "groups": groups, "keep_counts": groups, "cost": cost_report(known.graph, groups),
+        "groups": groups, "keep_counts": groups, "cost": cost.report(known.graph, groups),
     }  # fmt: skip
     for name in ("library_name", "format", "network_sha256"):
         del record[name]

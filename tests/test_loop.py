@@ -425,7 +425,7 @@ def test_a_workdir_of_another_run_is_refused_and_untouched(finished):
     other = configs.identity(config) | {"channels": "stem=9"}
     with (
         pytest.raises(UserError, match="channels=default, not stem=9"),
-        files.claim(Path(config.workdir), other),
+        files.lock(Path(config.workdir), other),
     ):
         pass
     del before[Path(config.workdir) / ".lock"]

@@ -17,8 +17,8 @@ from irp_jax.cli import export
 from irp_jax.errors import UserError
 from irp_jax.export import artifact
 from irp_jax.inference.function import inference
-from irp_jax.inference.record import cost_report
 from irp_jax.network import Network
+from irp_jax.pruning import cost
 from irp_jax.quantization import Quantization, calibrate, fake
 
 SHAPE = (8, 8, 3)
@@ -41,7 +41,7 @@ def network(model):
     groups = dict(known.graph.groups)
     record = {
         "model": known.spec, "class_names": list("abcdefghij"), "image_shape": list(SHAPE),
-        "groups": groups, "keep_counts": groups, "cost": cost_report(known.graph, groups),
+        "groups": groups, "keep_counts": groups, "cost": cost.report(known.graph, groups),
         "epochs": 0, "trained": {"epsilon": 0.1},
     }  # fmt: skip
     variables = {"params": params, "batch_stats": state}

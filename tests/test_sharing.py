@@ -150,7 +150,7 @@ def test_a_run_whose_folder_is_in_use_is_waited_for(here):
     held, seen = threading.Event(), []
 
     def hold():
-        with files.claim(run, {}):
+        with files.lock(run, {}):
             held.set()
             time.sleep(1)
             seen.extend(begun(here))

@@ -1,6 +1,7 @@
 """The commands: each parses its flags into a typed object and calls one function.
 
-`irp-jax NAME` and, in a checkout, `bin/NAME` run the function NAME of the module NAME.
+`irp-jax NAME` and, in a checkout, `bin/NAME` run the function NAME of the module NAME. The other
+modules are what commands share: `common`, `flags`, `stderr` and `stdout`.
 """
 
 import re

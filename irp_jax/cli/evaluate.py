@@ -55,7 +55,7 @@ class Options:
     steps: int | None = None
     """Steps of the attack from each start. Default: the usual number of the attack, 10 for pgd."""
     step_size: float | None = None
-    """Step size of pgd and pgd-margin. Default: epsilon / 4."""
+    """Step size of pgd, pgd-last and pgd-margin. Default: epsilon / 4."""
     restarts: int = 1
     """Random starts for each image. One that succeeds is enough to break the image."""
     split: Literal["test", "validation"] = "test"

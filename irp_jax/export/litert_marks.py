@@ -25,8 +25,8 @@ def marked(
 ) -> Callable[[jax.Array], jax.Array]:
     """Returns a function of images that has composites where the emulation rounds.
 
-    Its convolutions are those of the model, and not those of `graph.fast_convolution`. It can be traced
-    for a known number of images only: JAX cannot write composites of symbolic sizes.
+    Its convolutions are those of the model, and not those of `graph.fast_convolution`. It can be
+    traced for a known number of images only: JAX cannot write composites of symbolic sizes.
 
     Args:
         network: see `quantization.emulated`.

@@ -1,6 +1,6 @@
-"""Converts a function to a LiteRT model. `export.converter` runs this file in its own process.
+"""Converts a function to a LiteRT model. `export.litert_converter` runs this file by itself.
 
-    python -I -S convert.py PACKAGES WORK
+    python -I -S litert_process.py PACKAGES WORK
 
 WORK holds `function.mlirbc` and `request.json`, and receives `model.tflite`. This file uses the
 packages in PACKAGES and the standard library only.
@@ -36,7 +36,7 @@ def converted(function: bytes, image_shape: list[int]) -> bytes:
             raise ValueError("a size in the network is not known before it runs")
         converter_api_ext.set_signature(module.operation, "serving_default", ["images"], ["logits"])
         config = converter_api_ext.ConvertToTFLConfig()
-        config.strict_qdq_mode = True  # rounding is as `export.marks` says, and nowhere else
+        config.strict_qdq_mode = True  # rounding is as `export.litert_marks` says, and nowhere else
         converter_api_ext.run_convert_to_tfl_passes(module, passmanager.PassManager(), config)
         # The file format has these operations, but runtimes do not.
         if left := re.search(r"stablehlo\.(?!return)\w+", str(module)):

@@ -52,7 +52,8 @@ def network(
         Its argument `operands`, (analysis) -> `Operands`, changes operands, to round them for
         instance. It is not asked about the inside of functions with a derivative rule of their own.
         Its argument `fast` says whether convolutions on CPUs are replaced by those of
-        `graph.fast_convolution`, whose gradients are fast there; False leaves the operations as traced.
+        `graph.fast_convolution`, whose gradients are fast there; False leaves the operations as
+        traced.
     """
 
     params_shapes, state_shapes = shapes_of(params), shapes_of(state)

@@ -1,1 +1,1 @@
-"""A trained network without what is done with it: its function, arrays, record and files."""
+"""A trained network: its function, arrays and record, its files, and what it is measured on."""

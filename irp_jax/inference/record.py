@@ -11,29 +11,6 @@ from irp_jax.pruning import cost
 from irp_jax.quantization import Quantization
 
 
-def cost_report(graph: ChannelGraph, keep_counts: Mapping[str, int]) -> dict[str, Any]:
-    """Returns the `cost` entry of results.json; with latencies if the graph has a table of them."""
-    left, whole = cost.total(graph, keep_counts), cost.total(graph)
-    latency = (
-        {
-            "latency": left.latency,
-            "dense_latency": whole.latency,
-            "latency_ratio": left.latency / whole.latency,
-        }
-        if graph.latency
-        else {}
-    )
-    return {
-        **latency,
-        "macs": left.macs,
-        "dense_macs": whole.macs,
-        "macs_ratio": left.macs / whole.macs,
-        "params": left.params,
-        "dense_params": whole.params,
-        "params_ratio": left.params / whole.params,
-    }
-
-
 def described(
     record: dict[str, Any], graph: ChannelGraph, keep_counts: dict[str, int], epochs: int
 ) -> dict[str, Any]:
@@ -41,7 +18,7 @@ def described(
     return {
         **record,
         "keep_counts": keep_counts,
-        "cost": cost_report(graph, keep_counts),
+        "cost": cost.report(graph, keep_counts),
         "epochs": epochs,
     }
 

@@ -106,3 +106,26 @@ def table(
             }
         )
     return rows
+
+
+def report(graph: ChannelGraph, keep_counts: Mapping[str, int]) -> dict[str, Any]:
+    """Returns the `cost` entry of results.json; with latencies if the graph has a table of them."""
+    left, whole = total(graph, keep_counts), total(graph)
+    latency = (
+        {
+            "latency": left.latency,
+            "dense_latency": whole.latency,
+            "latency_ratio": left.latency / whole.latency,
+        }
+        if graph.latency
+        else {}
+    )
+    return {
+        **latency,
+        "macs": left.macs,
+        "dense_macs": whole.macs,
+        "macs_ratio": left.macs / whole.macs,
+        "params": left.params,
+        "dense_params": whole.params,
+        "params_ratio": left.params / whole.params,
+    }

@@ -13,7 +13,7 @@ from irp_jax.config import Config
 from irp_jax.data import Dataset
 from irp_jax.errors import UserError
 from irp_jax.inference.function import deployed, inference
-from irp_jax.inference.record import cost_report, described
+from irp_jax.inference.record import described
 from irp_jax.network import Network
 from irp_jax.pruning import cost
 from irp_jax.results import check_version
@@ -55,7 +55,7 @@ def run(
     workdir, settings = configs.workdir(setup.config), configs.settings(setup.config)
     copies = logs.make(setup.config.log_to if hosts.is_first() else "", workdir, settings)
     commit = files.commit()  # read now, because the files may change during the run
-    with files.claim(workdir, setup.identity), on_sigterm(reporter.note) as preemption:
+    with files.lock(workdir, setup.identity), on_sigterm(reporter.note) as preemption:
         results = _finished(setup, workdir)
         if results is not None:
             reporter.note(f"{workdir} is finished: showing its results")
@@ -162,7 +162,7 @@ def _evaluate(
     report = evaluation.evaluate(*everything, **how)
     last = evaluation.last_iterate(*everything, report, **how)
     seconds = time.monotonic() - began
-    plan, left = setup.plan, cost_report(setup.graph, progress.keep_counts)
+    plan, left = setup.plan, cost.report(setup.graph, progress.keep_counts)
     unused = round(1 - left[config.cost] / plan.limit, 6)
     return {
         "model": config.model,

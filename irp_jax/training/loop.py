@@ -18,7 +18,7 @@ import numpy as np
 from irp_jax import attacks, evaluation, files, parallel
 from irp_jax.errors import UserError
 from irp_jax.inference.function import deployed, inference
-from irp_jax.inference.record import cost_report
+from irp_jax.pruning import cost
 from irp_jax.training import guard, underway
 from irp_jax.training.image_source import Resident, on_devices, order, sample_images
 from irp_jax.training.logs import Log
@@ -257,5 +257,5 @@ def advance(
 def _ratio(setup: Setup, keep_counts: dict[str, int]) -> float | None:
     """Returns the share of the cost that is left, or None before masks are frozen."""
     return (
-        cost_report(setup.graph, keep_counts)[f"{setup.config.cost}_ratio"] if keep_counts else None
+        cost.report(setup.graph, keep_counts)[f"{setup.config.cost}_ratio"] if keep_counts else None
     )

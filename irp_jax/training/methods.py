@@ -26,7 +26,7 @@ class Method(abc.ABC):
     """A pruning method. It has no state, so all runs share one object."""
 
     def least(self, graph: ChannelGraph, granularity: Granularity) -> dict[str, int]:
-        """Returns mask name -> minimum number of units kept; here one."""
+        """Returns mask name -> smallest number of units of a budget that is possible; here one."""
         return dict.fromkeys(masks.units(graph, granularity), 1)
 
     def stages(self, config: Config) -> tuple[int, ...]:

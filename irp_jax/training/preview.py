@@ -14,7 +14,6 @@ from irp_jax import config as configs
 from irp_jax import data, latency, parallel, prng, traced
 from irp_jax.config import Config
 from irp_jax.data.official import OFFICIAL
-from irp_jax.inference.record import cost_report
 from irp_jax.pruning import cost, uniform
 from irp_jax.training import image_source
 from irp_jax.training.methods import METHODS, Width
@@ -82,7 +81,7 @@ def preview(config: Config) -> Preview:
         plan=plan,
         layers=cost.table(model.graph, kept),
         is_chosen=isinstance(method, Width),
-        cost=cost_report(model.graph, kept),
+        cost=cost.report(model.graph, kept),
         memory={
             "training images": min(held, count) * math.prod(shape),
             **_memory(config, plan, model, (config.batch_size // devices, *shape)),

@@ -86,7 +86,7 @@ def train_step(
         recipe: fixed settings.
         network: (weights, batch_stats, images, train, key) -> logits (N, K), new batch_stats.
         optimizer: over {"weights", "masks"}; its part for the masks is the method's rule
-            (budget.py).
+            (`pruning.mask_rules`).
         key: of the run; each step derives its own.
         state: before the step.
         images: (N, H, W, C) uint8.

@@ -6,7 +6,7 @@ import jax
 
 from irp_jax import parallel, prng
 from irp_jax.inference.function import deployed
-from irp_jax.inference.record import cost_report
+from irp_jax.pruning import cost
 from irp_jax.quantization import calibrate, calibration_images
 from irp_jax.training.progress import Progress, Reporter, Setup
 from irp_jax.training.state import freeze
@@ -53,7 +53,7 @@ def quantized(setup: Setup, progress: Progress, reporter: Reporter) -> Progress:
 
 
 def frozen_note(setup: Setup, keep_counts: dict[str, int]) -> str:
-    report, limit = cost_report(setup.graph, keep_counts), setup.plan.limit
+    report, limit = cost.report(setup.graph, keep_counts), setup.plan.limit
     over = report[setup.config.cost] - limit  # only the published rule may exceed it
     return (
         f"masks frozen: {report['macs'] / 1e6:.2f}M of {report['dense_macs'] / 1e6:.2f}M MACs "
