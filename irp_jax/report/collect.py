@@ -176,7 +176,8 @@ def _name(path: Path) -> str:
 
 def _of_a_workdir(path: Path) -> bool:
     """Returns whether a file is of a run or a saved network, and no results: it needs no note."""
-    return path.name in ("config.json", "robustbench.json") or "checkpoints" in path.parts
+    of_states = {"checkpoints", "underway"} & set(path.parts)
+    return path.name in ("config.json", "robustbench.json") or bool(of_states)
 
 
 def _same_network(evaluation: Results, run: Results) -> bool:
