@@ -173,7 +173,7 @@ def test_settings_that_a_page_names_are_settings(page):
     fields = {f.name for kind in OPTIONS.values() for f in dataclasses.fields(kind)}
     known = (
         {field.replace("_", "-") for field in fields}
-        | {"help", "config", "costs", "upgrade"}
+        | {"help", "config", "costs", "upgrade", "dry-run", "list"}
         | HOSTS
     )
     for flag in re.findall(r"`--([a-z][\w-]*)", text_of(page)):
