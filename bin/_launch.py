@@ -39,7 +39,7 @@ def run(module, extras=()):
 
 
 def extras_of(arguments):
-    """Returns the extras that flags of bin/train or bin/export need."""
+    """Returns the extras that flags of bin/train, bin/export or bin/publish need."""
     words = " ".join(arguments)
     logs = ",".join(re.findall(r"--log.to[= ](\S+)", words))
     needed = {name: name in logs for name in ("tensorboard", "wandb")}

@@ -9,7 +9,7 @@ from typing import Any
 from irp_jax import checkpoint, files, loading, network
 from irp_jax.errors import UserError
 from irp_jax.export import file as export
-from irp_jax.export import onnx
+from irp_jax.export import onnx, tflite
 from irp_jax.inference import hub, layout
 from irp_jax.inference.record import scheme_of
 from irp_jax.redaction import public_results
@@ -27,36 +27,42 @@ def publish(
     *,
     model: str | None = None,
     paper: Paper | None = None,
+    with_tflite: bool = False,
 ) -> None:
     """Writes a network to a folder with the layout of the Hugging Face hub.
 
     The folder holds the files of `Network.save` (weights as safetensors, config.json), model.onnx,
     robustbench.json, and the model card README.md with the figures of the results. Paths of this
-    machine are removed from all of them. If ONNX has no counterpart of an operation, model.onnx is
-    left out.
+    machine are removed from all of them. If ONNX or LiteRT has no counterpart of an operation, its
+    file is left out.
 
     Args:
         run: the workdir of a finished run, or a saved network.
         results: JSON file of the run's results: its results.json, or the file of bin/sweep.
         into: the folder to make. One that holds the same network is replaced.
-        log: called with a line for each damaged checkpoint that is skipped, and if model.onnx is
-            left out.
+        log: called with a line for each damaged checkpoint that is skipped, and for each file that
+            is left out.
         model: "FILE.py:NAME" of a network of your own. If None, what was saved with it is used; it
             then has no model.onnx.
         paper: facts for robustbench.json that no run knows.
+        with_tflite: whether to write model.tflite, too.
 
     Raises:
         UserError: there is no network, its accuracies are not of test images, the results are of
-            another network, `into` holds something else, or the extra `onnx` is not installed.
+            another network, `into` holds something else, or the extra `onnx` or, for model.tflite,
+            `litert` is not installed.
     """
     onnx.check_installed()
+    if with_tflite:
+        tflite.check_installed()
     trained = loading.load(run, log, model=model)
     found = _checked(results, trained, run)
     found, published = _without_paths(found, trained)
     contents = packed(published)
     if into.exists() and not layout.holds(into, contents):
         raise UserError(f"{into} exists: remove it first, or choose another name")
-    contents |= _onnx(published, model, log)
+    for format in ("onnx", "tflite") if with_tflite else ("onnx",):
+        contents |= _exported(published, format, model, log)
     facts = robustbench(found, paper or Paper(title=into.name))
     contents["robustbench.json"] = files.as_bytes(facts)
     size = len(contents[layout.ARRAYS])
@@ -119,12 +125,15 @@ def _public(name: str) -> str:
     return name if hub.is_name(name) else Path(name).name
 
 
-def _onnx(published: network.Network, model: str | None, log: checkpoint.Log) -> dict[str, bytes]:
-    """Returns the network as an ONNX file: name -> content. Empty if it cannot be written."""
+def _exported(
+    published: network.Network, format: str, model: str | None, log: checkpoint.Log
+) -> dict[str, bytes]:
+    """Returns the network as a file: name -> content. Empty if it cannot be written."""
+    name = f"model.{format}"
     with tempfile.TemporaryDirectory(prefix="irp_jax-") as place:
         try:
-            content = export.write(published, Path(place, "model.onnx"), model=model)
+            content = export.write(published, Path(place, name), format, model=model)
         except UserError as error:
-            log(f"without model.onnx: {error}")
+            log(f"without {name}: {error}")
             return {}
-    return {"model.onnx": content}
+    return {name: content}

@@ -18,6 +18,7 @@ from test_export import FAMILIES, SHAPE, ZOO, drawn, images, small, traced_famil
 
 import irp_jax
 from irp_jax import data
+from irp_jax.cli.publish import publish
 from irp_jax.errors import UserError
 from irp_jax.export import artifact, litert_converter, tflite, verify
 from irp_jax.export.file import serialized
@@ -151,6 +152,18 @@ def test_the_example_of_the_documentation_runs(tmp_path, monkeypatch, capsys, in
 
 
 # ---- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_published_network_has_its_file_for_litert(tmp_path, monkeypatch, installed):
+    monkeypatch.chdir(tmp_path)
+    results = ROOT / "results" / "quickstart" / "resnet20-digits-0.16-seed0.json"
+    for _ in range(2):  # the second time it is replaced
+        publish([f"--run={ZOO}", f"--results={results}", "--into=mine", "--tflite"])
+    network = irp_jax.load_model("mine")
+    test = data.load("digits").test.images[:50]
+    logits = artifact.load("mine/model.tflite")(np.float32(test) / 255)
+    assert np.abs(logits - np.asarray(network(test))).max() <= 1e-4
 
 
 @pytest.mark.slow

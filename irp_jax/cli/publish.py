@@ -25,6 +25,8 @@ class Options:
     run."""
     model: str | None = None
     """FILE.py:NAME of a network of your own, which model.onnx needs."""
+    tflite: bool = False
+    """Also write model.tflite, for LiteRT. Its converter is installed on first use."""
     title: str | None = None
     """Title of the paper in robustbench.json. Default: the name of the network."""
     authors: str = ""
@@ -47,7 +49,7 @@ def publish(arguments: list[str]) -> None:
     )  # fmt: skip
     publishing.publish(
         run, results, into, lambda line: console.print(line, markup=False),
-        model=options.model, paper=paper,
+        model=options.model, paper=paper, with_tflite=options.tflite,
     )  # fmt: skip
     console.print(f"written to {options.into}: see its README.md", markup=False)
 

@@ -24,7 +24,7 @@ from irp_jax.errors import UserError
 FORMAT = 4
 """Format of `config.json`. This version reads no other format."""
 
-PUBLISHED = ("model.onnx", "robustbench.json", "README.md")
+PUBLISHED = ("model.onnx", "model.tflite", "robustbench.json", "README.md")
 """Files that `zoo.publish` adds. They are about one network."""
 
 RECORD, ARRAYS, FUNCTION = FILES = "config.json", "model.safetensors", "function.stablehlo"

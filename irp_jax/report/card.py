@@ -85,7 +85,8 @@ def model_card(found: Results, into: Path, size: int, class_names: Sequence[str]
     )
     use = (
         "Images are (N, H, W, C), uint8 or float in [0, 1]. On the Hugging Face hub the name is "
-        '"hf-hub:OWNER/NAME". `model.onnx`, if it is here, is the same network for onnxruntime.'
+        '"hf-hub:OWNER/NAME". `model.onnx` and `model.tflite`, if they are here, are the same '
+        "network for onnxruntime and LiteRT."
     )
     code = f'    import irp_jax\n\n    network = irp_jax.load_model("{place}")'
     code += "\n    logits = network(images)"
