@@ -39,11 +39,11 @@ def run(module, extras=()):
 
 
 def extras_of(arguments):
-    """Returns the extras that flags of bin/train, bin/export or bin/publish need."""
+    """Returns the extras that the flags of a command need."""
     words = " ".join(arguments)
     logs = ",".join(re.findall(r"--log.to[= ](\S+)", words))
     needed = {name: name in logs for name in ("tensorboard", "wandb")}
-    needed["litert"] = "tflite" in words
+    needed["litert"] = "tflite" in words or "litert" in words
     named = [word[len("--dataset=") :] for word in arguments if word.startswith("--dataset=")]
     after = range(1, len(arguments))
     named += [arguments[n] for n in after if arguments[n - 1] == "--dataset"]

@@ -229,10 +229,10 @@ def measure_latency(
         model: as for `train`.
         image_shape: (H, W, C) of one image.
         classes: number of logits, used for models of this package only.
-        runtime: "onnxruntime" on the processor, or "jax" on its default device.
-        threads: number of threads of onnxruntime, 1 if None. JAX uses its own.
-        multiple: files of onnxruntime have zero channels up to multiples of this, 4 if None. JAX
-            runs a network as it is.
+        runtime: "onnxruntime" or "litert" on the processor, or "jax" on its default device.
+        threads: number of threads of onnxruntime or LiteRT, 1 if None. JAX uses its own.
+        multiple: files of onnxruntime have zero channels up to multiples of this, 4 if None. The
+            others run a network as it is.
         rounds: number of times that each layer is timed, in turns. The table has the medians.
         progress: called with the name of a part, steps done and number of steps.
 

@@ -80,13 +80,13 @@ def attached(model: TracedModel, path: str | Path, device: str = "") -> tuple[Tr
 def device_of(runtime: str) -> str:
     """Returns the name of this machine's processor, or of the accelerator that JAX uses."""
     here = machine.describe()
-    on_cpu = runtime == "onnxruntime" or here["platform"] == "cpu"
+    on_cpu = runtime != "jax" or here["platform"] == "cpu"
     return str(here["processor"] if on_cpu else here["device"])
 
 
 def version_of(runtime: str) -> str:
     """Returns the version of a runtime; "" if it is not installed."""
     try:
-        return metadata.version(runtime)
+        return metadata.version({"litert": "ai-edge-litert"}.get(runtime, runtime))
     except metadata.PackageNotFoundError:
         return ""

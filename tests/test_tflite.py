@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import graph_nets
@@ -23,6 +24,7 @@ from irp_jax.errors import UserError
 from irp_jax.export import artifact, litert_converter, tflite, verify
 from irp_jax.export.file import serialized
 from irp_jax.models import mobilenet
+from irp_jax.models.vgg import VGG
 from irp_jax.pruning import compaction
 
 ROOT = Path(__file__).parents[1]
@@ -164,6 +166,21 @@ def test_a_published_network_has_its_file_for_litert(tmp_path, monkeypatch, inst
     test = data.load("digits").test.images[:50]
     logits = artifact.load("mine/model.tflite")(np.float32(test) / 255)
     assert np.abs(logits - np.asarray(network(test))).max() <= 1e-4
+
+
+@pytest.mark.slow
+def test_latencies_of_layers_are_measured_in_litert(installed):
+    net = VGG(((4,), (6,)), 3)
+    table = irp_jax.measure_latency(net, SHAPE, runtime="litert", rounds=2)
+    assert (table.runtime, table.threads, table.multiple) == ("litert", 1, 1)
+    assert table.runtime_version == version("ai-edge-litert")
+    assert len(table.checks) == 21 and all(row["measured"] > 0 for row in table.checks)
+    graph = irp_jax.describe(net, SHAPE)
+    assert {name for entry in table.layers for name in entry.layers} == {
+        layer.name for layer in graph.layers
+    }
+    with pytest.raises(UserError, match="multiple is for onnxruntime"):
+        irp_jax.measure_latency(net, SHAPE, runtime="litert", multiple=4)
 
 
 @pytest.mark.slow

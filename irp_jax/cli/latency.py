@@ -27,8 +27,9 @@ class Options:
 
     out: str
     """The file to write, for instance table.json."""
-    runtime: Literal["onnxruntime", "jax"] = "onnxruntime"
-    """What runs the layers: onnxruntime on the processor, or jax on its default device."""
+    runtime: Literal["onnxruntime", "litert", "jax"] = "onnxruntime"
+    """What runs the layers: onnxruntime or litert on the processor, or jax on its default device.
+    The converter of litert is installed on first use."""
     model: str = "resnet20"
     """Name of a model of this package, or FILE.py:NAME for a network of your own."""
     dataset: str = "cifar10"
@@ -41,7 +42,7 @@ class Options:
     activation: str = "relu"
     """Activation of a built-in model, as in bin/train."""
     threads: int | None = None
-    """Number of threads (onnxruntime). Default: 1."""
+    """Number of threads (onnxruntime, litert). Default: 1."""
     multiple: int | None = None
     """Files have zero channels up to multiples of this, as bin/export writes them (onnxruntime).
     Default: 4."""

@@ -1,19 +1,22 @@
 """Single layers, and whole networks of any width, as functions that a runtime can time."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from irp_jax.export import artifact, onnx
+from irp_jax.export import artifact, litert_converter, onnx, tflite
 from irp_jax.graph import Layer, Window
 from irp_jax.pruning.latency_table import rounded_up
 from irp_jax.traced import TracedModel
 
 ORDER = ("NHWC", "HWIO", "NHWC")
+
+AT_ONCE = 64
+"""Number of functions that a process of the LiteRT converter converts."""
 
 
 class TimedFunction(NamedTuple):
@@ -143,6 +146,23 @@ def in_onnxruntime(subject: TimedFunction, threads: int) -> Callable[[], object]
     return functools.partial(file.run, images)
 
 
+def in_litert(subjects: Sequence[TimedFunction], threads: int) -> list[Callable[[], object]]:
+    """Returns calls of LiteRT on one image, in files as `Network.export` writes them.
+
+    The converter takes long to start, so it converts all functions in one process.
+    """
+    requests = [
+        tflite.request(functools.partial(subject.apply, subject.arrays), subject.image_shape)
+        for subject in subjects
+    ]
+    calls: list[Callable[[], object]] = []
+    for subject, content in zip(subjects, litert_converter.convert(requests), strict=True):
+        file = artifact.from_bytes(content, "tflite", threads=threads)
+        images = np.full((1, *subject.image_shape), 0.5, np.float32)
+        calls.append(functools.partial(file.run, images))
+    return calls
+
+
 def in_jax(subject: TimedFunction, threads: int) -> Callable[[], object]:
     """Returns a call of JAX on one image, on its default device."""
     arrays = jax.device_put(subject.arrays)
@@ -151,5 +171,33 @@ def in_jax(subject: TimedFunction, threads: int) -> Callable[[], object]:
     return lambda: jax.block_until_ready(run(arrays, images))
 
 
-RUNTIMES = {"onnxruntime": in_onnxruntime, "jax": in_jax}
-"""Name -> (what is timed, number of threads) -> a call that computes one image."""
+def compiled(
+    subjects: Mapping[Any, TimedFunction],
+    runtime: str,
+    threads: int,
+    progress: Callable[[int, int], None],
+) -> dict[Any, Callable[[], object]]:
+    """Returns calls that compute one image.
+
+    Args:
+        subjects: key -> what is timed.
+        runtime: one of `latency_table.RUNTIMES`.
+        threads: number of threads, for onnxruntime and LiteRT.
+        progress: called with the number of functions that are compiled and with their number.
+
+    Raises:
+        UserError: a function cannot be exported.
+    """
+    found: dict[Any, Callable[[], object]] = {}
+    rest = list(subjects)
+    while rest:
+        progress(len(found), len(subjects))
+        count = AT_ONCE if runtime == "litert" else 1
+        keys, rest = rest[:count], rest[count:]
+        some = [subjects[key] for key in keys]
+        if runtime == "litert":
+            found |= zip(keys, in_litert(some, threads), strict=True)
+        else:
+            one = in_onnxruntime if runtime == "onnxruntime" else in_jax
+            found[keys[0]] = one(some[0], threads)
+    return found

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from irp_jax.errors import UserError
 
@@ -30,31 +31,44 @@ UNFINISHED = "unfinished-"
 """How names of folders begin that are not complete."""
 
 
-def convert(function: bytes, image_shape: Sequence[int], metadata: Mapping[str, str]) -> bytes:
-    """Converts a function to a LiteRT model for one image.
+class Request(NamedTuple):
+    """A function to convert.
 
-    Args:
+    Attributes:
         function: images (N, H, W, C) float32, N symbolic or 1 -> logits (N, K), as a portable
             artifact of StableHLO.
         image_shape: (H, W, C).
         metadata: key -> text, stored in the model.
+    """
+
+    function: bytes
+    image_shape: Sequence[int]
+    metadata: Mapping[str, str]
+
+
+def convert(requests: Sequence[Request]) -> list[bytes]:
+    """Converts functions to LiteRT models for one image, all in one process.
 
     Returns:
-        The model as a flatbuffer.
+        The models as flatbuffers.
 
     Raises:
         UserError: the converter cannot be installed, or it cannot convert an operation.
     """
     packages = install()
     with tempfile.TemporaryDirectory() as work:
-        Path(work, "function.mlirbc").write_bytes(function)
-        request = {"image_shape": list(image_shape), "metadata": dict(metadata)}
-        Path(work, "request.json").write_text(json.dumps(request))
+        for number, request in enumerate(requests):
+            Path(work, f"{number}.mlirbc").write_bytes(request.function)
+        rest = [
+            {"image_shape": list(request.image_shape), "metadata": dict(request.metadata)}
+            for request in requests
+        ]
+        Path(work, "requests.json").write_text(json.dumps(rest))
         # -I and -S: the process sees the standard library and the converter's packages alone.
         command = [sys.executable, "-I", "-S", str(SCRIPT), str(packages), work]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         if done.returncode == 0:
-            return Path(work, "model.tflite").read_bytes()
+            return [Path(work, f"{number}.tflite").read_bytes() for number in range(len(rest))]
     raise UserError(
         f"the network cannot be written for LiteRT ({_reason(done.stderr, done.returncode)}): "
         f"--format=onnx and stablehlo may be able to"

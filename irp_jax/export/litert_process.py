@@ -1,9 +1,9 @@
-"""Converts a function to a LiteRT model. `export.litert_converter` runs this file by itself.
+"""Converts functions to LiteRT models. `export.litert_converter` runs this file by itself.
 
     python -I -S litert_process.py PACKAGES WORK
 
-WORK holds `function.mlirbc` and `request.json`, and receives `model.tflite`. This file uses the
-packages in PACKAGES and the standard library only.
+WORK holds `requests.json`, a list, and a file `NUMBER.mlirbc` for each. It receives a file
+`NUMBER.tflite` for each. This file uses the packages in PACKAGES and the standard library only.
 """
 
 import json
@@ -63,9 +63,9 @@ def with_metadata(content: bytes, metadata: dict[str, str]) -> bytes:
 def main() -> None:
     packages, work = sys.argv[1], Path(sys.argv[2])
     sys.path.insert(0, packages)
-    request = json.loads((work / "request.json").read_text())
-    content = converted((work / "function.mlirbc").read_bytes(), request["image_shape"])
-    (work / "model.tflite").write_bytes(with_metadata(content, request["metadata"]))
+    for number, request in enumerate(json.loads((work / "requests.json").read_text())):
+        content = converted((work / f"{number}.mlirbc").read_bytes(), request["image_shape"])
+        (work / f"{number}.tflite").write_bytes(with_metadata(content, request["metadata"]))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,18 @@ import numpy as np
 
 from irp_jax import __version__, machine
 from irp_jax.errors import UserError, unknown
-from irp_jax.export import layers, onnx
+from irp_jax.export import layers, onnx, tflite
 from irp_jax.export.timing import in_turns
 from irp_jax.graph import ChannelGraph, Layer
 from irp_jax.latency import device_of, version_of
-from irp_jax.pruning.latency_table import MULTIPLE, LatencyTable, LayerLatency, rising, rounded_up
+from irp_jax.pruning.latency_table import (
+    MULTIPLE,
+    RUNTIMES,
+    LatencyTable,
+    LayerLatency,
+    rising,
+    rounded_up,
+)
 from irp_jax.traced import TracedModel
 
 STEPS = 8
@@ -44,10 +51,10 @@ def measure(
 
     Args:
         model: the dense network.
-        runtime: "onnxruntime", or "jax" on its default device.
-        threads: number of threads of onnxruntime, 1 if None. JAX uses its own.
+        runtime: "onnxruntime" or "litert" on the processor, or "jax" on its default device.
+        threads: number of threads of onnxruntime or LiteRT, 1 if None. JAX uses its own.
         multiple: files of onnxruntime have zero channels up to multiples of this, as
-            `Network.export` writes them, 4 if None. JAX runs a network as it is.
+            `Network.export` writes them, 4 if None. The others run a network as it is.
         rounds: number of times that each layer and network is timed, in turns.
         progress: called with the name of a part, steps done and number of steps.
 
@@ -58,27 +65,26 @@ def measure(
         UserError: the runtime is unknown or not installed, a number is below 1, or a layer cannot
             be exported.
     """
-    if runtime not in layers.RUNTIMES:
-        raise unknown("runtime", runtime, layers.RUNTIMES)
+    if runtime not in RUNTIMES:
+        raise unknown("runtime", runtime, RUNTIMES)
     for name, value in (("threads", threads), ("multiple", multiple), ("rounds", rounds)):
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
     if runtime == "onnxruntime":
         onnx.check_installed()
-        threads, multiple = threads or 1, multiple or MULTIPLE
-    else:
-        for name, value in (("threads", threads), ("multiple", multiple)):
-            if value is not None:
-                raise UserError(f"--{name} is for onnxruntime: leave it out for {runtime}")
-        threads, multiple = machine.cores(), 1
+    elif multiple is not None:
+        raise UserError(f"--multiple is for onnxruntime: leave it out for {runtime}")
+    if runtime == "litert":
+        tflite.check_installed()
+    if runtime == "jax" and threads is not None:
+        raise UserError("--threads is for onnxruntime and litert: leave it out for jax")
+    threads = machine.cores() if runtime == "jax" else threads or 1
+    multiple = (multiple or MULTIPLE) if runtime == "onnxruntime" else 1
     graph = model.graph
     sizes, kept = _sizes(graph), _networks(graph)
     grids, subjects = _subjects(graph, sizes, multiple)
     subjects |= {name: layers.whole(model, counts, multiple) for name, counts in kept.items()}
-    runs = {}
-    for number, (key, subject) in enumerate(subjects.items()):
-        progress("compiling", number, len(subjects))
-        runs[key] = layers.RUNTIMES[runtime](subject, threads)
+    runs = layers.compiled(subjects, runtime, threads, functools.partial(progress, "compiling"))
     taken = in_turns(runs, rounds, functools.partial(progress, "measuring"))
     times = {key: 1e9 * float(np.median(each)) for key, each in taken.items()}
 

@@ -53,16 +53,34 @@ def serialized(
     Raises:
         UserError: the function cannot be traced or converted, or the converter not be installed.
     """
+    (content,) = litert_converter.convert(
+        [request(function, image_shape, metadata=metadata, symbolic=symbolic)]
+    )
+    return content
+
+
+def request(
+    function: Callable[[jax.Array], jax.Array],
+    image_shape: Sequence[int],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    symbolic: bool = True,
+) -> litert_converter.Request:
+    """Returns what the converter needs of a function; for the arguments see `serialized`.
+
+    Raises:
+        UserError: the function cannot be traced.
+    """
     from jax import export
 
     # On a CPU, convolutions of a known number of images are written in a way that is fast in JAX
-    # and slow in LiteRT: see `graph.convolution`. So their number is symbolic, and the converter
-    # sets it to 1.
+    # and slow in LiteRT: see `graph.fast_convolution`. So their number is symbolic, and the
+    # converter sets it to 1.
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     images = any_images(image_shape) if symbolic else images
     with tracing("LiteRT"):
         exported = export.export(jax.jit(function), platforms=("cpu",))(images)
-    return litert_converter.convert(exported.mlir_module_serialized, image_shape, metadata or {})
+    return litert_converter.Request(exported.mlir_module_serialized, image_shape, metadata or {})
 
 
 # ---- running a model -----------------------------------------------------------------------------

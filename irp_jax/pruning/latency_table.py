@@ -25,7 +25,7 @@ import numpy as np
 
 from irp_jax.graph import ChannelGraph
 
-RUNTIMES = ("onnxruntime", "jax")
+RUNTIMES = ("onnxruntime", "litert", "jax")
 """What can be measured."""
 
 MULTIPLE = 4
@@ -106,7 +106,7 @@ class LatencyTable:
         image_shape: (H, W, C) of an image.
         fingerprint: of the network's graph, see `ChannelGraph.fingerprint`.
         device: name of the processor or accelerator.
-        runtime: "onnxruntime" or "jax".
+        runtime: one of `RUNTIMES`.
         runtime_version: its version.
         threads: number of threads of the runtime.
         irp_jax_version: the version that measured.
