@@ -16,7 +16,7 @@ from irp_jax.cli.train import train
 from irp_jax.config import Config
 from irp_jax.data import open_folder
 from irp_jax.errors import UserError
-from irp_jax.training import experiment
+from irp_jax.training import experiment, image_source
 from irp_jax.training.image_source import Streamed
 from irp_jax.training.preview import preview
 
@@ -73,6 +73,31 @@ def test_a_run_that_was_stopped_repeats_its_batches(quick_runs, folder, tmp_path
         experiment.run(config, Silent(), "bin/train")
     changed.write_bytes(content)
     parts = experiment.run(config, Silent(), "bin/train")
+    assert parts["network_sha256"] == whole["network_sha256"]
+    assert [row["loss"] for row in parts["history"]] == [row["loss"] for row in whole["history"]]
+
+
+class StoppedWithin(Silent):
+    """Sends SIGTERM when the second segment of this process is reported."""
+
+    segments = 0
+
+    def progress(self, steps, images_per_s, metrics):
+        self.segments += 1
+        if self.segments == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_run_that_was_stopped_within_an_epoch_reads_the_rest_of_it(
+    quick_runs, folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(image_source, "SEGMENT", 1)
+    whole = experiment.run(tiny(folder, tmp_path / "whole", batch_size=8), Silent(), "bin/train")
+    config, again = tiny(folder, tmp_path / "parts", batch_size=8), Silent()
+    with pytest.raises(SystemExit):
+        experiment.run(config, StoppedWithin(), "bin/train")
+    parts = experiment.run(config, again, "bin/train")
+    assert any("going on within epoch 1" in note for note in again.notes)
     assert parts["network_sha256"] == whole["network_sha256"]
     assert [row["loss"] for row in parts["history"]] == [row["loss"] for row in whole["history"]]
 
