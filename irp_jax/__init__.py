@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         load_model,
         measure_latency,
         train,
+        train_many,
     )
     from irp_jax.config import Config
     from irp_jax.data import Dataset
@@ -43,6 +44,7 @@ _PLACES = {
     "load_model": "irp_jax.api",
     "measure_latency": "irp_jax.api",
     "train": "irp_jax.api",
+    "train_many": "irp_jax.api",
     "Config": "irp_jax.config",
     "ChannelGraph": "irp_jax.graph",
     "Dataset": "irp_jax.data",
@@ -53,7 +55,7 @@ _PLACES = {
 __all__ = [
     "ChannelGraph", "Config", "Dataset", "Network", "UserError", "__version__", "attacks", "data",
     "describe", "from_arrays", "hosts", "html_report", "latency", "load", "load_data", "load_model",
-    "measure_latency", "models", "train",
+    "measure_latency", "models", "train", "train_many",
 ]  # fmt: skip
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
-from irp_jax import checkpoint, data, hosts, loading, machine, models, traced
+from irp_jax import checkpoint, data, files, hosts, loading, machine, models, traced
 from irp_jax import config as configs
 from irp_jax.config import Config
 from irp_jax.data import Dataset, FileSplit
@@ -19,6 +20,8 @@ from irp_jax.graph import ChannelGraph
 from irp_jax.network import Network
 from irp_jax.pruning.latency_table import LatencyTable
 from irp_jax.report.console.terminal import Terminal
+from irp_jax.sweep import one_run
+from irp_jax.sweep import runs as sweeps
 from irp_jax.training import experiment
 
 Callback = Callable[[dict[str, Any]], None]
@@ -278,6 +281,59 @@ load_model = load
 
 
 @in_python
+def train_many(
+    runs: Sequence[Config],
+    *,
+    attacks: Sequence[str] = (),
+    images: int | None = None,
+    results: str | Path | None = None,
+    jobs: int = 0,
+    progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Trains and attacks several networks, each in a process of its own.
+
+        base = irp_jax.config.suited("digits")  # the defaults of a data set
+        runs = [dataclasses.replace(base, seed=seed) for seed in range(3)]
+        results = irp_jax.train_many(runs, attacks=["autoattack"])
+
+    The same call again goes on where it stopped. The same call at the same time, here or on
+    machines that share the folders, shares the runs.
+
+    Args:
+        runs: their settings. A run without a workdir has a folder of its own in `runs`.
+        attacks: names of attacks besides PGD-10: "autoattack", "pgd-50-10" (50 steps, 10 restarts),
+            or another attack of `Network.evaluate`.
+        images: number of test images for `attacks`; all if None.
+        results: a folder that collects the results, one JSON file a run.
+        jobs: runs at a time; 0 for the number of cores on a CPU, else 1.
+        progress: whether to print a line when a run begins and ends.
+
+    Returns:
+        The results of all runs, with those of every attack under "accuracy" and "attacks".
+
+    Raises:
+        UserError: a setting is wrong, or a run failed; the others are done.
+    """
+    for run in runs:
+        configs.check(run)
+    named = [dataclasses.replace(run, workdir=str(configs.workdir(run))) for run in runs]
+    if len({run.workdir for run in named}) < len(named):
+        raise UserError("two runs have the same settings or the same workdir: leave one out")
+    if not named:
+        return []
+    place = None if results is None else Path(results)
+    if place is not None:
+        files.make_folder(place)
+    wanted = one_run.Wanted(one_run.attack_flags(attacks), images, place)
+    claimed = place or configs.workdir(named[0]).parent
+    console = Console(quiet=not progress)
+    found, failed = sweeps.train_all(named, wanted, claimed, console, jobs=jobs)
+    if failed:
+        raise sweeps.failed_runs(named, failed)
+    return found
+
+
+@in_python
 def html_report(runs: Any, path: str | Path) -> tuple[str, ...]:
     """Writes the results of runs to one HTML page, which needs no network connection.
 
@@ -358,5 +414,5 @@ class _Reporter(Terminal):
 
 __all__ = [
     "Callback", "describe", "from_arrays", "html_report", "load", "load_data", "load_model",
-    "measure_latency", "train",
+    "measure_latency", "train", "train_many",
 ]  # fmt: skip

@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+import irp_jax
 from irp_jax import config as configs
-from irp_jax import machine, parallel
+from irp_jax import machine
 from irp_jax.cli import evaluate, publish, report, train
 from irp_jax.cli import sweep as sweep_command
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.sweep import one_run
 from irp_jax.sweep.child_processes import Commands
+from irp_jax.sweep.runs import share_cores
 
 ROOT = Path(__file__).parent.parent
 
@@ -212,6 +214,20 @@ def test_fewer_images_do_not_replace_results_on_more_images(ran):
     assert len(ran) == 7
 
 
+def test_python_does_the_same(ran):
+    runs = [dataclasses.replace(MINE, seed=seed) for seed in (0, 1)]
+    settings = {"attacks": ["square"], "results": "results", "jobs": 1, "progress": False}
+    found = irp_jax.train_many(runs, **settings)
+    assert [one["config"]["seed"] for one in found] == [0, 1]
+    assert all("square" in one["accuracy"] for one in found)
+    assert irp_jax.train_many(runs, **settings) == found
+    assert ran == ["train", "square"] * 2
+    with pytest.raises(UserError, match="same settings"):
+        irp_jax.train_many([MINE, MINE])
+    with pytest.raises(UserError, match="unknown attack"):
+        irp_jax.train_many([MINE], attacks=["sqare"])
+
+
 def test_figures_of_another_network_are_not_taken_for_those_of_a_new_one(ran):
     flags = ["--config=mine.py", "--results=results", "--attacks=square"]
     sweep_command.sweep(flags)
@@ -309,7 +325,7 @@ def test_runs_that_share_an_accelerator_have_all_cores_and_no_more_memory_than_t
         inner(self, command, flags, log, cores)
 
     monkeypatch.setattr(Commands, "run", run)
-    monkeypatch.setattr(parallel, "has_accelerator", lambda: True)
+    monkeypatch.setattr(machine, "has_accelerator", lambda: True)
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "")
     monkeypatch.delenv("XLA_PYTHON_CLIENT_PREALLOCATE")
     sweep_command.sweep(["--config=mine.py", "--seeds=0,1", "--jobs=2"])
@@ -325,9 +341,9 @@ def test_few_runs_share_all_cores(ran, monkeypatch, seeds, shares):
         inner(self, command, flags, log, cores)
 
     monkeypatch.setattr(Commands, "run", run)
-    monkeypatch.setattr(parallel, "has_accelerator", lambda: False)
-    monkeypatch.setattr(parallel, "core_numbers", lambda: [0, 1, 2, 3])
-    monkeypatch.setattr(parallel, "cores", lambda: 4)
+    monkeypatch.setattr(machine, "has_accelerator", lambda: False)
+    monkeypatch.setattr(machine, "core_numbers", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(machine, "cores", lambda: 4)
     sweep_command.sweep(["--config=mine.py", f"--seeds={seeds}"])
     assert sorted(seen, key=min) == shares
 
@@ -336,7 +352,7 @@ def test_few_runs_share_all_cores(ran, monkeypatch, seeds, shares):
     (4, 2, [{0, 1}, {2, 3}]), (4, 3, [{0}, {1}, {2}]), (2, 3, [{0}, {1}, {0}]), (3, 1, [{0, 1, 2}]),
 ])  # fmt: skip
 def test_all_trials_of_a_sweep_get_as_many_cores(cores, jobs, shares):
-    assert sweep_command.share_cores(list(range(cores)), jobs) == shares
+    assert share_cores(list(range(cores)), jobs) == shares
 
 
 @pytest.mark.slow

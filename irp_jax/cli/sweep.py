@@ -3,26 +3,23 @@
 import dataclasses
 import itertools
 import math
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
 
 from irp_jax import config as configs
-from irp_jax import files, machine
-from irp_jax.attacks import AttackName, AttackSpec
+from irp_jax import files
 from irp_jax.cli.common import main
 from irp_jax.cli.flags import parse, take_flag
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.report.console.terminal import plain_console, show_results
-from irp_jax.sweep.child_processes import Commands
-from irp_jax.sweep.claims import STALE_S, Claims
-from irp_jax.sweep.dispatch import Dispatch
-from irp_jax.sweep.one_run import Wanted, collected, is_complete
+from irp_jax.sweep.claims import STALE_S
+from irp_jax.sweep.one_run import Wanted, attack_flags, collected, is_complete
+from irp_jax.sweep.runs import failed_runs, train_all
 from irp_jax.sweep.slurm import launch, read_settings
 
 
@@ -46,7 +43,7 @@ class Options:
     granularities: str | None = None
     """List of granularities: channel, weight. Default: the granularity of the config."""
     methods: str | None = None
-    """List of methods: lagrangian, paper, width, magnitude, admm. Default: the method of the
+    """List of methods: lagrangian, hinge, width, magnitude, admm. Default: the method of the
     config."""
     epochs: int | None = None
     """Epochs of each run. Default: the epochs of the config."""
@@ -78,7 +75,6 @@ def sweep(arguments: list[str]) -> None:
     """Does the runs and attacks that are missing, then prints the table of all results."""
     options = parse(Options, arguments, "bin/sweep")
     names = [name.strip() for name in (options.attacks or "").split(",")]
-    attacks = {name: _flags(name) for name in names if name}
     _check(options)
     part, parts = _shard(options.shard)
     runs = list({run.workdir: run for run in runs_of(options)}.values())
@@ -86,14 +82,13 @@ def sweep(arguments: list[str]) -> None:
         if folder is not None:
             files.make_folder(Path(folder))
     results = None if options.results is None else Path(options.results)
-    wanted = Wanted(attacks, options.images, results)
-    collected_before = [collected(run, wanted) for run in runs]  # a wrong file is reported now
+    wanted = Wanted(attack_flags(filter(None, names)), options.images, results)
     console = plain_console()
     if options.launcher is not None:
         missing = [
             number
-            for number, found in enumerate(collected_before, start=1)
-            if not is_complete(found, wanted)
+            for number, run in enumerate(runs, start=1)
+            if not is_complete(collected(run, wanted), wanted)
         ]
         _launch(options, arguments, missing, len(runs), console)
         return
@@ -101,21 +96,14 @@ def sweep(arguments: list[str]) -> None:
     if not runs:
         console.print(f"no run is in part {options.shard}")
         return
-    commands = Commands()
-    claims = Claims(Path(options.results or options.workdir), options.stale)
-    dispatch = Dispatch(runs, wanted, claims, commands, console)
-    shares = _shares_of_jobs(options.jobs, len(runs))
-    with commands.stopped_together(), claims:
-        dispatch.work(shares)
-    done = [dispatch.found[number] for number in sorted(dispatch.found)]
+    done, failed = train_all(
+        runs, wanted, Path(options.results or options.workdir), console,
+        jobs=options.jobs, stale=options.stale,
+    )  # fmt: skip
     if done:
         show_results(console, done)
-    if dispatch.failed:
-        first = min(dispatch.failed)
-        raise UserError(
-            f"{len(dispatch.failed)} of {len(runs)} runs failed; {runs[first - 1].workdir} (see "
-            f"its log.txt): {dispatch.failed[first]}"
-        )
+    if failed:
+        raise failed_runs(runs, failed)
 
 
 def _check(options: Options) -> None:
@@ -151,50 +139,6 @@ def _launch(
         _, arguments = take_flag(arguments, flag)
     shards = [[*arguments, "--jobs=1", f"--shard={number}/{count}"] for number in missing]
     launch(str(options.launcher), options.slurm, shards, Path(options.workdir) / "jobs", console)
-
-
-def _shares_of_jobs(jobs: int, runs: int) -> list[set[int]]:
-    """Returns the CPU cores of each of the runs that are done at a time.
-
-    Args:
-        jobs: how many at a time; 0 for as many as are sensible.
-        runs: how many there are.
-    """
-    on_cpu = not machine.has_accelerator()
-    jobs = jobs or (min(machine.cores(), runs) if on_cpu else 1)
-    # `cores()` respects a CPU quota, which may allow fewer cores than there are.
-    cores = machine.core_numbers()[: machine.cores()]
-    if on_cpu:
-        return share_cores(cores, jobs)
-    if jobs > 1:  # otherwise the first run preallocates most of the device's memory
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    return [set(cores)] * jobs
-
-
-def share_cores(cores: list[int], jobs: int) -> list[set[int]]:
-    """Returns the cores of each job.
-
-    All jobs have the same number of cores, because it changes the results of a run slightly.
-    """
-    each = max(1, len(cores) // jobs)
-    firsts = [job * each % len(cores) for job in range(jobs)]
-    return [set(cores[first : first + each]) for first in firsts]
-
-
-def _flags(attack: str) -> list[str]:
-    """Returns the flags of bin/evaluate for an attack of --attacks: pgd-50-10, autoattack."""
-    if attack in ("pgd", "pgd-last", "none"):
-        raise UserError(
-            "natural accuracy and PGD-10, over all iterates and at the last, are always measured: "
-            "give steps and restarts, as in --attacks=pgd-50-10, or another attack"
-        )
-    parts = re.fullmatch(r"(pgd|pgd-margin)-(\d+)(?:-(\d+))?", attack)
-    if parts is None:
-        AttackSpec(name=cast(AttackName, attack))  # checks the name
-        return [f"--attack={attack}"]
-    name, steps, restarts = parts[1], int(parts[2]), int(parts[3] or 1)
-    AttackSpec(name=cast(AttackName, name), steps=steps, restarts=restarts)
-    return [f"--attack={name}", f"--steps={steps}", f"--restarts={restarts}"]
 
 
 def runs_of(options: Options) -> Iterator[Config]:

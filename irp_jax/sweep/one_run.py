@@ -1,12 +1,14 @@
 """One run of a sweep: it is trained and attacked, as far as that is not done, and collected."""
 
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from irp_jax import config as configs
 from irp_jax import files
+from irp_jax.attacks import AttackName, AttackSpec
 from irp_jax.config import Config
 from irp_jax.errors import UserError
 from irp_jax.results import check_version
@@ -30,6 +32,34 @@ class Wanted:
     """Use only this many test images for the attacks."""
     results: Path | None
     """Folder that collects the results."""
+
+
+def attack_flags(attacks: Iterable[str]) -> dict[str, list[str]]:
+    """Returns name -> flags of bin/evaluate.
+
+    Args:
+        attacks: autoattack, pgd-50-10 (50 steps, 10 restarts), or another attack of bin/evaluate.
+
+    Raises:
+        UserError: an attack is unknown, or is measured anyway.
+    """
+    return {name: _flags(name) for name in attacks}
+
+
+def _flags(attack: str) -> list[str]:
+    """Returns the flags of bin/evaluate for an attack of --attacks: pgd-50-10, autoattack."""
+    if attack in ("pgd", "pgd-last", "none"):
+        raise UserError(
+            "natural accuracy and PGD-10, over all iterates and at the last, are always measured: "
+            "give steps and restarts, as in --attacks=pgd-50-10, or another attack"
+        )
+    parts = re.fullmatch(r"(pgd|pgd-margin)-(\d+)(?:-(\d+))?", attack)
+    if parts is None:
+        AttackSpec(name=cast(AttackName, attack))  # checks the name
+        return [f"--attack={attack}"]
+    name, steps, restarts = parts[1], int(parts[2]), int(parts[3] or 1)
+    AttackSpec(name=cast(AttackName, name), steps=steps, restarts=restarts)
+    return [f"--attack={name}", f"--steps={steps}", f"--restarts={restarts}"]
 
 
 def train_and_attack(
