@@ -98,8 +98,8 @@ def restored(
 
     Args:
         folder, make_training, log: as for `checkpoint.restore`.
-        required: whether it is an error if all checkpoints of the folder are damaged. If not, there
-            is none.
+        required: whether it is an error if all checkpoints of the folder are damaged, or if
+            `make_training` refuses the newest. If not, None is returned.
 
     Raises:
         UserError: see `checkpoint.restore`; or not all processes find it.

@@ -7,12 +7,14 @@ state within the epoch.
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from irp_jax import checkpoint, hosts
+from irp_jax.errors import UserError
 from irp_jax.training.checkpoints import restored, state_of, training_arrays
 from irp_jax.training.overfitting import AccuracyRecord
 from irp_jax.training.progress import Progress, Setup
@@ -39,9 +41,7 @@ def save(setup: Setup, progress: Progress, begun: Begun, seconds: float, workdir
     if not all(np.isfinite(values).all() for one in metrics for values in one.values()):
         return  # the guard rolls back, or the run ends with an error
     record = {
-        "identity": setup.identity,
-        "epoch": progress.epoch,
-        "rollbacks": list(progress.rollbacks),
+        **_facts(setup, progress),
         "seconds": seconds,
         "accuracies": begun.record._asdict(),
         "metrics": [{name: values.tolist() for name, values in one.items()} for one in metrics],
@@ -65,13 +65,17 @@ def restore(
         log: called with one line if something was restored, or is damaged.
     """
     example = jax.device_get(training_arrays(progress.state))
-    saved = restored(workdir / FOLDER, lambda *_: example, log, required=False)
-    of_now = (setup.identity, progress.epoch, list(progress.rollbacks))
-    known = saved and tuple(saved.record.get(key) for key in ("identity", "epoch", "rollbacks"))
-    if not hosts.agreed(known == of_now):
+    facts = _facts(setup, progress)
+
+    def make_training(network: dict[str, Any], record: dict[str, Any]) -> Any:
+        if {key: record.get(key) for key in facts} != facts:
+            raise UserError("of another epoch or run")
+        return example
+
+    saved = restored(workdir / FOLDER, make_training, log, required=False)
+    if saved is None:
         discard(workdir)
         return None
-    assert saved is not None
     record = saved.record
     metrics = [
         {name: jnp.asarray(values, jnp.float32) for name, values in one.items()}
@@ -84,6 +88,15 @@ def restore(
     done = f"{begun.segments / setup.plan.segments:.0%}"
     log(f"going on within epoch {progress.epoch + 1}, of which {done} is done")
     return begun, record["seconds"]
+
+
+def _facts(setup: Setup, progress: Progress) -> dict[str, Any]:
+    """Returns what tells an epoch under way from another one."""
+    return {
+        "identity": setup.identity,
+        "epoch": progress.epoch,
+        "rollbacks": list(progress.rollbacks),
+    }
 
 
 @hosts.by_first
