@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import Any, NoReturn, ParamSpec
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from irp_jax import machine
 from irp_jax.errors import UserError, reason
@@ -130,11 +132,25 @@ def agreed(value: Any) -> Any:
     return json.loads(from_first(json.dumps(value).encode())) if is_several() else value
 
 
-def any_of(value: bool) -> bool:
-    """Returns whether the value is true in any process. All must call it at the same point."""
+def any_of(value: bool) -> Callable[[], bool]:
+    """Asks all processes whether a value is true in any of them.
+
+    All must call it at the same point. The devices answer after the programs that they have been
+    given before. So the answer is a function, which waits for it.
+    """
     if not is_several():
-        return value
-    return bool(multihost_utils.process_allgather(np.array(value)).any())
+        return lambda: value
+    mesh = Mesh(np.array(jax.devices()), ("process",))
+    sharding = NamedSharding(mesh, PartitionSpec("process"))
+    own = np.full(jax.local_device_count(), value)
+    everyone = jax.make_array_from_process_local_data(sharding, own)
+    answer = _any(NamedSharding(mesh, PartitionSpec()))(everyone)
+    return lambda: bool(answer.addressable_data(0))
+
+
+@functools.cache
+def _any(sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(jnp.any, out_shardings=sharding)
 
 
 def check_same(what: str, value: Any) -> None:

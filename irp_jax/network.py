@@ -22,7 +22,7 @@ from irp_jax.saving import packed
 class Network(TrainedNetwork):
     """A trained network from which pruned channels were removed.
 
-    Its fields, and what can be read off them, are those of `trained.network.TrainedNetwork`.
+    Its fields, and what can be read off them, are those of `inference.network.TrainedNetwork`.
     """
 
     def evaluate(

@@ -24,7 +24,7 @@ EXTRAS = (
 )  # fmt: skip
 
 CONVERTER = "litert-converter==0.5.0"
-"""The converter of `irp_jax/export/converter.py`. Its interface may change with each version."""
+"""See `irp_jax/export/litert_converter.py`. The interface may change with each version."""
 
 LIMITS = "backports-strenum<1.3"
 """Newer versions refuse Python 3.11 and later, and uv ignores upper bounds of Python."""

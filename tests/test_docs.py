@@ -359,12 +359,12 @@ def test_figures_of_readme_are_those_on_record():
     for network, row in rows:
         budget, epochs, seeds, natural, pgd, autoattack = (c.strip() for c in row.split("|"))
         runs = recorded(budget, int(epochs), network == "uniformly narrow")
-        assert len(runs) == int(seeds) == len({common["seed"] for common in runs})
+        assert len(runs) == int(seeds) == len({run["seed"] for run in runs})
         for cell, name in ((natural, "natural"), (pgd, "pgd"), (autoattack, "autoattack")):
             if cell:
-                assert cell == f"{100 * mean(common['accuracy'][name] for common in runs):.1f}"
+                assert cell == f"{100 * mean(run['accuracy'][name] for run in runs):.1f}"
             else:
-                assert not any(name in common["accuracy"] for common in runs)
+                assert not any(name in run["accuracy"] for run in runs)
 
 
 def test_summary_of_readme_is_that_on_record():

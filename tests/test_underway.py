@@ -1,9 +1,11 @@
 """A run that is stopped within an epoch goes on there, to the identical result."""
 
 import dataclasses
+import itertools
 import os
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 from silent import Silent
@@ -11,7 +13,7 @@ from silent import Silent
 from irp_jax import checkpoint
 from irp_jax import config as configs
 from irp_jax.config import Config
-from irp_jax.training import experiment, image_source
+from irp_jax.training import experiment, image_source, saves
 from irp_jax.training.overfitting import AccuracyRecord
 
 TINY = dataclasses.replace(
@@ -90,6 +92,38 @@ def test_sigterm_stops_a_run_after_the_segment_and_nothing_is_lost(tmp_path):
     assert end(tmp_path / "stopped", run(tmp_path / "stopped", again, **seldom)) == whole
     assert again.steps == 12 - 2 - 3, "no segment is trained or reported twice"
     assert any("within epoch 2, of which 50% is done" in note for note in again.notes)
+
+
+UNSAVED = {"no guard": {"guard": False}, "memory": {"defense": "fgsm-mep"}}
+
+
+@pytest.mark.parametrize("settings", UNSAVED.values(), ids=UNSAVED)
+def test_sigterm_waits_for_the_end_of_an_epoch_whose_start_is_not_saved(tmp_path, settings):
+    seldom = {"checkpoint_every": 1e9, **settings}
+    whole = end(tmp_path / "whole", run(tmp_path / "whole", **seldom))
+    first = Stopped(6, signal.SIGTERM)  # within the second epoch; nothing is saved yet
+    with pytest.raises(SystemExit):
+        run(tmp_path / "stopped", first, **seldom)
+    assert (tmp_path / "stopped" / "checkpoints" / "2").is_dir() and len(first.rows) == 2
+    assert end(tmp_path / "stopped", run(tmp_path / "stopped", **seldom)) == whole
+
+
+@pytest.mark.parametrize("guard", [True, False])
+def test_each_epoch_that_is_long_is_saved_within(tmp_path, monkeypatch, guard):
+    clock = itertools.count(0, 20)  # seconds; each look at the clock takes long
+    monkeypatch.setattr(saves, "SHARE", 0)
+    monkeypatch.setattr(saves, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    written = []
+    inner = checkpoint.save
+    monkeypatch.setattr(
+        checkpoint, "save", lambda folder, number, *rest: (
+            written.append((folder.name, number)), inner(folder, number, *rest)
+        ),
+    )  # fmt: skip
+    run(tmp_path, checkpoint_every=30.0, guard=guard)
+    within = {(number - 1) // 4 for name, number in written if name == "underway"}
+    assert within == ({0, 1, 2} if guard else {1, 2})
+    assert {1, 2, 3} <= {number for name, number in written if name == "checkpoints"}
 
 
 @pytest.mark.parametrize("damage", ["truncated", "of another epoch"])

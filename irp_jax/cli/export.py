@@ -153,7 +153,7 @@ def _verify(arguments: list[str]) -> None:
     file = artifact.load(options.artifact)  # errors in it show before the data are loaded
     net = loading.load(options.checkpoint, console.print, model=options.model)
     exporting.check_network(file, net, options.artifact)
-    images, labels = images_of(net, options.dataset, data_dir=options.data_dir)
+    images, labels = images_of(net, options.dataset, data_dir=options.data_dir, warn=console.print)
     images, labels = images[: options.images], labels[: options.images]
     began = time.perf_counter()
     report = exporting.verify(

@@ -1,5 +1,6 @@
 """The images that a trained network is measured on."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def images_of(
     *,
     data_dir: str | None = None,
     split: str = "test",
-    warn: Callable[[str], None] = lambda line: None,
+    warn: Callable[[str], None] = warnings.warn,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns images (N, H, W, C), uint8 or float in [0, 1], and labels (N,).
 
@@ -33,7 +34,8 @@ def images_of(
             labels); or None for the data set of the run.
         data_dir: folder of downloaded sets. If None, the folder that the run used, if it is here.
         split: "test", or "validation" for the training images that the run held out.
-        warn: called with a line if the test images have changed since the run.
+        warn: called with a line if the test images have changed since the run; for Python, a
+            warning of its own.
 
     Raises:
         UserError: the data set is not here, its images or classes are not those of the network, or
@@ -50,7 +52,7 @@ def images_of(
     trained = network.record["trained"]
     held_out = split == "validation"
     if held_out and not trained.get("held_out"):
-        raise UserError("the run held out no images, or did not record which: give --split=test")
+        raise UserError("the run held out no images, or did not record which: use its test images")
     if isinstance(given, Dataset):
         found = given
     else:
@@ -59,13 +61,13 @@ def images_of(
     if held_out and data.split_digest(found.validation) != trained["held_out"]:
         raise UserError(
             f"the images held out of {name} are not those of the run, so it may have learned from "
-            f"them: give the --dataset that it was trained on, or --split=test"
+            f"them: give the data set that it was trained on, or use its test images"
         )
     classes = len(network.class_names)
     if (found.image_shape, found.num_classes) != (network.image_shape, classes):
         raise UserError(
             f"{name} has images {found.image_shape} of {found.num_classes} classes, not "
-            f"{network.image_shape} of {classes} as in training: choose another --dataset"
+            f"{network.image_shape} of {classes} as in training: choose another data set"
         )
     network.check_classes(found)
     tested = trained.get("tested")  # older versions did not record it
@@ -82,7 +84,9 @@ def _loaded(
     trained = network.record["trained"]
     name = given or trained["dataset"]
     if given is None and name not in data.DATASETS and not Path(name).exists():
-        raise UserError(f"it was trained on {name}, which is not here: give --dataset=PATH")
+        raise UserError(
+            f"it was trained on {name}, which is not here: give the path of it or another data set"
+        )
     # This folder may be of another machine. It is used only if it exists, and is never made.
     there = trained["data_dir"]
     known = there is not None and Path(there).expanduser().is_dir()

@@ -25,7 +25,7 @@ FORMAT = 4
 """Format of `config.json`. This version reads no other format."""
 
 PUBLISHED = ("model.onnx", "model.tflite", "robustbench.json", "README.md")
-"""Files that `zoo.publish` adds. They are about one network."""
+"""Files that `publishing.publish` adds. They are about one network."""
 
 RECORD, ARRAYS, FUNCTION = FILES = "config.json", "model.safetensors", "function.stablehlo"
 

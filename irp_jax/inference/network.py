@@ -59,6 +59,11 @@ class TrainedNetwork:
         return self._compiled(self._on_device, images)
 
     def check_images(self, images: Any) -> None:
+        """Checks that the network takes these images.
+
+        Raises:
+            UserError: they have another shape or dtype than `__call__` takes.
+        """
         if images.ndim != 4 or images.shape[1:] != self.image_shape or not len(images):
             raise UserError(
                 f"images must be (N, {', '.join(map(str, self.image_shape))}), got shape "

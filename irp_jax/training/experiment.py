@@ -55,7 +55,10 @@ def run(
     workdir, settings = configs.workdir(setup.config), configs.settings(setup.config)
     copies = logs.make(setup.config.log_to if hosts.is_first() else "", workdir, settings)
     commit = files.commit()  # read now, because the files may change during the run
-    with files.lock(workdir, setup.identity), on_sigterm(reporter.note) as preemption:
+    with (
+        files.lock(workdir, setup.identity),
+        on_sigterm(reporter.note, held=hosts.is_several()) as preemption,
+    ):
         results = _finished(setup, workdir)
         if results is not None:
             reporter.note(f"{workdir} is finished: showing its results")

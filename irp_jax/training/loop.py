@@ -80,7 +80,8 @@ def train(
             teacher, program = make_teacher(setup, progress, resident), None
         if progress.epoch >= plan.freeze_epoch and not progress.keep_counts:
             progress = frozen(setup, progress, reporter)
-            saves.is_current, program = False, None
+            program = None
+            saves.changed()
         rounded = plan.quantize_epoch is not None and progress.epoch >= plan.quantize_epoch
         if rounded and progress.quantization is None:
             progress, program = quantized(setup, progress, reporter), None
@@ -94,6 +95,8 @@ def train(
             is_first = False
             begun, spent = _resumed(setup, progress, workdir, reporter)
             progress = progress.after(spent)
+            if begun is not None:  # the arrays of the start are not needed any more
+                progress = dataclasses.replace(progress, state=begun.state)
 
         began = time.monotonic()
         save = functools.partial(saves.within_epoch, progress, healthy, began - spent)
@@ -130,10 +133,7 @@ def train(
             log.add(row)
         reporter.epoch(row)
         saves.after_epoch(progress, sound=guard.is_sound(progress, healthy))
-    if not saves.is_current:
-        saves.now(progress)
-    underway.discard(workdir)
-    preemption.release()
+    saves.finish(progress)
     return progress.after(time.monotonic() - counted)
 
 

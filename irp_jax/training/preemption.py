@@ -60,18 +60,22 @@ class Preemption:
 
 
 @contextlib.contextmanager
-def on_sigterm(note: Callable[[str], None]) -> Iterator[Preemption]:
+def on_sigterm(note: Callable[[str], None], *, held: bool = False) -> Iterator[Preemption]:
     """Yields a preemption that SIGTERM asks for within the block.
 
     A handler that the caller has set is kept, and so is that of a thread other than the main one.
 
     Args:
         note: called with one line if SIGTERM stops the block.
+        held: whether the run may not stop at once from the start: of several processes, one must
+            not stop before the others know.
 
     Raises:
         Preempted: SIGTERM stopped the block.
     """
     preemption = Preemption()
+    if held:
+        preemption.hold()
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield preemption

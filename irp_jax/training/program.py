@@ -66,7 +66,7 @@ def make_recipe(setup: Setup, progress: Progress) -> Recipe:
 def make_teacher(setup: Setup, progress: Progress, resident: Resident) -> Teacher | None:
     """Returns the teacher for the epochs from now on; None without a teacher.
 
-    It needs all images on the devices: see `source.longest_segment`.
+    It needs all images on the devices: see `image_source.longest_segment`.
     """
     if setup.teacher is not None:
         apply, variables = setup.teacher.apply, setup.teacher.variables

@@ -1,6 +1,7 @@
 """When a run is saved: after an epoch, within a long one, and before SIGTERM stops it."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from irp_jax import hosts
@@ -9,12 +10,15 @@ from irp_jax.training.preemption import Preemption
 from irp_jax.training.progress import Progress, Setup
 from irp_jax.training.segments import Begun
 
+SHARE = 20
+"""Saves within an epoch take at most one part in so many of the time."""
+
 
 class Saves:
-    """Saves a run when it is due.
+    """Saves a run when it is due, and stops it when that was asked for and its state is saved.
 
-    Attributes:
-        is_current: whether the last state at the end of an epoch is saved.
+    Of several processes, the first writes the files. All stop at the same point: whether to stop is
+    decided from what all knew one segment before, so that no device waits for the answer.
     """
 
     def __init__(
@@ -29,37 +33,22 @@ class Saves:
             preemption: may ask the run to stop.
         """
         self._setup, self._workdir, self._preemption = setup, workdir, preemption
-        self._at, self.is_current = time.monotonic(), True
+        self._every = setup.config.checkpoint_every
+        self._saved_at = self._epoch_saved_at = time.monotonic()
+        self._took, self._is_current = 0.0, True
+        self._answer: Callable[[], bool] = lambda: False
         # The epoch whose start is saved as it is. After a rollback, the start saved is another one.
         self._start = progress.epoch if self._is_on_disk(progress.epoch) else None
 
     def _is_on_disk(self, epoch: int) -> bool:
         return (self._workdir / checkpoints.CHECKPOINTS / str(epoch)).is_dir()
 
-    def _due(self) -> bool:
-        if hosts.any_of(self._preemption.asked):
-            self._preemption.asked = True
-        late = time.monotonic() - self._at > self._setup.config.checkpoint_every
-        return self._preemption.asked or late
-
-    def after_epoch(self, progress: Progress, *, sound: bool) -> None:
-        """Saves a state at the end of an epoch that is not the last, if this is due.
-
-        Only sound states are saved, so that a resumed run rolls back to the same state.
-
-        Raises:
-            Preempted: the run was asked to stop.
-        """
-        self.is_current = False
-        if self._due() and progress.epoch < self._setup.plan.epochs:
-            if sound:
-                self.now(progress)
-            self._release()
-
-    def now(self, progress: Progress) -> None:
-        """Saves a state at the end of an epoch."""
-        checkpoints.save(self._setup, progress, self._workdir)
-        self._at, self._start, self.is_current = time.monotonic(), progress.epoch, True
+    def _poll(self) -> bool:
+        """Returns whether a process was asked to stop; all call it at the same points."""
+        if not hosts.is_several():
+            return self._preemption.asked
+        asked, self._answer = self._answer(), hosts.any_of(self._preemption.asked)
+        return asked
 
     def within_epoch(
         self, progress: Progress, healthy: Progress | None, since: float, begun: Begun
@@ -73,28 +62,80 @@ class Saves:
             begun: what was done of the epoch.
 
         Raises:
-            Preempted: the run was asked to stop.
+            Preempted: the run was asked to stop, and the epoch under way is saved.
         """
         self._preemption.hold()  # what was done since the last save must not be lost
-        if begun.segments == self._setup.plan.segments or not self._due():
-            return  # at the end of an epoch, `after_epoch` saves it
-        kept = healthy is not None and healthy.epoch == progress.epoch
-        can_be_saved = begun.state.memory is None and not self._is_on_disk(progress.epoch)
-        if self._start != progress.epoch and kept and can_be_saved:
-            assert healthy is not None
-            self.now(healthy)
-        if self._start == progress.epoch:
-            seconds = time.monotonic() - since
-            underway.save(self._setup, progress, begun, seconds, self._workdir)
-            self._at = time.monotonic()
-        self._release()
+        asked = self._poll()
+        if begun.segments == self._setup.plan.segments:
+            return  # `after_epoch` saves it
+        now = time.monotonic()
+        pause = max(self._every, SHARE * self._took) if self._every else 0.0
+        saved = False
+        if (asked or now - self._saved_at > pause) and self._saved_start(progress, healthy, begun):
+            saved = underway.save(self._setup, progress, begun, now - since, self._workdir)
+            self._saved_at = time.monotonic()
+            self._took = self._saved_at - now
+        if asked:
+            saved = hosts.agreed(saved)
+        if saved:
+            self._release(asked)
 
-    def _release(self) -> None:
-        # Several processes stop at the same point, so none of them may stop at once.
-        if self._preemption.asked or not hosts.is_several():
-            self._preemption.release()
+    def _saved_start(self, progress: Progress, healthy: Progress | None, begun: Begun) -> bool:
+        """Returns whether the start of the epoch is saved, and saves it if it can."""
+        if self._start == progress.epoch:
+            return True
+        if healthy is None or healthy.epoch != progress.epoch or begun.state.memory is not None:
+            return False  # its arrays are no more, or it is not sound
+        if self._is_on_disk(progress.epoch):
+            return False  # as it was before a rollback
+        self._save(healthy)
+        return True
+
+    def after_epoch(self, progress: Progress, *, sound: bool) -> None:
+        """Saves a state at the end of an epoch that is not the last, if this is due.
+
+        Only sound states are saved, so that a resumed run rolls back to the same state.
+
+        Raises:
+            Preempted: the run was asked to stop.
+        """
+        self._is_current = False
+        asked = self._poll()
+        # Saves within the epoch do not count: what is saved within an epoch needs its start.
+        due = asked or time.monotonic() - self._epoch_saved_at > self._every
+        if due and progress.epoch < self._setup.plan.epochs:
+            if sound:
+                self._save(progress)
+            self._release(asked)
+
+    def changed(self) -> None:
+        """Notes that the state is another one than at the end of the last epoch."""
+        self._is_current = False
+
+    def finish(self, progress: Progress) -> None:
+        """Saves the last state, and removes what was saved within an epoch.
+
+        Raises:
+            Preempted: the run was asked to stop.
+        """
+        if not self._is_current:
+            self._save(progress)
+        underway.discard(self._workdir)
+        self._release(self._answer() or hosts.any_of(self._preemption.asked)())
 
     def rolled_back(self) -> None:
         """Forgets what was saved of the epochs that the guard undid."""
         self._start = None
         underway.discard(self._workdir)
+
+    def _save(self, progress: Progress) -> None:
+        checkpoints.save(self._setup, progress, self._workdir)
+        self._saved_at = self._epoch_saved_at = time.monotonic()
+        self._start, self._is_current = progress.epoch, True
+
+    def _release(self, asked: bool) -> None:
+        """Lets the run stop; of several processes, each only if all do."""
+        if asked:
+            self._preemption.asked = True
+        if asked or not hosts.is_several():
+            self._preemption.release()

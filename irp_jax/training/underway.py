@@ -5,6 +5,7 @@ resumes from that checkpoint first, repeats what changes between two epochs, and
 state within the epoch.
 """
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ FOLDER = "underway"
 """Folder in the workdir, in the format of the checkpoints."""
 
 
-def save(setup: Setup, progress: Progress, begun: Begun, seconds: float, workdir: Path) -> None:
-    """Writes the epoch under way, unless a metric is not finite.
+def save(setup: Setup, progress: Progress, begun: Begun, seconds: float, workdir: Path) -> bool:
+    """Writes the epoch under way. Returns False if a metric is not finite, and writes nothing.
 
     Args:
         setup: of the run.
@@ -39,7 +40,7 @@ def save(setup: Setup, progress: Progress, begun: Begun, seconds: float, workdir
     """
     metrics = jax.device_get([*begun.fetched, begun.pending])
     if not all(np.isfinite(values).all() for one in metrics for values in one.values()):
-        return  # the guard rolls back, or the run ends with an error
+        return False  # the guard rolls back, or the run ends with an error
     record = {
         **_facts(setup, progress),
         "seconds": seconds,
@@ -49,6 +50,7 @@ def save(setup: Setup, progress: Progress, begun: Begun, seconds: float, workdir
     number = progress.epoch * setup.plan.segments + begun.segments
     network, training = jax.device_get(begun.state.network), training_arrays(begun.state)
     checkpoint.save(workdir / FOLDER, number, network, training, record)
+    return True
 
 
 def restore(
@@ -64,7 +66,10 @@ def restore(
         workdir: of the run.
         log: called with one line if something was restored, or is damaged.
     """
-    example = jax.device_get(training_arrays(progress.state))
+    if not hosts.agreed((workdir / FOLDER).is_dir()):
+        return None
+    shapes = training_arrays(progress.state)
+    example = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     facts = _facts(setup, progress)
 
     def make_training(network: dict[str, Any], record: dict[str, Any]) -> Any:
@@ -101,5 +106,13 @@ def _facts(setup: Setup, progress: Progress) -> dict[str, Any]:
 
 @hosts.by_first
 def discard(workdir: Path) -> None:
-    """Removes what was saved of an epoch under way."""
-    shutil.rmtree(workdir / FOLDER, ignore_errors=True)
+    """Removes what was saved of an epoch under way.
+
+    It is renamed first. If a file cannot be removed, it is then not taken for a later state.
+    """
+    removed = workdir / f".{FOLDER}-removed"
+    shutil.rmtree(removed, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (workdir / FOLDER).rename(removed)
+    for folder in (removed, workdir / FOLDER):
+        shutil.rmtree(folder, ignore_errors=True)
