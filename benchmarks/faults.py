@@ -52,7 +52,7 @@ class Net(nn.Module):
 
 FLAGS = (
     "--dataset=digits", "--budget=0.3", "--epochs=4", "--prune-stop=0.5", "--train-images=256",
-    "--batch-size=64", "--epsilon-warmup=0.6", "--checkpoint-every=0",
+    "--batch-size=4", "--epsilon-warmup=0.6", "--checkpoint-every=0",
 )  # fmt: skip
 
 FRESH = multiprocessing.get_context("forkserver")
@@ -209,7 +209,7 @@ def _await_write(process: ForkServerProcess, workdir: Path) -> None:
 
 
 def _unfinished(workdir: Path) -> list[str]:
-    return [path.name for path in workdir.glob("checkpoints/*.orbax-checkpoint-tmp*")]
+    return [path.name for path in workdir.glob("*/*.orbax-checkpoint-tmp*")]
 
 
 def _state(workdir: Path) -> dict[str, Any]:

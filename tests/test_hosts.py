@@ -184,6 +184,22 @@ def test_the_run_goes_on_after_a_process_was_killed(of_two, flags, tmp_path):
 
 
 @pytest.mark.slow
+def test_sigterm_of_one_process_stops_both_within_an_epoch_and_nothing_is_lost(flags, tmp_path):
+    several = [*flags, "--batch-size=4", "--learning-rate=0.05", "--epochs=6", "--guard"]
+    run("train", [*several, f"--workdir={tmp_path / 'whole'}"], 2)
+    folder = tmp_path / "stopped"
+    started = start("train", [*several, f"--workdir={folder}"], 2)
+    while not list(folder.glob("checkpoints/1")):
+        assert started[0].poll() is None, started[0].communicate()
+        time.sleep(0.01)
+    started[1].send_signal(signal.SIGTERM)
+    ends = finish(started)
+    assert [code for code, _, _ in ends] == [128 + signal.SIGTERM] * 2
+    run("train", [*several, f"--workdir={folder}"], 2)
+    assert results(folder)["network_sha256"] == results(tmp_path / "whole")["network_sha256"]
+
+
+@pytest.mark.slow
 def test_an_error_of_one_process_ends_all_with_its_line(flags, tmp_path):
     (tmp_path / "file").write_text("a file where the folder should go")
     ends = finish(start("train", [*flags, f"--workdir={tmp_path / 'file'}"], 2))
