@@ -99,7 +99,7 @@ def contrast(one, other):
 
 
 def test_colours_have_enough_contrast():
-    css = (ROOT / "irp_jax" / "report" / "page.css").read_text()
+    css = (ROOT / "irp_jax" / "report" / "page" / "page.css").read_text()
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     light, dark = (
         dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block))

@@ -80,7 +80,7 @@ def test_compiled_programs_are_kept_and_change_no_bit(tmp_path: Path) -> None:
 )
 def test_the_users_own_device_count_is_kept(tmp_path: Path, variables: dict[str, str]) -> None:
     # An odd number of devices cannot share a batch of 8, so only the number is checked.
-    code = "import jax; from irp_jax import parallel; machine.configure()"
+    code = "import jax; from irp_jax import machine; machine.configure()"
     output = subprocess.check_output(
         [sys.executable, "-c", code + "; print(jax.device_count())"],
         env=os.environ
