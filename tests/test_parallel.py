@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 # A training step like that of runs: donated state, a scan and a sum over devices.
 STEP = """
 import hashlib, json, jax, jax.numpy as jnp, numpy as np
-from irp_jax import parallel
+from irp_jax import machine, parallel
 machine.configure()
 mesh = parallel.mesh()
 images = parallel.place(np.linspace(0, 1, 8 * 64, dtype="float32").reshape(8, 64),
