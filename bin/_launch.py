@@ -43,7 +43,7 @@ def extras_of(arguments):
     words = " ".join(arguments)
     logs = ",".join(re.findall(r"--log.to[= ](\S+)", words))
     needed = {name: name in logs for name in ("tensorboard", "wandb")}
-    needed["litert"] = "tflite" in words or "litert" in words
+    needed["litert"] = bool(re.search(r"--runtime[= ]litert|tflite", words))
     named = [word[len("--dataset=") :] for word in arguments if word.startswith("--dataset=")]
     after = range(1, len(arguments))
     named += [arguments[n] for n in after if arguments[n - 1] == "--dataset"]

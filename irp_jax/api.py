@@ -314,11 +314,17 @@ def train_many(
     Raises:
         UserError: a setting is wrong, or a run failed; the others are done.
     """
+    for name, value in (("images", images), ("jobs", jobs or None)):
+        if value is not None and value < 1:
+            raise UserError(f"{name} must be at least 1, got {value}")
     for run in runs:
         configs.check(run)
     named = [dataclasses.replace(run, workdir=str(configs.workdir(run))) for run in runs]
-    if len({run.workdir for run in named}) < len(named):
-        raise UserError("two runs have the same settings or the same workdir: leave one out")
+    if len({Path(str(run.workdir)).name for run in named}) < len(named):
+        raise UserError(
+            "two runs have the same settings, or workdirs of the same name: leave one out, or give "
+            "each another name"
+        )
     if not named:
         return []
     place = None if results is None else Path(results)
@@ -326,6 +332,7 @@ def train_many(
         files.make_folder(place)
     wanted = one_run.Wanted(one_run.attack_flags(attacks), images, place)
     claimed = place or configs.workdir(named[0]).parent
+    files.make_folder(claimed)
     console = Console(quiet=not progress)
     found, failed = sweeps.train_all(named, wanted, claimed, console, jobs=jobs)
     if failed:

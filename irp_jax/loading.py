@@ -50,6 +50,8 @@ def load(path: str | Path, log: checkpoint.Log = print, *, model: Any = None) ->
             f"no checkpoint in {path}, and no {layout.ARRAYS}: give a run's workdir, such as "
             f"runs/<name>, or the folder of a saved network"
         )
+    if saved.epoch == 0:
+        log(f"{path} holds a run within its first epoch: this is the untrained network")
     spec = _of_this_version(saved.record, path, named=model is None)
     if model is None and not layout.is_ours(spec):
         if layout.is_saved(folder / "network"):

@@ -222,6 +222,10 @@ def test_python_does_the_same(ran):
     assert all("square" in one["accuracy"] for one in found)
     assert irp_jax.train_many(runs, **settings) == found
     assert ran == ["train", "square"] * 2
+    shutil.rmtree("runs")
+    irp_jax.train_many(runs[:1], progress=False)  # into a folder that is not there yet
+    with pytest.raises(UserError, match="jobs must be at least 1"):
+        irp_jax.train_many(runs, jobs=-1)
     with pytest.raises(UserError, match="same settings"):
         irp_jax.train_many([MINE, MINE])
     with pytest.raises(UserError, match="unknown attack"):

@@ -99,7 +99,7 @@ def train(
                 progress = dataclasses.replace(progress, state=begun.state)
 
         began = time.monotonic()
-        save = functools.partial(saves.within_epoch, progress, healthy, began - spent)
+        save = functools.partial(saves.within_epoch, progress, healthy, counted - spent)
         outputs = teacher.outputs(progress.epoch) if teacher else TeacherOutputs(progress.epoch)
         progress, metrics = advance(
             setup, progress, program, resident, outputs, reporter, begun, save

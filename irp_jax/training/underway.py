@@ -101,6 +101,8 @@ def _facts(setup: Setup, progress: Progress) -> dict[str, Any]:
         "identity": setup.identity,
         "epoch": progress.epoch,
         "rollbacks": list(progress.rollbacks),
+        "segments": [setup.plan.segments, setup.plan.steps_per_epoch],
+        "entries": list(AccuracyRecord._fields),
     }
 
 
