@@ -318,6 +318,8 @@ def train_many(
         if value is not None and value < 1:
             raise UserError(f"{name} must be at least 1, got {value}")
     for run in runs:
+        if not isinstance(run, Config):
+            raise UserError(f"a run of type {type(run).__name__}: give an irp_jax.Config for each")
         configs.check(run)
     named = [dataclasses.replace(run, workdir=str(configs.workdir(run))) for run in runs]
     if len({Path(str(run.workdir)).name for run in named}) < len(named):

@@ -224,6 +224,8 @@ def test_python_does_the_same(ran):
     assert ran == ["train", "square"] * 2
     shutil.rmtree("runs")
     irp_jax.train_many(runs[:1], progress=False)  # into a folder that is not there yet
+    with pytest.raises(UserError, match="a run of type str"):
+        irp_jax.train_many(["resnet8"])
     with pytest.raises(UserError, match="jobs must be at least 1"):
         irp_jax.train_many(runs, jobs=-1)
     with pytest.raises(UserError, match="same settings"):

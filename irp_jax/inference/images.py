@@ -34,8 +34,8 @@ def images_of(
             labels); or None for the data set of the run.
         data_dir: folder of downloaded sets. If None, the folder that the run used, if it is here.
         split: "test", or "validation" for the training images that the run held out.
-        warn: called with a line if the test images have changed since the run; for Python, a
-            warning of its own.
+        warn: called with a line if the test images have changed since the run. By default it is a
+            Python warning.
 
     Raises:
         UserError: the data set is not here, its images or classes are not those of the network, or
